@@ -1,0 +1,35 @@
+# Everything sets itself up in .venv; nothing outside this directory is touched but the caches of pip and numba.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test bench chaos check clean
+help: ## show this
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+demo: $(STAMP) ## train on real images through a server that is killed in the middle
+	@$(BIN)/adamd demo
+
+test: $(STAMP) ## the tests, on a real store that they start themselves
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+bench: $(STAMP) ## one table: floor, kernel, memory, committed, naive
+	@$(BIN)/python -m bench
+
+chaos: $(STAMP) ## 100 kill -9 of the server and 30 of the store, and not one bit lost
+	@$(BIN)/python -m pytest -q -m chaos tests/chaos -s
+
+check: $(STAMP) ## ruff, mypy, the direction of imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adamd needs Python 3.11 or later")'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing adamd and its tests into $(VENV) …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[service,demo]' --group dev
+	@touch $@
+
+clean: ## remove what make made
+	rm -rf $(VENV) .venv-torch .pytest_cache .mypy_cache .ruff_cache .hypothesis

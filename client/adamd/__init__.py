@@ -1,0 +1,1 @@
+"""adamd: Adam as a daemon."""

@@ -1,0 +1,275 @@
+"""The error tree. One code, one class, one HTTP status; the service raises them, the SDK raises them again.
+
+AdamdError
+├── RequestError            what was sent is wrong; sending it again will not help
+│   ├── InvalidRequest      invalid_request      422   a field is missing, unknown or out of range
+│   ├── MalformedBody       malformed_body       400   the body is not what its media type says
+│   ├── WrongLength         wrong_length         422   too few or too many bytes
+│   ├── WrongLayout         wrong_layout         422   names or shapes do not match the session
+│   ├── WrongDtype          wrong_dtype          422   the session cannot take this dtype exactly
+│   ├── BadGradient         bad_gradient         422   NaN, infinity, or a square that overflows
+│   ├── InvalidSettings     invalid_settings     422   lr, betas, … out of range, or an unknown setting
+│   ├── InvalidState        invalid_state        422   a state to restore that no optimizer could have
+│   ├── IdempotencyMismatch idempotency_mismatch 422   the same Idempotency-Key with another request
+│   ├── MediaType           unsupported_media_type 415
+│   ├── NotAcceptable       not_acceptable       406
+│   ├── LengthRequired      length_required      411
+│   ├── TooLarge            too_large            413
+│   └── UploadTimeout       upload_timeout       408
+├── SessionError            the session cannot do this now
+│   ├── UnknownSession      unknown_session      404
+│   ├── SessionDeleted      session_deleted      410
+│   ├── SessionExists       session_exists       409
+│   ├── StepConflict        step_conflict        409   this step has another gradient
+│   ├── StepSuperseded      step_superseded      409   the session is further on
+│   ├── StepGap             step_gap             409   the session is not there yet
+│   ├── ParametersMissing   parameters_missing   409
+│   ├── ParametersFixed     parameters_fixed     409   parameters can be set only before step 1
+│   ├── SettingsConflict    settings_conflict    409   someone else changed the session first; try again
+│   ├── Diverged            diverged             409   a parameter is no longer finite
+│   ├── HistoryLost         history_lost         412   the store went back, or this is another history
+│   └── WrongReplica        wrong_replica        421   a memory session lives in another process
+├── Unavailable             try again; the SDK does, by itself
+│   ├── Busy                busy                 429
+│   ├── ShuttingDown        shutting_down        503
+│   ├── StoreUnavailable    store_unavailable    503
+│   └── StoreFull           store_full           503
+├── InternalError           internal_error       500
+└── TransportError          (SDK only) no answer: refused, reset, timed out
+    └── RetriesExhausted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+CODES: dict[str, type[AdamdError]] = {}
+
+
+class AdamdError(Exception):
+    """Anything that adamd refuses or cannot do.
+
+    Attributes:
+        detail: what came, what was wanted, and what to do, in a sentence or two.
+        code: stable, for programs.
+        status: the HTTP status that carries it.
+        step: the session's current step, where a session is known.
+        retry_after: seconds after which trying again makes sense, where it does.
+        extra: further members of the problem document (RFC 9457, section 3.2).
+
+    """
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        step: int | None = None,
+        retry_after: float | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.step = step
+        self.retry_after = retry_after
+        self.extra = extra
+
+    def __init_subclass__(cls) -> None:
+        """Register the class under its own code, so that an answer finds it again."""
+        if "code" in cls.__dict__:
+            CODES[cls.code] = cls
+
+    def problem(self) -> dict[str, Any]:
+        """Return the RFC 9457 problem document."""
+        document: dict[str, Any] = {
+            "type": f"urn:adamd:problem:{self.code}",
+            "title": self.code.replace("_", " "),
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.step is not None:
+            document["step"] = self.step
+        return document | self.extra
+
+
+_OWN = ("type", "title", "status", "code", "detail", "step")
+
+
+def from_problem(document: Mapping[str, Any], status: int, retry_after: float | None = None) -> AdamdError:
+    """Turn a problem document back into the error that it came from."""
+    code = document.get("code")
+    kind = CODES.get(code) if isinstance(code, str) else None
+    if kind is None:
+        kind = StoreUnavailable if status == 503 else Busy if status == 429 else AdamdError
+    step = document.get("step")
+    extra = {str(key): value for key, value in document.items() if key not in _OWN}
+    return kind(
+        str(document.get("detail", f"the server answered {status}")),
+        step=step if isinstance(step, int) else None,
+        retry_after=retry_after,
+        **{key: value for key, value in extra.items() if key.isidentifier()},
+    )
+
+
+class RequestError(AdamdError):
+    """What was sent is wrong; sending it again will not help."""
+
+    status = 422
+
+
+class InvalidRequest(RequestError):
+    code = "invalid_request"
+
+
+class MalformedBody(RequestError):
+    code, status = "malformed_body", 400
+
+
+class WrongLength(RequestError):
+    code = "wrong_length"
+
+
+class WrongLayout(RequestError):
+    code = "wrong_layout"
+
+
+class WrongDtype(RequestError):
+    code = "wrong_dtype"
+
+
+class BadGradient(RequestError):
+    """NaN, infinity, or a magnitude whose square overflows. ``extra['index']`` is the first one's index."""
+
+    code = "bad_gradient"
+
+
+class InvalidSettings(RequestError):
+    code = "invalid_settings"
+
+
+class InvalidState(RequestError):
+    code = "invalid_state"
+
+
+class IdempotencyMismatch(RequestError):
+    code = "idempotency_mismatch"
+
+
+class MediaType(RequestError):
+    code, status = "unsupported_media_type", 415
+
+
+class NotAcceptable(RequestError):
+    code, status = "not_acceptable", 406
+
+
+class LengthRequired(RequestError):
+    code, status = "length_required", 411
+
+
+class TooLarge(RequestError):
+    code, status = "too_large", 413
+
+
+class UploadTimeout(RequestError):
+    code, status = "upload_timeout", 408
+
+
+class SessionError(AdamdError):
+    """The session cannot do this now."""
+
+    status = 409
+
+
+class UnknownSession(SessionError):
+    code, status = "unknown_session", 404
+
+
+class SessionDeleted(SessionError):
+    code, status = "session_deleted", 410
+
+
+class SessionExists(SessionError):
+    code = "session_exists"
+
+
+class StepConflict(SessionError):
+    code = "step_conflict"
+
+
+class StepSuperseded(SessionError):
+    """``extra['applied']`` is true, false or "unknown": whether this very gradient is part of the history."""
+
+    code = "step_superseded"
+
+
+class StepGap(SessionError):
+    code = "step_gap"
+
+
+class ParametersMissing(SessionError):
+    code = "parameters_missing"
+
+
+class ParametersFixed(SessionError):
+    code = "parameters_fixed"
+
+
+class SettingsConflict(SessionError):
+    code = "settings_conflict"
+
+
+class Diverged(SessionError):
+    code = "diverged"
+
+
+class HistoryLost(SessionError):
+    """The history that the client knows is not the one in the store. ``step`` is the one that survives."""
+
+    code, status = "history_lost", 412
+
+
+class WrongReplica(SessionError):
+    code, status = "wrong_replica", 421
+
+
+class Unavailable(AdamdError):
+    """Not now. Trying again is safe and makes sense after ``retry_after`` seconds."""
+
+    status = 503
+
+
+class Busy(Unavailable):
+    code, status = "busy", 429
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
+
+
+class StoreFull(Unavailable):
+    code = "store_full"
+
+
+class InternalError(AdamdError):
+    code = "internal_error"
+
+
+class TransportError(AdamdError):
+    """No answer came: the connection was refused, reset or timed out."""
+
+    code, status = "transport_error", 0
+
+
+class RetriesExhausted(TransportError):
+    """Every attempt failed; ``__cause__`` is the last failure."""
+
+    code = "retries_exhausted"

@@ -1,0 +1,64 @@
+"""The dtypes that travel, and which widen exactly into which (DESIGN section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamd.errors import WrongDtype
+
+Array = NDArray[Any]
+
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+SESSION_DTYPES = ("float32", "float64")
+# What each session dtype takes without rounding.
+WIDENS = {
+    "float32": ("float32", "float16", "bfloat16"),
+    "float64": ("float64", "float32", "float16", "bfloat16"),
+}
+SAFETENSORS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+TO_SAFETENSORS = {name: code for code, name in SAFETENSORS.items()}
+
+
+def storage(dtype: str) -> np.dtype[Any]:
+    """Return the little-endian NumPy dtype that holds ``dtype``; bfloat16 is held as uint16."""
+    return np.dtype({"bfloat16": "<u2", "float16": "<f2", "float32": "<f4", "float64": "<f8"}[dtype])
+
+
+def check_widens(dtype: str, session_dtype: str, what: str = "gradient") -> None:
+    """Refuse a dtype that the session could take only by rounding.
+
+    Raises:
+        WrongDtype: unknown, or wider than the session's.
+
+    """
+    if dtype not in ITEMSIZE:
+        raise WrongDtype(f"unknown dtype {dtype!r}; known are {', '.join(ITEMSIZE)}")
+    if dtype not in WIDENS[session_dtype]:
+        raise WrongDtype(
+            f"a {dtype} {what} would have to be rounded; this session is {session_dtype} "
+            f"and takes {', '.join(WIDENS[session_dtype])}. Convert it before you send it."
+        )
+
+
+def widen(data: Array, dtype: str, into: str, out: Array | None = None) -> Array:
+    """Widen ``data`` (in ``storage(dtype)``) to ``into`` (float32 or float64), exactly.
+
+    A bfloat16 is the upper half of a float32, so widening it is a shift.
+    """
+    target = storage(into)
+    if dtype == "bfloat16":
+        data = (data.astype("<u4") << np.uint32(16)).view("<f4")
+    if out is None:
+        return data.astype(target, copy=False)
+    np.copyto(out, data)
+    return out
+
+
+def narrow_bfloat16(data: Array) -> Array:
+    """Round float32 to bfloat16 (held as uint16), to nearest, ties to even. NaN stays NaN."""
+    bits = np.ascontiguousarray(data, dtype="<f4").view("<u4")
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
+    return np.where(np.isnan(data), np.uint16(0x7FC0), rounded).astype("<u2")

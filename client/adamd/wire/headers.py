@@ -1,0 +1,21 @@
+"""The names that both sides write: headers and media types (DESIGN section 5)."""
+
+from __future__ import annotations
+
+OCTETS = "application/octet-stream"
+SAFETENSORS = "application/vnd.safetensors"
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+
+STEP = "Adamd-Step"
+DTYPE = "Adamd-Dtype"
+DURABILITY = "Adamd-Durability"
+REPLAYED = "Adamd-Replayed"
+SETTINGS = "Adamd-Settings"
+METRICS = "Adamd-Metrics"
+SESSION = "Adamd-Session"
+SHAPE = "Adamd-Shape"
+IDEMPOTENCY = "Idempotency-Key"
+
+MAX_STEP = 2**53
+NAME_PATTERN = r"[a-z0-9-]{1,63}"

@@ -1,0 +1,134 @@
+"""A layout: the ordered list of named tensors that the flat vector concatenates, row-major."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from adamd.errors import WrongLayout
+
+MAX_TENSORS = 65_536
+MAX_NAME = 512
+MAX_RANK = 32
+MAX_ELEMENTS = 2**53  # every index is exact in a float64, so in any client's JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One named tensor. ``shape`` is a tuple of sizes, () for a scalar."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of elements; Python's integers do not overflow."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Named tensors in order. ``vector`` says that the client gave a plain array, and wants one back.
+
+    A vector's one tensor is named ``"parameters"``.
+    """
+
+    tensors: tuple[Tensor, ...]
+    vector: bool = False
+
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """Element offsets, n+1 of them: tensor i is ``flat[bounds[i]:bounds[i+1]]``."""
+        offsets = [0]
+        for tensor in self.tensors:
+            offsets.append(offsets[-1] + tensor.size)
+        return tuple(offsets)
+
+    @property
+    def size(self) -> int:
+        """The number of elements in all tensors together."""
+        return self.bounds[-1]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names, in order."""
+        return tuple(tensor.name for tensor in self.tensors)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """From name to place."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return ``[{"name": …, "shape": […]}, …]``."""
+        return [{"name": tensor.name, "shape": list(tensor.shape)} for tensor in self.tensors]
+
+
+def vector_layout(shape: Iterable[int]) -> Layout:
+    """Return the layout of one plain array."""
+    return checked((Tensor("parameters", tuple(shape)),), vector=True)
+
+
+def named_layout(shapes: Mapping[str, Iterable[int]]) -> Layout:
+    """Return the layout of a dict of arrays: sorted by name, as JSON objects and safetensors keep no order."""
+    return checked(tuple(Tensor(name, tuple(shapes[name])) for name in sorted(shapes)))
+
+
+def checked(tensors: tuple[Tensor, ...], *, vector: bool = False) -> Layout:
+    """Check names, ranks and sizes before anything of that size exists.
+
+    Raises:
+        WrongLayout: too many tensors, a bad or doubled name, a bad size, or a product beyond 2^53.
+
+    """
+    if len(tensors) > MAX_TENSORS:
+        raise WrongLayout(f"{len(tensors)} tensors; at most {MAX_TENSORS} are possible")
+    seen: set[str] = set()
+    total = 0
+    for tensor in tensors:
+        _check_name(tensor.name, seen)
+        _check_shape(tensor)
+        total += tensor.size
+        if total > MAX_ELEMENTS:
+            raise WrongLayout(f"the layout has more than 2^53 elements at tensor {tensor.name!r}")
+    return Layout(tensors, vector)
+
+
+def from_json(raw: Any, *, vector: bool = False) -> Layout:
+    """Read ``[{"name": …, "shape": […]}, …]`` from outside.
+
+    Raises:
+        WrongLayout: it is something else.
+
+    """
+    if not isinstance(raw, list):
+        raise WrongLayout(f"layout: wanted a list of {{name, shape}}, got {type(raw).__name__}")
+    tensors = []
+    for i, item in enumerate(raw):
+        if not isinstance(item, dict) or set(item) != {"name", "shape"}:
+            raise WrongLayout(f"layout[{i}]: wanted exactly the members name and shape")
+        if not isinstance(item["shape"], list):
+            raise WrongLayout(f"layout[{i}].shape: wanted a list of sizes")
+        tensors.append(Tensor(item["name"], tuple(item["shape"])))
+    return checked(tuple(tensors), vector=vector)
+
+
+def _check_name(name: object, seen: set[str]) -> None:
+    if not isinstance(name, str) or not name or len(name) > MAX_NAME:
+        raise WrongLayout(f"a tensor's name is a string of 1 to {MAX_NAME} characters")
+    if not name.isprintable():
+        raise WrongLayout(f"the tensor name {name!r} has unprintable characters")
+    if name in seen:
+        raise WrongLayout(f"the tensor name {name!r} comes twice")
+    seen.add(name)
+
+
+def _check_shape(tensor: Tensor) -> None:
+    if len(tensor.shape) > MAX_RANK:
+        raise WrongLayout(f"tensor {tensor.name!r} has {len(tensor.shape)} dimensions; at most {MAX_RANK}")
+    for size in tensor.shape:
+        if type(size) is not int or not 0 <= size <= MAX_ELEMENTS:
+            raise WrongLayout(f"tensor {tensor.name!r}: {size!r} is not a size (0 to 2^53)")

@@ -1,0 +1,1 @@
+"""The adamd server."""

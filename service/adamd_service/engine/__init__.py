@@ -1,0 +1,17 @@
+"""The only orchestrator: lock, load, decide, commit, apply, answer."""
+
+from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Gradient, Moments, StepCall, View
+from adamd_service.engine.engine import Engine, Limits
+
+__all__ = [
+    "Answer",
+    "Body",
+    "CreateCall",
+    "Engine",
+    "Exported",
+    "Gradient",
+    "Limits",
+    "Moments",
+    "StepCall",
+    "View",
+]

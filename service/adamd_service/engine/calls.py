@@ -1,0 +1,121 @@
+"""What a transport asks of the engine, and what it gets: typed, and free of any protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamd.wire.buffers import Bytes
+from adamd.wire.layout import Layout
+from adamd_service.records import Durability, Head, Spec
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body on its way. ``declared`` is its length in bytes, None where the sender does not know it."""
+
+    declared: int | None
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A decoded gradient in its canonical form.
+
+    ``data`` is the flat concatenation, in layout order and as little-endian bytes of ``dtype``, of the tensors
+    in ``present`` (their indices; None for all).
+    """
+
+    dtype: str
+    data: Bytes
+    present: tuple[int, ...] | None = None
+    settings: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] | None = None
+
+
+Decode = Callable[[memoryview, Spec], Gradient]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """One step as it was asked for. ``number`` is None for POST; then ``key`` is the client's Idempotency-Key.
+
+    ``decode`` turns a whole body into a gradient; None says that the body is the flat vector itself, in ``dtype``
+    (the session's, if None), which can be checked and logged while it arrives.
+    """
+
+    ref: str
+    number: int | None
+    body: Body
+    dtype: str | None = None
+    decode: Decode | None = None
+    body_limit: int | None = None
+    if_match: str | None = None
+    key: str | None = None
+    settings: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    minimal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What a restored session brings besides its parameters: flat arrays, and each tensor's count of updates."""
+
+    step: int
+    counts: tuple[int, ...]
+    exp_avg: Floats
+    exp_avg_sq: Floats
+    max_exp_avg_sq: Floats | None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateCall:
+    """A session to be made. ``parameters`` is flat, in ``dtype``; None: they are PUT later."""
+
+    layout: Layout
+    dtype: Literal["float32", "float64"]
+    optimizer: Mapping[str, Any]
+    parameters: Floats | None
+    name: str | None = None
+    durability: Durability = "committed"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    moments: Moments | None = None
+    key: str | None = None
+    digest: str = ""  # of the whole request, for the Idempotency-Key
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A session as it stands."""
+
+    head: Head
+    diverged: bool
+    repeated: bool = False  # a repeated creation
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Parameters at one step: a copy of its own, None where none were asked for."""
+
+    spec: Spec
+    step: int
+    chain: str
+    parameters: Floats | None
+    diverged: bool
+    replayed: bool = False
+    applied_step: int | None = None  # a repeated POST: the step that its gradient was applied as
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A whole state at one step: copies."""
+
+    head: Head
+    counts: tuple[int, ...]
+    arrays: Mapping[str, Floats]

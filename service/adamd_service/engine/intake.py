@@ -1,0 +1,161 @@
+"""A body on its way in: into one leased buffer, hashed, checked and logged while the rest still arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import numpy as np
+import xxhash
+
+from adamd.errors import BadGradient, ShuttingDown, TooLarge, UploadTimeout, WrongLength
+from adamd.wire.buffers import BufferPool, Bytes
+from adamd.wire.dtypes import ITEMSIZE, storage
+from adamd_service.engine.calls import Body
+from adamd_service.optim import check_gradient
+from adamd_service.records import Spec
+from adamd_service.store import Staging
+
+PIECE = 512 * 1024  # bytes handed to a thread at once; also a chunk in the store
+INLINE = 128 * 1024  # below this a hop to a thread costs more than the work
+
+
+class Reception:
+    """One gradient's bytes: what arrived, their digest, and their way into the store.
+
+    Args:
+        spec: the session.
+        dtype: of the bytes.
+        buffer: where they go; may be filled already.
+        digest: begun by `session.digest_start`; every piece is fed to it in order.
+        staging: where the pieces are logged; None: not yet, or not at all.
+
+    """
+
+    def __init__(self, spec: Spec, dtype: str, buffer: Bytes, digest: xxhash.xxh3_128, staging: Staging | None) -> None:
+        self.dtype = dtype
+        self.buffer = buffer
+        self.staging = staging
+        self._session_dtype = storage(spec.dtype)
+        self._digest = digest
+        self._done = 0
+
+    @property
+    def gradient(self) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+        """The flat gradient; bfloat16 as uint16."""
+        return self.buffer.view(storage(self.dtype))
+
+    def digest(self) -> str:
+        """XXH3-128 (hex), once everything was taken."""
+        return self._digest.hexdigest()
+
+    def take(self, end: int) -> None:
+        """Hash, check and log the bytes up to ``end``. Called in order, from a worker thread or inline.
+
+        Raises:
+            BadGradient: with the index of the first NaN, infinity, or value whose square overflows.
+
+        """
+        part = self.buffer[self._done : end]
+        self._digest.update(part)
+        bad = check_gradient(part.view(storage(self.dtype)), self.dtype, self._session_dtype)
+        if bad >= 0:
+            index = self._done // ITEMSIZE[self.dtype] + bad
+            raise BadGradient(
+                f"element {index} of the gradient is {self.gradient[index]}: NaN, infinity, or a magnitude whose "
+                f"square overflows {self._session_dtype}. The step is not counted.",
+                index=index,
+            )
+        if self.staging is not None:
+            self.staging.write(memoryview(part))
+        self._done = end
+
+
+async def receive_exactly(
+    body: Body, reception: Reception, executor: Executor, gap: float, draining: Callable[[], bool]
+) -> None:
+    """Fill the buffer from the body, working on whole pieces in a thread while the next ones arrive.
+
+    Raises:
+        WrongLength: too few or too many bytes.
+        BadGradient: at once, without waiting for the rest.
+        UploadTimeout: nothing came for ``gap`` seconds.
+        ShuttingDown: the server is going down.
+
+    """
+    buffer = reception.buffer
+    total = buffer.nbytes
+    loop = asyncio.get_running_loop()
+    here = done = 0
+    work: asyncio.Future[None] | None = None
+    try:
+        while (chunk := await _next(body, gap, draining)) is not None:
+            if here + len(chunk) > total:
+                raise WrongLength(f"more than {total} bytes came; this gradient has exactly {total}")
+            buffer[here : here + len(chunk)] = np.frombuffer(chunk, dtype=np.uint8)
+            here += len(chunk)
+            if work is not None and work.done():
+                work.result()
+                work = None
+            ready = here - here % PIECE
+            if work is None and ready > done:
+                work = loop.run_in_executor(executor, reception.take, ready)
+                done = ready
+        if here < total:
+            raise WrongLength(f"the body ended after {here} bytes; this gradient has {total}")
+    finally:
+        if work is not None:
+            await _settled(work)
+    if work is not None:
+        work.result()
+    if total - done > INLINE or reception.staging is not None:
+        await loop.run_in_executor(executor, reception.take, total)
+    else:
+        reception.take(total)
+
+
+async def receive_all(body: Body, limit: int, pool: BufferPool, gap: float, draining: Callable[[], bool]) -> Bytes:
+    """Return a whole body of unknown shape, at most ``limit`` bytes: refused by its declared length, then by counting.
+
+    Raises:
+        TooLarge: beyond the limit.
+        UploadTimeout, ShuttingDown: as `receive_exactly`.
+
+    """
+    if body.declared is not None and body.declared > limit:
+        raise TooLarge(f"a body of {body.declared} bytes; at most {limit} are accepted")
+    buffer = pool.lease(65_536 if body.declared is None else body.declared)
+    here = 0
+    while (chunk := await _next(body, gap, draining)) is not None:
+        end = here + len(chunk)
+        if end > limit:
+            raise TooLarge(f"more than {limit} bytes came; no more are accepted")
+        if end > buffer.nbytes:
+            larger = pool.lease(min(limit, max(end, 2 * buffer.nbytes)))
+            larger[:here] = buffer[:here]
+            buffer = larger
+        buffer[here:end] = np.frombuffer(chunk, dtype=np.uint8)
+        here = end
+    if body.declared is not None and here != body.declared:
+        raise WrongLength(f"{body.declared} bytes were declared, {here} came")
+    return buffer[:here]
+
+
+async def _next(body: Body, gap: float, draining: Callable[[], bool]) -> bytes | None:
+    if draining():
+        raise ShuttingDown("the server is shutting down; send the step again, to this address", retry_after=1.0)
+    try:
+        async with asyncio.timeout(gap):
+            return await anext(body.chunks, None)
+    except TimeoutError:
+        raise UploadTimeout(f"nothing came for {gap:g} s; the upload was given up") from None
+
+
+async def _settled(work: asyncio.Future[None]) -> None:
+    """Wait until a thread is done with the buffer, whatever becomes of us: it must not write into reused memory."""
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            continue

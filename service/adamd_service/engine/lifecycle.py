@@ -1,0 +1,217 @@
+"""Making, changing and ending sessions. Synchronous: it runs in worker threads."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from adamd.errors import (
+    IdempotencyMismatch,
+    InvalidSettings,
+    InvalidState,
+    ParametersFixed,
+    SessionExists,
+    SettingsConflict,
+)
+from adamd.wire.dtypes import storage
+from adamd_service.engine.calls import CreateCall, Floats, Moments, View
+from adamd_service.engine.hot import Hot, is_finite
+from adamd_service.engine.rebuild import Rebuilder
+from adamd_service.engine.steps import carried
+from adamd_service.optim import (
+    Settings,
+    SettingsError,
+    State,
+    check_groups,
+    check_scalars,
+    check_state,
+    parse_settings,
+    to_json,
+)
+from adamd_service.records import Head, IdempotencyKey, SnapshotRef, Spec
+from adamd_service.session import first_chain
+from adamd_service.store import RedisStore, Repeated, Taken
+
+RACES = 16
+
+
+def check_create(call: CreateCall) -> Settings:
+    """Check a creation's settings against its layout, before anything is written.
+
+    Raises:
+        InvalidSettings: with the path of what is wrong.
+
+    """
+    try:
+        settings = parse_settings(dict(call.optimizer))
+        check_groups(settings, call.layout.names)
+        check_scalars(settings, call.layout.names, storage(call.dtype))
+    except SettingsError as error:
+        raise InvalidSettings(error.message, path=error.path) from None
+    return settings
+
+
+def state_of(call: CreateCall, settings: Settings) -> State | None:
+    """Return the state that a session starts from; None where its parameters come later.
+
+    Raises:
+        InvalidState: a restored state that no optimizer could have (negative v, NaN), or one for other settings.
+
+    """
+    if call.parameters is None:
+        return None
+    state = State.fresh(call.parameters, len(call.layout.tensors), settings.amsgrad)
+    if call.moments is not None:
+        _install_moments(state, call.moments, settings)
+    try:
+        check_state(state)
+    except ValueError as error:
+        raise InvalidState(str(error)) from None
+    return state
+
+
+def _install_moments(state: State, moments: Moments, settings: Settings) -> None:
+    if settings.amsgrad != (moments.max_exp_avg_sq is not None):
+        raise InvalidState("max_exp_avg_sq belongs to amsgrad=true, and only to it")
+    state.exp_avg, state.exp_avg_sq = moments.exp_avg, moments.exp_avg_sq
+    state.max_exp_avg_sq = moments.max_exp_avg_sq
+    state.counts = list(moments.counts)
+
+
+def first_head(call: CreateCall, settings: Settings, state: State | None, session_id: str) -> Head:
+    """Return the head of a session that starts from ``state``."""
+    spec = Spec(
+        id=session_id,
+        name=call.name,
+        tenant="default",
+        layout=call.layout,
+        dtype=call.dtype,
+        durability=call.durability,
+        labels=dict(call.labels),
+        created_at=time.time(),
+    )
+    incarnation = secrets.token_hex(16)
+    step = 0 if call.moments is None else call.moments.step
+    chain = _first_chain(spec, incarnation, step, state)
+    return Head(
+        spec=spec,
+        incarnation=incarnation,
+        step=step,
+        chain=chain,
+        prev_chain="",
+        settings=to_json(settings),
+        settings_revision=0,
+        parameters_missing=state is None,
+    )
+
+
+def _first_chain(spec: Spec, incarnation: str, step: int, state: State | None) -> str:
+    digest = xxhash.xxh3_128()
+    for array in () if state is None else state.arrays.values():
+        digest.update(array.view(np.uint8))
+    document = {
+        "layout": spec.layout.to_json(),
+        "dtype": spec.dtype,
+        "step": step,
+        "counts": [] if state is None else state.counts,
+    }
+    return first_chain(incarnation, document, digest.hexdigest())
+
+
+class Lifecycle:
+    """Creates, patches and deletes durable sessions, and sets their parameters before step 1."""
+
+    def __init__(self, store: RedisStore, rebuilder: Rebuilder) -> None:
+        self._store = store
+        self._rebuilder = rebuilder
+
+    def create(self, head: Head, state: State | None, key: IdempotencyKey | None) -> View:
+        """Write a new session; a repeated creation answers the session that there is.
+
+        Raises:
+            SessionExists: the name is taken; ``extra`` has its ``id`` and its ``step``.
+            IdempotencyMismatch: the key came with another creation.
+
+        """
+        counts = () if state is None else tuple(state.counts)
+        outcome = self._store.create(head, written(head, state), counts, key)
+        if isinstance(outcome, Taken):
+            if outcome.reason == "idempotency":
+                raise IdempotencyMismatch("this Idempotency-Key was used to create another session; use a new key")
+            raise SessionExists(
+                f"the name {head.spec.name!r} is taken by session {outcome.id} at step {outcome.step}; "
+                "open it, delete it, or choose another name",
+                step=outcome.step,
+                id=outcome.id,
+            )
+        if isinstance(outcome, Repeated):
+            return View(self._store.load_head(outcome.id), diverged=False, repeated=True)
+        return View(self._store.load_head(head.spec.id), diverged=False)
+
+    def patch(self, hot: Hot, optimizer: Mapping[str, Any] | None, labels: Mapping[str, str] | None) -> View:
+        """Change settings (they count from the next step) and labels.
+
+        Raises:
+            InvalidSettings: with the path of what is wrong.
+            SettingsConflict: others changed the session every time.
+
+        """
+        for _ in range(RACES):
+            head = self._rebuilder.current(hot)
+            settings = carried(parse_settings(head.settings), optimizer, head)
+            spec = head.spec if labels is None else replace(head.spec, labels=dict(labels))
+            after = replace(head, spec=spec, settings=to_json(settings), settings_revision=head.settings_revision + 1)
+            if not hot.durable or self._store.patch(hot.id, head, after):
+                hot.head, hot.settings = after, settings
+                return View(after, hot.diverged)
+        raise SettingsConflict("others changed this session every time; try again", step=head.step, retry_after=0.2)
+
+    def set_parameters(self, hot: Hot, flat: Floats) -> View:
+        """Set the parameters of a session that has made no step.
+
+        Raises:
+            ParametersFixed: it has.
+
+        """
+        for _ in range(RACES):
+            head = self._rebuilder.current(hot)
+            if head.step > 0:
+                raise ParametersFixed(
+                    f"parameters can be set only before step 1; this session is at {head.step}", step=head.step
+                )
+            settings = parse_settings(head.settings)
+            state = State.fresh(flat, len(head.spec.layout.tensors), settings.amsgrad)
+            chain = _first_chain(head.spec, head.incarnation, 0, state)
+            after = replace(head, chain=chain, parameters_missing=False)
+            if not hot.durable:
+                hot.install(after, state, {}, diverged=False)
+                return View(after, diverged=False)
+            if self._store.put_parameters(head, after, written(after, state), tuple(state.counts)):
+                hot.drop()
+                return View(self._rebuilder.current(hot), diverged=False)
+        raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
+
+
+def written(head: Head, state: State | None) -> Mapping[str, Floats]:
+    """Return the arrays that a first snapshot needs: a new session's moments are zeros and stay unwritten."""
+    if state is None:
+        return {}
+    return {"params": state.params} if head.step == 0 and not any(state.counts) else state.arrays
+
+
+def memory_hot(head: Head, state: State | None) -> Hot:
+    """Return a session that lives here alone."""
+    hot = Hot(head.spec.id, durable=False)
+    hot.install(head, state, {}, diverged=state is not None and not is_finite(state))
+    return hot
+
+
+def snapshot_ref(head: Head, counts: tuple[int, ...]) -> SnapshotRef:
+    """Return a reference for a snapshot of this very step, its arrays still to be written."""
+    return SnapshotRef(secrets.token_hex(8), head.step, head.chain, counts, ())

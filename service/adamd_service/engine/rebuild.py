@@ -1,0 +1,153 @@
+"""State is the fold of the log (law 1): from the store's snapshot and records back to arrays, checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from adamd.errors import InternalError
+from adamd.wire.buffers import BufferPool
+from adamd.wire.dtypes import ITEMSIZE, storage
+from adamd.wire.layout import Layout
+from adamd_service.engine.hot import Hot, is_finite
+from adamd_service.optim import NUMERICS_ID, Kernel, State, Update, apply, updates_from_json
+from adamd_service.records import Head, Record, SnapshotRef
+from adamd_service.session import next_chain
+from adamd_service.store import ChunkMissing, RedisStore
+
+TRIES = 5  # a reader that meets a missing chunk reloads the head and starts again
+PAGE = 64  # records read at once
+
+
+class Rebuilder:
+    """Fills a hot session from the store. Synchronous: it runs in a worker thread, under the session's lock."""
+
+    def __init__(self, store: RedisStore, kernel: Kernel, pool: BufferPool) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._pool = pool
+
+    def current(self, hot: Hot) -> Head:
+        """Bring the session to where the store says that it stands, and return its head.
+
+        Raises:
+            UnknownSession, SessionDeleted, StoreUnavailable: and the cache is dropped.
+            InternalError: what the store holds does not fold into the chain that it names.
+
+        """
+        if not hot.durable:
+            assert hot.head is not None
+            return hot.head
+        try:
+            head = self._store.load_head(hot.id) if hot.head is None else self._moved(hot.head)
+            if head is not None:
+                self._follow(hot, head)
+        except BaseException:
+            hot.drop()
+            raise
+        assert hot.head is not None
+        return hot.head
+
+    def _moved(self, known: Head) -> Head | None:
+        standing = self._store.standing(known.spec.id)
+        same = (known.incarnation, known.step, known.chain, known.settings_revision, known.parameters_missing)
+        return None if standing == same else self._store.load_head(known.spec.id)
+
+    def _follow(self, hot: Hot, head: Head) -> None:
+        for attempt in range(TRIES):
+            try:
+                with self._store.lease(hot.id):
+                    self._fold(hot, head)
+                return
+            except ChunkMissing:
+                hot.drop()
+                if attempt == TRIES - 1:
+                    raise
+                head = self._store.load_head(hot.id)
+
+    def _fold(self, hot: Hot, head: Head) -> None:
+        if head.parameters_missing:
+            hot.install(head, None, {}, diverged=False)
+            return
+        start = self._resume(hot, head)
+        if start is None:
+            snapshot = head.snapshots[-1]
+            state, chain, step = self._read_snapshot(head, snapshot), snapshot.chain, snapshot.step
+        else:
+            state, chain, step = start
+        for record in self._records(head, step):
+            chain = self._replay(head, record, chain, state)
+        if chain != head.chain:
+            raise InternalError(
+                f"session {hot.id}: the log folds to chain {chain[:12]}…, the head says {head.chain[:12]}…"
+            )
+        ring = {entry.step: entry for entry in self._store.ring(hot.id)}
+        hot.install(head, state, ring, diverged=not is_finite(state))
+
+    def _resume(self, hot: Hot, head: Head) -> tuple[State, str, int] | None:
+        """Go on from the cache where it is a place in the head's own history."""
+        known = hot.head
+        if known is None or hot.state is None or known.incarnation != head.incarnation:
+            return None
+        if known.step > head.step or known.step < head.snapshots[0].step:
+            return None
+        if known.step == head.step and known.chain != head.chain:
+            return None
+        following = self._store.records(hot.id, known.step + 1, known.step + 1)
+        if known.step < head.step and (not following or following[0].prev_chain != known.chain):
+            return None
+        return hot.state, known.chain, known.step
+
+    def _records(self, head: Head, after: int) -> Iterator[Record]:
+        for first in range(after + 1, head.step + 1, PAGE):
+            last = min(first + PAGE - 1, head.step)
+            page = self._store.records(head.spec.id, first, last)
+            if len(page) != last - first + 1:
+                raise ChunkMissing(f"session {head.spec.id}: records {first} to {last} are not all there")
+            yield from page
+
+    def _read_snapshot(self, head: Head, snapshot: SnapshotRef) -> State:
+        spec = head.spec
+        arrays = {}
+        for ref in snapshot.arrays:
+            flat = np.empty(spec.layout.size, storage(spec.dtype))
+            self._store.read_array(spec.id, snapshot.id, ref, flat.view(np.uint8))
+            arrays[ref.name] = flat
+        if "params" not in arrays or len(snapshot.counts) != len(spec.layout.tensors):
+            raise InternalError(f"session {spec.id}: snapshot {snapshot.id} lacks parameters or counts")
+        state = State.fresh(arrays["params"], len(snapshot.counts), bool(head.settings.get("amsgrad")))
+        state.params = arrays["params"]
+        state.exp_avg = arrays.get("exp_avg", state.exp_avg)
+        state.exp_avg_sq = arrays.get("exp_avg_sq", state.exp_avg_sq)
+        state.max_exp_avg_sq = arrays.get("max_exp_avg_sq", state.max_exp_avg_sq)
+        state.counts = list(snapshot.counts)
+        return state
+
+    def _replay(self, head: Head, record: Record, chain: str, state: State) -> str:
+        spec = head.spec
+        if record.numerics != NUMERICS_ID:
+            raise InternalError(f"session {spec.id}: step {record.step} was made by numerics {record.numerics!r}")
+        expected = next_chain(chain, record.step, record.digest, record.updates, record.numerics)
+        if record.prev_chain != chain or record.chain != expected:
+            raise InternalError(f"session {spec.id}: the record of step {record.step} does not continue its chain")
+        updates = updates_from_json(record.updates)
+        check_body(record, updates, spec.layout)
+        body = self._pool.lease(record.nbytes)
+        self._store.read_body(spec.id, record, body)
+        apply(state, body.view(storage(record.dtype)), updates, spec.layout.bounds, None, self._kernel)
+        return record.chain
+
+
+def check_body(record: Record, updates: tuple[Update, ...], layout: Layout) -> None:
+    """Refuse a record whose body cannot be what its updates cover.
+
+    Raises:
+        InternalError: the lengths do not match.
+
+    """
+    if updates and updates[-1].last > len(layout.tensors):
+        raise InternalError(f"the record of step {record.step} updates tensors that the layout does not have")
+    covered = sum(layout.bounds[update.last] - layout.bounds[update.first] for update in updates)
+    if record.nbytes != covered * ITEMSIZE[record.dtype]:
+        raise InternalError(f"the record of step {record.step} has {record.nbytes} bytes for {covered} elements")

@@ -1,0 +1,87 @@
+"""Snapshots: in the background, paced, from a consistent copy, when the log has outgrown the state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from adamd.wire.buffers import BufferPool
+from adamd.wire.dtypes import storage
+from adamd_service.engine.hot import Hot
+from adamd_service.engine.lifecycle import snapshot_ref
+from adamd_service.optim import State
+from adamd_service.records import Head, SnapshotRef
+from adamd_service.store import RedisStore
+
+SMALL = 4 * 1024 * 1024  # a log below this is read back in no time, whatever the ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A state as it stood under the lock."""
+
+    head: Head
+    state: State
+    ref: SnapshotRef
+
+
+class Snapshots:
+    """Decides when, copies, writes, and collects what no reader needs any more."""
+
+    def __init__(self, store: RedisStore, pool: BufferPool, *, ratio: float, records: int, pace: float) -> None:
+        self._store = store
+        self._pool = pool
+        self._ratio = ratio
+        self._records = records
+        self._pace = pace  # bytes a second
+
+    def due(self, hot: Hot) -> bool:
+        """Say whether the log has outgrown the state by the ratio, or has too many records to replay quickly."""
+        if not hot.durable or hot.snapshotting or hot.head is None or hot.state is None:
+            return False
+        if hot.head.step - hot.snapshot_step >= self._records:
+            return True
+        return hot.log_bytes >= max(SMALL, self._ratio * hot.state.nbytes)
+
+    def copy(self, hot: Hot) -> Copy | None:
+        """Copy the state into pooled memory. Runs under the session's lock."""
+        head, state = hot.head, hot.state
+        if head is None or state is None:
+            return None
+        kind = storage(head.spec.dtype)
+
+        def clone(
+            array: np.ndarray[tuple[int], np.dtype[np.floating]],
+        ) -> np.ndarray[tuple[int], np.dtype[np.floating]]:
+            into = self._pool.lease(array.nbytes).view(kind)
+            np.copyto(into, array)
+            return into
+
+        peak = None if state.max_exp_avg_sq is None else clone(state.max_exp_avg_sq)
+        copied = State(clone(state.params), clone(state.exp_avg), clone(state.exp_avg_sq), peak, list(state.counts))
+        return Copy(head, copied, snapshot_ref(head, tuple(state.counts)))
+
+    def write(self, copy: Copy, stopping: Callable[[], bool]) -> bool:
+        """Write a copy, paced, and make it the newest snapshot; False where the history went another way."""
+        spec = copy.head.spec
+        started, written = time.monotonic(), 0
+
+        def pace(nbytes: int) -> None:
+            nonlocal written
+            written += nbytes
+            ahead = written / self._pace - (time.monotonic() - started)
+            if stopping():
+                raise InterruptedError
+            if ahead > 0:
+                time.sleep(min(ahead, 1.0))
+
+        refs = tuple(
+            self._store.write_array(spec.id, copy.ref.id, name, array.view(np.uint8), pace)
+            for name, array in copy.state.arrays.items()
+        )
+        done = self._store.commit_snapshot(spec.id, copy.head.incarnation, replace(copy.ref, arrays=refs))
+        self._store.collect(spec.id)
+        return done

@@ -1,0 +1,314 @@
+"""One step, in one place and in order: decide, commit, apply, answer (law 2).
+
+All of it runs in one worker thread under the session's lock. The loop around it is law 5: a replica that loses
+the compare-and-set reloads and decides again; a replay or a refusal is answered only after the store was asked.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from adamd.errors import (
+    IdempotencyMismatch,
+    InvalidSettings,
+    StoreUnavailable,
+)
+from adamd.wire.buffers import BufferPool
+from adamd.wire.dtypes import storage
+from adamd_service.engine.calls import Answer, Floats
+from adamd_service.engine.hot import Hot
+from adamd_service.engine.intake import Reception
+from adamd_service.engine.rebuild import Rebuilder
+from adamd_service.optim import (
+    NUMERICS_ID,
+    Kernel,
+    Settings,
+    SettingsError,
+    State,
+    Update,
+    apply,
+    check_groups,
+    check_scalars,
+    merge_settings,
+    plan,
+    to_json,
+    updates_to_json,
+)
+from adamd_service.records import Commit, Committed, Entry, Head, IdempotencyKey, Lost, Record
+from adamd_service.session import Apply, Refuse, Replay, StepRequest, decide, next_chain
+from adamd_service.store import RedisStore, UnknownOutcome
+
+RACES = 64  # compare-and-set races lost in a row before a client is told to come back
+KEYS = 4096  # Idempotency-Keys that a memory session remembers
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A step whose body is in."""
+
+    number: int | None
+    reception: Reception
+    present: tuple[int, ...] | None
+    settings: Mapping[str, Any] | None
+    metrics: Mapping[str, Any]
+    if_match: str | None
+    key: str | None
+    minimal: bool
+    attempt: str
+    chunks: tuple[int, ...] | None = None
+    committed: bool = False
+
+    @property
+    def request(self) -> StepRequest:
+        """What the rules see of it."""
+        return StepRequest(self.number, self.reception.digest(), self.if_match)
+
+
+class Stepper:
+    """Decides, commits, applies and answers steps. It holds no state of its own."""
+
+    def __init__(
+        self,
+        store: RedisStore,
+        rebuilder: Rebuilder,
+        kernel: Kernel,
+        kernels: threading.Semaphore,
+        pool: BufferPool,
+        inline: int,
+    ) -> None:
+        self._store = store
+        self._rebuilder = rebuilder
+        self._kernel = kernel
+        self._kernels = kernels
+        self._pool = pool
+        self._inline = inline
+
+    def run(self, hot: Hot, step: Step) -> Answer:
+        """Take the step and answer it.
+
+        Raises:
+            AdamdError: it was refused, or the store could not be asked; then nothing was applied here.
+
+        """
+        try:
+            return self._run(hot, step)
+        finally:
+            if step.chunks and not step.committed:
+                self._discard(hot.id, step)
+
+    def _run(self, hot: Hot, step: Step) -> Answer:
+        asked = hot.head is None
+        if asked:
+            self._rebuilder.current(hot)
+        for _ in range(RACES):
+            assert hot.head is not None
+            repeated = self._by_key(hot, step)
+            if repeated is not None:
+                return repeated
+            decision = decide(hot.head, hot.ring, step.request, diverged=hot.diverged)
+            if isinstance(decision, Apply):
+                answer = self._apply(hot, step, decision.step)
+                if answer is not None:
+                    return answer
+            elif not asked:
+                self._rebuilder.current(hot)
+            else:
+                return self._answer_known(hot, step, decision)
+            asked = True
+        raise StoreUnavailable("other writers were faster every time; try again", retry_after=0.2)
+
+    def _answer_known(self, hot: Hot, step: Step, decision: Replay | Refuse) -> Answer:
+        if isinstance(decision, Refuse):
+            raise decision.error
+        mine = hot.ring[decision.step].attempt == step.attempt
+        return self.answer(hot, minimal=step.minimal, replayed=not mine)
+
+    def _by_key(self, hot: Hot, step: Step) -> Answer | None:
+        """Answer a repeated POST with the current parameters, and the step that its gradient was applied as."""
+        if step.key is None or step.number is not None:
+            return None
+        known = self._store.idempotent(hot.id, step.key) if hot.durable else hot.keys.get(step.key)
+        if known is None:
+            return None
+        digest, applied = known
+        if digest != step.reception.digest():
+            raise IdempotencyMismatch(
+                f"this Idempotency-Key was used for step {applied} with another gradient; use a new key",
+                step=hot.head.step if hot.head else None,
+            )
+        self._rebuilder.current(hot)
+        entry = hot.ring.get(applied)
+        mine = entry is not None and entry.attempt == step.attempt
+        return replace(self.answer(hot, minimal=step.minimal, replayed=not mine), applied_step=applied)
+
+    def _apply(self, hot: Hot, step: Step, number: int) -> Answer | None:
+        """Commit and apply; None where another writer was first and the decision must be made again."""
+        head, state = hot.head, hot.state
+        assert head is not None and state is not None and hot.settings is not None
+        settings = carried(hot.settings, step.settings, head)
+        updates = _plan(settings, state, head, step.present)
+        record = self._record(head, step, number, updates, settings)
+        entry = Entry(number, record.digest, step.attempt, record.chain)
+        after = replace(
+            head,
+            settings=to_json(settings),
+            settings_revision=head.settings_revision + (settings != hot.settings),
+        )
+        if hot.durable:
+            if not self._commit(hot, step, head, after, record):
+                return None
+        elif step.key is not None:
+            hot.keys[step.key] = (record.digest, number)
+            if len(hot.keys) > KEYS:
+                hot.keys.popitem(last=False)
+        out = None if step.minimal else self.lease(head.spec.layout.size, head.spec.dtype)
+        self._change(hot, state, step, updates, out)
+        hot.advance(entry, settings, after, record.nbytes)
+        return Answer(head.spec, number, record.chain, out, hot.diverged)
+
+    def _change(self, hot: Hot, state: State, step: Step, updates: tuple[Update, ...], out: Floats | None) -> None:
+        """Apply what is committed. An error in the middle leaves arrays that no one may see: drop them."""
+        assert hot.head is not None
+        try:
+            with self._kernels:
+                diverged = apply(
+                    state, step.reception.gradient, updates, hot.head.spec.layout.bounds, out, self._kernel
+                )
+        except BaseException:
+            hot.drop()
+            raise
+        hot.diverged = hot.diverged or diverged
+
+    def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...], settings: Settings) -> Record:
+        scalars = updates_to_json(updates)
+        digest = step.reception.digest()
+        body = step.reception.buffer
+        inline = body.tobytes() if head.spec.durability == "committed" and body.nbytes <= self._inline else None
+        if head.spec.durability == "committed" and inline is None and step.chunks is None:
+            step.chunks = self._stage(head.spec.id, step)
+        return Record(
+            step=number,
+            attempt=step.attempt,
+            digest=digest,
+            prev_chain=head.chain,
+            chain=next_chain(head.chain, number, digest, scalars, NUMERICS_ID),
+            dtype=step.reception.dtype,
+            updates=scalars,
+            chunks=step.chunks or (),
+            inline=inline,
+            settings=None if step.settings is None else to_json(settings),
+            metrics=dict(step.metrics),
+            numerics=NUMERICS_ID,
+        )
+
+    def _stage(self, session_id: str, step: Step) -> tuple[int, ...]:
+        """Log a body that was not logged while it arrived: it looked like a replay, or came in another encoding."""
+        body = step.reception.buffer
+        staging = self._store.stage(session_id, step.attempt, body.nbytes)
+        try:
+            staging.write(memoryview(body))
+            return staging.finish()
+        except BaseException:
+            staging.abort()
+            raise
+
+    def _commit(self, hot: Hot, step: Step, head: Head, after: Head, record: Record) -> bool:
+        key = None if step.key is None else IdempotencyKey(step.key, record.digest)
+        commit = Commit(
+            incarnation=head.incarnation,
+            expect_revision=head.settings_revision,
+            record=record,
+            settings=after.settings,
+            settings_revision=after.settings_revision,
+            idempotency=key,
+        )
+        try:
+            outcome = self._store.commit(hot.id, commit)
+        except UnknownOutcome:
+            self._resolve(hot, step, head)
+            return False
+        except BaseException:
+            hot.drop()
+            raise
+        if isinstance(outcome, Committed):
+            step.committed = True
+            return True
+        self._after_loss(hot, step, outcome)
+        return False
+
+    def _after_loss(self, hot: Hot, step: Step, outcome: Lost) -> None:
+        if outcome.reason == "fenced" or outcome.reason == "chunks":
+            # The attempt is dead, or its chunks outlived their TTL: the next commit needs a new one.
+            step.attempt, step.chunks = secrets.token_hex(8), None
+        self._rebuilder.current(hot)
+
+    def _resolve(self, hot: Hot, step: Step, head: Head) -> None:
+        """Find out what became of a commit without an answer; the cache is rebuilt either way (law 2)."""
+        hot.drop()
+        step.committed = True  # as far as anyone knows: its chunks must not be unlinked
+        verdict = self._store.resolve(hot.id, step.attempt, head.incarnation)
+        if verdict == "fenced":
+            step.committed = False
+            self._discard(hot.id, step)
+            step.attempt, step.chunks = secrets.token_hex(8), None
+        self._rebuilder.current(hot)
+
+    def _discard(self, session_id: str, step: Step) -> None:
+        """Unlink an attempt that can no longer commit. Its TTL does the same, later, where this fails."""
+        try:
+            self._store.discard(session_id, step.attempt, len(step.chunks or ()))
+        except StoreUnavailable:
+            return
+
+    def answer(self, hot: Hot, *, minimal: bool = False, replayed: bool = False) -> Answer:
+        """Copy the current parameters, under the lock: what is sent is never what the next step changes."""
+        head, state = hot.head, hot.state
+        assert head is not None and state is not None
+        out = None
+        if not minimal:
+            out = self.lease(head.spec.layout.size, head.spec.dtype)
+            np.copyto(out, state.params)
+        return Answer(head.spec, head.step, head.chain, out, hot.diverged, replayed=replayed)
+
+    def lease(self, size: int, dtype: str) -> Floats:
+        """Return an array from the pool; it is used again when its last view is gone."""
+        kind = storage(dtype)
+        return self._pool.lease(size * kind.itemsize).view(kind)
+
+
+def carried(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:
+    """Return the settings that count from now on.
+
+    Raises:
+        InvalidSettings: with the path of what is wrong.
+
+    """
+    if not patch:
+        return current
+    return _checked(lambda: merge_settings(current, dict(patch)), head)
+
+
+def _checked(make: Callable[[], Settings], head: Head) -> Settings:
+    try:
+        settings = make()
+        check_groups(settings, head.spec.layout.names)
+        check_scalars(settings, head.spec.layout.names, storage(head.spec.dtype))
+    except SettingsError as error:
+        raise InvalidSettings(error.message, step=head.step, path=error.path) from None
+    return settings
+
+
+def _plan(settings: Settings, state: State, head: Head, present: tuple[int, ...] | None) -> tuple[Update, ...]:
+    layout = head.spec.layout
+    here = [True] * len(layout.tensors)
+    if present is not None:
+        here = [False] * len(layout.tensors)
+        for index in present:
+            here[index] = True
+    return plan(settings, layout.names, state.counts, here, storage(head.spec.dtype))

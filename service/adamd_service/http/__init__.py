@@ -1,0 +1,1 @@
+"""HTTP: decode, call the engine, encode. Every rule stands elsewhere."""

@@ -1,0 +1,143 @@
+"""The FastAPI application: routes, operations, and problem documents for every error."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adamd.errors import AdamdError, InternalError, InvalidRequest
+from adamd_service.engine import Engine
+from adamd_service.http import answers, routes
+from adamd_service.optim import NUMERICS_ID
+from adamd_service.telemetry import Telemetry
+
+log = structlog.get_logger()
+
+
+class NoRoute(AdamdError):
+    """A path or a method that this server does not have."""
+
+    code, status = "no_route", 404
+
+
+def application(engine: Engine, telemetry: Telemetry) -> FastAPI:
+    """Return the application that serves ``engine``."""
+    app = FastAPI(
+        title="adamd",
+        version=version("adamd"),
+        summary="Adam as a daemon: optimization as a service.",
+        description="PUT a gradient, get parameters. A step is applied exactly as often as it was acknowledged.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.state.engine = engine
+    app.include_router(routes.router)
+    _operations(app, engine, telemetry)
+    app.add_exception_handler(AdamdError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _plain)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _unknown)
+    app.add_middleware(Measured, telemetry=telemetry)
+    return app
+
+
+def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
+    @app.get("/livez")
+    async def livez() -> dict[str, str]:
+        """Say that the process turns."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", responses={503: {"description": "draining, or the store does not answer"}})
+    async def readyz() -> dict[str, str]:
+        """Say whether sessions can be served: not while draining, not without the store."""
+        await engine.ready()
+        return {"status": "ready"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(telemetry.render(), media_type=telemetry.content_type)
+
+    @app.get("/v1/info")
+    async def info() -> dict[str, Any]:
+        """Tell the version, the numerics, the bounds, and what the store promises."""
+        return {
+            "version": version("adamd"),
+            "replica": engine.replica,
+            "numerics": NUMERICS_ID,
+            "store": engine.store.promise,
+            "limits": {"body_bytes": engine.limits.body, "in_flight_bytes": engine.limits.in_flight},
+            "dtypes": ["float32", "float64"],
+            "optimizers": ["adam", "adamw"],
+        }
+
+
+async def _known(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, AdamdError)
+    if error.status >= 500 and not isinstance(error, InternalError):
+        log.info("refused", code=error.code, detail=error.detail)
+    elif isinstance(error, InternalError):
+        log.error("internal error", detail=error.detail, exc_info=error)
+    return answers.problem(error)
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return answers.problem(InvalidRequest(f"{where}: {fault['msg']}", path=where))
+
+
+async def _plain(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = NoRoute(f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs")
+    response = answers.problem(known)
+    if error.status_code != 404:
+        document = known.problem() | {"status": error.status_code}
+        return JSONResponse(document, error.status_code, error.headers, media_type="application/problem+json")
+    return response
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    log.error("unexpected error", method=request.method, path=request.url.path, exc_info=error)
+    return answers.problem(InternalError(f"{type(error).__name__}; the server's log has the rest"))
+
+
+class Measured:
+    """Counts requests and their time, by route, without touching their bodies."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self._app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sent)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "unknown")
+            self._telemetry.request(scope["method"], path, status, time.perf_counter() - started)

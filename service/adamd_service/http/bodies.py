@@ -1,0 +1,317 @@
+"""Bodies to typed calls: JSON, safetensors and octet-stream, each checked before anything uses it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import numpy as np
+import xxhash
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adamd.errors import InvalidRequest, InvalidState, WrongLayout, WrongLength
+from adamd.wire import headers, layout, numbers, safetensors
+from adamd.wire.buffers import Bytes
+from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, widen
+from adamd.wire.layout import Layout
+from adamd_service.engine import CreateCall, Gradient, Moments
+from adamd_service.http.negotiation import metrics, parse_json, settings
+from adamd_service.records import Spec
+
+PREFIXES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+STEP_KEYS = {"gradient", "metrics", "settings"}
+
+
+class StateDocument(BaseModel):
+    """The counts of an exported state."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    step: int = Field(ge=0, le=headers.MAX_STEP)
+    counts: dict[str, int]
+
+
+class CreateDocument(BaseModel):
+    """A session to be created. Give `parameters`, or `layout` and `dtype` and PUT them later."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str | None = Field(None, pattern=f"^{headers.NAME_PATTERN}$", description="unique; usable in place of the id")
+    optimizer: dict[str, Any] = Field(default_factory=lambda: {"name": "adam"})
+    parameters: Any = Field(None, description="a number, a nested list, or an object of them")
+    layout: list[dict[str, Any]] | None = Field(None, description='[{"name": "w", "shape": [784, 10]}, …]')
+    dtype: Literal["float32", "float64"] | None = None
+    durability: Literal["committed", "memory"] = "committed"
+    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
+    vector: bool | None = Field(None, description="safetensors: the one tensor is a plain array")
+    state: StateDocument | None = Field(None, description="safetensors: restore an exported state")
+
+
+# What an export's metadata says besides, which a restore does not need.
+EXPORTED = {"id", "step", "chain", "incarnation", "settings_revision", "created_at", "parameters_missing"} | {
+    "diverged",
+    "snapshot_step",
+}
+
+
+def validated(raw: Any) -> CreateDocument:
+    """Check a creation document.
+
+    Raises:
+        InvalidRequest: with the first fault's place.
+
+    """
+    if not isinstance(raw, dict):
+        raise InvalidRequest("wanted a JSON object")
+    try:
+        document = CreateDocument.model_validate(raw)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise InvalidRequest(f"{where}: {fault['msg']}", path=where) from None
+    if any(len(name) > 128 or len(value) > 1024 for name, value in document.labels.items()):
+        raise InvalidRequest("labels: names have at most 128 characters, values 1024", path="labels")
+    return document
+
+
+def create_from_json(body: memoryview, key: str | None) -> CreateCall:
+    """Read a creation from JSON. Numbers without a dtype are float64."""
+    document = validated(parse_json(body))
+    if document.state is not None:
+        raise InvalidRequest("state: a state is restored from safetensors", path="state")
+    dtype = document.dtype or "float64"
+    if document.parameters is not None:
+        if document.layout is not None:
+            raise InvalidRequest("give parameters or a layout, not both: the parameters have the layout")
+        made, flat = _arrays(document.parameters, dtype)
+    elif document.layout is not None:
+        if document.dtype is None:
+            raise InvalidRequest("dtype: a layout without parameters needs one", path="dtype")
+        made, flat = layout.from_json(document.layout, vector=document.vector is True), None
+    else:
+        raise InvalidRequest("parameters: missing; give them, or a layout with a dtype", path="parameters")
+    return _call(document, made, dtype, flat, None, key, body)
+
+
+def create_from_safetensors(body: memoryview, key: str | None) -> CreateCall:
+    """Read a creation, or a state to restore, from safetensors with its document under `adamd`."""
+    header = safetensors.read_header(body)
+    raw = parse_json(header.metadata.get("adamd", "{}").encode())
+    if isinstance(raw, dict) and raw.get("state") is not None:
+        raw = {name: value for name, value in raw.items() if name not in EXPORTED}
+    document = validated(raw)
+    data = body[header.data_start :]
+    arrays = {stored.tensor.name: (stored, _view(data, stored)) for stored in header.tensors}
+    if document.parameters is not None:
+        raise InvalidRequest("parameters: they are the tensors of this body", path="parameters")
+    if document.state is not None:
+        return _restore(document, document.state, arrays, key, body)
+    if not arrays:
+        raise InvalidRequest("the body has no tensors")
+    dtype = document.dtype or ("float64" if any(s.dtype == "float64" for s, _ in arrays.values()) else "float32")
+    made = _layout_of(document, {name: stored.tensor.shape for name, (stored, _) in arrays.items()})
+    flat = _joined(made, {name: _widened(s.dtype, array, dtype) for name, (s, array) in arrays.items()}, dtype)
+    return _call(document, made, dtype, flat, None, key, body)
+
+
+def _restore(
+    document: CreateDocument, state: StateDocument, arrays: dict[str, Any], key: str | None, body: memoryview
+) -> CreateCall:
+    if document.dtype is None:
+        raise InvalidRequest("dtype: an exported state says its own", path="dtype")
+    groups: dict[str, dict[str, Array]] = {prefix: {} for prefix in PREFIXES}
+    for full, (stored, array) in arrays.items():
+        prefix, _, name = full.partition(":")
+        if prefix not in groups or not name:
+            raise WrongLayout(f"tensor {full!r}: a state has {', '.join(f'{p}:<name>' for p in PREFIXES)}")
+        if stored.dtype != document.dtype:
+            raise InvalidState(f"tensor {full!r} is {stored.dtype}; the state is {document.dtype}")
+        groups[prefix][name] = array.reshape(stored.tensor.shape)
+    made = _layout_of(document, {name: array.shape for name, array in groups["param"].items()})
+    if set(state.counts) != set(made.names):
+        raise InvalidState("state.counts: wanted one count for each tensor")
+    flats = {
+        prefix: _joined(made, group, document.dtype)
+        for prefix, group in groups.items()
+        if group or prefix != PREFIXES[3]
+    }
+    moments = Moments(
+        step=state.step,
+        counts=tuple(state.counts[name] for name in made.names),
+        exp_avg=flats["exp_avg"],
+        exp_avg_sq=flats["exp_avg_sq"],
+        max_exp_avg_sq=flats.get("max_exp_avg_sq"),
+    )
+    return _call(document, made, document.dtype, flats["param"], moments, key, body)
+
+
+def _call(
+    document: CreateDocument,
+    made: Layout,
+    dtype: Literal["float32", "float64"],
+    flat: Array | None,
+    moments: Moments | None,
+    key: str | None,
+    body: memoryview,
+) -> CreateCall:
+    return CreateCall(
+        layout=made,
+        dtype=dtype,
+        optimizer=document.optimizer,
+        parameters=flat,
+        name=document.name,
+        durability=document.durability,
+        labels=document.labels,
+        moments=moments,
+        key=key,
+        digest=xxhash.xxh3_128_hexdigest(body),
+    )
+
+
+def _layout_of(document: CreateDocument, shapes: dict[str, tuple[int, ...]]) -> Layout:
+    """Return the document's layout where it gives one (it keeps an order), else the names sorted."""
+    if document.layout is not None:
+        made = layout.from_json(document.layout, vector=document.vector is True)
+        if {t.name: t.shape for t in made.tensors} != shapes:
+            raise WrongLayout("the layout in the metadata is not that of the tensors")
+    else:
+        made = layout.named_layout(shapes)
+    if document.vector and len(made.tensors) != 1:
+        raise WrongLayout(f"vector: wanted one tensor, got {len(made.tensors)}")
+    return Layout(made.tensors, vector=document.vector is True)
+
+
+def parameters_from(kind: str, body: memoryview, spec: Spec, dtype: str | None) -> Array:
+    """Read parameters for a session's layout; flat, in the session's dtype."""
+    if kind == headers.JSON:
+        return _match(_arrays(parse_json(body), spec.dtype), spec)
+    if kind == headers.SAFETENSORS:
+        return _match(_from_safetensors(body, spec.dtype), spec)
+    dtype = dtype or spec.dtype
+    check_widens(dtype, spec.dtype, "parameter vector")
+    if body.nbytes != spec.layout.size * ITEMSIZE[dtype]:
+        raise WrongLength(
+            f"{body.nbytes} bytes; {spec.layout.size} {dtype} parameters are {spec.layout.size * ITEMSIZE[dtype]}"
+        )
+    return widen(np.frombuffer(body, storage(dtype)), dtype, spec.dtype)
+
+
+def _match(read: tuple[Layout, Array], spec: Spec) -> Array:
+    made, flat = read
+    if {t.name: t.shape for t in made.tensors} != {t.name: t.shape for t in spec.layout.tensors}:
+        raise WrongLayout("the names and shapes are not those of this session's layout")
+    if made.names == spec.layout.names:
+        return flat
+    parts = {t.name: flat[made.bounds[i] : made.bounds[i + 1]] for i, t in enumerate(made.tensors)}
+    return np.concatenate([parts[name] for name in spec.layout.names])
+
+
+def gradient_from_json(body: memoryview, spec: Spec) -> Gradient:
+    """Read `{"gradient": …, "metrics": {…}, "settings": {…}}`; a tensor that is null or missing is left out."""
+    raw = parse_json(body)
+    if not isinstance(raw, dict) or "gradient" not in raw or not set(raw) <= STEP_KEYS:
+        raise InvalidRequest('wanted {"gradient": …} and, if you like, "metrics" and "settings"')
+    carried, measured = settings(raw.get("settings")), metrics(raw.get("metrics"))
+    given = raw["gradient"]
+    if spec.layout.vector:
+        given = {spec.layout.names[0]: given}
+    if not isinstance(given, dict):
+        raise WrongLayout(f"gradient: wanted an object with the tensors {', '.join(spec.layout.names[:8])}")
+    arrays = {
+        str(name): numbers.array_from_json(value, spec.dtype, "gradient" if spec.layout.vector else f"gradient.{name}")
+        for name, value in given.items()
+        if value is not None
+    }
+    present = _present(spec, {name: array.shape for name, array in arrays.items()})
+    flat = _flat([arrays[spec.layout.names[i]] for i in present], spec.dtype)
+    return Gradient(spec.dtype, flat, _all_or(present, spec), carried, measured)
+
+
+def gradient_from_safetensors(body: memoryview, spec: Spec) -> Gradient:
+    """Read a gradient by names; tensors that are not there are left out. Mixed dtypes widen to the session's."""
+    header = safetensors.read_header(body)
+    data = body[header.data_start :]
+    stored = {item.tensor.name: item for item in header.tensors}
+    present = _present(spec, {name: item.tensor.shape for name, item in stored.items()})
+    ordered = [stored[spec.layout.names[i]] for i in present]
+    kinds = {item.dtype for item in ordered}
+    for kind in kinds:
+        check_widens(kind, spec.dtype)
+    dtype = kinds.pop() if len(kinds) == 1 else spec.dtype
+    aligned = np.frombuffer(data, np.uint8).ctypes.data % 8 == 0 if data.nbytes else True
+    if tuple(ordered) == header.tensors and len({item.dtype for item in ordered}) == 1 and aligned:
+        flat: Bytes = np.frombuffer(data, np.uint8)
+    else:
+        arrays = [_view(data, item) for item in ordered]
+        if any(item.dtype != dtype for item in ordered):
+            arrays = [_widened(item.dtype, array, dtype) for item, array in zip(ordered, arrays, strict=True)]
+        flat = _flat(arrays, dtype)
+    return Gradient(dtype, flat, _all_or(present, spec))
+
+
+def _present(spec: Spec, shapes: dict[str, tuple[int, ...]]) -> list[int]:
+    for name, shape in shapes.items():
+        index = spec.layout.index.get(name)
+        if index is None:
+            known = ", ".join(spec.layout.names[:8])
+            raise WrongLayout(f"this session has no tensor {name!r}; it has {known}")
+        wanted = spec.layout.tensors[index].shape
+        if shape != wanted:
+            raise WrongLayout(f"tensor {name!r} has shape {list(shape)}; this session's has {list(wanted)}")
+    if not shapes and spec.layout.tensors:
+        raise WrongLayout("the gradient has no tensors at all: that would be no step")
+    return sorted(spec.layout.index[name] for name in shapes)
+
+
+def _all_or(present: list[int], spec: Spec) -> tuple[int, ...] | None:
+    return None if len(present) == len(spec.layout.tensors) else tuple(present)
+
+
+def _flat(arrays: list[Array], dtype: str) -> Bytes:
+    if not arrays:
+        return np.empty(0, np.uint8)
+    return np.concatenate([array.reshape(-1) for array in arrays]).astype(storage(dtype), copy=False).view(np.uint8)
+
+
+def _arrays(raw: Any, dtype: str) -> tuple[Layout, Array]:
+    if isinstance(raw, dict):
+        arrays = {str(n): numbers.array_from_json(value, dtype, f"parameters.{n}") for n, value in raw.items()}
+        made = layout.named_layout({name: array.shape for name, array in arrays.items()})
+        return made, _joined(made, arrays, dtype)
+    array = numbers.array_from_json(raw, dtype, "parameters")
+    return layout.vector_layout(array.shape), array.reshape(-1)
+
+
+def _from_safetensors(body: memoryview, dtype: str) -> tuple[Layout, Array]:
+    header = safetensors.read_header(body)
+    data = body[header.data_start :]
+    arrays = {s.tensor.name: _widened(s.dtype, _view(data, s), dtype) for s in header.tensors}
+    made = layout.named_layout({s.tensor.name: s.tensor.shape for s in header.tensors})
+    return made, _joined(made, arrays, dtype)
+
+
+def _joined(made: Layout, arrays: dict[str, Array], dtype: str) -> Array:
+    """Join tensors into one flat vector in layout order.
+
+    Raises:
+        WrongLayout: a tensor is missing or has another size.
+
+    """
+    flat = np.empty(made.size, storage(dtype))
+    for i, tensor in enumerate(made.tensors):
+        array = arrays.get(tensor.name)
+        if array is None or array.size != tensor.size:
+            raise WrongLayout(f"tensor {tensor.name!r} is missing or has another size than its parameters")
+        flat[made.bounds[i] : made.bounds[i + 1]] = array.reshape(-1)
+    if len(arrays) != len(made.tensors):
+        raise WrongLayout("there are tensors that the parameters do not have")
+    return flat
+
+
+def _widened(dtype: str, array: Array, into: str) -> Array:
+    check_widens(dtype, into, "tensor")
+    return widen(array, dtype, into)
+
+
+def _view(data: memoryview, stored: safetensors.Stored) -> Array:
+    part = data[stored.start : stored.end]
+    return cast(Array, np.frombuffer(part, storage(stored.dtype)).reshape(stored.tensor.shape))

@@ -1,0 +1,113 @@
+"""Gradients as they come over the wire, checked by their bits."""
+
+import inspect
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamd_service.optim.compiled import Compiled, compile_loop
+from adamd_service.optim.widening import widen
+
+STORED_AS: Final = {"float16": "float16", "bfloat16": "uint16", "float32": "float32", "float64": "float64"}
+WIRE_NAME: Final = {np.dtype(stored): name for name, stored in STORED_AS.items()}  # dtype.name is computed: 6 us
+UNSIGNED: Final = {2: "uint16", 4: "uint32", 8: "uint64"}
+
+
+def check_gradient(gradient: NDArray[Any], dtype: str, session_dtype: np.dtype[Any]) -> int:
+    """The index of the first NaN, infinity, or value whose square overflows in the session's dtype after widening; -1
+    if there is none.
+
+    gradient: one-dimensional, contiguous, any part of a gradient, as it is stored (bfloat16: uint16). One pass, no
+    temporaries, without the GIL.
+    Raises ValueError where the array is not of `dtype`, or `dtype` does not widen into the session's.
+    """
+    require_widening(gradient, dtype, session_dtype)
+    mask, limit = _bounds(dtype, session_dtype)
+    bits = gradient.view(UNSIGNED[gradient.dtype.itemsize])
+    return int(_scan(bits.dtype)(bits, mask, limit))
+
+
+def require_widening(gradient: NDArray[Any], dtype: str, session_dtype: np.dtype[Any]) -> None:
+    """Raise ValueError unless the array is contiguous, stored as `dtype` is, and each value of it also is one of the
+    session's dtype.
+    """
+    if dtype not in STORED_AS:
+        raise ValueError(f"gradient dtype {dtype!r}; wanted one of {', '.join(STORED_AS)}")
+    if dtype == "float64" and session_dtype != np.float64:
+        raise ValueError(
+            f"a float64 gradient in a {session_dtype} session would be rounded; send it as {session_dtype}"
+        )
+    if gradient.dtype != np.dtype(STORED_AS[dtype]) or gradient.ndim != 1:
+        raise ValueError(
+            f"a {gradient.ndim}-dimensional {gradient.dtype} array; wanted a flat one of {STORED_AS[dtype]} for {dtype}"
+        )
+    if not (gradient.flags.c_contiguous and gradient.flags.aligned):
+        raise ValueError("a gradient that is not contiguous and aligned")
+
+
+def wire_dtype(gradient: NDArray[Any]) -> str:
+    """The wire's name of an array's dtype: uint16 holds bfloat16."""
+    return WIRE_NAME.get(gradient.dtype) or str(gradient.dtype)
+
+
+@cache
+def _bounds(dtype: str, session_dtype: np.dtype[Any]) -> tuple[np.unsignedinteger[Any], np.unsignedinteger[Any]]:
+    """The mask that drops the sign, and the bits of the largest magnitude whose square the session's dtype holds.
+
+    Bits of non-negative floats are ordered as their values are, infinity and NaN above all: one integer comparison
+    tells all three faults. The limit is found by bisection with the very operations of the update, so no formula about
+    rounding has to be right.
+    """
+    stored = np.dtype(STORED_AS[dtype])
+    unsigned = np.dtype(UNSIGNED[stored.itemsize])
+    wide = np.empty(1, session_dtype)
+
+    def fits(bits: int) -> bool:
+        with np.errstate(over="ignore", invalid="ignore"):
+            widen(np.array([bits], unsigned).view(stored), wide)
+            return bool(np.isfinite(wide * wide)[0])
+
+    mask = (1 << (8 * stored.itemsize - 1)) - 1
+    low, high = 0, mask  # 0 fits; all ones is a NaN
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return unsigned.type(mask), unsigned.type(low)
+
+
+def first_above(bits, mask, limit):  # type: ignore[no-untyped-def]  # a text for Numba, which infers its types
+    """Find the first index where bits & mask > limit; -1 if there is none.
+
+    Blocks keep the exact search short. The loop over a block has no exit and starts at 0: else it does not vectorise
+    (10 ms instead of 1 for 10 M float32).
+    """
+    for start in range(0, bits.size, 4096):
+        block = bits[start : start + 4096]
+        found = False
+        for i in range(block.size):
+            found = found | ((block[i] & mask) > limit)
+        if found:
+            for i in range(block.size):
+                if (block[i] & mask) > limit:
+                    return start + i
+    return -1
+
+
+@cache
+def _scan(unsigned: np.dtype[Any]) -> Compiled:
+    import numba
+
+    scalar = numba.from_dtype(unsigned)
+    return compile_loop(
+        inspect.getsource(first_above),
+        "first_above",
+        (numba.types.Array(scalar, 1, "C", readonly=True), scalar, scalar),
+    )
+
+
+def compile_scans() -> None:
+    """Compile check_gradient for every width."""
+    for unsigned in UNSIGNED.values():
+        _scan(np.dtype(unsigned))

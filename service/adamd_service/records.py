@@ -1,0 +1,151 @@
+"""What the store keeps of a session, as frozen records. No I/O, no rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adamd.wire.layout import Layout
+
+Durability = Literal["committed", "memory"]
+RING = 256  # the head's ring: the last (step, digest, attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is fixed when a session is created.
+
+    ``created_at`` is in Unix seconds.
+    """
+
+    id: str
+    name: str | None
+    tenant: str
+    layout: Layout
+    dtype: Literal["float32", "float64"]
+    durability: Durability
+    labels: dict[str, str]
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayRef:
+    """One array of a snapshot: chunk lengths in bytes, and the XXH3-128 (hex) of all of its bytes."""
+
+    name: str  # params, exp_avg, exp_avg_sq, max_exp_avg_sq
+    chunks: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRef:
+    """Where a whole state at one step lies. An array that is not listed is all zeros (a new session's moments)."""
+
+    id: str
+    step: int
+    chain: str
+    counts: tuple[int, ...]  # updates per tensor, in layout order
+    arrays: tuple[ArrayRef, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in its chunks."""
+        return sum(sum(array.chunks) for array in self.arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One place of the head's ring."""
+
+    step: int
+    digest: str
+    attempt: str
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a session stands. The store keeps exactly this, and the commit script compares against it."""
+
+    spec: Spec
+    incarnation: str
+    step: int
+    chain: str
+    prev_chain: str  # the chain at step-1, so that an If-Match on a replay can be answered
+    settings: dict[str, Any]
+    settings_revision: int
+    snapshots: tuple[SnapshotRef, ...] = ()  # oldest first; at most two
+    parameters_missing: bool = False
+    log_bytes: int = 0  # bodies in the log after the newest snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One applied update in the log: the gradient's bytes, every scalar used, the client's metrics.
+
+    The body is the flat concatenation, in layout order, of the gradients of the tensors that ``updates`` covers,
+    little-endian in ``dtype``. Small bodies lie ``inline``; others in chunks of the attempt.
+    """
+
+    step: int
+    attempt: str
+    digest: str
+    prev_chain: str
+    chain: str
+    dtype: str
+    updates: list[Any]  # optim.scalars.updates_to_json
+    chunks: tuple[int, ...] = ()
+    inline: bytes | None = None
+    settings: dict[str, Any] | None = None  # the full settings, where this step carried a change
+    metrics: dict[str, Any] = field(default_factory=dict)
+    numerics: str = "adamd-1"
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the body."""
+        return len(self.inline) if self.inline is not None else sum(self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's key for a request: the same key with another digest is refused for 24 hours."""
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What the commit script compares, and what it writes if all of it holds.
+
+    Compared: incarnation, ``record.prev_chain``, ``record.step - 1`` and ``expect_revision``.
+    """
+
+    incarnation: str
+    expect_revision: int
+    record: Record
+    settings: dict[str, Any]
+    settings_revision: int
+    idempotency: IdempotencyKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The record is in the log: just now, or (``again``) by this attempt earlier."""
+
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Nothing was written: another writer was first, or the attempt was fenced, or a chunk was missing.
+
+    ``reason``: "moved" (reload the head and decide again), "fenced", "chunks", "idempotency" (``entry`` says which
+    step the key belongs to).
+    """
+
+    reason: Literal["moved", "fenced", "chunks", "idempotency"]
+    entry: Entry | None = None
+
+
+CommitOutcome = Committed | Lost

@@ -1,0 +1,138 @@
+"""Running a server: store, engine, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import numpy as np
+import structlog
+import uvicorn
+
+from adamd_service.engine import Engine
+from adamd_service.http.app import application
+from adamd_service.optim import warm_up
+from adamd_service.settings import ServerSettings
+from adamd_service.store import EmbeddedStore, RedisStore
+from adamd_service.telemetry import Telemetry, configure_logging
+
+PRESENCE = 10.0  # seconds between a replica's signs of life; they last three times as long
+log = structlog.get_logger()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which tells the engine at the first SIGTERM that it is going down."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Refuse new work with 503 at once; uvicorn then waits for what runs."""
+        self._engine.draining = True
+        super().handle_exit(sig, frame)
+
+
+def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ``say`` gets the lines for a person; the last one is the ready line."""
+    configure_logging(settings.log_level)
+    warm_up((np.dtype(np.float32), np.dtype(np.float64)), say)
+    with store_of(settings, say) as store:
+        engine = Engine(store, settings.limits(), secrets.token_hex(6))
+        uvicorn_loop(settings, engine, say)
+
+
+@contextmanager
+def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[RedisStore]:
+    """Connect to the store that the settings name, or start the private one."""
+    embedded = None
+    if settings.redis_url is None:
+        embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
+        say(f"starting the private store in {settings.data_dir}")
+        embedded.start()
+    try:
+        url = settings.redis_url if embedded is None else embedded.url
+        assert url is not None
+        store = RedisStore.connect(url, timeout=settings.store_timeout, max_connections=2 * settings.threads)
+        store.check(allow_lossy=settings.allow_lossy_store, trusted=settings.store_trusted)
+        yield store
+        store.close()
+    finally:
+        if embedded is not None:
+            embedded.stop()
+
+
+def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], None]) -> None:
+    """Run uvicorn on uvloop and httptools until it is told to stop, then close the engine."""
+    config = uvicorn.Config(
+        application(engine, Telemetry(engine)),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
+        backlog=1024,
+    )
+    server = Server(config, engine)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_run(server, engine, settings, say))
+
+
+async def _run(server: Server, engine: Engine, settings: ServerSettings, say: Callable[[str], None]) -> None:
+    listening = _listen(settings.host, settings.port)
+    port = listening.getsockname()[1]
+    beat = asyncio.create_task(_presence(engine))
+    ready = asyncio.create_task(_announce(server, f"http://{_shown(settings.host)}:{port}", engine, say))
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        for task in (beat, ready):
+            task.cancel()
+        await asyncio.gather(beat, ready, return_exceptions=True)
+        await engine.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise SystemExit(
+            f"adamd: cannot listen on {host} port {port}: {error.strerror}; choose another --port"
+        ) from None
+    return listening
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+async def _announce(server: Server, url: str, engine: Engine, say: Callable[[str], None]) -> None:
+    while not server.started:
+        await asyncio.sleep(0.01)
+    say(f"adamd is ready at {url} — {engine.store.promise}")
+
+
+async def _presence(engine: Engine) -> None:
+    """Tell the other replicas that this one lives, so that they answer 421 for its memory sessions and not 404."""
+    while True:
+        try:
+            await engine.announce(3 * PRESENCE)
+        except Exception as error:  # the store is away; the next sign of life will say so again
+            log.warning("no sign of life to the store", reason=str(error))
+        await asyncio.sleep(PRESENCE)

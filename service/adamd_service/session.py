@@ -1,0 +1,185 @@
+"""The rules of a session, pure: (head, request) → Apply, Replay or Refuse. No I/O, no clock, no randomness.
+
+    request n        same digest        another digest
+    n = step + 1     Apply              Apply
+    n = step         Replay             step_conflict
+    n < step         step_superseded, with applied: true | false | "unknown" from the ring
+    n > step + 1     step_gap, or history_lost where If-Match says that the client saw more than there is
+
+An If-Match names the chain at n-1: the history that the client builds on. Another one is history_lost (412).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import xxhash
+
+from adamd.errors import (
+    AdamdError,
+    Diverged,
+    HistoryLost,
+    ParametersMissing,
+    StepConflict,
+    StepGap,
+    StepSuperseded,
+)
+from adamd_service.records import Entry, Head
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """A step, once its body is in. ``number`` is None for POST: whatever step is next."""
+
+    number: int | None
+    digest: str
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Commit this step, then apply it."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """This step is applied already, with this very gradient: answer it again."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer with this problem; nothing has changed."""
+
+    error: AdamdError
+
+
+Decision = Apply | Replay | Refuse
+
+
+def decide(head: Head, ring: Mapping[int, Entry], request: StepRequest, *, diverged: bool = False) -> Decision:
+    """Decide about a whole request. ``ring`` is by step: the last steps that are remembered."""
+    number = head.step + 1 if request.number is None else request.number
+    lost = _history(head, ring, number, request.if_match)
+    if lost is not None:
+        return Refuse(lost)
+    if number == head.step + 1:
+        blocked = _blocked(head, diverged)
+        return Apply(number) if blocked is None else Refuse(blocked)
+    if number > head.step + 1:
+        return Refuse(_gap(head, number))
+    entry = ring.get(number)
+    if entry is not None and entry.digest == request.digest and number == head.step:
+        return Replay(number)
+    if number == head.step and entry is not None:
+        return Refuse(_conflict(head))
+    return Refuse(_superseded(head, number, entry, request.digest))
+
+
+def foresee(head: Head, number: int | None, if_match: str | None, *, diverged: bool = False) -> AdamdError | None:
+    """Refuse, before a body is read, what no body could mend (law 6)."""
+    wanted = head.step + 1 if number is None else number
+    if wanted == head.step + 1:
+        return _history(head, {}, wanted, if_match) or _blocked(head, diverged)
+    if wanted > head.step + 1:
+        return _history(head, {}, wanted, if_match) or _gap(head, wanted)
+    return None
+
+
+def chain_at(head: Head, ring: Mapping[int, Entry], step: int) -> str | None:
+    """Return the chain after ``step`` updates, where it is still known."""
+    if step == head.step:
+        return head.chain
+    if step == head.step - 1:
+        return head.prev_chain
+    entry = ring.get(step)
+    return None if entry is None else entry.chain
+
+
+def next_chain(previous: str, step: int, digest: str, updates: Sequence[Any], numerics: str) -> str:
+    """SHA-256 (hex) over previous chain, step, digest, resolved scalars and numerics id."""
+    return _sha256("step", previous, step, digest, updates, numerics)
+
+
+def first_chain(incarnation: str, document: Mapping[str, Any], parameters: str) -> str:
+    """Chain 0: the incarnation, what the session is (layout, dtype, counts), and the digest of its parameters."""
+    return _sha256("session", incarnation, document, parameters)
+
+
+def digest_start(dtype: str, present: Sequence[int] | None, settings: Mapping[str, Any] | None) -> xxhash.xxh3_128:
+    """Begin a step's digest; the caller feeds the canonical body: flat, layout order, little-endian.
+
+    XXH3-128 over (encoding, dtype, tensors present, settings carried, body). ``present`` lists the indices of
+    the tensors that are there, None for all.
+    """
+    return xxhash.xxh3_128(_canonical(["raw", dtype, present, settings]))
+
+
+def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str | None) -> HistoryLost | None:
+    if if_match is None:
+        return None
+    if number - 1 > head.step:
+        return HistoryLost(
+            f"you have seen step {number - 1} acknowledged; the store has only {head.step}: it went back. "
+            f"GET …/parameters and continue at {head.step + 1}, or restore an export.",
+            step=head.step,
+        )
+    known = chain_at(head, ring, number - 1)
+    if known is None or known == if_match:
+        return None
+    return HistoryLost(
+        f"step {number} would build on chain {if_match[:12]}…; this session's step {number - 1} has chain "
+        f"{known[:12]}…: another history. GET …/parameters and continue at {head.step + 1}.",
+        step=head.step,
+    )
+
+
+def _blocked(head: Head, diverged: bool) -> AdamdError | None:
+    if head.parameters_missing:
+        return ParametersMissing(
+            "this session was created from a layout alone; PUT …/parameters before step 1", step=head.step
+        )
+    if diverged:
+        return Diverged(
+            f"at step {head.step} a parameter or a second moment is no longer finite; restore an export, "
+            "or create a session with a smaller lr",
+            step=head.step,
+        )
+    return None
+
+
+def _gap(head: Head, number: int) -> StepGap:
+    return StepGap(f"step {number} is ahead; the next step is {head.step + 1}", step=head.step)
+
+
+def _conflict(head: Head) -> StepConflict:
+    return StepConflict(
+        f"step {head.step} is already applied with another gradient; GET …/parameters and continue at {head.step + 1}",
+        step=head.step,
+    )
+
+
+def _superseded(head: Head, number: int, entry: Entry | None, digest: str) -> StepSuperseded:
+    applied: Literal["unknown"] | bool = "unknown" if entry is None else entry.digest == digest
+    said = {True: "with this very gradient", False: "with another gradient", "unknown": "too long ago to say how"}
+    return StepSuperseded(
+        f"step {number} is applied already, {said[applied]}; the session is at {head.step}. "
+        f"GET …/parameters and continue at {head.step + 1}",
+        step=head.step,
+        applied=applied,
+    )
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _sha256(*parts: Any) -> str:
+    return hashlib.sha256(_canonical(parts)).hexdigest()

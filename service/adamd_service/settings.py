@@ -1,0 +1,69 @@
+"""The server's settings: the command line over ``ADAMD_…`` in the environment over defaults."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from adamd_service.engine import Limits
+
+MIB = 1024 * 1024
+
+
+def _physical() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _data_dir() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "adamd"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "adamd"
+
+
+class ServerSettings(BaseSettings):
+    """Every bound and address of a server. Sizes are in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="ADAMD_", extra="ignore")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    data_dir: Path = Field(default_factory=_data_dir)
+    redis_url: str | None = None
+    fsync: Literal["always", "everysec"] = "always"
+    allow_lossy_store: bool = False
+    store_trusted: bool = False
+    store_timeout: float = Field(10.0, gt=0)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    max_body_bytes: int = Field(2048 * MIB, ge=1)
+    in_flight_bytes: int = Field(default_factory=lambda: max(512 * MIB, _physical() // 4), ge=1)
+    hot_bytes: int = Field(default_factory=lambda: max(256 * MIB, _physical() // 2), ge=1)
+    memory_session_bytes: int = Field(default_factory=lambda: max(256 * MIB, _physical() // 4), ge=1)
+    idle_buffer_bytes: int = Field(256 * MIB, ge=0)
+    upload_gap: float = Field(30.0, gt=0)
+    shutdown_grace: float = Field(30.0, gt=0)
+    threads: int = Field(32, ge=2, le=256)
+    snapshot_ratio: float = Field(4.0, gt=0)
+    snapshot_records: int = Field(1024, ge=1)
+    snapshot_pace: float = Field(400.0 * MIB, gt=0)
+
+    def limits(self) -> Limits:
+        """Return the bounds that the engine upholds."""
+        return Limits(
+            body=self.max_body_bytes,
+            in_flight=self.in_flight_bytes,
+            hot=self.hot_bytes,
+            memory_sessions=self.memory_session_bytes,
+            idle_buffers=self.idle_buffer_bytes,
+            upload_gap=self.upload_gap,
+            threads=self.threads,
+            kernels=os.cpu_count() or 1,
+            snapshot_ratio=self.snapshot_ratio,
+            snapshot_records=self.snapshot_records,
+            snapshot_pace=self.snapshot_pace,
+        )

@@ -1,0 +1,62 @@
+"""Metrics in Prometheus' own words, and structured logs. One registry per server: no globals."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from adamd_service.engine import Engine
+
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+
+
+class Telemetry:
+    """Counts what a server does."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, engine: Engine) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        labels = ("method", "route", "status")
+        self._seconds = Histogram(
+            "adamd_request_seconds", "Time to answer", labels, buckets=BUCKETS, registry=self._registry
+        )
+        self._problems = Counter("adamd_problems", "Answers of 4xx and 5xx", labels, registry=self._registry)
+        self._gauge("adamd_in_flight_bytes", "Bodies and answers in flight", lambda: engine.in_flight.used)
+        self._gauge("adamd_hot_bytes", "State of durable sessions in memory", lambda: engine.hot.used)
+        self._gauge("adamd_memory_session_bytes", "State of memory sessions", lambda: engine.hot.memory_used)
+        self._gauge("adamd_idle_buffer_bytes", "Buffers that wait for reuse", lambda: engine.pool.idle_bytes)
+
+    def _gauge(self, name: str, said: str, read: Callable[[], float]) -> None:
+        Gauge(name, said, registry=self._registry).set_function(read)
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        labels = (method, route, str(status))
+        self._seconds.labels(*labels).observe(seconds)
+        if status >= 400:
+            self._problems.labels(*labels).inc()
+
+    def render(self) -> bytes:
+        """Return the text that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+
+def configure_logging(level: str) -> None:
+    """Log to stderr, one line an event; JSON where stderr is no terminal would hide errors from people, so text."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        cache_logger_on_first_use=False,
+    )

@@ -1,0 +1,100 @@
+"""What the parity tests share: hard data, and two kernels run side by side over the same steps."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from adamd_service.optim import FusedKernel, State, apply, check_gradient, parse_settings, plan
+
+FUSED = FusedKernel()
+DTYPES = [np.dtype("float32"), np.dtype("float64")]
+VARIANTS = {
+    "adam": {"name": "adam"},
+    "adam coupled": {"name": "adam", "weight_decay": 0.1, "lr": 0.01},
+    "adam amsgrad": {"name": "adam", "amsgrad": True},
+    "adam coupled amsgrad": {"name": "adam", "weight_decay": 0.03, "amsgrad": True, "maximize": True},
+    "adam eps 0": {"name": "adam", "eps": 0, "maximize": True},
+    "adam amsgrad eps 0": {"name": "adam", "eps": 0, "amsgrad": True},
+    "adamw": {"name": "adamw", "lr": 0.01},
+    "adamw amsgrad": {"name": "adamw", "amsgrad": True, "betas": [0.8, 0.9]},
+    "adamw maximize": {"name": "adamw", "maximize": True, "weight_decay": 0.5, "lr": 0.1},
+}
+
+
+def unsigned(array):
+    return array.view(f"u{array.itemsize}")
+
+
+def differing(left, right):
+    """How many bits patterns differ; a NaN equals a NaN, because the machine chooses its payload."""
+    both = np.isnan(left) & np.isnan(right)
+    return int(np.count_nonzero((unsigned(left) != unsigned(right)) & ~both))
+
+
+def hard_parameters(rng, size, dtype):
+    values = rng.standard_normal(size).astype(dtype)
+    _sprinkle(rng, values, specials(dtype))
+    return values
+
+
+def hard_gradients(rng, size, steps, dtype) -> Iterator[np.ndarray]:
+    """Gradients over many magnitudes. A sixteenth of the elements falls idle after the first, so that its moments decay into subnormals; some are
+    exact zeros of both signs or subnormals from the start."""
+    info = np.finfo(dtype)
+    top = np.log2(float(info.max)) / 2 - 4
+    idle = rng.random(size) < 1 / 16
+    for step in range(steps):
+        magnitude = np.exp2(rng.normal(-8, 12, size).clip(-top, top))
+        gradient = (magnitude * rng.choice([-1.0, 1.0], size)).astype(dtype)
+        small = specials(dtype)
+        _sprinkle(rng, gradient, small[np.abs(small) < 2.0**top])
+        if step:
+            gradient[idle] = 0.0 * gradient[idle]
+        assert check_gradient(gradient, dtype.name, dtype) == -1
+        yield gradient
+
+
+def specials(dtype):
+    info = np.finfo(dtype)
+    tiny, least = float(info.smallest_normal), float(info.smallest_subnormal)
+    values = [
+        0.0,
+        tiny,
+        2 * tiny,
+        tiny / 2,
+        least,
+        3 * least,
+        tiny * (1 + float(info.eps)),
+        tiny * 10,
+        float(info.max) ** 0.5 / 16,
+        1.0,
+    ]
+    return np.array([sign * value for value in values for sign in (1, -1)], dtype)
+
+
+def _sprinkle(rng, values, kinds):
+    where = rng.random(len(values)) < 1 / 8
+    values[where] = rng.choice(kinds, int(where.sum()))
+
+
+def run_both(raw, dtype, size, steps, left, right, seed=0, start=None):
+    """(elements compared, bits patterns that differ) over `steps` steps, all arrays, after each step."""
+    rng = np.random.default_rng(seed)
+    settings = parse_settings(raw)
+    one = start.copy() if start else State.fresh(hard_parameters(rng, size, dtype), 1, settings.amsgrad)
+    other = one.copy()
+    out = np.empty_like(one.params)
+    compared = different = 0
+    for gradient in hard_gradients(rng, len(one.params), steps, dtype):
+        updates = plan(settings, ["w"], one.counts, [True], dtype)
+        flags = [
+            apply(state, gradient, updates, [0, len(gradient)], into, kernel)
+            for state, into, kernel in [(one, None, left), (other, out, right)]
+        ]
+        different += flags[0] != flags[1]
+        for name, array in one.arrays.items():
+            compared += len(array)
+            different += differing(array, other.arrays[name])
+        different += differing(one.params, out)
+    assert one.counts == other.counts
+    return compared, different

@@ -1,0 +1,136 @@
+"""Settings: strict, told where and what, merged whole or not at all."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adamd_service.optim import SettingsError, check_groups, merge_settings, parse_settings, resolve, to_json
+
+NUMBER = "a finite number, 0 or more"
+REFUSED = [
+    (None, "", "the settings are null; wanted an object"),
+    ([], "", "the settings are a list of 0; wanted an object"),
+    ({1: 2}, "", "wanted an object"),
+    ({"lr": True}, "lr", f"lr is true; wanted {NUMBER}"),
+    ({"lr": "0.1"}, "lr", f"lr is '0.1'; wanted {NUMBER}"),
+    ({"lr": None}, "lr", f"lr is null; wanted {NUMBER}"),
+    ({"lr": float("nan")}, "lr", f"lr is nan; wanted {NUMBER}"),
+    ({"lr": float("inf")}, "lr", f"lr is inf; wanted {NUMBER}"),
+    ({"lr": 10**400}, "lr", "lr is a number of more than 60 digits"),
+    ({"lr": 10**5000}, "lr", "lr is a number of more than 60 digits"),
+    ({"lr": -1e-9}, "lr", f"lr is -1e-09; wanted {NUMBER}"),
+    ({"lr": "x" * 10_000}, "lr", "..."),
+    ({"eps": -1}, "eps", NUMBER),
+    ({"weight_decay": -1}, "weight_decay", NUMBER),
+    ({"betas": 0.9}, "betas", "betas is 0.9; wanted a list of two numbers"),
+    ({"betas": [0.9]}, "betas", "betas is a list of 1; wanted a list of two numbers"),
+    ({"betas": [0.9, 0.99, 0.999]}, "betas", "betas is a list of 3; wanted a list of two numbers"),
+    ({"betas": [0.9, 1]}, "betas[1]", "betas[1] is 1; wanted a finite number, 0 or more and below 1"),
+    ({"betas": [False, 0.9]}, "betas[0]", "betas[0] is false"),
+    ({"amsgrad": 1}, "amsgrad", "amsgrad is 1; wanted true or false"),
+    ({"maximize": "yes"}, "maximize", "maximize is 'yes'; wanted true or false"),
+    ({"name": "sgd"}, "name", 'name is \'sgd\'; wanted "adam" or "adamw"'),
+    ({"groups": {}}, "groups", "groups is an object of 0; wanted a list of objects"),
+    ({"groups": [3]}, "groups[0]", "groups[0] is 3; wanted an object"),
+    ({"groups": [{}]}, "groups[0].tensors", "groups[0].tensors is missing; wanted a list of tensor names"),
+    ({"groups": [{"tensors": "b"}]}, "groups[0].tensors", "is 'b'; wanted a list of tensor names"),
+    ({"groups": [{"tensors": [1]}]}, "groups[0].tensors[0]", "is 1; wanted a tensor name"),
+    ({"groups": [{"tensors": []}, {"tensors": ["b"], "lr": -1}]}, "groups[1].lr", "groups[1].lr is -1"),
+    ({"groups": [{"tensors": ["b"], "lr": None}]}, "groups[0].lr", "groups[0].lr is null"),
+    ({"groups": [{"tensors": ["b"], "betas": [0, 2]}]}, "groups[0].betas[1]", "groups[0].betas[1] is 2"),
+    (
+        {"groups": [{"tensors": ["b"], "amsgrad": True}]},
+        "groups[0].amsgrad",
+        "for the whole session, outside the groups",
+    ),
+    ({"learning_rate": 1}, "learning_rate", "unknown setting learning_rate; did you mean lr?"),
+    ({"learningRate": 1}, "learningRate", "did you mean lr?"),
+    ({"beta1": 0.9}, "beta1", "did you mean betas?"),
+    ({"epsilon": 1e-7}, "epsilon", "did you mean eps?"),
+    ({"l2": 1e-7}, "l2", "did you mean weight_decay?"),
+    ({"wieght_decay": 0}, "wieght_decay", "did you mean weight_decay?"),
+    ({"momentum": 0.9}, "momentum", "known are name, lr, betas, eps, weight_decay, amsgrad, maximize, groups"),
+    ({"lr": "x", "epsilom": 1}, "epsilom", "did you mean eps?"),
+    ({"groups": [{"tensors": ["b"], "learning-rate": 1}]}, "groups[0].learning-rate", "did you mean lr?"),
+    ({"\ud800": 1}, None, ""),
+    ({"groups": [{"tensors": [], 1: 2}]}, None, ""),
+]
+
+
+@pytest.mark.parametrize(("raw", "path", "message"), REFUSED)
+def test_refused(raw, path, message):
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(raw)
+    assert path is None or caught.value.path == path
+    assert message in caught.value.message
+    assert len(caught.value.message.encode()) < 300  # encodes, and echoes an excerpt only
+
+
+def test_defaults_are_torchs():
+    assert to_json(parse_settings({})) == {
+        "name": "adam", "lr": 0.001, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
+        "amsgrad": False, "maximize": False, "groups": [],
+    }  # fmt: skip
+    assert parse_settings({"name": "adamw"}).weight_decay == 0.01
+    assert parse_settings({"weight_decay": 0, "name": "adamw"}).weight_decay == 0
+    assert repr(parse_settings({"lr": -0.0}).lr) == "0.0"
+    assert type(parse_settings({"lr": 1}).lr) is float
+
+
+rates = st.one_of(st.integers(0, 10), st.floats(0, 1e300))
+betas = st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=2)
+overrides = {"lr": rates, "eps": rates, "weight_decay": rates, "betas": betas, "maximize": st.booleans()}
+groups = st.lists(st.fixed_dictionaries({"tensors": st.lists(st.text(), max_size=3)}, optional=overrides), max_size=3)
+documents = st.fixed_dictionaries(
+    {}, optional={**overrides, "name": st.sampled_from(["adam", "adamw"]), "amsgrad": st.booleans(), "groups": groups}
+)
+
+
+@settings(deadline=None)
+@given(documents)
+def test_round_trip(raw):
+    settings = parse_settings(raw)
+    assert parse_settings(json.loads(json.dumps(to_json(settings)))) == settings
+    assert merge_settings(settings, {}) == settings
+    assert merge_settings(settings, to_json(settings)) == settings
+
+
+def test_merge():
+    current = parse_settings({"name": "adamw", "groups": [{"tensors": ["a"], "lr": 1}]})
+    merged = merge_settings(current, {"lr": 0.5, "name": "adamw", "amsgrad": False})
+    assert (merged.lr, merged.weight_decay, merged.groups) == (0.5, 0.01, current.groups)
+    assert merge_settings(current, {"groups": []}).groups == ()
+    assert current.lr == 0.001
+    for patch, path in [
+        ({"name": "adam"}, "name"),
+        ({"amsgrad": True}, "amsgrad"),
+        ({"lr": "x"}, "lr"),
+        ([], ""),
+        ({"groups": None}, "groups"),
+    ]:
+        with pytest.raises(SettingsError) as caught:
+            merge_settings(current, patch)
+        assert caught.value.path == path
+    with pytest.raises(SettingsError, match="this session runs adamw, fixed when it was created"):
+        merge_settings(current, {"name": "adam"})
+
+
+def test_groups_against_the_layout():
+    settings = parse_settings({"groups": [{"tensors": ["wieght"]}]})
+    with pytest.raises(SettingsError, match="did you mean 'weight'") as caught:
+        check_groups(settings, ["weight", "bias"])
+    assert caught.value.path == "groups[0].tensors[0]"
+    for groups in ([["a"], ["b", "a"]], [["a", "a"]]):
+        with pytest.raises(SettingsError, match="one group at most"):
+            check_groups(parse_settings({"groups": [{"tensors": names} for names in groups]}), ["a", "b"])
+    check_groups(parse_settings({"groups": [{"tensors": ["a"]}, {"tensors": ["b"]}]}), ["a", "b"])
+
+
+def test_resolve():
+    settings = parse_settings(
+        {"name": "adamw", "groups": [{"tensors": ["b"], "lr": 0, "betas": [0, 0], "weight_decay": 0, "maximize": True}]}
+    )
+    assert resolve(settings, "a") == (0.001, (0.9, 0.999), 1e-8, 0.01, False, True)
+    assert resolve(settings, "b") == (0.0, (0.0, 0.0), 1e-8, 0.0, True, True)

@@ -1,0 +1,229 @@
+"""Law 4: the fused kernel equals the reference bit for bit. And the control: every way to get it slightly wrong is seen."""
+
+import inspect
+import textwrap
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adamd_service.optim import FusedKernel, ReferenceKernel, State, apply, parse_settings, plan, recurrence
+from adamd_service.optim.fused import render
+from adamd_service.optim.scalars import Scalars
+
+from .parity import DTYPES, FUSED, VARIANTS, differing, hard_gradients, hard_parameters, run_both, specials
+
+REFERENCE = ReferenceKernel()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fused_equals_reference(variant, dtype):
+    compared, different = run_both(VARIANTS[variant], dtype, 4099, 12, REFERENCE, FUSED)
+    assert compared >= 4099 * 12 * 3
+    assert different == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fused_equals_reference_at_length(variant, dtype, capsys):
+    compared, different = run_both(VARIANTS[variant], dtype, 1_000_003, 50, REFERENCE, FUSED, seed=1)
+    with capsys.disabled():
+        print(f"\n{variant} {dtype}: {compared:,} elements compared, {different} differ")
+    assert different == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_idle_parameters_reach_plus_zero_in_both(dtype):
+    """About 830 steps at beta1 = 0.9 in float32 (7 000 in float64: there beta is smaller); m and v must be flushed, not linger as subnormals."""
+    raw = {"betas": [0.9, 0.95] if dtype == np.float32 else [0.5, 0.5]}
+    states = [State.fresh(np.array([1.0, -2.0, 3.0], dtype), 1, False) for _ in range(2)]
+    parsed = parse_settings(raw)
+    for step in range(2200):
+        gradient = np.array([1.0, -1.0, 1e-3] if step == 0 else [0.0, 0.0, -0.0], dtype)
+        updates = plan(parsed, ["w"], states[0].counts, [True], dtype)
+        for state, kernel in zip(states, [REFERENCE, FUSED], strict=True):
+            apply(state, gradient, updates, [0, 3], None, kernel)
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments = states[0].arrays[name]
+            assert not np.any((moments != 0) & (np.abs(moments) < np.finfo(dtype).smallest_normal))
+    for name, array in states[0].arrays.items():
+        assert differing(array, states[1].arrays[name]) == 0
+    assert states[1].exp_avg.tobytes() == states[1].exp_avg_sq.tobytes() == bytes(3 * dtype.itemsize)  # +0, not -0
+
+
+def number(low, high):
+    return st.floats(low, high, allow_nan=False)
+
+
+overrides = st.fixed_dictionaries(
+    {},
+    optional={
+        "lr": number(0, 10),
+        "betas": st.tuples(number(0, 0.99999), number(0, 0.99999)).map(list),
+        "eps": st.sampled_from([0, 1e-8, 1e-30, 1, 0.1]),
+        "weight_decay": st.one_of(st.just(0), number(0, 2)),
+        "maximize": st.booleans(),
+    },
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    base=overrides,
+    name=st.sampled_from(["adam", "adamw"]),
+    amsgrad=st.booleans(),
+    group=overrides,
+    sizes=st.lists(st.integers(0, 70), min_size=2, max_size=5),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from(DTYPES),
+    wire=st.sampled_from(["float16", "uint16", "same"]),
+)
+def test_random_settings_layouts_and_presence(base, name, amsgrad, group, sizes, seed, dtype, wire):
+    parsed = parse_settings({**base, "name": name, "amsgrad": amsgrad, "groups": [{**group, "tensors": ["t1"]}]})
+    rng = np.random.default_rng(seed)
+    names = [f"t{index}" for index in range(len(sizes))]
+    bounds = [0, *np.cumsum(sizes).tolist()]
+    one = State.fresh(hard_parameters(rng, bounds[-1], dtype), len(sizes), amsgrad)
+    other = one.copy()
+    out = np.empty_like(one.params)
+    for gradient in hard_gradients(rng, bounds[-1], 3, dtype):
+        present = (rng.random(len(sizes)) < 0.7).tolist()
+        if wire != "same":
+            gradient = gradient.clip(-100, 100).astype(np.float16)
+            gradient = gradient.view(np.uint16) & 0xBFFF if wire == "uint16" else gradient
+        parts = [gradient[bounds[i] : bounds[i + 1]] for i in range(len(sizes)) if present[i]]
+        joined = np.concatenate([gradient[:0], *parts])
+        updates = plan(parsed, names, one.counts, present, dtype)
+        diverged = apply(one, gradient, updates, bounds, None, REFERENCE, slice_size=1 << 20)
+        assert apply(other, joined, updates, bounds, out, FUSED, slice_size=int(rng.integers(1, 40))) == diverged
+        assert one.counts == other.counts
+        assert differing(one.params, out) == 0
+        for key, array in one.arrays.items():
+            assert differing(array, other.arrays[key]) == 0, key
+
+
+# The controls. Each mutation is one mistake that a kernel might make; parity has to see it.
+
+
+def contracted(a, b, c):
+    """a*b + c rounded once, as a fused multiply-add does (float64: in the 80 bits of x86, enough to differ)."""
+    wide = np.float64 if a.dtype == np.float32 else np.longdouble
+    return (wide(a) * wide(b) + wide(c)).astype(c.dtype)
+
+
+MUTATIONS = {
+    "contracted m": ("m = b1 * m + one_minus_b1 * g", "m = contracted(b1, m, one_minus_b1 * g)"),
+    "contracted v": ("v = b2 * v + one_minus_b2 * (g * g)", "v = contracted(b2, v, one_minus_b2 * (g * g))"),
+    "contracted p": ("p = p - step_size * q", "p = contracted(-step_size, q, p)"),
+    "contracted decay": ("g = g + wd * p", "g = contracted(wd, p, g)"),
+    "reassociated g*g": ("one_minus_b2 * (g * g)", "(one_minus_b2 * g) * g"),
+    "reassociated d": ("d = sqrt(s) / sqrt_bc2 + eps", "d = (sqrt(s) + eps * sqrt_bc2) / sqrt_bc2"),
+    "reciprocal": ("sqrt(s) / sqrt_bc2", "sqrt(s) * (b1 / b1 / sqrt_bc2)"),
+    "reassociated q": ("p = p - step_size * q", "p = p - (step_size * m) / where(d == zero, b1 / zero, d)"),
+    "lerp": ("m = b1 * m + one_minus_b1 * g", "m = m + one_minus_b1 * (g - m)"),
+    "m not flushed": ("m = where((-tiny < m) & (m < tiny), zero, m)", "m = m"),
+    "m flushed keeping the sign": (
+        "where((-tiny < m) & (m < tiny), zero, m)",
+        "where((-tiny < m) & (m < tiny), zero * m, m)",
+    ),
+    "v not flushed": ("v = where(v < tiny, zero, v)", "v = v"),
+    "<= for < (v)": ("v = where(v < tiny, zero, v)", "v = where(v <= tiny, zero, v)"),
+    "<= for < (m)": ("& (m < tiny)", "& (m <= tiny)"),
+    "<= for < (-m)": ("(-tiny < m)", "(-tiny <= m)"),
+    ">= for > (v_max)": ("where(v > v_max, v, v_max)", "where(v >= v_max, v, v_max)"),
+    "q not guarded": ("q = where(d == zero, zero, m / d)", "q = m / d"),
+    "decay subtracted": ("p = decay * p", "p = p - (b1 / b1 - decay) * p"),
+    "decay taken twice": ("d = sqrt(s) / sqrt_bc2 + eps", "d = decay * (sqrt(s) / sqrt_bc2 + eps)"),
+}
+
+
+def mutated(old, new):
+    source = textwrap.dedent(inspect.getsource(recurrence.adam))
+    assert source.count(old) == 1
+    namespace = {**vars(recurrence), "contracted": contracted}
+    exec(source.replace(old, new), namespace)
+    return ReferenceKernel(namespace["adam"])
+
+
+def edge_state(settings, dtype):
+    """Moments that lie on the edges which the comparisons decide: the smallest normal number after one update, -0 in v_max."""
+    size = 4096
+    rng = np.random.default_rng(5)
+    state = State.fresh(hard_parameters(rng, size, dtype), 1, settings.amsgrad)
+    state.exp_avg[:] = rng.choice(specials(dtype), size)
+    state.exp_avg_sq[:] = np.abs(rng.choice(specials(dtype), size))
+    state.exp_avg_sq[: size // 2] = 0
+    if state.max_exp_avg_sq is not None:
+        state.max_exp_avg_sq[:] = -0.0
+    return state
+
+
+def seen(kernel, dtype):
+    """The bit patterns in which `kernel` differs from the fused one, over every variant, from fresh and from edge states."""
+    total = 0
+    for raw in VARIANTS.values():
+        parsed = parse_settings(raw)
+        with np.errstate(all="ignore"):
+            total += run_both(raw, dtype, 2048, 6, kernel, FUSED)[1]
+            # beta = 0.5 halves exactly, so that 2*tiny becomes tiny itself.
+            total += run_both(
+                {**raw, "betas": [0.5, 0.5]}, dtype, 0, 3, kernel, FUSED, start=edge_state(parsed, dtype)
+            )[1]
+    return total
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_parity_sees_a_mutation(mutation, dtype):
+    assert seen(mutated(*MUTATIONS[mutation]), dtype) > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_parity_sees_nothing_without_a_mutation(dtype):
+    assert seen(mutated("g = sign * g", "g = g * sign"), dtype) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_parity_sees_fastmath(dtype):
+    text = recurrence.specialise(recurrence.adam, {"coupled": False, "amsgrad": False})
+    scalar = numba.from_dtype(dtype)
+    namespace = {"sqrt": np.sqrt}
+    exec(render(text, "loose", False), namespace)
+    count = len(Scalars._fields) + 2
+    signature = (*[numba.types.Array(scalar, 1, "C")] * 4, *[scalar] * count)
+    loop = numba.njit([signature], fastmath=True, error_model="numpy")(namespace["loose"])
+
+    def loose(block, scalars):
+        info = np.finfo(dtype)
+        return bool(loop(*block[:4], *map(dtype.type, scalars), info.smallest_normal, dtype.type(0)))
+
+    assert run_both({}, dtype, 2048, 6, loose, FUSED)[1] > 0
+
+
+def test_kernels_refuse_scalars_of_another_dtype():
+    state = State.fresh(np.ones(4, np.float32), 1, False)
+    updates = plan(parse_settings({}), ["w"], [0], [True], np.dtype("float64"))
+    for kernel in (FusedKernel(), REFERENCE):
+        with pytest.raises(ValueError, match="not rounded to float32"):
+            apply(state, np.ones(4, np.float32), updates, [0, 4], None, kernel)
+    assert state.counts == [0]
+
+
+@pytest.mark.parametrize("kernel", [FUSED, REFERENCE], ids=["fused", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_divergence_is_told(kernel, dtype):
+    size = 70
+    for index in range(size):
+        parameters = np.zeros(size, dtype)
+        state = State.fresh(parameters, 1, False)
+        updates = plan(parse_settings({"name": "adamw", "lr": 1.0}), ["w"], [0], [True], dtype)
+        assert apply(state, np.ones(size, dtype), updates, [0, size], None, kernel) is False
+        big = parse_settings({"name": "adamw", "lr": float(np.finfo(dtype).max) / 100, "weight_decay": 50})
+        updates = plan(big, ["w"], [0], [True], dtype)
+        state = State.fresh(parameters, 1, False)
+        state.params[index] = 1000
+        assert apply(state, np.zeros(size, dtype), updates, [0, size], None, kernel) is True

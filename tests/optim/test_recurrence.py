@@ -1,0 +1,168 @@
+"""The text of a recurrence, what specialises it, and where its compiled form is kept."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from adamd_service.optim import FusedKernel, ReferenceKernel, Scalars, State, apply, parse_settings, plan, warm_up
+from adamd_service.optim.compiled import cache_directory, compile_loop
+from adamd_service.optim.fused import render
+from adamd_service.optim.recurrence import TextError, adam, specialise, where
+
+PLAIN = {"coupled": False, "amsgrad": False}
+
+
+def test_specialised_to_what_is_used():
+    plain = specialise(adam, PLAIN)
+    assert (plain.name, plain.arrays, plain.results) == ("adam", ("p", "g", "m", "v"), ("p", "m", "v"))
+    assert "wd" not in plain.scalars
+    full = specialise(adam, {"coupled": True, "amsgrad": True})
+    assert (full.name, full.arrays, full.results) == (
+        "adam_amsgrad_coupled",
+        ("p", "g", "m", "v", "v_max"),
+        ("p", "m", "v", "v_max"),
+    )
+    assert full.scalars == (*Scalars._fields, "tiny", "zero")
+
+
+def test_rendering_leaves_the_text_as_it_is():
+    text = specialise(adam, PLAIN)
+    assert render(text, "loop", True) == render(text, "loop", True)
+
+
+def with_literal(p, g, /, b1, *, coupled):
+    p = p * 2
+    return (p,)
+
+
+def with_call(p, g, /, b1, *, coupled):
+    p = abs(p)
+    return (p,)
+
+
+def with_power(p, g, /, b1, *, coupled):
+    p = p**b1
+    return (p,)
+
+
+def with_branch(p, g, /, b1, *, coupled):
+    if b1 > p:
+        p = g
+    return (p,)
+
+
+def with_augmented(p, g, /, b1, *, coupled):
+    p += g
+    return (p,)
+
+
+def with_chain(p, g, /, b1, *, coupled):
+    p = where(p < g < b1, p, g)
+    return (p,)
+
+
+def without_return(p, g, /, b1, *, coupled):
+    p = g  # noqa: F841
+
+
+def with_expression(p, g, /, b1, *, coupled):
+    return (p + g,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [with_literal, with_call, with_power, with_branch, with_augmented, with_chain, without_return, with_expression],
+)
+def test_what_some_kernel_could_not_express_is_refused(text):
+    with pytest.raises(TextError):
+        specialise(text, {"coupled": True})
+
+
+def test_choices_are_all_named():
+    with pytest.raises(TextError, match="has the choices"):
+        specialise(adam, {"coupled": True})
+
+
+def test_warm_up_tells_its_progress():
+    said = []
+    warm_up([np.dtype("float32")], said.append)
+    assert len(said) == 9 and said[-1] == "float32 adam coupled amsgrad with answer"
+
+
+def test_importing_starts_no_compiler():
+    code = "import sys, adamd_service.optim; sys.exit('numba' in sys.modules or 'fastapi' in sys.modules or 'asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+SOURCE = "def twice(x):\n    return x + x\n"
+
+
+def test_the_cache_is_where_it_was_asked_for(tmp_path, monkeypatch):
+    import numba
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert cache_directory() == tmp_path / "adamd"
+    assert compile_loop(SOURCE, "twice", (numba.float64,))(2.0) == 4.0
+    assert list(tmp_path.rglob("*.nbi"))
+    assert [path.read_text() for path in (tmp_path / "adamd").glob("twice_*.py")] == [SOURCE]
+
+
+def test_a_damaged_cache_is_not_used(tmp_path, monkeypatch):
+    import numba
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    compile_loop(SOURCE, "twice", (numba.float64,))
+    spoilt = [path for kind in ("*.nbi", "*.nbc") for path in tmp_path.rglob(kind)]
+    assert spoilt
+    for path in spoilt:
+        path.write_bytes(b"\x80damaged")
+    assert compile_loop(SOURCE, "twice", (numba.float64,))(2.0) == 4.0
+
+
+def test_without_a_directory_it_compiles_all_the_same(tmp_path, monkeypatch):
+    import numba
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert compile_loop(SOURCE, "twice", (numba.float64,))(2.0) == 4.0
+    shared = tmp_path / "shared" / "adamd"
+    shared.mkdir(parents=True)
+    shared.chmod(0o777)  # anyone could put a pickle there
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "shared"))
+    assert compile_loop(SOURCE, "twice", (numba.float64,))(2.0) == 4.0
+    assert not list(shared.iterdir())
+
+
+def test_the_users_cache_directory(monkeypatch):
+    for variable in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert str(cache_directory()) == "/home/someone/.cache/adamd/kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert str(cache_directory()) == "/cache/adamd/kernels"
+
+
+def test_threads_may_step_sessions_at_once():
+    settings = parse_settings({"amsgrad": True})
+    rng = np.random.default_rng(0)
+    parameters, gradient = rng.standard_normal((2, 50_000)).astype(np.float32)
+    states = [State.fresh(parameters, 1, True) for _ in range(5)]
+
+    def run(state, kernel):
+        for _ in range(5):
+            plans = plan(settings, ["w"], state.counts, [True], np.dtype("float32"))
+            apply(state, gradient, plans, [0, 50_000], None, kernel)
+
+    threads = [threading.Thread(target=run, args=(state, FusedKernel())) for state in states[1:]]
+    for thread in threads:
+        thread.start()
+    run(states[0], ReferenceKernel())
+    for thread in threads:
+        thread.join()
+    for state in states[1:]:
+        assert [a.tobytes() for a in state.arrays.values()] == [a.tobytes() for a in states[0].arrays.values()]
