@@ -96,7 +96,7 @@ class Record:
     updates: list[Any]  # optim.scalars.updates_to_json
     chunks: tuple[int, ...] = ()
     inline: bytes | None = None
-    settings: dict[str, Any] | None = None  # the full settings, where this step carried a change
+    settings: dict[str, Any] | None = None  # the change that this step carried, as the client sent it
     metrics: dict[str, Any] = field(default_factory=dict)
     numerics: str = "adamd-1"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,19 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._engine = engine
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM without raising them again at the end: engine and store still have to close."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for one in signals:
+            loop.add_signal_handler(one, self.handle_exit, one, None)
+        try:
+            yield
+        finally:
+            for one in signals:
+                loop.remove_signal_handler(one)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse new work with 503 at once; uvicorn then waits for what runs."""
         self._engine.draining = True
@@ -40,7 +54,8 @@ class Server(uvicorn.Server):
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. ``say`` gets the lines for a person; the last one is the ready line."""
     configure_logging(settings.log_level)
-    warm_up((np.dtype(np.float32), np.dtype(np.float64)), say)
+    say("loading the kernels (on a new machine they are compiled first, which takes half a minute)")
+    warm_up((np.dtype(np.float32), np.dtype(np.float64)))
     with store_of(settings, say) as store:
         engine = Engine(store, settings.limits(), secrets.token_hex(6))
         uvicorn_loop(settings, engine, say)
@@ -123,7 +138,7 @@ def _shown(host: str) -> str:
 
 
 async def _announce(server: Server, url: str, engine: Engine, say: Callable[[str], None]) -> None:
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
     say(f"adamd is ready at {url} — {engine.store.promise}")
 

@@ -49,7 +49,7 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """This step is applied already, with this very gradient: answer it again."""
+    """Answer again: the step is applied already, with this very gradient."""
 
     step: int
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -292,10 +292,9 @@ class Engine:
                 copied = await self._thread(self._snapshots.copy, hot)
             if copied is None:
                 return
-            started, logged = copied.head.step, hot.log_bytes
             if await self._thread(self._snapshots.write, copied, self._is_draining):
-                hot.snapshot_step = started
-                hot.log_bytes -= logged
+                hot.snapshot_step = copied.head.step
+                hot.log_bytes -= copied.covered
         except (AdamdError, InterruptedError) as error:
             log.warning("snapshot given up", session=hot.id, reason=str(error))
         finally:
@@ -358,14 +357,14 @@ class Engine:
             spec, settings = await self._thread(self.store.load_spec, hot.id)
             self.hot.charge(hot, _state_bytes(spec.layout.size, spec.dtype, settings.get("amsgrad") is True))
 
-    async def _guard(self, work: Any) -> Any:
+    async def _guard(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_observed)
         return await asyncio.shield(task)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -465,7 +464,8 @@ def _explain(declared: int, dtype: str, spec: Spec, expected: int) -> str:
         if declared == spec.layout.size * ITEMSIZE[other]:
             came = f"{declared} bytes = {spec.layout.size} {other}"
             break
-    return f"{came}; this session is {spec.dtype} and a {dtype} gradient has {spec.layout.size} elements ({expected} bytes)"
+    size = spec.layout.size
+    return f"{came}; this session is {spec.dtype} and a {dtype} gradient has {size} elements ({expected} bytes)"
 
 
 def _token() -> str:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from adamd.errors import InternalError
-from adamd.wire.buffers import BufferPool
+from adamd.wire.buffers import BufferPool, Bytes
 from adamd.wire.dtypes import ITEMSIZE, storage
 from adamd.wire.layout import Layout
 from adamd_service.engine.hot import Hot, is_finite
 from adamd_service.optim import NUMERICS_ID, Kernel, State, Update, apply, updates_from_json
 from adamd_service.records import Head, Record, SnapshotRef
-from adamd_service.session import next_chain
-from adamd_service.store import ChunkMissing, RedisStore
+from adamd_service.session import digest_start, next_chain
+from adamd_service.store import ChunkMissing, RedisStore, Standing
 
 TRIES = 5  # a reader that meets a missing chunk reloads the head and starts again
 PAGE = 64  # records read at once
@@ -51,7 +51,7 @@ class Rebuilder:
 
     def _moved(self, known: Head) -> Head | None:
         standing = self._store.standing(known.spec.id)
-        same = (known.incarnation, known.step, known.chain, known.settings_revision, known.parameters_missing)
+        same = Standing(known.incarnation, known.step, known.chain, known.settings_revision, known.parameters_missing)
         return None if standing == same else self._store.load_head(known.spec.id)
 
     def _follow(self, hot: Hot, head: Head) -> None:
@@ -135,8 +135,23 @@ class Rebuilder:
         check_body(record, updates, spec.layout)
         body = self._pool.lease(record.nbytes)
         self._store.read_body(spec.id, record, body)
+        check_digest(record, updates, spec.layout, body)
         apply(state, body.view(storage(record.dtype)), updates, spec.layout.bounds, None, self._kernel)
         return record.chain
+
+
+def check_digest(record: Record, updates: tuple[Update, ...], layout: Layout, body: Bytes) -> None:
+    """Refuse a record whose body is not the one that its digest, and so its chain, names.
+
+    Raises:
+        InternalError: the store's bytes have changed.
+
+    """
+    covered = [index for update in updates for index in range(update.first, update.last)]
+    digest = digest_start(record.dtype, None if len(covered) == len(layout.tensors) else covered, record.settings)
+    digest.update(body)
+    if digest.hexdigest() != record.digest:
+        raise InternalError(f"the body of step {record.step} in the store is damaged: its digest does not match")
 
 
 def check_body(record: Record, updates: tuple[Update, ...], layout: Layout) -> None:

@@ -26,6 +26,7 @@ class Copy:
     head: Head
     state: State
     ref: SnapshotRef
+    covered: int  # bytes of bodies in the log up to its step, since the snapshot before
 
 
 class Snapshots:
@@ -62,7 +63,7 @@ class Snapshots:
 
         peak = None if state.max_exp_avg_sq is None else clone(state.max_exp_avg_sq)
         copied = State(clone(state.params), clone(state.exp_avg), clone(state.exp_avg_sq), peak, list(state.counts))
-        return Copy(head, copied, snapshot_ref(head, tuple(state.counts)))
+        return Copy(head, copied, snapshot_ref(head, tuple(state.counts)), hot.log_bytes)
 
     def write(self, copy: Copy, stopping: Callable[[], bool]) -> bool:
         """Write a copy, paced, and make it the newest snapshot; False where the history went another way."""
@@ -82,6 +83,6 @@ class Snapshots:
             self._store.write_array(spec.id, copy.ref.id, name, array.view(np.uint8), pace)
             for name, array in copy.state.arrays.items()
         )
-        done = self._store.commit_snapshot(spec.id, copy.head.incarnation, replace(copy.ref, arrays=refs))
+        done = self._store.commit_snapshot(spec.id, copy.head.incarnation, replace(copy.ref, arrays=refs), copy.covered)
         self._store.collect(spec.id)
         return done

@@ -153,7 +153,7 @@ class Stepper:
         assert head is not None and state is not None and hot.settings is not None
         settings = carried(hot.settings, step.settings, head)
         updates = _plan(settings, state, head, step.present)
-        record = self._record(head, step, number, updates, settings)
+        record = self._record(head, step, number, updates)
         entry = Entry(number, record.digest, step.attempt, record.chain)
         after = replace(
             head,
@@ -185,7 +185,7 @@ class Stepper:
             raise
         hot.diverged = hot.diverged or diverged
 
-    def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...], settings: Settings) -> Record:
+    def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...]) -> Record:
         scalars = updates_to_json(updates)
         digest = step.reception.digest()
         body = step.reception.buffer
@@ -202,7 +202,7 @@ class Stepper:
             updates=scalars,
             chunks=step.chunks or (),
             inline=inline,
-            settings=None if step.settings is None else to_json(settings),
+            settings=None if step.settings is None else dict(step.settings),
             metrics=dict(step.metrics),
             numerics=NUMERICS_ID,
         )
@@ -231,7 +231,7 @@ class Stepper:
         try:
             outcome = self._store.commit(hot.id, commit)
         except UnknownOutcome:
-            self._resolve(hot, step, head)
+            self._resolve(hot, step, record.step)
             return False
         except BaseException:
             hot.drop()
@@ -248,11 +248,11 @@ class Stepper:
             step.attempt, step.chunks = secrets.token_hex(8), None
         self._rebuilder.current(hot)
 
-    def _resolve(self, hot: Hot, step: Step, head: Head) -> None:
+    def _resolve(self, hot: Hot, step: Step, number: int) -> None:
         """Find out what became of a commit without an answer; the cache is rebuilt either way (law 2)."""
         hot.drop()
         step.committed = True  # as far as anyone knows: its chunks must not be unlinked
-        verdict = self._store.resolve(hot.id, step.attempt, head.incarnation)
+        verdict = self._store.resolve(hot.id, step.attempt, number)
         if verdict == "fenced":
             step.committed = False
             self._discard(hot.id, step)

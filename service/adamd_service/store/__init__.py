@@ -1,0 +1,19 @@
+"""The store: sessions in Redis or Valkey. One implementation of the protocol, embedded by default."""
+
+from adamd_service.store.chunks import Staging
+from adamd_service.store.embedded import EmbeddedStore
+from adamd_service.store.outcomes import ChunkMissing, Created, Repeated, Standing, StoreRefused, Taken, UnknownOutcome
+from adamd_service.store.redis_store import RedisStore
+
+__all__ = [
+    "ChunkMissing",
+    "Created",
+    "EmbeddedStore",
+    "RedisStore",
+    "Repeated",
+    "Staging",
+    "Standing",
+    "StoreRefused",
+    "Taken",
+    "UnknownOutcome",
+]

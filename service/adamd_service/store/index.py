@@ -1,0 +1,135 @@
+"""A tenant's index: names, the list of sessions, and the keys of repeated creations.
+
+It lies in a slot of its own, so a creation is two scripts: claim here, then make the session there. A claim whose
+session never came (its server died in between) or is gone is repaired by whoever meets it: first the id is fenced with
+a tombstone, so that a late creator fails, then the claim is released.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, cast
+
+from adamd.errors import InvalidRequest, SessionDeleted, StoreUnavailable, UnknownSession
+from adamd_service.records import IdempotencyKey, Spec
+from adamd_service.store.connect import Client
+from adamd_service.store.keys import IndexKeys, SessionKeys
+from adamd_service.store.outcomes import Repeated, Taken
+from adamd_service.store.scripts import script
+
+DAY = 86_400
+PATIENCE = 5.0  # seconds before a claim without a session counts as abandoned
+TIES = 64  # sessions made in the same microsecond, which a page may have to skip
+TRIES = 8
+
+
+def claim(client: Client, spec: Spec, key: IdempotencyKey | None) -> Taken | Repeated | None:
+    """Claim a session's name and key; None where it is ours now.
+
+    Raises:
+        StoreUnavailable: another creation with this name or key is under way.
+
+    """
+    keys = IndexKeys(spec.tenant)
+    name, digest = spec.name or "", "" if key is None else key.digest
+    named = [keys.names, keys.sessions, keys.former(name), keys.idempotency("" if key is None else key.key)]
+    for _ in range(TRIES):
+        verdict = script("claim")(client, named, spec.id, name, repr(spec.created_at), digest, DAY)
+        if verdict[0] == b"claimed":
+            return None
+        if verdict[0] == b"name":
+            taken = _owner(client, spec.tenant, verdict[1].decode(), name, None)
+        else:
+            known, _, owner = verdict[1].decode().partition(" ")
+            if known != digest:
+                return Taken("idempotency", owner)
+            taken = _owner(client, spec.tenant, owner, name, key)
+        if taken is not None:
+            return taken
+    raise StoreUnavailable("others claim this name again and again; try again", retry_after=0.5)
+
+
+def _owner(client: Client, tenant: str, owner: str, name: str, key: IdempotencyKey | None) -> Taken | Repeated | None:
+    """Answer for the session that has the claim; release the claim where there is no such session."""
+    keys = SessionKeys(owner)
+    step = client.hget(keys.head, "step")
+    if step is not None:
+        return Taken("name", owner, int(cast(bytes, step))) if key is None else Repeated(owner)
+    if not client.exists(keys.gone):
+        made = client.zscore(IndexKeys(tenant).sessions, owner)
+        if made is not None and time.time() - made < PATIENCE:
+            raise StoreUnavailable(f"session {owner} is being created with this name or key", retry_after=1.0)
+        fence(client, owner)
+    elif key is not None:
+        raise SessionDeleted(f"the session {owner} that this Idempotency-Key created is deleted; use a new key")
+    release(client, tenant, owner, name, key)
+    return None
+
+
+def fence(client: Client, session_id: str) -> None:
+    """See to it that a session which is not there never will be."""
+    keys = SessionKeys(session_id)
+    named = [keys.head, keys.gone, keys.garbage, keys.ring, keys.readers]
+    script("delete")(client, named, DAY, "never made", "absent")
+
+
+def release(
+    client: Client, tenant: str, session_id: str, name: str, key: IdempotencyKey | None = None, remember: int = 0
+) -> None:
+    """Give back a session's name, and its place in the list. ``remember``: seconds that the name answers 410."""
+    keys = IndexKeys(tenant)
+    named = [keys.names, keys.sessions, keys.former(name), keys.idempotency("" if key is None else key.key)]
+    script("release")(client, named, session_id, name, remember, "" if key is None else key.digest)
+
+
+def find(client: Client, tenant: str, name: str) -> str:
+    """Return the id of the session that has this name.
+
+    Raises:
+        SessionDeleted: it was deleted within a day.
+        UnknownSession: there is none.
+
+    """
+    keys = IndexKeys(tenant)
+    owner = client.hget(keys.names, name)
+    if owner is not None:
+        return cast(bytes, owner).decode()
+    former = client.get(keys.former(name))
+    if former is not None:
+        raise SessionDeleted(f"the session {name!r} ({cast(bytes, former).decode()}) is deleted")
+    raise UnknownSession(f"there is no session {name!r}")
+
+
+def place(token: str | None) -> tuple[float, str] | None:
+    """Read a page's token.
+
+    Raises:
+        InvalidRequest: it is none of ours.
+
+    """
+    if token is None:
+        return None
+    score, _, session_id = token.partition("~")
+    try:
+        made = float(score)
+    except ValueError:
+        made = math.nan
+    if not math.isfinite(made) or not session_id:
+        raise InvalidRequest("page_token: wanted the next_page_token of an earlier answer", path="page_token")
+    return made, session_id
+
+
+def token(last: tuple[str, float]) -> str:
+    """Return the token of the page after a session."""
+    return f"{last[1]!r}~{last[0]}"
+
+
+def page(client: Client, tenant: str, size: int, after: tuple[float, str] | None) -> list[tuple[str, float]]:
+    """Return (id, created_at) of the sessions after a place, oldest first; ``size`` + 1 where there are more."""
+    low = "-inf" if after is None else repr(after[0])
+    found = client.zrangebyscore(IndexKeys(tenant).sessions, low, "+inf", start=0, num=size + 1 + TIES, withscores=True)
+    listed = [(cast(bytes, member).decode(), float(score)) for member, score in cast("list[tuple[Any, Any]]", found)]
+    if after is not None:
+        listed = [(member, score) for member, score in listed if (score, member) > after]
+    return listed[: size + 1]

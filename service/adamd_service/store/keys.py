@@ -1,0 +1,105 @@
+"""The names of everything in the store. Every key of a session carries the hash tag ``{session id}``."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from adamd_service.records import RING
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKeys:
+    """One session's keys. All of them hash to one slot of a cluster."""
+
+    id: str
+
+    def _key(self, *parts: object) -> str:
+        return ":".join(("adamd", "{" + self.id + "}", *map(str, parts)))
+
+    @property
+    def head(self) -> str:
+        """Hash: where the session stands."""
+        return self._key("head")
+
+    @property
+    def ring(self) -> str:
+        """Hash: slot (step modulo 256) to ``step digest attempt chain``."""
+        return self._key("ring")
+
+    @property
+    def gone(self) -> str:
+        """String with a TTL: the tombstone."""
+        return self._key("gone")
+
+    @property
+    def garbage(self) -> str:
+        """List: what is unnamed and may be unlinked once no reader is at work."""
+        return self._key("garbage")
+
+    @property
+    def readers(self) -> str:
+        """Sorted set: a reader's lease to when it began."""
+        return self._key("readers")
+
+    def record(self, step: int) -> str:
+        """Hash: one step in the log."""
+        return self._key("record", step)
+
+    def chunk(self, attempt: str, index: int) -> str:
+        """String: a chunk of a body."""
+        return self._key("body", attempt, index)
+
+    def snapshot(self, snapshot: str, array: str, index: int) -> str:
+        """String: a chunk of a snapshot's array."""
+        return self._key("snapshot", snapshot, array, index)
+
+    def fence(self, attempt: str) -> str:
+        """String with a TTL: this attempt must not commit any more."""
+        return self._key("fence", attempt)
+
+    def idempotency(self, key: str) -> str:
+        """String with a TTL: ``digest step`` of a client's key (hashed: it may hold anything)."""
+        return self._key("key", _hashed(key))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexKeys:
+    """One tenant's index, in a slot of its own."""
+
+    tenant: str
+
+    def _key(self, *parts: str) -> str:
+        return ":".join(("adamd", "{index." + self.tenant + "}", *parts))
+
+    @property
+    def names(self) -> str:
+        """Hash: name to id."""
+        return self._key("names")
+
+    @property
+    def sessions(self) -> str:
+        """Sorted set: id to created_at."""
+        return self._key("sessions")
+
+    def former(self, name: str) -> str:
+        """String with a TTL: the session that had this name and was deleted."""
+        return self._key("former", name)
+
+    def idempotency(self, key: str) -> str:
+        """String with a TTL: ``digest id`` of a creation's key."""
+        return self._key("key", _hashed(key))
+
+
+def replica(name: str) -> str:
+    """String with a TTL: this server process lives."""
+    return f"adamd:replica:{name}"
+
+
+def slot(step: int) -> int:
+    """Return a step's place in the ring."""
+    return step % RING
+
+
+def _hashed(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,23 @@
+-- Ends a session: a tombstone for a day, no head, and everything that it named becomes garbage.
+--
+-- KEYS  1 head   2 tombstone   3 garbage   4 ring   5 readers
+-- ARGV  1 nonce  2 seconds that the tombstone stands  3 what the tombstone says  4 "any" or "absent": absent fences
+--       a session that was claimed but never made
+-- Returns {nonce, verdict}: deleted | present
+local head = redis.call('HMGET', KEYS[1], 'snapshots', 'log_first', 'step')
+if head[3] and ARGV[4] == 'absent' then
+  return {ARGV[1], 'present'}
+end
+redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[2])
+if not head[3] then
+  return {ARGV[1], 'deleted'}
+end
+local now = tonumber(redis.call('TIME')[1])
+for _, snapshot in ipairs(cjson.decode(head[1])) do
+  redis.call('RPUSH', KEYS[3], cjson.encode({kind = 'snapshot', at = now, snapshot = snapshot}))
+end
+if tonumber(head[3]) >= tonumber(head[2]) then
+  redis.call('RPUSH', KEYS[3], cjson.encode({kind = 'records', at = now, first = head[2], last = head[3]}))
+end
+redis.call('DEL', KEYS[1], KEYS[4], KEYS[5])
+return {ARGV[1], 'deleted'}

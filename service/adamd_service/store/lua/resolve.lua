@@ -1,0 +1,17 @@
+-- Finds out what became of a commit without an answer; fences it where it has not happened, so that it never will.
+--
+-- KEYS  1 head   2 record of the attempted step   3 fence
+-- ARGV  1 nonce  2 attempt  3 step  4 seconds that the fence stands
+-- Returns {nonce, verdict}: committed | fenced | unknown (the record is collected already: long ago)
+local attempt = redis.call('HGET', KEYS[2], 'attempt')
+if attempt == ARGV[2] then
+  return {ARGV[1], 'committed'}
+end
+if not attempt then
+  local step = redis.call('HGET', KEYS[1], 'step')
+  if step and tonumber(step) >= tonumber(ARGV[3]) then
+    return {ARGV[1], 'unknown'}
+  end
+end
+redis.call('SET', KEYS[3], '1', 'EX', ARGV[4])
+return {ARGV[1], 'fenced'}

@@ -1,0 +1,55 @@
+"""What the store answers besides data, and what it raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from adamd.errors import StoreUnavailable
+
+
+class StoreRefused(Exception):
+    """The store at this URL would not keep what adamd promises; says what it found and what to do."""
+
+
+class UnknownOutcome(Exception):
+    """A commit was sent and no answer came: it may have happened."""
+
+
+class ChunkMissing(StoreUnavailable):
+    """What the head names is not there (any more): reload the head and start again."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, retry_after=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The session is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The same Idempotency-Key with the same creation made session ``id`` earlier."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Nothing was made: the name is session ``id``'s, or the key came with another creation."""
+
+    reason: Literal["name", "idempotency"]
+    id: str
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The few fields of a head that change: enough to see whether a cache is still right."""
+
+    incarnation: str
+    step: int
+    chain: str
+    settings_revision: int
+    parameters_missing: bool

@@ -1,0 +1,368 @@
+"""The one implementation of the store, over the Redis protocol. Synchronous: it is called from worker threads."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any, Literal, Self, TypeAlias, cast
+
+import redis
+
+from adamd.errors import AdamdError, InternalError, SessionDeleted, StoreUnavailable, UnknownSession
+from adamd.wire.buffers import Bytes
+from adamd_service.records import (
+    ArrayRef,
+    Commit,
+    CommitOutcome,
+    Committed,
+    Entry,
+    Head,
+    IdempotencyKey,
+    Lost,
+    Record,
+    SnapshotRef,
+    Spec,
+)
+from adamd_service.store import chunks, codec, garbage, index, keys, promises
+from adamd_service.store.connect import Client, connect
+from adamd_service.store.failures import refused, translated
+from adamd_service.store.keys import SessionKeys
+from adamd_service.store.outcomes import Created, Repeated, Standing, Taken, UnknownOutcome
+from adamd_service.store.scripts import script
+
+Arguments: TypeAlias = "list[str | bytes | int]"
+Verdict = Literal["committed", "fenced", "unknown"]
+REPEATS = 3  # how often a script that is safe to repeat is sent
+
+
+class RedisStore:
+    """Sessions in Redis ≥ 6.2 or Valkey: single, Sentinel or Cluster. Thread-safe.
+
+    Every method raises StoreUnavailable where the store does not answer, StoreFull where it has no room, and
+    InternalError where what it holds is damaged.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.promise = "unchecked"
+
+    @classmethod
+    def connect(cls, url: str, *, timeout: float, max_connections: int = 64) -> Self:
+        """Return a store at a URL (see `connect.connect`). ``timeout``: seconds that any answer may take."""
+        return cls(connect(url, timeout, max_connections))
+
+    def check(self, *, allow_lossy: bool = False, trusted: bool = False) -> None:
+        """Look at the store's version, persistence and eviction, and set ``promise`` to what they mean.
+
+        Raises:
+            StoreRefused: it may lose what adamd promises to keep.
+
+        """
+        with translated():
+            self.promise = promises.checked(self._client, allow_lossy=allow_lossy, trusted=trusted)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def ping(self) -> None:
+        """Raise where the store does not answer."""
+        with translated():
+            self._client.ping()
+
+    # -- replicas
+
+    def announce(self, replica: str, ttl: float) -> None:
+        """Say that a server process lives for ``ttl`` seconds more."""
+        with translated():
+            self._client.set(keys.replica(replica), "alive", px=int(ttl * 1000))
+
+    def replica_alive(self, replica: str) -> bool:
+        """Say whether a server process has announced itself lately."""
+        with translated():
+            return bool(self._client.exists(keys.replica(replica)))
+
+    # -- sessions
+
+    def create(
+        self, head: Head, arrays: Mapping[str, Any], counts: tuple[int, ...], key: IdempotencyKey | None
+    ) -> Created | Repeated | Taken:
+        """Write a first snapshot of ``arrays`` (flat, by name; none where the parameters come later), then the head."""
+        spec, names = head.spec, SessionKeys(head.spec.id)
+        with translated():
+            if arrays:
+                head = replace(head, snapshots=(self._first(head, arrays, counts),))
+            taken = index.claim(self._client, spec, key)
+            if taken is not None:
+                return taken
+            fields = [text for pair in codec.head_fields(head).items() for text in pair]
+            args: Arguments = [head.incarnation, len(fields), *fields, *_lengths(head.snapshots)]
+            named = [names.head, names.gone, *_chunk_keys(names, head.snapshots)]
+            verdict = self._repeatable("create", named, *args)
+            if verdict[0] != b"created":
+                with suppress(redis.RedisError):
+                    index.release(self._client, spec.tenant, spec.id, spec.name or "", key)
+                raise StoreUnavailable("the creation took too long and was given up; try again", retry_after=1.0)
+            return Created()
+
+    def load_head(self, session_id: str) -> Head:
+        """Return where a session stands.
+
+        Raises:
+            UnknownSession, SessionDeleted: it is not there.
+
+        """
+        with translated():
+            fields = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).head))
+            return codec.head_from(session_id, fields) if fields else self._absent(session_id)
+
+    def load_spec(self, session_id: str) -> tuple[Spec, dict[str, Any]]:
+        """Return what is fixed of a session, and its settings; raises as `load_head`."""
+        head = self.load_head(session_id)
+        return head.spec, head.settings
+
+    def standing(self, session_id: str) -> Standing:
+        """Return the few fields that tell whether a cache is still right; raises as `load_head`."""
+        with translated():
+            values = self._client.hmget(SessionKeys(session_id).head, list(codec.STANDING))
+            standing = codec.standing_from(cast("list[bytes | None]", values))
+            return self._absent(session_id) if standing is None else standing
+
+    def find(self, tenant: str, name: str) -> str:
+        """Return the id of the session with this name; raises as `index.find`."""
+        with translated():
+            return index.find(self._client, tenant, name)
+
+    def list_sessions(self, tenant: str, page_size: int, after: str | None) -> tuple[list[Head], str | None]:
+        """Return a page of heads, oldest first, and the token of the next page.
+
+        Raises:
+            InvalidRequest: the token is none of ours.
+
+        """
+        with translated():
+            listed = index.page(self._client, tenant, page_size, index.place(after))
+            heads = []
+            for session_id, _ in listed[:page_size]:
+                with suppress(UnknownSession, SessionDeleted):  # claimed and not made yet, or just deleted
+                    heads.append(self.load_head(session_id))
+            more = len(listed) > page_size
+            return heads, index.token(listed[page_size - 1]) if more else None
+
+    def patch(self, session_id: str, head: Head, after: Head) -> bool:
+        """Change settings and labels; False where someone else changed the settings first."""
+        with translated():
+            verdict = script("patch")(
+                self._client,
+                [SessionKeys(session_id).head],
+                *(head.incarnation, head.settings_revision, codec.dumps(after.settings)),
+                *(after.settings_revision, codec.spec_text(after.spec)),
+            )
+            return verdict[0] == b"patched"
+
+    def put_parameters(self, head: Head, after: Head, arrays: Mapping[str, Any], counts: tuple[int, ...]) -> bool:
+        """Replace the first snapshot of a session at step 0; False where someone else changed the session first."""
+        names = SessionKeys(head.spec.id)
+        with translated():
+            ref = self._first(after, arrays, counts)
+            text = codec.snapshot_text(ref)
+            args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *_lengths((ref,))]
+            named = [names.head, names.garbage, *_chunk_keys(names, (ref,))]
+            verdict = self._repeatable("parameters", named, *args)
+            return verdict[0] == b"set"
+
+    def delete(self, session_id: str) -> None:
+        """End a session: its name is free, it answers 410 for a day. `collect` unlinks what it held."""
+        names = SessionKeys(session_id)
+        spec = self.load_head(session_id).spec
+        with translated():
+            named = [names.head, names.gone, names.garbage, names.ring, names.readers]
+            self._repeatable("delete", named, index.DAY, "deleted", "any")
+            index.release(self._client, spec.tenant, session_id, spec.name or "", remember=index.DAY)
+
+    # -- steps
+
+    def stage(self, session_id: str, attempt: str, nbytes: int) -> chunks.Staging:
+        """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives."""
+        names = SessionKeys(session_id)
+        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes)
+
+    def discard(self, session_id: str, attempt: str, count: int) -> None:
+        """Unlink the chunks of an attempt that can no longer commit."""
+        names = SessionKeys(session_id)
+        if count:
+            with translated():
+                self._client.unlink(*(names.chunk(attempt, i) for i in range(count)))
+
+    def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
+        """Put one record into the log and move the head, or say why not. Never sent twice.
+
+        Raises:
+            UnknownOutcome: no answer came; `resolve` finds out.
+
+        """
+        names, record, key = SessionKeys(session_id), commit.record, commit.idempotency
+        body = [names.chunk(record.attempt, i) for i in range(len(record.chunks))]
+        client_key = names.idempotency("" if key is None else key.key)
+        named = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
+        entry = Entry(record.step, record.digest, record.attempt, record.chain)
+        changed = commit.settings_revision != commit.expect_revision
+        args: Arguments = [
+            *(commit.incarnation, record.prev_chain, record.step - 1, commit.expect_revision),
+            *(record.step, keys.slot(record.step), codec.entry_text(entry), record.attempt, record.chain),
+            *(codec.record_meta(record), record.inline or b""),
+            *(codec.dumps(commit.settings) if changed else "", commit.settings_revision, record.nbytes),
+            "" if key is None else f"{key.digest} {record.step}",
+            index.DAY,
+            *record.chunks,
+        ]
+        try:
+            verdict = script("commit")(self._client, named, *args)
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            raise UnknownOutcome(str(error)) from error
+        except redis.RedisError as error:
+            raise refused(error) from error
+        return _outcome(verdict)
+
+    def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
+        """Say whether an attempt to commit ``step`` was committed; where it was not, it never will be."""
+        names = SessionKeys(session_id)
+        with translated():
+            verdict = self._repeatable(
+                "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY
+            )
+            return cast(Verdict, verdict[0].decode())
+
+    def idempotent(self, session_id: str, key: str) -> tuple[str, int] | None:
+        """Return the digest and the step of a client's key, if it was used within a day."""
+        with translated():
+            known = cast("bytes | None", self._client.get(SessionKeys(session_id).idempotency(key)))
+        if known is None:
+            return None
+        digest, _, step = known.decode().partition(" ")
+        return digest, int(step)
+
+    # -- reading
+
+    @contextmanager
+    def lease(self, session_id: str) -> Iterator[None]:
+        """Keep garbage that is unnamed from now on until the reader is done (at most `garbage.LEASE` seconds)."""
+        names, lease = SessionKeys(session_id), secrets.token_hex(8)
+        with translated():
+            script("lease")(self._client, [names.readers], lease, garbage.LEASE)
+        try:
+            yield
+        finally:
+            with suppress(AdamdError), translated():  # it expires by itself
+                self._client.zrem(names.readers, lease)
+
+    def ring(self, session_id: str) -> list[Entry]:
+        """Return the last steps that are remembered, in no order."""
+        with translated():
+            values = cast("list[bytes]", self._client.hvals(SessionKeys(session_id).ring))
+            return [codec.entry_from(value) for value in values]
+
+    def records(self, session_id: str, first: int, last: int) -> list[Record]:
+        """Return the records from ``first`` to ``last``, as far as they are there without a gap."""
+        names, found = SessionKeys(session_id), []
+        with translated():
+            pipeline = self._client.pipeline(transaction=False)
+            for step in range(first, last + 1):
+                pipeline.hmget(names.record(step), ["meta", "inline"])
+            for step, (meta, inline) in zip(range(first, last + 1), pipeline.execute(), strict=True):
+                if meta is None:
+                    break
+                found.append(codec.record_from(step, meta, inline))
+        return found
+
+    def read_body(self, session_id: str, record: Record, into: Bytes) -> None:
+        """Fill ``into`` with a record's body; raises ChunkMissing."""
+        if record.inline is not None:
+            if len(record.inline) != into.nbytes:
+                came = len(record.inline)
+                raise InternalError(f"the record of step {record.step} has {came} bytes, not {into.nbytes}")
+            memoryview(into)[:] = record.inline
+            return
+        names = SessionKeys(session_id)
+        chunks.read_chunks(
+            self._client, [names.chunk(record.attempt, i) for i in range(len(record.chunks))], record.chunks, into
+        )
+
+    def read_array(self, session_id: str, snapshot: str, ref: ArrayRef, into: Bytes) -> None:
+        """Fill ``into`` with an array of a snapshot; raises ChunkMissing."""
+        names = SessionKeys(session_id)
+        chunks.read_array(self._client, lambda i: names.snapshot(snapshot, ref.name, i), ref, into)
+
+    # -- snapshots
+
+    def write_array(
+        self, session_id: str, snapshot: str, name: str, data: Bytes, pace: Callable[[int], None] | None = None
+    ) -> ArrayRef:
+        """Write one array of a snapshot; it goes away by itself unless `commit_snapshot` follows."""
+        names = SessionKeys(session_id)
+        return chunks.write_array(self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace)
+
+    def commit_snapshot(self, session_id: str, incarnation: str, ref: SnapshotRef, covered: int) -> bool:
+        """Make a written snapshot the newest; False where the history went another way.
+
+        ``covered``: bytes of bodies in the log up to its step, since the snapshot before.
+        """
+        names = SessionKeys(session_id)
+        named = [names.head, names.ring, names.record(ref.step), names.garbage, *_chunk_keys(names, (ref,))]
+        with translated():
+            text = codec.snapshot_text(ref)
+            args: Arguments = [incarnation, ref.step, ref.chain, text, covered, keys.slot(ref.step), *_lengths((ref,))]
+            verdict = self._repeatable("snapshot", named, *args)
+            return verdict[0] == b"kept"
+
+    def collect(self, session_id: str) -> int:
+        """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
+        with translated():
+            return garbage.collect(self._client, SessionKeys(session_id))
+
+    # -- inside
+
+    def _first(self, head: Head, arrays: Mapping[str, Any], counts: tuple[int, ...]) -> SnapshotRef:
+        snapshot = secrets.token_hex(8)
+        refs = tuple(
+            self.write_array(head.spec.id, snapshot, name, array.view("uint8")) for name, array in arrays.items()
+        )
+        return SnapshotRef(snapshot, head.step, head.chain, counts, refs)
+
+    def _repeatable(self, name: str, named: list[str], *args: str | bytes | int) -> list[bytes]:
+        """Run a script that may safely run twice, again where the first answer did not come."""
+        for left in reversed(range(REPEATS)):
+            try:
+                return script(name)(self._client, named, *args)
+            except (redis.ConnectionError, redis.TimeoutError):
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _absent(self, session_id: str) -> Any:
+        said = cast("bytes | None", self._client.get(SessionKeys(session_id).gone))
+        if said == b"deleted":
+            raise SessionDeleted(f"session {session_id} is deleted")
+        raise UnknownSession(f"there is no session {session_id!r}")
+
+
+def _outcome(verdict: list[bytes]) -> CommitOutcome:
+    said = verdict[0].decode()
+    if said in ("committed", "again"):
+        return Committed(again=said == "again")
+    return Lost(cast(Literal["moved", "fenced", "chunks", "idempotency"], said))
+
+
+def _chunk_keys(names: SessionKeys, snapshots: tuple[SnapshotRef, ...]) -> list[str]:
+    return [
+        names.snapshot(ref.id, array.name, i)
+        for ref in snapshots
+        for array in ref.arrays
+        for i in range(len(array.chunks))
+    ]
+
+
+def _lengths(snapshots: tuple[SnapshotRef, ...]) -> list[int]:
+    return [length for ref in snapshots for array in ref.arrays for length in array.chunks]

@@ -1,0 +1,60 @@
+"""Fixtures that start real processes; each ends what it started."""
+
+import pytest
+
+from servers import Server, Store, store_binaries
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One adamd on an embedded store, for tests that need no server of their own."""
+    running = Server(tmp_path_factory.mktemp("server")).start()
+    yield running
+    assert running.stop() == 0, running.log()
+
+
+@pytest.fixture
+def server_factory(tmp_path):
+    """Start servers of the test's own: ``server_factory(*options, data_dir=None, env=None, port=0)``."""
+    made = []
+
+    def make(*options, data_dir=None, env=None, port=0):
+        one = Server(data_dir or tmp_path / f"server{len(made)}", *options, env=env, port=port)
+        made.append(one)
+        return one.start()
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def store_factory():
+    """Start stores of the test's own: ``store_factory(**settings)``, as in ``appendfsync="everysec"``."""
+    made = []
+
+    def make(executable=None, **settings):
+        one = Store(executable, **settings)
+        made.append(one)
+        return one.start()
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture(scope="session", params=["valkey", "redis-server"])
+def store_kind(request):
+    """Each kind of store server that this machine has; the absent one is skipped by its name."""
+    found = store_binaries()
+    if request.param not in found:
+        pytest.skip(f"{request.param} is not on this machine (CI installs it)")
+    return found[request.param]
+
+
+@pytest.fixture(scope="session")
+def store_process(store_kind):
+    """One store server of each kind, shared by tests that use sessions of their own."""
+    running = Store(store_kind).start()
+    yield running
+    running.stop()

@@ -1,0 +1,168 @@
+"""Real processes for the tests: adamd servers and Valkey or Redis servers, over real sockets."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import redis
+
+from adamd_service.store.embedded import binary
+
+START = 120  # the first start on a machine compiles the kernels
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`adamd serve` as a child process. `url` is where it listens; `restart` keeps port and data."""
+
+    def __init__(self, data_dir, *options, env=None, port=0):
+        self.data_dir = Path(data_dir)
+        self.options = list(options)
+        self.env = env or {}
+        self.port = port
+        self.lines = []
+        self.process = None
+        self.url = None
+
+    def start(self):
+        command = [sys.executable, "-m", "adamd_service", "serve", "--port", str(self.port)]
+        command += ["--data-dir", str(self.data_dir), *map(str, self.options)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **{k: str(v) for k, v in self.env.items()}}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
+        )
+        ready = threading.Event()
+        self.reader = threading.Thread(target=self._read, args=(self.process.stdout, ready), daemon=True)
+        self.reader.start()
+        deadline = time.monotonic() + START
+        while not ready.wait(0.02):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                self.reader.join(5)
+                raise RuntimeError("adamd did not start:\n" + "\n".join(self.lines[-30:]))
+        return self
+
+    def _read(self, pipe, ready):
+        for line in pipe:
+            self.lines.append(line.rstrip())
+            found = re.search(r"adamd is ready at (http://\S+:(\d+))", line)
+            if found:
+                self.url, self.port = found[1], int(found[2])
+                ready.set()
+        pipe.close()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def store_pid(self):
+        """The embedded store's process id."""
+        return int((self.data_dir / "store" / "valkey.pid").read_text())
+
+    def kill(self):
+        """kill -9: nothing is tidied up."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """SIGTERM; returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def restart(self):
+        if self.process.poll() is None:
+            self.kill()
+        return self.start()
+
+    def resident(self):
+        """Resident memory in bytes."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("no VmRSS")
+
+    def log(self):
+        return "\n".join(self.lines)
+
+
+def store_binaries():
+    """Every kind of store that this machine has, by name."""
+    found = {"valkey": binary()}
+    system = shutil.which("redis-server")
+    if system:
+        found["redis-server"] = system
+    return found
+
+
+class Store:
+    """A Valkey or Redis server as a child process, with settings of the test's own. `url` names it."""
+
+    def __init__(self, executable=None, **settings):
+        self.executable = executable or binary()
+        self.settings = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
+        self.settings |= {name.replace("_", "-"): value for name, value in settings.items()}
+        self.port = free_port()
+        self.directory = tempfile.mkdtemp(prefix="adamd-test-store-")
+        self.process = None
+
+    @property
+    def url(self):
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self):
+        return redis.Redis(host="127.0.0.1", port=self.port, protocol=2)
+
+    def start(self, wait=True):
+        options = {"port": str(self.port), "bind": "127.0.0.1", "dir": self.directory, **self.settings}
+        arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        self.process = subprocess.Popen(
+            [self.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self):
+        client = self.client()
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                client.ping()
+                client.close()
+                return
+            except redis.RedisError:
+                assert self.process.poll() is None, f"the store ended with {self.process.returncode}"
+                assert time.monotonic() < deadline, "the store does not answer"
+                time.sleep(0.02)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def pause(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self):
+        if self.process is not None and self.process.poll() is None:
+            self.resume()
+            self.process.terminate()
+            self.process.wait(30)
+        shutil.rmtree(self.directory, ignore_errors=True)
