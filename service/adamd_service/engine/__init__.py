@@ -1,7 +1,8 @@
 """The only orchestrator: lock, load, decide, commit, apply, answer."""
 
 from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Gradient, Moments, StepCall, View
-from adamd_service.engine.engine import Engine, Limits
+from adamd_service.engine.engine import Engine
+from adamd_service.engine.limits import Limits
 
 __all__ = [
     "Answer",

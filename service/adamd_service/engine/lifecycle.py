@@ -167,9 +167,12 @@ class Lifecycle:
             settings = carried(parse_settings(head.settings), optimizer, head)
             spec = head.spec if labels is None else replace(head.spec, labels=dict(labels))
             after = replace(head, spec=spec, settings=to_json(settings), settings_revision=head.settings_revision + 1)
-            if not hot.durable or self._store.patch(hot.id, head, after):
+            step = self._store.patch(hot.id, head, after) if hot.durable else head.step
+            if step == head.step:
                 hot.head, hot.settings = after, settings
                 return View(after, hot.diverged)
+            if step is not None:  # another replica has made steps meanwhile: the cache follows them
+                return View(self._rebuilder.current(hot), hot.diverged)
         raise SettingsConflict("others changed this session every time; try again", step=head.step, retry_after=0.2)
 
     def set_parameters(self, hot: Hot, flat: Floats) -> View:

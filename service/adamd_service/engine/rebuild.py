@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from adamd.errors import InternalError
+from adamd.errors import InternalError, SessionDeleted
 from adamd.wire.buffers import BufferPool, Bytes
 from adamd.wire.dtypes import ITEMSIZE, storage
 from adamd.wire.layout import Layout
@@ -37,7 +37,10 @@ class Rebuilder:
 
         """
         if not hot.durable:
-            assert hot.head is not None
+            if hot.head is None:  # a kernel error in the middle of a step: there is no store to rebuild it from
+                raise SessionDeleted(
+                    f"the memory session {hot.id} was lost by an error of this server; create it again"
+                )
             return hot.head
         try:
             head = self._store.load_head(hot.id) if hot.head is None else self._moved(hot.head)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from adamd.errors import StoreUnavailable
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
 from adamd_service.engine.hot import Hot
@@ -41,17 +42,34 @@ class Snapshots:
 
     def due(self, hot: Hot) -> bool:
         """Say whether the log has outgrown the state by the ratio, or has too many records to replay quickly."""
-        if not hot.durable or hot.snapshotting or hot.head is None or hot.state is None:
+        return hot.durable and not hot.snapshotting and self._outgrown(hot)
+
+    def _outgrown(self, hot: Hot) -> bool:
+        if hot.head is None or hot.state is None:
             return False
         if hot.head.step - hot.snapshot_step >= self._records:
             return True
         return hot.log_bytes >= max(SMALL, self._ratio * hot.state.nbytes)
 
-    def copy(self, hot: Hot) -> Copy | None:
-        """Copy the state into pooled memory. Runs under the session's lock."""
+    def still_due(self, hot: Hot) -> bool:
+        """Ask the store whether another replica took the snapshot already. Runs under the session's lock."""
+        head = self._store.load_head(hot.id)
+        if hot.head is not None:
+            hot.head = replace(hot.head, snapshots=head.snapshots)
+        hot.snapshot_step = head.snapshots[-1].step if head.snapshots else head.step
+        hot.log_bytes = head.log_bytes
+        return self._outgrown(hot)
+
+    def copy(self, hot: Hot) -> Copy:
+        """Copy the state into pooled memory. Runs under the session's lock.
+
+        Raises:
+            StoreUnavailable: the cache was dropped meanwhile.
+
+        """
         head, state = hot.head, hot.state
         if head is None or state is None:
-            return None
+            raise StoreUnavailable("the session is being reloaded; try again", retry_after=0.5)
         kind = storage(head.spec.dtype)
 
         def clone(

@@ -130,18 +130,23 @@ class Stepper:
         return self.answer(hot, minimal=step.minimal, replayed=not mine)
 
     def _by_key(self, hot: Hot, step: Step) -> Answer | None:
-        """Answer a repeated POST with the current parameters, and the step that its gradient was applied as."""
-        if step.key is None or step.number is not None:
+        """Answer a repeated POST with the current parameters, and the step that its gradient was applied as.
+
+        A PUT has its number, so there the key only has to agree with it.
+        """
+        if step.key is None:
             return None
         known = self._store.idempotent(hot.id, step.key) if hot.durable else hot.keys.get(step.key)
         if known is None:
             return None
         digest, applied = known
-        if digest != step.reception.digest():
+        if digest != step.reception.digest() or step.number not in (None, applied):
             raise IdempotencyMismatch(
-                f"this Idempotency-Key was used for step {applied} with another gradient; use a new key",
+                f"this Idempotency-Key was used for step {applied} with another request; use a new key",
                 step=hot.head.step if hot.head else None,
             )
+        if step.number is not None:
+            return None
         self._rebuilder.current(hot)
         entry = hot.ring.get(applied)
         mine = entry is not None and entry.attempt == step.attempt
@@ -160,6 +165,8 @@ class Stepper:
             settings=to_json(settings),
             settings_revision=head.settings_revision + (settings != hot.settings),
         )
+        # Before the commit: whatever could fail must not come between it and the answer.
+        out = None if step.minimal else self.lease(head.spec.layout.size, head.spec.dtype)
         if hot.durable:
             if not self._commit(hot, step, head, after, record):
                 return None
@@ -167,7 +174,6 @@ class Stepper:
             hot.keys[step.key] = (record.digest, number)
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
-        out = None if step.minimal else self.lease(head.spec.layout.size, head.spec.dtype)
         self._change(hot, state, step, updates, out)
         hot.advance(entry, settings, after, record.nbytes)
         return Answer(head.spec, number, record.chain, out, hot.diverged)

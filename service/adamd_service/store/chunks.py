@@ -6,7 +6,9 @@ names them makes them permanent.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import redis
@@ -32,56 +34,85 @@ def chunk_size(nbytes: int) -> int:
 
 
 class Staging:
-    """One attempt's chunks on their way into the store, on a connection of its own. Used by one thread at a time.
+    """One attempt's chunks on their way into the store, on a connection of its own, taken at the first write.
 
-    ``piece`` is the length of a chunk in bytes: hand over multiples of it, except at the end.
+    ``piece`` is the length of a chunk in bytes: hand over multiples of it, except at the end. Calls exclude each other:
+    an upload that is given up may still have a thread at work here.
     """
 
     def __init__(self, client: Client, key_of: Callable[[int], str], nbytes: int) -> None:
         self.piece = chunk_size(nbytes)
+        self._client = client
         self._key_of = key_of
         self._lengths: list[int] = []
         self._answered = 0
-        with translated():
-            self._pool: ConnectionPool = pool_of(client, key_of(0))
-            self._connection: Connection | None = self._pool.get_connection()
+        self._lock = threading.Lock()
+        self._pool: ConnectionPool | None = None
+        self._connection: Connection | None = None
+        self._given_up = False
 
     def write(self, part: memoryview) -> None:
-        """Send a part of the body, without waiting for the store to have it."""
-        with translated():
+        """Send a part of the body, without waiting for the store to have it.
+
+        Raises:
+            StoreUnavailable: it does not take it, or this attempt was given up.
+
+        """
+        with self._used() as connection:
             for start in range(0, part.nbytes, self.piece):
                 piece = part[start : start + self.piece]
-                connection = self._held()
                 connection.send_command("SET", self._key_of(len(self._lengths)), piece, "EX", TTL)
                 self._lengths.append(piece.nbytes)
 
     def finish(self) -> tuple[int, ...]:
-        """Wait until the store has everything; returns the chunks' lengths.
+        """Wait until the store has everything; returns the chunks' lengths. A second call returns them again.
 
         Raises:
             StoreUnavailable, StoreFull: it has not.
 
         """
-        with translated():
-            connection = self._held()
-            while self._answered < len(self._lengths):
-                connection.read_response()
-                self._answered += 1
-        self._connection = None
-        self._pool.release(connection)
+        if self._answered < len(self._lengths):
+            with self._used() as connection:
+                while self._answered < len(self._lengths):
+                    connection.read_response()
+                    self._answered += 1
+        self._let_go()
         return tuple(self._lengths)
 
     def abort(self) -> None:
         """Give up: the connection has answers under way, so it is thrown away; the chunks' TTL does the rest."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.disconnect()
-            self._pool.release(connection)
+        with self._lock:
+            self._give_up()
 
-    def _held(self) -> Connection:
-        if self._connection is None:
-            raise redis.ConnectionError("this attempt was given up")
-        return self._connection
+    @contextmanager
+    def _used(self) -> Iterator[Connection]:
+        with self._lock, translated():
+            if self._given_up:
+                raise redis.ConnectionError("this upload was given up")
+            try:
+                if self._pool is None:
+                    self._pool = pool_of(self._client, self._key_of(0))
+                if self._connection is None:
+                    self._connection = self._pool.get_connection()
+                yield self._connection
+            except BaseException:
+                self._give_up()
+                raise
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        if self._connection is not None:
+            self._connection.disconnect()
+        self._release()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._release()
+
+    def _release(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pool is not None:
+            self._pool.release(connection)
 
 
 def write_array(

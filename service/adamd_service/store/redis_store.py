@@ -151,8 +151,11 @@ class RedisStore:
             more = len(listed) > page_size
             return heads, index.token(listed[page_size - 1]) if more else None
 
-    def patch(self, session_id: str, head: Head, after: Head) -> bool:
-        """Change settings and labels; False where someone else changed the settings first."""
+    def patch(self, session_id: str, head: Head, after: Head) -> int | None:
+        """Change settings and labels; None where someone else changed the settings first.
+
+        Returns the step after which they count: another replica may have moved the session on meanwhile.
+        """
         with translated():
             verdict = script("patch")(
                 self._client,
@@ -160,7 +163,7 @@ class RedisStore:
                 *(head.incarnation, head.settings_revision, codec.dumps(after.settings)),
                 *(after.settings_revision, codec.spec_text(after.spec)),
             )
-            return verdict[0] == b"patched"
+            return int(verdict[1]) if verdict[0] == b"patched" else None
 
     def put_parameters(self, head: Head, after: Head, arrays: Mapping[str, Any], counts: tuple[int, ...]) -> bool:
         """Replace the first snapshot of a session at step 0; False where someone else changed the session first."""

@@ -3,10 +3,10 @@
 --
 -- KEYS  1 head
 -- ARGV  1 nonce  2 incarnation  3 revision expected  4 settings  5 revision  6 spec
--- Returns {nonce, verdict}: patched | moved
-local head = redis.call('HMGET', KEYS[1], 'incarnation', 'settings_revision')
+-- Returns {nonce, verdict[, step]}: patched (after this step) | moved
+local head = redis.call('HMGET', KEYS[1], 'incarnation', 'settings_revision', 'step')
 if head[1] ~= ARGV[2] or head[2] ~= ARGV[3] then
   return {ARGV[1], 'moved'}
 end
 redis.call('HSET', KEYS[1], 'settings', ARGV[4], 'settings_revision', ARGV[5], 'spec', ARGV[6])
-return {ARGV[1], 'patched'}
+return {ARGV[1], 'patched', head[3]}

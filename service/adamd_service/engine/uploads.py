@@ -1,0 +1,153 @@
+"""A step's body: what it must be, and its way from the socket into a buffer and, meanwhile, into the store."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from adamd.errors import AdamdError, TooLarge, WrongLength
+from adamd.wire.buffers import BufferPool, Bytes
+from adamd.wire.dtypes import ITEMSIZE, check_widens
+from adamd_service.engine.calls import Gradient, StepCall
+from adamd_service.engine.hot import Hot
+from adamd_service.engine.intake import INLINE, Reception, receive_all, receive_exactly
+from adamd_service.engine.limits import Limits
+from adamd_service.engine.steps import Step
+from adamd_service.engine.workers import Workers
+from adamd_service.records import Head, Spec
+from adamd_service.session import digest_start
+from adamd_service.store import RedisStore, Staging
+
+INLINE_BODY = 256 * 1024  # a body up to this travels inside the commit; larger ones are staged in chunks
+PER_ELEMENT = 32  # bytes of the longest JSON number with its comma; safetensors need 8
+HEADER = 16 * 1024 * 1024  # names, shapes, metrics, settings
+
+
+class Uploads:
+    """Receives the bodies of steps."""
+
+    def __init__(
+        self, store: RedisStore, pool: BufferPool, workers: Workers, limits: Limits, draining: Callable[[], bool]
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._workers = workers
+        self._limits = limits
+        self._draining = draining
+
+    def expected(self, head: Head, call: StepCall) -> int:
+        """Return the body's length in bytes, where it must be known; else the most that it may have.
+
+        Raises:
+            TooLarge, WrongLength, WrongDtype: by what was declared, before anything is read.
+
+        """
+        spec, declared = head.spec, call.body.declared
+        if call.decode is not None:
+            most = spec.layout.size * PER_ELEMENT + HEADER
+            limit = min(self._limits.body, call.body_limit or self._limits.body, most)
+            if declared is not None and declared > limit:
+                raise TooLarge(f"a body of {declared} bytes; at most {limit} are accepted here", step=head.step)
+            return limit if declared is None else declared
+        dtype = call.dtype or spec.dtype
+        check_widens(dtype, spec.dtype)
+        expected = spec.layout.size * ITEMSIZE[dtype]
+        if expected > self._limits.body:
+            raise TooLarge(f"a gradient of {expected} bytes; at most {self._limits.body} are accepted", step=head.step)
+        if declared is not None and declared != expected:
+            raise WrongLength(_explain(declared, dtype, spec, expected), step=head.step)
+        return expected
+
+    async def receive(self, hot: Hot, head: Head, call: StepCall, expected: int) -> Step:
+        """Receive, hash, check and (for a large durable one) log the body of a step."""
+        attempt = secrets.token_hex(8)
+        try:
+            if call.decode is None:
+                return await self._octets(hot, head, call, expected, attempt)
+            raw = await receive_all(call.body, expected, self._pool, self._limits.upload_gap, self._draining)
+            return await self._taken(head, call, await self._decoded(call.decode, raw, head.spec), attempt)
+        except AdamdError as error:
+            if error.step is None:
+                error.step = head.step
+            raise
+
+    async def _octets(self, hot: Hot, head: Head, call: StepCall, expected: int, attempt: str) -> Step:
+        dtype = call.dtype or head.spec.dtype
+        buffer = self._pool.lease(expected)
+        staging = None
+        if hot.durable and expected > INLINE_BODY and call.number in (None, head.step + 1):
+            staging = self._store.stage(hot.id, attempt, expected)
+        digest = digest_start(dtype, None, call.settings)
+        reception = Reception(head.spec, dtype, buffer, digest, staging)
+        chunks = None
+        try:
+            gap = self._limits.upload_gap
+            await receive_exactly(call.body, reception, self._workers.threads, gap, self._draining)
+            if staging is not None:
+                chunks = await self._workers.run(staging.finish)
+        except BaseException:
+            if staging is not None:
+                self._workers.spawn(self._workers.run(self._give_up, hot.id, attempt, staging))
+            raise
+        return _step(call, reception, None, call.settings, call.metrics, attempt, chunks)
+
+    def _give_up(self, session_id: str, attempt: str, staging: Staging) -> None:
+        """Take what was logged of an upload that will not commit out of the store; its TTL does the same, later."""
+        with suppress(AdamdError):
+            self._store.discard(session_id, attempt, len(staging.finish()))
+
+    async def _decoded(self, decode: Callable[[memoryview, Spec], Gradient], raw: Bytes, spec: Spec) -> Gradient:
+        if raw.nbytes <= INLINE:
+            return decode(memoryview(raw), spec)
+        return await self._workers.run(decode, memoryview(raw), spec)
+
+    async def _taken(self, head: Head, call: StepCall, gradient: Gradient, attempt: str) -> Step:
+        """Hash and check a gradient that had to be decoded first; it is logged when it is committed."""
+        check_widens(gradient.dtype, head.spec.dtype)
+        settings = call.settings if gradient.settings is None else gradient.settings
+        metrics = call.metrics if gradient.metrics is None else gradient.metrics
+        digest = digest_start(gradient.dtype, gradient.present, settings)
+        reception = Reception(head.spec, gradient.dtype, gradient.data, digest, None)
+        if gradient.data.nbytes <= INLINE:
+            reception.take(gradient.data.nbytes)
+        else:
+            await self._workers.run(reception.take, gradient.data.nbytes)
+        return _step(call, reception, gradient.present, settings, metrics, attempt, None)
+
+
+def _step(
+    call: StepCall,
+    reception: Reception,
+    present: tuple[int, ...] | None,
+    settings: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any],
+    attempt: str,
+    chunks: tuple[int, ...] | None,
+) -> Step:
+    return Step(
+        number=call.number,
+        reception=reception,
+        present=present,
+        settings=settings,
+        metrics=metrics,
+        if_match=call.if_match,
+        key=call.key,
+        minimal=call.minimal,
+        attempt=attempt,
+        chunks=chunks,
+    )
+
+
+def _explain(declared: int, dtype: str, spec: Spec, expected: int) -> str:
+    """Say what came and what was wanted: `8000000 bytes = 1000000 float64; this session is float32 (4000000 bytes)`."""
+    size = spec.layout.size
+    came = f"{declared} bytes"
+    for other in ("float64", "float32", "float16"):
+        if declared == size * ITEMSIZE[other]:
+            came = f"{declared} bytes = {size} {other}"
+            break
+    if dtype == spec.dtype:
+        return f"{came}; this session is {spec.dtype} ({expected} bytes)"
+    return f"{came}; {size} {dtype}, as Adamd-Dtype says, are {expected} bytes"

@@ -1,0 +1,91 @@
+"""Engines in this process on a real store: two of them are two replicas."""
+
+import asyncio
+import contextlib
+
+import numpy as np
+import pytest
+
+from adamd.wire import layout
+from adamd_service.engine import Body, CreateCall, Engine, Limits, StepCall
+from adamd_service.optim import FusedKernel, State, apply, merge_settings, parse_settings, plan
+from adamd_service.store import RedisStore
+from servers import Store
+
+MIB = 1 << 20
+LIMITS = {
+    "body": 64 * MIB,
+    "in_flight": 256 * MIB,
+    "hot": 256 * MIB,
+    "memory_sessions": 64 * MIB,
+    "idle_buffers": 64 * MIB,
+    "upload_gap": 5.0,
+    "threads": 8,
+    "kernels": 2,
+    "snapshot_ratio": 4.0,
+    "snapshot_records": 1024,
+    "snapshot_pace": 1e12,
+}
+
+
+@pytest.fixture(scope="session")
+def valkey():
+    running = Store(appendfsync="everysec").start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def replica(valkey):
+    """Make engines: ``async with replica(**limits) as engine``."""
+
+    @contextlib.asynccontextmanager
+    async def make(kernel=None, url=None, timeout=10.0, **limits):
+        store = RedisStore.connect(url or valkey.url, timeout=timeout)
+        engine = Engine(store, Limits(**{**LIMITS, **limits}), f"r{id(store):x}", kernel)
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+    return make
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+def body_of(data, piece=65_536):
+    async def chunks():
+        for start in range(0, len(data), piece):
+            yield data[start : start + piece]
+
+    return Body(len(data), chunks())
+
+
+def create_call(parameters, optimizer=None, **more):
+    parameters = np.asarray(parameters)
+    return CreateCall(
+        layout=layout.vector_layout(parameters.shape),
+        dtype=str(parameters.dtype),
+        optimizer=optimizer or {"lr": 0.01},
+        parameters=parameters.reshape(-1),
+        **more,
+    )
+
+
+def step_call(ref, number, gradient, **more):
+    return StepCall(ref=ref, number=number, body=body_of(np.ascontiguousarray(gradient).tobytes()), **more)
+
+
+def fold(parameters, gradients, settings=None, changes=None):
+    """What the acknowledged gradients make of the parameters, without any server. ``changes``: step to settings."""
+    settings = parse_settings(settings or {"lr": 0.01})
+    parameters = np.asarray(parameters)
+    state = State.fresh(parameters.reshape(-1), 1, settings.amsgrad)
+    for number, gradient in enumerate(gradients, 1):
+        if changes and number in changes:
+            settings = merge_settings(settings, changes[number])
+        updates = plan(settings, ["parameters"], state.counts, [True], parameters.dtype)
+        apply(state, np.asarray(gradient), updates, [0, parameters.size], None, FusedKernel())
+    return state.params.tobytes()

@@ -1,0 +1,158 @@
+"""Real TCP peers for the SDK's tests: a relay that cuts connections, and a server that says what it is told."""
+
+import socket
+import struct
+import threading
+from contextlib import suppress
+
+
+class _Listener:
+    def __init__(self):
+        self.listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = self.listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.lock = threading.Lock()
+        self.connections = 0
+        self.open = set()
+        self.closed = False
+        self.thread = threading.Thread(target=self._accept, daemon=True)
+        self.thread.start()
+
+    def _accept(self):
+        while True:
+            try:
+                sock, _ = self.listening.accept()
+            except OSError:
+                return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self.lock:
+                number, self.connections = self.connections, self.connections + 1
+                self.open.add(sock)
+            threading.Thread(target=self._serve_one, args=(sock, number), daemon=True).start()
+
+    def _serve_one(self, sock, number):
+        try:
+            self.serve(sock, number)
+        except OSError:
+            pass
+        finally:
+            end(sock)
+            with self.lock:
+                self.open.discard(sock)
+
+    def drop(self):
+        """End every connection there is now."""
+        with self.lock:
+            for sock in self.open:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.closed = True
+        with suppress(OSError):
+            self.listening.shutdown(socket.SHUT_RDWR)
+        self.listening.close()
+        self.drop()
+        self.thread.join(5)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def end(sock, *, reset=False):
+    with suppress(OSError):
+        if reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
+
+
+class Relay(_Listener):
+    """Relays to a server. `cut(number)` is (up, down, reset) for the connection of that number: after so many bytes in
+    that direction it ends (None: never)."""
+
+    def __init__(self, port, cut=lambda number: (None, None, False), wrap=lambda sock: sock):
+        self.target, self.cut, self.wrap = port, cut, wrap
+        super().__init__()
+
+    def serve(self, sock, number):
+        up, down, reset = self.cut(number)
+        sock = self.wrap(sock)
+        if sock is None:
+            return
+        server = socket.create_connection(("127.0.0.1", self.target))
+        over = threading.Event()
+        pumps = [
+            threading.Thread(target=self._pump, args=(a, b, limit, over), daemon=True)
+            for a, b, limit in ((sock, server, up), (server, sock, down))
+        ]
+        for pump in pumps:
+            pump.start()
+        over.wait()
+        end(sock, reset=reset)
+        end(server)
+        for pump in pumps:
+            pump.join(5)
+
+    def _pump(self, source, target, limit, over):
+        try:
+            while limit is None or limit > 0:
+                data = source.recv(65536 if limit is None else min(limit, 65536))
+                if not data:
+                    break
+                target.sendall(data)
+                limit = None if limit is None else limit - len(data)
+        except OSError:
+            pass
+        over.set()
+
+
+class Scripted(_Listener):
+    """Answers the n-th request (over all connections) with the n-th of `answers`, bytes as they are; the last one
+    repeats. A tuple (bytes, "close") ends the connection after it. `requests` are (head, body)."""
+
+    def __init__(self, *answers, read_bodies=True):
+        self.answers, self.read_bodies = answers, read_bodies
+        self.requests = []
+        super().__init__()
+
+    def serve(self, sock, number):
+        left = b""
+        while True:
+            while b"\r\n\r\n" not in left:
+                data = sock.recv(65536)
+                if not data:
+                    return
+                left += data
+            head, _, left = left.partition(b"\r\n\r\n")
+            body = b""
+            if self.read_bodies:
+                length = next(
+                    (
+                        int(line.split(b":")[1])
+                        for line in head.split(b"\r\n")
+                        if line.lower().startswith(b"content-len")
+                    ),
+                    0,
+                )
+                while len(left) < length:
+                    left += sock.recv(65536)
+                body, left = left[:length], left[length:]
+            with self.lock:
+                answer = self.answers[min(len(self.requests), len(self.answers) - 1)]
+                self.requests.append((head.decode(), body))
+            closing = isinstance(answer, tuple)
+            sock.sendall(answer[0] if closing else answer)
+            if closing:
+                return
+
+
+def answer(status, body=b"", kind="application/json", **fields):
+    """Return an answer's bytes."""
+    lines = [f"HTTP/1.1 {status} x", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -1,0 +1,136 @@
+"""Arrays in and out, without a server."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from adamd import _arrays
+from adamd.errors import WrongDtype, WrongLayout
+from adamd.wire.layout import named_layout, vector_layout
+
+PAIR = named_layout({"w": (3, 2), "b": (2,)})
+
+
+def pair(dtype="f4"):
+    return {"w": np.arange(6, dtype=dtype).reshape(3, 2), "b": np.arange(2, dtype=dtype)}
+
+
+def test_parameters_are_sorted_by_name_and_the_dtype_is_the_narrowest_that_takes_all():
+    given_ = _arrays.parameters({"w": np.zeros((2, 1), "f2"), "b": np.zeros((), "f4")})
+    assert (given_.layout.names, given_.dtype) == (("b", "w"), "float32")
+    assert [item.array.shape for item in given_.parts] == [(), (2, 1)]
+    assert _arrays.parameters({"a": np.zeros(1, "f4"), "b": np.zeros(1)}).dtype == "float64"
+    assert _arrays.parameters(np.zeros(1, "f4"), "float64").dtype == "float64"
+    assert _arrays.parameters([1, 2]).dtype == "float64"
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "error", "said"),
+    [
+        (np.zeros(2), "float32", WrongDtype, "Convert"),
+        (np.zeros(2, "i4"), None, WrongDtype, "int32.*Convert"),
+        (np.zeros(2, "c8"), None, WrongDtype, "complex64"),
+        (None, None, WrongDtype, "object"),
+        (np.zeros(2, "f4"), "float16", WrongDtype, "'float32' or 'float64'"),
+        ({}, None, WrongLayout, "no tensors"),
+        ({1: np.zeros(2)}, None, WrongLayout, "strings"),
+        ([[1.0], [1.0, 2.0]], None, WrongLayout, "no array"),
+        ({"a\n": np.zeros(2)}, None, WrongLayout, "unprintable"),
+    ],
+)
+def test_parameters_that_no_session_takes(values, dtype, error, said):
+    with pytest.raises(error, match=said):
+        _arrays.parameters(values, dtype)
+
+
+@given(hnp.arrays(hnp.floating_dtypes(sizes=(16, 32, 64), endianness="="), hnp.array_shapes(min_dims=0, min_side=0)))
+def test_any_memory_order_travels_as_little_endian_rows(array):
+    for form in (array, np.asarray(array, order="F"), array.astype(array.dtype.newbyteorder(">"))):
+        sent = _arrays.part("x", form, "x")
+        assert bytes(sent.raw) == array.tobytes()
+        assert sent.array.shape == array.shape
+
+
+def test_a_contiguous_array_is_not_copied():
+    array = np.zeros((4, 4), "f4")
+    assert np.shares_memory(_arrays.part("x", array, "x").array, array)
+
+
+def test_anything_with_dunder_array_is_an_array():
+    class Other:
+        dtype = "its own"
+
+        def __array__(self, dtype=None, copy=None):
+            return np.ones(3, "f4")
+
+    assert _arrays.part("x", Other(), "x").dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("gradient", "error", "said"),
+    [
+        ({"w": np.zeros((2, 3), "f4")}, WrongLayout, r"gradient 'w' has shape \[2, 3\].*\[3, 2\]"),
+        ({"x": np.zeros(2, "f4")}, WrongLayout, "no tensor 'x'; it has b, w"),
+        ({"w": np.zeros((3, 2))}, WrongDtype, "float64 gradient 'w'.*Convert"),
+        ({"w": None}, WrongLayout, "no step"),
+        ({}, WrongLayout, "no step"),
+        (np.zeros(8, "f4"), WrongLayout, "dict of arrays"),
+    ],
+)
+def test_gradients_that_do_not_fit(gradient, error, said):
+    with pytest.raises(error, match=said):
+        _arrays.matching(gradient, PAIR, "float32", "gradient")
+
+
+def test_tensors_may_be_left_out_and_come_in_layout_order():
+    assert [p.name for p in _arrays.matching(pair(), PAIR, "float32", "gradient")] == ["b", "w"]
+    assert [p.name for p in _arrays.matching({"w": pair()["w"], "b": None}, PAIR, "float32", "g")] == ["w"]
+    with pytest.raises(WrongLayout, match="one array"):
+        _arrays.matching(pair(), vector_layout((8,)), "float32", "gradient")
+
+
+@given(st.booleans(), st.booleans())
+def test_an_answer_lands_in_fresh_memory_or_in_the_callers(vector, given_out):
+    layout = vector_layout((2, 4)) if vector else PAIR
+    out = (np.empty((2, 4), "f4") if vector else pair()) if given_out else None
+    land = _arrays.landing(layout, "float32", out)
+    body = np.arange(8, dtype="f4").tobytes()
+    here = 0
+    for view in land.buffers:
+        view[:] = body[here : here + view.nbytes]
+        here += view.nbytes
+    result = land.finish()
+    assert result is out or not given_out
+    flat = result.reshape(-1) if vector else np.concatenate([result["b"], result["w"].reshape(-1)])
+    assert flat.tobytes() == body
+
+
+def test_memory_that_is_being_sent_is_not_written_before_the_answer_is_whole():
+    gradient = pair()
+    parts = _arrays.matching(gradient, PAIR, "float32", "gradient")
+    land = _arrays.landing(PAIR, "float32", gradient, parts)
+    before = gradient["w"].copy()
+    for view in land.buffers:
+        view[:] = b"\x01" * view.nbytes
+    assert (gradient["w"] == before).all()
+    assert land.finish() is gradient
+    assert not (gradient["w"] == before).any()
+    assert _arrays.landing(PAIR, "float32", pair(), parts).copies == ()
+
+
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [
+        ({"w": np.zeros((3, 2), "f4")}, WrongLayout),
+        (pair("f8"), WrongDtype),
+        (pair() | {"b": np.zeros(3, "f4")}, WrongLayout),
+        (pair() | {"w": np.zeros((3, 2), "f4", order="F")}, WrongLayout),
+        (pair() | {"b": np.broadcast_to(np.float32(0), (2,))}, WrongLayout),
+        (np.zeros(8, "f4"), WrongLayout),
+    ],
+)
+def test_memory_that_an_answer_cannot_land_in(out, error):
+    with pytest.raises(error, match="out"):
+        _arrays.landing(PAIR, "float32", out)

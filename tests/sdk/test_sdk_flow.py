@@ -1,0 +1,166 @@
+"""The flow alone: attempts, pauses and ends, on a clock that the test turns."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adamd import errors
+from adamd._flow import RETRIED, Backoff, Request, Response, Send, Timeout, call, failure
+from adamd.errors import InvalidRequest, RetriesExhausted, TransportError
+
+STEP = Request("PUT", "/v1/sessions/s/steps/1")
+
+
+def problem(error, retry_after=None):
+    fields = {"content-type": "application/problem+json"}
+    if retry_after is not None:
+        fields["retry-after"] = str(retry_after)
+    return Response(error.status, fields, json.dumps(error.problem()).encode())
+
+
+GOOD = Response(200, {"content-type": "application/json"}, b"{}")
+BUSY = errors.Busy("too much at once")
+LOST = TransportError("the connection ended", phase="silent")
+REFUSED = TransportError("connection refused", phase="connect")
+
+
+class Shell:
+    """Drives a flow: each attempt takes `costs` seconds and ends as `outcomes` say (the last one repeats)."""
+
+    def __init__(self, outcomes, cost=0.0, timeout=None, jitter=1.0, known=True, request=STEP):
+        self.now, self.sent, self.waits = 0.0, 0, []
+        flow = call(request, timeout or Timeout(), lambda: self.now, lambda: jitter, known=known)
+        self.result, self.error, value = None, None, None
+        try:
+            while True:
+                event = flow.send(value)
+                if isinstance(event, Send):
+                    value = outcomes[min(self.sent, len(outcomes) - 1)]
+                    self.sent += 1
+                    self.now += cost
+                    self.deadline = event.deadline
+                else:
+                    self.waits.append(event.seconds)
+                    self.now += event.seconds
+                    value = None
+        except StopIteration as end:
+            self.result = end.value
+        except errors.AdamdError as error:
+            self.error = error
+
+
+def test_a_good_answer_ends_it():
+    shell = Shell([GOOD])
+    assert (shell.result, shell.sent, shell.waits) == (GOOD, 1, [])
+
+
+@pytest.mark.parametrize("status", sorted(RETRIED))
+def test_these_statuses_are_tried_again(status):
+    assert Shell([Response(status, {}), LOST, GOOD]).sent == 3
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in errors.CODES.values() if k.status not in RETRIED | {0}], ids=lambda k: k.code
+)
+def test_a_refusal_is_raised_at_once_by_its_code(kind):
+    shell = Shell([problem(kind("no", step=41, id="s_1"))])
+    assert type(shell.error) is kind
+    assert (shell.error.step, shell.error.extra["id"], shell.sent) == (41, "s_1", 1)
+
+
+def test_what_no_attempt_can_mend_is_raised_at_once():
+    shell = Shell([TransportError("untrusted certificate", phase="connect", permanent=True)])
+    assert type(shell.error) is TransportError
+    assert shell.sent == 1
+
+
+def test_a_settings_conflict_is_tried_again_only_where_the_request_says_so():
+    conflict = problem(errors.SettingsConflict("others"), 1)
+    assert isinstance(Shell([conflict, GOOD]).error, errors.SettingsConflict)
+    patch = Request("PATCH", "/v1/sessions/s", retry_codes=frozenset({"settings_conflict"}))
+    assert Shell([conflict, GOOD], request=patch).result == GOOD
+
+
+def test_a_deletion_whose_answer_was_lost_has_succeeded():
+    gone = problem(errors.SessionDeleted("gone"))
+    request = Request("DELETE", "/v1/sessions/s", done_codes=frozenset({"session_deleted"}))
+    assert Shell([LOST, gone], request=request).result == gone
+    assert isinstance(Shell([gone], request=request).error, errors.SessionDeleted)
+
+
+def test_retry_after_is_waited_for():
+    assert Shell([problem(BUSY, 7), GOOD], jitter=0.0).waits == [7.0]
+
+
+def test_retry_after_may_be_a_date_against_the_answers_own():
+    fields = {"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    assert Shell([Response(503, fields), GOOD], jitter=0.0).waits == [30.0]
+    for bad in ({"retry-after": fields["retry-after"]}, {"retry-after": "soon"}, {"retry-after": "nan"}):
+        assert Shell([Response(503, bad), GOOD], jitter=0.0).waits == [0.0]
+
+
+def test_a_retry_after_beyond_the_budget_gives_up_at_once_and_says_it():
+    shell = Shell([problem(BUSY, 3600)])
+    assert (shell.sent, shell.error.retry_after) == (1, 3600.0)
+    assert isinstance(shell.error.__cause__, errors.Busy)
+
+
+def test_a_server_that_was_never_there_is_given_up_soon_and_one_that_restarts_is_not():
+    fresh = Shell([REFUSED], known=False, timeout=Timeout(first=3, total=100))
+    assert isinstance(fresh.error, RetriesExhausted)
+    assert fresh.now <= 3
+    assert Shell([REFUSED], known=True, timeout=Timeout(first=3, total=100)).now > 3
+    assert Shell([LOST, REFUSED], known=False, timeout=Timeout(first=3, total=100)).now > 3
+
+
+@given(
+    outcomes=st.lists(
+        st.sampled_from([LOST, REFUSED, problem(BUSY), problem(BUSY, 2), Response(502, {})]), max_size=40
+    ),
+    end=st.sampled_from([GOOD, problem(errors.StepConflict("no")), LOST]),
+    cost=st.floats(0, 50),
+    jitter=st.floats(0, 1, exclude_max=True),
+    total=st.floats(0.001, 1000),
+)
+def test_every_run_ends_in_its_budget_as_its_last_outcome_says(outcomes, end, cost, jitter, total):
+    if end is LOST and cost == 0 and jitter * 0.1 < 1e-3:
+        return  # neither attempts nor pauses take time: nothing would ever end it
+    shell = Shell([*outcomes, end], cost, Timeout(total=total), jitter)
+    assert shell.deadline == total
+    assert shell.now < total + cost + 1e-9  # a pause never passes the end; an attempt's own deadline ends the attempt
+    assert len(shell.waits) == shell.sent - 1
+    for index, wait in enumerate(shell.waits):
+        told = failure(outcomes[index]).retry_after or 0.0 if index < len(outcomes) else 0.0
+        assert told <= wait <= told + 5.0
+    if isinstance(shell.error, RetriesExhausted):
+        last = [*outcomes, end][min(shell.sent - 1, len(outcomes))]
+        assert type(shell.error.__cause__) is type(failure(last))
+        assert str(shell.sent) in str(shell.error)
+    else:
+        assert shell.sent == len(outcomes) + 1
+        assert shell.result == GOOD if end is GOOD else isinstance(shell.error, errors.StepConflict)
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
+def test_pauses_have_full_jitter_and_a_cap(attempt, jitter):
+    backoff = Backoff(first=0.1, cap=5.0)
+    assert backoff.pause(attempt, 0.0) == 0.0
+    assert backoff.pause(attempt, jitter) <= min(5.0, 0.1 * 2.0 ** min(attempt - 1, 60))
+
+
+def test_an_answer_that_is_not_adamds_is_told_with_what_it_says():
+    said = str(failure(Response(404, {"content-type": "text/html"}, b"<h1>nginx</h1>")))
+    assert "404" in said and "nginx" in said and "URL" in said
+    assert "https://elsewhere" in str(failure(Response(308, {"location": "https://elsewhere/"})))
+    for body in (b"[1]", b"{", b"[" * 100_000, b"{}"):
+        assert isinstance(failure(Response(422, {"content-type": "application/json"}, body)), errors.AdamdError)
+
+
+def test_a_timeout_is_positive_seconds():
+    Timeout(total=math.inf)
+    for bad in (0, -1, math.nan, None, "5"):
+        with pytest.raises(InvalidRequest, match="Timeout.connect"):
+            Timeout(connect=bad)
