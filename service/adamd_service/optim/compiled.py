@@ -1,7 +1,8 @@
 """Compiles a loop, given as source text, by Numba, and keeps the machine code on disk where that is possible.
 
 Numba caches by file and its time, and cannot see that a function which it inlines has changed. So the text goes to a
-file of its own whose name is its hash: a changed recurrence is another file, never a stale kernel.
+file of its own whose name is the hash of it and of the compiler's options, which Numba does not look at either: a
+changed recurrence or option is another file, never a stale kernel.
 """
 
 import contextlib
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Compiled: TypeAlias = Callable[..., Any]
+# No fastmath (it would contract and reassociate), no parallel (its work queue aborts under concurrent calls);
+# error_model="numpy", because Python's check for a zero divisor keeps the loop from vectorising.
+OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 def compile_loop(source: str, name: str, signature: tuple[Any, ...]) -> Compiled:
     """The function `name` of `source`, compiled for exactly this signature of Numba types; it runs without the GIL.
 
-    No fastmath (it would contract and reassociate), no parallel (its work queue aborts under concurrent calls);
-    error_model="numpy", because Python's check for a zero divisor keeps the loop from vectorising. Raises what Numba
-    raises for a text that it cannot compile.
+    Raises what Numba raises for a text that it cannot compile.
     """
     path = _written(source, name)
     if path is not None:
@@ -37,7 +39,7 @@ def _compile(source: str, name: str, signature: tuple[Any, ...], filename: str, 
 
     namespace: dict[str, Any] = {"sqrt": np.sqrt, "uint32": np.uint32, "float32": np.float32, "__name__": __name__}
     exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - our own text, generated from the recurrence
-    decorate = numba.njit([signature], nogil=True, error_model="numpy", cache=cache)
+    decorate = numba.njit([signature], cache=cache, **OPTIONS)
     loop: Compiled = decorate(namespace[name])
     return loop
 
@@ -47,7 +49,8 @@ def _written(source: str, name: str) -> Path | None:
     directory = cache_directory()
     if directory is None:
         return None
-    path = directory / f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
+    text = f"{OPTIONS}\n{source}".encode()
+    path = directory / f"{name}_{hashlib.sha256(text).hexdigest()[:16]}.py"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Numba unpickles what lies there: a directory that someone else could fill is as good as none.

@@ -1,0 +1,207 @@
+"""Tests that cannot fail are defects: here each guard of a law is taken out, and the test that watches it must go red.
+
+The sources are copied, one guard is removed by an exact replacement, and the named test runs on the copy.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAWS = "tests/engine/test_laws.py"
+ENGINE = "service/adamd_service/engine"
+LUA = "service/adamd_service/store/lua"
+
+# law, what is taken out, [(file, what stands there, what is put in its place)], the test that sees it
+GUARDS = [
+    (
+        "1 the body is the one that the digest names",
+        [(f"{ENGINE}/rebuild.py", "        check_digest(record, updates, spec.layout, body)\n", "")],
+        f"{LAWS}::test_what_the_store_changed_is_seen_and_not_served[body]",
+    ),
+    (
+        "1 the scalars are the ones that the chain names",
+        [(f"{ENGINE}/rebuild.py", "if record.prev_chain != chain or record.chain != expected:", "if False:")],
+        f"{LAWS}::test_what_the_store_changed_is_seen_and_not_served[scalars]",
+    ),
+    (
+        "1 every record after the snapshot is replayed",
+        [(f"{ENGINE}/rebuild.py", "snapshot.chain, snapshot.step\n", "head.chain, head.step\n")],
+        f"{LAWS}::test_law_1_state_is_the_fold_of_the_log[inline]",
+    ),
+    (
+        "2 arrays that a kernel left half done are dropped",
+        [
+            (
+                f"{ENGINE}/steps.py",
+                "        except BaseException:\n            hot.drop()\n            raise\n        hot.diverged",
+                "        except BaseException:\n            raise\n        hot.diverged",
+            )
+        ],
+        f"{LAWS}::test_law_2_a_kernel_error_after_the_commit_is_rebuilt_from_the_store",
+    ),
+    (
+        "2 nothing is applied before the commit",
+        [
+            (
+                f"{ENGINE}/steps.py",
+                "        if hot.durable:\n            if not self._commit(",
+                "        self._change(hot, state, step, updates, out)\n        if hot.durable:\n            if not self._commit(",
+            ),
+            (
+                f"{ENGINE}/steps.py",
+                "        self._change(hot, state, step, updates, out)\n        hot.advance(",
+                "        hot.advance(",
+            ),
+            (
+                f"{ENGINE}/steps.py",
+                "        hot.drop()\n        step.committed = True",
+                "        step.committed = True",
+            ),
+            (
+                f"{ENGINE}/steps.py",
+                "        except BaseException:\n            hot.drop()\n            raise\n        if isinstance",
+                "        except BaseException:\n            raise\n        if isinstance",
+            ),
+            (
+                f"{ENGINE}/rebuild.py",
+                "        except BaseException:\n            hot.drop()\n            raise\n        assert",
+                "        except BaseException:\n            raise\n        assert",
+            ),
+        ],
+        f"{LAWS}::test_law_2_nothing_is_applied_before_the_commit[inline]",
+    ),
+    (
+        "2 an unknown outcome is found out, not taken for a failure",
+        [
+            (
+                f"{ENGINE}/steps.py",
+                "            self._resolve(hot, step, record.step)\n            return False",
+                '            hot.drop()\n            raise StoreUnavailable("no answer")',
+            )
+        ],
+        f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[chunks]",
+    ),
+    (
+        "3 a step has one digest",
+        [
+            (
+                "service/adamd_service/session.py",
+                "entry.digest == request.digest and number == head.step",
+                "number == head.step",
+            )
+        ],
+        f"{LAWS}::test_law_3_one_digest_per_step",
+    ),
+    (
+        "3 the digest covers the settings carried",
+        [
+            (
+                "service/adamd_service/session.py",
+                '_canonical(["raw", dtype, present, settings])',
+                '_canonical(["raw", dtype, present])',
+            )
+        ],
+        f"{LAWS}::test_law_3_the_digest_covers_settings_and_presence",
+    ),
+    (
+        "4 no operation is contracted or reordered",
+        [
+            (
+                "service/adamd_service/optim/compiled.py",
+                '"nogil": True,',
+                '"nogil": True, "fastmath": True,',
+            )
+        ],
+        "tests/optim/test_parity.py::test_fused_equals_reference",
+    ),
+    (
+        "5 the commit compares chain and step",
+        [(f"{LUA}/commit.lua", "head[2] ~= ARGV[3] or head[3] ~= ARGV[4] or ", "")],
+        f"{LAWS}::test_law_5_any_replica_may_serve_and_one_history_comes_of_it[inline]",
+    ),
+    (
+        "5 the commit compares the settings' revision",
+        [(f"{LUA}/commit.lua", " or head[4] ~= ARGV[5]", "")],
+        f"{LAWS}::test_law_5_a_patch_on_one_replica_counts_for_the_steps_of_another",
+    ),
+    (
+        "5 another history is told",
+        [("service/adamd_service/session.py", "    if known is None or known == if_match:", "    if True:")],
+        f"{LAWS}::test_law_5_a_store_that_went_back_is_told",
+    ),
+    (
+        "6 a length is refused before the body is read",
+        [(f"{ENGINE}/uploads.py", "if declared is not None and declared != expected:", "if False:")],
+        f"{LAWS}::test_law_6_what_is_refused_changes_nothing_and_reads_nothing",
+    ),
+    (
+        "6 every number is checked",
+        [(f"{ENGINE}/intake.py", "if bad >= 0:", "if False:")],
+        f"{LAWS}::test_law_6_what_is_refused_changes_nothing_and_reads_nothing",
+    ),
+    (
+        "6 a refused upload leaves nothing in the store",
+        [
+            (
+                f"{ENGINE}/uploads.py",
+                "self._store.discard(session_id, attempt, len(staging.finish()))",
+                "staging.finish()",
+            )
+        ],
+        f"{LAWS}::test_law_6_what_is_refused_changes_nothing_and_reads_nothing",
+    ),
+    (
+        "6 a state is charged before it is loaded",
+        [(f"{ENGINE}/engine.py", "        if charged:\n            await self._room(hot)\n", "")],
+        f"{LAWS}::test_law_6_a_session_too_large_for_this_server_is_refused_before_it_is_loaded",
+    ),
+    (
+        "7 bytes in flight are bounded",
+        [(f"{ENGINE}/admission.py", "if self.used + nbytes > self.limit:", "if False:")],
+        f"{LAWS}::test_law_7_bytes_in_flight_are_bounded",
+    ),
+    (
+        "7 hot bytes are bounded",
+        [(f"{ENGINE}/hot.py", "        if self.used - hot.charged + nbytes > self.limit:", "        if False:")],
+        f"{LAWS}::test_law_7_hot_bytes_are_bounded_and_eviction_loses_nothing",
+    ),
+    (
+        "8 the core does no I/O",
+        [("service/adamd_service/session.py", "import hashlib\n", "import asyncio\nimport hashlib\n")],
+        "tests/house/test_house.py::test_imports_run_one_way",
+    ),
+    (
+        "9 transports know the engine only",
+        [("service/adamd_service/http/routes.py", "import re\n", "import re\n\nimport adamd_service.store\n")],
+        "tests/house/test_house.py::test_imports_run_one_way",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("removed", "edits", "watcher"), GUARDS, ids=[guard[0] for guard in GUARDS])
+def test_a_guard_that_is_taken_out_is_missed(removed, edits, watcher, tmp_path):
+    for folder in ("client", "service", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name, stands, instead in edits:
+        path = tmp_path / name
+        text = path.read_text()
+        assert text.count(stands) == 1, f"{name}: the guard is not where it was: {stands!r}"
+        path.write_text(text.replace(stands, instead))
+    paths = os.pathsep.join(str(tmp_path / folder) for folder in ("client", "service"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", watcher],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, (
+        f"without {removed!r} {watcher} still passes:\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
+    )
