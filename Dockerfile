@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# CPU image of the adamd server: built in one stage, run without compilers, root or a writable home.
+# CPU image of the adamd server: built in one stage, run without compilers or root.
 FROM python:3.13-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/adamd
@@ -7,10 +7,9 @@ ENV PATH=/opt/adamd/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY pyproject.toml README.md LICENSE ./
 COPY client client
 COPY service service
+# The versions are pyproject.toml's to bound.
+# hadolint ignore=DL3013
 RUN pip install '.[service]'
-# Compile the kernels once, here: a container then starts in a second, on a read-only file system too.
-ENV NUMBA_CACHE_DIR=/opt/adamd/kernels NUMBA_CPU_NAME=generic
-RUN python -c "import numpy as np; from adamd_service.optim import warm_up; warm_up([np.dtype('f4'), np.dtype('f8')], print)"
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --home-dir /var/lib/adamd --create-home adamd
@@ -21,7 +20,10 @@ ENV PATH=/opt/adamd/bin:$PATH \
     ADAMD_HOST=0.0.0.0 \
     ADAMD_PORT=8000 \
     ADAMD_DATA_DIR=/var/lib/adamd
-USER adamd
+USER 10001
+# Compile the kernels once, here, for any CPU of this architecture, into the home directory: being a volume, it is writable
+# on a read-only file system too, so that a container starts in a second.
+RUN python -c "import numpy as np; from adamd_service.optim import warm_up; warm_up([np.dtype('f4'), np.dtype('f8')])"
 VOLUME /var/lib/adamd
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \

@@ -1,0 +1,72 @@
+"""Every snippet of the README runs, as it stands, against a real server."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+THERE = "http://127.0.0.1:8000"
+
+
+def blocks(language):
+    return [text for kind, text in BLOCKS if kind == language]
+
+
+def test_every_block_is_of_a_kind_that_a_test_runs():
+    assert {kind for kind, _ in BLOCKS} == {"console", "bash", "python"}
+    assert len(blocks("bash")) == 1 and len(blocks("python")) == 2
+
+
+def test_the_console_blocks_name_what_there_is():
+    targets = (ROOT / "Makefile").read_text()
+    said = "\n".join(blocks("console"))
+    for target in re.findall(r"^make (\w+)", said, re.MULTILINE):
+        assert re.search(rf"^{target}:", targets, re.MULTILINE)
+    assert set(re.findall(r"^(adamd \w+)", said, re.MULTILINE)) == {"adamd serve"}
+
+
+def test_curl(server, tmp_path):
+    script = blocks("bash")[0].replace(THERE, server.url)
+    assert len([line for line in script.splitlines() if line.strip() and not line.startswith("#")]) <= 10
+    run = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r'"step": ?2, ?"parameters": ?\[0\.', run.stdout)
+    assert (tmp_path / "run-7.safetensors").stat().st_size > 0
+
+
+def test_the_sdk(server, tmp_path):
+    snippet = blocks("python")[0].replace(THERE, server.url)
+    for expected in ("300 [", "300 ["):  # the second run resumes, and has nothing left to do
+        run = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith(expected)
+    first, second = (float(number) for number in re.findall(r"-?\d+\.\d*", run.stdout))
+    assert abs(first - 3) < 0.01 and abs(second + 2) < 0.01
+
+
+@pytest.mark.torch
+def test_torch(server, tmp_path):
+    snippet = blocks("python")[1].replace(THERE, server.url)
+    run = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert server.url
+
+
+def test_the_bounds_are_those_of_the_program():
+    from adamd_service.settings import ServerSettings
+
+    named = re.findall(r"^\| `ADAMD_(\w+)` \|", TEXT, re.MULTILINE)
+    assert len(named) >= 8
+    assert all(name.lower() in ServerSettings.model_fields for name in named)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+    assert os.access(ROOT / ".ci" / "run", os.R_OK)
