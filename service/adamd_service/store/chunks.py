@@ -8,128 +8,169 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import cast
+from contextlib import contextmanager, suppress
+from typing import Literal, cast
 
-import redis
 import xxhash
 from redis.connection import ConnectionPool
 
-from adamd.errors import InternalError
+from adamd.errors import AdamdError, Busy, InternalError, StoreFull, StoreUnavailable
 from adamd.wire.buffers import Bytes
 from adamd_service.records import ArrayRef
-from adamd_service.store.connect import Client, Connection, borrowed, pool_of
+from adamd_service.store.connect import Client, Connection, borrowed, pool_of, refreshing
 from adamd_service.store.failures import translated
 from adamd_service.store.outcomes import ChunkMissing
 
-CHUNK = 512 * 1024  # bytes; larger vectors take larger chunks, so that a record has at most MOST
+CHUNK = 1024 * 1024  # bytes; larger vectors take larger chunks, so that a record has at most MOST
 MOST = 1000
-TTL = 900  # seconds that an uncommitted chunk lives
+TTL = 900  # seconds that an uncommitted chunk lives, and one more for each MiB: large ones take long to write
 WINDOW = 16  # chunks asked for before the first is read
+BATCH = 500  # keys unlinked in one command
+UPLOADS = 256  # bodies on their way into the store at once, each on a connection of its own
 
 
 def chunk_size(nbytes: int) -> int:
-    """Return the length of a chunk of a body or array of ``nbytes``: 512 KiB, or what keeps it below 1,000 chunks."""
+    """Return the length of a chunk of a body or array of ``nbytes``: 1 MiB, or what keeps it below 1,000 chunks."""
     return max(CHUNK, -(-nbytes // MOST // CHUNK) * CHUNK)
 
 
-class Staging:
-    """One attempt's chunks on their way into the store, on a connection of its own, taken at the first write.
+def lifetime(nbytes: int) -> int:
+    """Return the seconds that the chunks of a body or array of ``nbytes`` live uncommitted."""
+    return TTL + nbytes // 2**20
 
-    ``piece`` is the length of a chunk in bytes: hand over multiples of it, except at the end. Calls exclude each other:
-    an upload that is given up may still have a thread at work here.
+
+class Staging:
+    """One attempt's chunks on their way into the store, on a connection of its own. Used by one thread at a time.
+
+    ``piece`` is the length of a chunk in bytes: hand over multiples of it, except at the end. ``slots`` bounds how
+    many there are at once; `finish`, `abort` and any error give the slot back. Making one does no I/O.
+
+    Raises:
+        Busy: no slot is free.
+
     """
 
-    def __init__(self, client: Client, key_of: Callable[[int], str], nbytes: int) -> None:
+    def __init__(
+        self, client: Client, key_of: Callable[[int], str], nbytes: int, slots: threading.Semaphore | None = None
+    ) -> None:
+        if slots is not None and not slots.acquire(blocking=False):
+            raise Busy("as many uploads as possible are on their way into the store; try again", retry_after=0.5)
         self.piece = chunk_size(nbytes)
         self._client = client
         self._key_of = key_of
+        self._ttl = lifetime(nbytes)
+        self._slots = slots
         self._lengths: list[int] = []
         self._answered = 0
-        self._lock = threading.Lock()
         self._pool: ConnectionPool | None = None
         self._connection: Connection | None = None
-        self._given_up = False
+        self._turn = threading.Lock()
+        self._state: Literal["open", "done", "given up"] = "open"
 
     def write(self, part: memoryview) -> None:
-        """Send a part of the body, without waiting for the store to have it.
-
-        Raises:
-            StoreUnavailable: it does not take it, or this attempt was given up.
-
-        """
-        with self._used() as connection:
+        """Send a part of the body, without waiting for the store to have it; an error ends the attempt."""
+        with self._working() as connection:
             for start in range(0, part.nbytes, self.piece):
                 piece = part[start : start + self.piece]
-                connection.send_command("SET", self._key_of(len(self._lengths)), piece, "EX", TTL)
+                key = self._key_of(len(self._lengths))
                 self._lengths.append(piece.nbytes)
+                connection.send_command("SET", key, piece, "EX", self._ttl)
 
     def finish(self) -> tuple[int, ...]:
-        """Wait until the store has everything; returns the chunks' lengths. A second call returns them again.
+        """Wait until the store has everything; returns the chunks' lengths, also when it is asked again.
 
         Raises:
             StoreUnavailable, StoreFull: it has not.
 
         """
-        if self._answered < len(self._lengths):
-            with self._used() as connection:
+        if self._state != "done":
+            with self._working() as connection:
                 while self._answered < len(self._lengths):
                     connection.read_response()
                     self._answered += 1
-        self._let_go()
+                self._end("done")
         return tuple(self._lengths)
 
     def abort(self) -> None:
-        """Give up: the connection has answers under way, so it is thrown away; the chunks' TTL does the rest."""
-        with self._lock:
-            self._give_up()
+        """Give up, from any thread and without waiting: who works in another thread ends it when that is done.
+
+        The connection has answers under way, so it is thrown away; the chunks' TTL does the rest.
+        """
+        if self._state == "open":
+            self._state = "given up"
+        if self._turn.acquire(blocking=False):
+            try:
+                self._end("given up")
+            finally:
+                self._turn.release()
 
     @contextmanager
-    def _used(self) -> Iterator[Connection]:
-        with self._lock, translated():
-            if self._given_up:
-                raise redis.ConnectionError("this upload was given up")
-            try:
-                if self._pool is None:
-                    self._pool = pool_of(self._client, self._key_of(0))
-                if self._connection is None:
-                    self._connection = self._pool.get_connection()
-                yield self._connection
-            except BaseException:
-                self._give_up()
-                raise
+    def _working(self) -> Iterator[Connection]:
+        try:
+            with self._turn, translated(), refreshing(self._client):
+                try:
+                    yield self._held()
+                except BaseException:
+                    self._end("given up")
+                    raise
+        except StoreFull:  # nothing will name what it took, and it needs the room
+            unlink(self._client, [self._key_of(i) for i in range(len(self._lengths))])
+            raise
+        finally:
+            if self._state == "given up":
+                self.abort()
 
-    def _give_up(self) -> None:
-        self._given_up = True
-        if self._connection is not None:
-            self._connection.disconnect()
-        self._release()
+    def _held(self) -> Connection:
+        if self._state != "open":
+            raise StoreUnavailable("this upload has ended already", retry_after=0.5)
+        if self._connection is None:
+            self._pool = pool_of(self._client, self._key_of(0))
+            self._connection = self._pool.get_connection()
+        return self._connection
 
-    def _let_go(self) -> None:
-        with self._lock:
-            self._release()
-
-    def _release(self) -> None:
+    def _end(self, state: Literal["done", "given up"]) -> None:
+        """Let connection and slot go, once. Called by whoever has the turn."""
         connection, self._connection = self._connection, None
+        slots, self._slots = self._slots, None
+        if self._state != "done":
+            self._state = state
         if connection is not None and self._pool is not None:
+            if state != "done":
+                connection.disconnect()
             self._pool.release(connection)
+        if slots is not None:
+            slots.release()
 
 
 def write_array(
     client: Client, key_of: Callable[[int], str], name: str, data: Bytes, pace: Callable[[int], None] | None
 ) -> ArrayRef:
-    """Write one array of a snapshot, chunk by chunk, each acknowledged; ``pace`` is told the length of each."""
+    """Write one array of a snapshot, chunk by chunk, each acknowledged; ``pace`` is told the length of each.
+
+    What was written before an error is unlinked again: nothing will ever name it, and a full store needs the room.
+    """
     size = chunk_size(data.nbytes)
-    lengths = []
-    with translated(), borrowed(client, key_of(0)) as connection:
+    lengths: list[int] = []
+    try:
         for index, start in enumerate(range(0, data.nbytes, size)):
             piece = memoryview(data[start : start + size])
-            connection.send_command("SET", key_of(index), piece, "EX", TTL)
-            connection.read_response()
+            with translated(), borrowed(client, key_of(0)) as connection:
+                connection.send_command("SET", key_of(index), piece, "EX", lifetime(data.nbytes))
+                connection.read_response()
             lengths.append(piece.nbytes)
             if pace is not None:
                 pace(piece.nbytes)
+    except BaseException:
+        unlink(client, [key_of(i) for i in range(len(lengths))])
+        raise
     return ArrayRef(name, tuple(lengths), xxhash.xxh3_128_hexdigest(data))
+
+
+def unlink(client: Client, keys: Sequence[str]) -> None:
+    """Unlink chunks that nothing names, as far as the store answers: their TTL does the same, later."""
+    with suppress(AdamdError), translated():
+        for start in range(0, len(keys), BATCH):
+            client.unlink(*keys[start : start + BATCH])
 
 
 def read_array(client: Client, key_of: Callable[[int], str], ref: ArrayRef, into: Bytes) -> None:

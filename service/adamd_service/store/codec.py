@@ -111,11 +111,20 @@ def spec_from(raw: Any) -> Spec:
 
 
 def standing_from(values: list[bytes | None]) -> Standing | None:
-    """Read the fields of `STANDING`; None where there is no head."""
-    if None in values:
+    """Read the fields of `STANDING`; None where there is no head.
+
+    Raises:
+        InternalError: it is damaged.
+
+    """
+    if not any(values):
         return None
-    texts = [value.decode() for value in values if value is not None]
-    return Standing(texts[0], int(texts[1]), texts[2], int(texts[3]), texts[4] == "1")
+
+    def read() -> Standing:
+        texts = [value.decode() if value is not None else "" for value in values]
+        return Standing(texts[0], int(texts[1]), texts[2], int(texts[3]), texts[4] == "1")
+
+    return _checked("a head", read)
 
 
 def entry_text(entry: Entry) -> str:
@@ -205,7 +214,7 @@ def _snapshot(raw: Any) -> SnapshotRef:
 def _checked(what: str, read: Callable[[], T]) -> T:
     try:
         return read()
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, AdamdError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, AdamdError) as error:
         raise InternalError(f"{what} in the store is damaged ({type(error).__name__}: {error})") from None
 
 

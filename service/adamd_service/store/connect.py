@@ -6,15 +6,16 @@ here, for every call; what may be repeated is repeated by name, in `redis_store`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import ConnectionPool
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS, ConnectionPool
+from redis.exceptions import AskError, MaxConnectionsError, RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -42,19 +43,28 @@ def connect(url: str, timeout: float, max_connections: int) -> Client:
         "max_connections": max_connections,
         "protocol": 2,
     }
-    scheme = urlsplit(url).scheme
     try:
+        scheme, query = urlsplit(url).scheme, dict(parse_qsl(urlsplit(url).query))
+        if "decode_responses" in query:
+            raise ValueError("decode_responses must stay off: bodies are bytes")
         if scheme in ("redis+cluster", "rediss+cluster"):
             return _cluster(url, options)
         if scheme in ("redis+sentinel", "rediss+sentinel"):
             return _sentinel(url, options)
         if scheme in ("redis", "rediss", "unix"):
-            return redis.Redis.from_url(url, retry=_never(), **options)
-    except ValueError as error:
+            return _single(url, options)
+    except (ValueError, TypeError) as error:
         raise StoreRefused(f"--redis-url: {error}") from None
     raise StoreRefused(
         f"--redis-url: scheme {scheme!r}; known are redis://, rediss://, unix://, redis+sentinel://, redis+cluster://"
     )
+
+
+def _single(url: str, options: dict[str, Any]) -> redis.Redis:
+    client = redis.Redis.from_url(url, retry=_never(), **options)
+    pool = client.connection_pool
+    pool.connection_class(**pool.connection_kwargs)  # an unknown option in the URL's query shows here, not later
+    return client
 
 
 def _never() -> Retry:
@@ -76,7 +86,8 @@ def _login(url: str) -> dict[str, Any]:
     """Return what the URL says about user, password, TLS and, in its query, anything else that redis-py knows."""
     parts = urlsplit(url)
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
-    found: dict[str, Any] = dict(parse_qsl(parts.query))
+    parsers = cast("dict[str, Callable[[str], Any]]", URL_QUERY_ARGUMENT_PARSERS)
+    found: dict[str, Any] = {name: parsers.get(name, str)(value) for name, value in parse_qsl(parts.query)}
     if user:
         found["username"] = unquote(user)
     if password:
@@ -89,8 +100,8 @@ def _login(url: str) -> dict[str, Any]:
 def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
     nodes = [ClusterNode(host, port) for host, port in _hosts(url, 6379)]
     try:
-        return RedisCluster(startup_nodes=nodes, retry=_never(), **options, **_login(url))
-    except redis.RedisError as error:
+        return RedisCluster(startup_nodes=nodes, retry=_never(), **{**options, **_login(url)})
+    except (redis.RedisError, RedisClusterException) as error:
         raise StoreUnavailable(f"the cluster does not answer: {error}", retry_after=1.0) from None
 
 
@@ -99,27 +110,45 @@ def _sentinel(url: str, options: dict[str, Any]) -> redis.Redis:
     if not path:
         raise ValueError("redis+sentinel:// names the service too, as in redis+sentinel://host:26379/mymaster")
     login = _login(url)
-    sentinel_options = {"socket_timeout": min(options["socket_timeout"], 2.0), "protocol": 2}
+    sentinel_options = {"socket_timeout": min(options["socket_timeout"], 2.0), "protocol": 2, "retry": _never()}
     for name in ("sentinel_username", "sentinel_password"):
         if name in login:
             sentinel_options[name.removeprefix("sentinel_")] = login.pop(name)
     sentinel = Sentinel(_hosts(url, 26379), sentinel_kwargs=sentinel_options, **login)
     database = int(path[1]) if len(path) > 1 else 0
-    return cast(redis.Redis, sentinel.master_for(path[0], db=database, retry=_never(), **options, **login))
+    return cast(redis.Redis, sentinel.master_for(path[0], db=database, retry=_never(), **{**options, **login}))
 
 
 @contextmanager
 def borrowed(client: Client, key: str) -> Iterator[Connection]:
     """Lend a connection to the node that holds ``key``, for bulk work. It is thrown away after any error."""
-    pool = pool_of(client, key)
-    connection = pool.get_connection()
+    with refreshing(client):
+        pool = pool_of(client, key)
+        connection = pool.get_connection()
+        try:
+            yield connection
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+
+@contextmanager
+def refreshing(client: Client) -> Iterator[None]:
+    """Look up a cluster's slots again after an error that says that one has moved, or that its node is gone.
+
+    redis-py does so for its own commands; bulk work goes past them, and would ask the same wrong node for ever.
+    """
     try:
-        yield connection
-    except BaseException:
-        connection.disconnect()
+        yield
+    except MaxConnectionsError:
         raise
-    finally:
-        pool.release(connection)
+    except (redis.ConnectionError, redis.TimeoutError, AskError):
+        if isinstance(client, RedisCluster):
+            with suppress(redis.RedisError, RedisClusterException, OSError):
+                client.nodes_manager.initialize()
+        raise
 
 
 def pool_of(client: Client, key: str) -> ConnectionPool:

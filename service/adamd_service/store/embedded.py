@@ -17,8 +17,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -56,7 +59,7 @@ class EmbeddedStore:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"unix://{self._socket}"
+        return f"unix://{quote(str(self._socket))}"
 
     @property
     def pid(self) -> int | None:
@@ -64,7 +67,7 @@ class EmbeddedStore:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start it and wait until it answers.
+        """Start it and wait until it answers. Linux ends it with the calling thread, so let that be one which lasts.
 
         Raises:
             StoreRefused: no binary, the directory is in use, or it does not come up.
@@ -111,7 +114,10 @@ class EmbeddedStore:
             raise StoreRefused(f"cannot make {self._data}: {error.strerror}; choose another --data-dir") from None
 
     def _take_lock(self) -> None:
-        self._lock = (self._data / "lock").open("w")
+        try:
+            self._lock = (self._data / "lock").open("w")
+        except OSError as error:
+            raise StoreRefused(f"cannot write in {self._data}: {error.strerror}; choose another --data-dir") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -126,7 +132,9 @@ class EmbeddedStore:
         here = self._data / "valkey.sock"
         if len(os.fsencode(here)) <= PATH_LIMIT:
             return here
-        self._short = tempfile.mkdtemp(prefix="adamd-")
+        # The place for temporary files may have a long path too; /tmp never has.
+        long = len(os.fsencode(tempfile.gettempdir())) > PATH_LIMIT - 40
+        self._short = tempfile.mkdtemp(prefix="adamd-", dir="/tmp" if long else None)  # noqa: S108 - made by mkdtemp
         return Path(self._short) / "valkey.sock"
 
     def _end_leftover(self) -> None:
@@ -154,6 +162,7 @@ class EmbeddedStore:
             "appendonly": "yes",
             "appendfsync": self._fsync,
             "auto-aof-rewrite-min-size": "512mb",
+            "auto-aof-rewrite-percentage": "200",  # at 100 it writes as much again as the steps do, and they wait
             "save": "",
             "maxmemory-policy": "noeviction",
         }
@@ -164,14 +173,13 @@ class EmbeddedStore:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C at the terminal is adamd's to handle, in its own order
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one prctl call
+            preexec_fn=_end_with_parent(),  # noqa: PLW1509 - one prctl call
         )
         # Written here too: the store writes its own only once it is up.
         (self._data / "valkey.pid").write_text(f"{self._process.pid}\n")
 
     def _wait_ready(self) -> None:
         assert self._process is not None
-        client = redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2)
         deadline = time.monotonic() + START
         while True:
             if self._process.poll() is not None:
@@ -180,16 +188,19 @@ class EmbeddedStore:
                     f"{self._data / 'valkey.log'} says:\n{_tail(self._data / 'valkey.log')}"
                 )
             try:
-                client.ping()
+                self._ping()
             except redis.BusyLoadingError:
                 deadline = time.monotonic() + START  # it loads its file: a sign of life
             except redis.RedisError:
                 if time.monotonic() > deadline:
                     raise StoreRefused(f"the private store does not answer at {self.url}") from None
             else:
-                client.close()
                 return
             time.sleep(0.01)
+
+    def _ping(self) -> None:
+        with closing(redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2)) as one:
+            one.ping()
 
     def _keep_running(self) -> None:
         """Start the store again whenever it dies, until it is stopped on purpose."""
@@ -205,7 +216,9 @@ class EmbeddedStore:
             pause = min(2 * pause, MOST_PAUSE)
             with self._launching:
                 if not self._stopping.is_set():
-                    self._launch()
+                    # No memory for a fork now, or no binary while it is being replaced: try again, after a pause.
+                    with suppress(OSError, StoreRefused):
+                        self._launch()
 
 
 def binary() -> str:
@@ -230,9 +243,15 @@ def binary() -> str:
     )
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to end this child, in order, should adamd be killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+def _end_with_parent() -> Callable[[], object] | None:
+    """Return what asks Linux to end this child, in order, should adamd be killed.
+
+    The library is looked up before the fork: after it, another thread's lock might be held for ever.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _read_pid(path: Path) -> int | None:
@@ -252,6 +271,6 @@ def _is_store(pid: int, data: Path) -> bool:
 
 def _tail(path: Path) -> str:
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-5:])
+        return "\n".join([line for line in path.read_text(errors="replace").splitlines() if line.strip()][-5:])
     except OSError:
         return "(no log)"

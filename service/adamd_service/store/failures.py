@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import redis
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import (
+    AskError,
+    ClusterError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    ResponseError,
+    TryAgainError,
+)
 
 from adamd.errors import InternalError, StoreFull, StoreUnavailable
 
-# Answers that say "not now" rather than "never": the store turns away a write that it may take later.
-NOT_NOW = (
-    "LOADING",
-    "READONLY",
-    "MISCONF",
-    "CLUSTERDOWN",
-    "MASTERDOWN",
-    "NOREPLICAS",
-    "TRYAGAIN",
-    "BUSY",
-    "MOVED",
-    "ASK",
-)
+# Answers that say "not now" rather than "never": the store turns away a write that it may take later. redis-py takes
+# the first word off those that it knows; Redis 6.2 puts those of a script's commands into the middle of its own text.
+NOT_NOW = (ReadOnlyError, AskError, TryAgainError, ClusterError, MasterDownError)
+WORDS = re.compile(r"\b(LOADING|READONLY|MISCONF|CLUSTERDOWN|MASTERDOWN|NOREPLICAS|TRYAGAIN|BUSY|MOVED|ASK)\b")
+FULL = re.compile(r"\bOOM\b")
+# RedisClusterException is no RedisError: the cluster has no node to ask, or none that answers.
+AWAY = (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError)
 
 
 @contextmanager
@@ -37,7 +41,7 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+    except AWAY as error:
         raise StoreUnavailable(f"the store does not answer: {error}", retry_after=1.0) from error
     except redis.RedisError as error:
         raise refused(error) from error
@@ -46,8 +50,8 @@ def translated() -> Iterator[None]:
 def refused(error: redis.RedisError) -> StoreFull | StoreUnavailable | InternalError:
     """Return what an answer of the store means that is an error: the store did not do what was asked."""
     said = str(error)
-    if isinstance(error, OutOfMemoryError) or "OOM" in said[:80]:
+    if isinstance(error, OutOfMemoryError) or FULL.search(said):
         return StoreFull("the store has no memory left; delete sessions or enlarge it (maxmemory)", retry_after=5.0)
-    if not isinstance(error, ResponseError) or any(word in said[:80] for word in NOT_NOW):
+    if not isinstance(error, ResponseError) or isinstance(error, NOT_NOW) or WORDS.search(said):
         return StoreUnavailable(f"the store cannot take this now: {said}", retry_after=1.0)
     return InternalError(f"the store refused: {said}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from adamd_service.store import codec
+from adamd.errors import InternalError
+from adamd_service.store import chunks, codec
 from adamd_service.store.connect import Client
 from adamd_service.store.keys import SessionKeys
 from adamd_service.store.scripts import script
 
 LEASE = 120  # seconds that a reader's lease lasts
 ENTRIES = 16  # of the garbage list, looked at in one go
-BATCH = 500  # keys unlinked in one command
 
 
 def collect(client: Client, keys: SessionKeys) -> int:
@@ -41,16 +41,19 @@ def _records(client: Client, keys: SessionKeys, first: int, last: int) -> int:
     """Unlink records and their bodies, the bodies first: a record that is left names them again."""
     unlinked = 0
     for step in range(first, last + 1):
-        meta = cast("bytes | None", client.hget(keys.record(step), "meta"))
-        if meta is None:
+        meta, attempt = cast("list[bytes | None]", client.hmget(keys.record(step), ["meta", "attempt"]))
+        if meta is None or attempt is None:
             continue
-        record = codec.record_from(step, meta, b"")
-        unlinked += _unlink(client, [keys.chunk(record.attempt, i) for i in range(len(record.chunks))])
+        try:
+            count = len(codec.record_from(step, meta, b"").chunks)
+        except InternalError:  # damaged: what it had is unlinked all the same, or it would stay for ever
+            count = chunks.MOST
+        unlinked += _unlink(client, [keys.chunk(attempt.decode(), i) for i in range(count)])
         unlinked += _unlink(client, [keys.record(step)])
     return unlinked
 
 
 def _unlink(client: Client, names: list[str]) -> int:
-    for start in range(0, len(names), BATCH):
-        client.unlink(*names[start : start + BATCH])
+    for start in range(0, len(names), chunks.BATCH):
+        client.unlink(*names[start : start + chunks.BATCH])
     return len(names)

@@ -8,7 +8,6 @@ a tombstone, so that a late creator fails, then the claim is released.
 from __future__ import annotations
 
 import math
-import time
 from typing import Any, cast
 
 from adamd.errors import InvalidRequest, SessionDeleted, StoreUnavailable, UnknownSession
@@ -19,9 +18,10 @@ from adamd_service.store.outcomes import Repeated, Taken
 from adamd_service.store.scripts import script
 
 DAY = 86_400
-PATIENCE = 5.0  # seconds before a claim without a session counts as abandoned
+PATIENCE = 5.0  # seconds before a claim without a session counts as abandoned, by the store's own clock
 TIES = 64  # sessions made in the same microsecond, which a page may have to skip
 TRIES = 8
+DELETED, NEVER = "deleted", "never made"  # what a tombstone says
 
 
 def claim(client: Client, spec: Spec, key: IdempotencyKey | None) -> Taken | Repeated | None:
@@ -33,9 +33,10 @@ def claim(client: Client, spec: Spec, key: IdempotencyKey | None) -> Taken | Rep
     """
     keys = IndexKeys(spec.tenant)
     name, digest = spec.name or "", "" if key is None else key.digest
-    named = [keys.names, keys.sessions, keys.former(name), keys.idempotency("" if key is None else key.key)]
+    named = _named(keys, spec.id, name, key)
+    args: list[str | bytes | int] = [spec.id, name, repr(spec.created_at), digest, DAY, round(PATIENCE * 1000)]
     for _ in range(TRIES):
-        verdict = script("claim")(client, named, spec.id, name, repr(spec.created_at), digest, DAY)
+        verdict = script("claim")(client, named, *args)
         if verdict[0] == b"claimed":
             return None
         if verdict[0] == b"name":
@@ -56,31 +57,47 @@ def _owner(client: Client, tenant: str, owner: str, name: str, key: IdempotencyK
     step = client.hget(keys.head, "step")
     if step is not None:
         return Taken("name", owner, int(cast(bytes, step))) if key is None else Repeated(owner)
-    if not client.exists(keys.gone):
-        made = client.zscore(IndexKeys(tenant).sessions, owner)
-        if made is not None and time.time() - made < PATIENCE:
-            raise StoreUnavailable(f"session {owner} is being created with this name or key", retry_after=1.0)
-        fence(client, owner)
-    elif key is not None:
+    said = client.get(keys.gone)
+    if said == DELETED.encode() and key is not None:
         raise SessionDeleted(f"the session {owner} that this Idempotency-Key created is deleted; use a new key")
-    release(client, tenant, owner, name, key)
+    if said is None and _under_way(client, tenant, owner):
+        raise StoreUnavailable(f"session {owner} is being created with this name or key", retry_after=1.0)
+    if _ended(client, owner):
+        release(client, tenant, owner, name, key)
     return None
 
 
-def fence(client: Client, session_id: str) -> None:
-    """See to it that a session which is not there never will be."""
+def tidy(client: Client, tenant: str, session_id: str) -> None:
+    """Take a session off the list that is deleted, or was claimed and never made."""
+    if not _under_way(client, tenant, session_id) and _ended(client, session_id):
+        release(client, tenant, session_id, "")
+
+
+def _under_way(client: Client, tenant: str, session_id: str) -> bool:
+    return bool(client.exists(IndexKeys(tenant).claim(session_id)))
+
+
+def _ended(client: Client, session_id: str) -> bool:
+    """See to it that a session which is not there never will be; False where it has just come."""
     keys = SessionKeys(session_id)
+    if client.exists(keys.gone):
+        return True
     named = [keys.head, keys.gone, keys.garbage, keys.ring, keys.readers]
-    script("delete")(client, named, DAY, "never made", "absent")
+    return script("delete")(client, named, DAY, NEVER, "absent")[0] == b"deleted"
 
 
 def release(
     client: Client, tenant: str, session_id: str, name: str, key: IdempotencyKey | None = None, remember: int = 0
 ) -> None:
     """Give back a session's name, and its place in the list. ``remember``: seconds that the name answers 410."""
-    keys = IndexKeys(tenant)
-    named = [keys.names, keys.sessions, keys.former(name), keys.idempotency("" if key is None else key.key)]
+    named = _named(IndexKeys(tenant), session_id, name, key)
     script("release")(client, named, session_id, name, remember, "" if key is None else key.digest)
+
+
+def _named(keys: IndexKeys, session_id: str, name: str, key: IdempotencyKey | None) -> list[str]:
+    """Return the keys that claim.lua and release.lua declare."""
+    client_key = keys.idempotency("" if key is None else key.key)
+    return [keys.names, keys.sessions, keys.former(name), client_key, keys.claim(session_id)]
 
 
 def find(client: Client, tenant: str, name: str) -> str:
@@ -128,8 +145,13 @@ def token(last: tuple[str, float]) -> str:
 def page(client: Client, tenant: str, size: int, after: tuple[float, str] | None) -> list[tuple[str, float]]:
     """Return (id, created_at) of the sessions after a place, oldest first; ``size`` + 1 where there are more."""
     low = "-inf" if after is None else repr(after[0])
-    found = client.zrangebyscore(IndexKeys(tenant).sessions, low, "+inf", start=0, num=size + 1 + TIES, withscores=True)
-    listed = [(cast(bytes, member).decode(), float(score)) for member, score in cast("list[tuple[Any, Any]]", found)]
-    if after is not None:
-        listed = [(member, score) for member, score in listed if (score, member) > after]
+    listed: list[tuple[str, float]] = []
+    start, wanted = 0, size + 1 + TIES
+    while len(listed) <= size:
+        found = client.zrangebyscore(IndexKeys(tenant).sessions, low, "+inf", start=start, num=wanted, withscores=True)
+        rows = [(cast(bytes, member).decode(), float(score)) for member, score in cast("list[tuple[Any, Any]]", found)]
+        listed += [row for row in rows if after is None or (row[1], row[0]) > after]
+        if len(rows) < wanted:
+            break
+        start += wanted
     return listed[: size + 1]

@@ -15,7 +15,9 @@ class SessionKeys:
     id: str
 
     def _key(self, *parts: object) -> str:
-        return ":".join(("adamd", "{" + self.id + "}", *map(str, parts)))
+        # Ids that adamd makes are plain. One from outside may hold anything, and must not end the hash tag early.
+        tag = self.id.replace("%", "%25").replace("}", "%7D") or "%"
+        return ":".join(("adamd", "{" + tag + "}", *map(str, parts)))
 
     @property
     def head(self) -> str:
@@ -82,6 +84,10 @@ class IndexKeys:
         """Sorted set: id to created_at."""
         return self._key("sessions")
 
+    def claim(self, session_id: str) -> str:
+        """String with a short TTL: this session is being created now."""
+        return self._key("claim", session_id)
+
     def former(self, name: str) -> str:
         """String with a TTL: the session that had this name and was deleted."""
         return self._key("former", name)
@@ -102,4 +108,4 @@ def slot(step: int) -> int:
 
 
 def _hashed(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()

@@ -22,7 +22,7 @@ ASYNC = "; a failover to an asynchronous replica may lose steps, and clients are
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One node's settings; None where CONFIG is forbidden."""
+    """One node's settings; None where the store does not tell."""
 
     name: str
     version: tuple[int, ...]
@@ -31,6 +31,7 @@ class Found:
     fsync: str | None
     eviction: str | None
     replicas: int
+    replica: bool
 
 
 def checked(client: Client, *, allow_lossy: bool, trusted: bool) -> str:
@@ -59,6 +60,7 @@ def _look(node: redis.Redis) -> Found:
         fsync=settings.get("appendfsync"),
         eviction=settings.get("maxmemory-policy") if settings else info.get("maxmemory_policy"),
         replicas=int(info.get("connected_slaves", 0)),
+        replica=info.get("role") == "slave",
     )
 
 
@@ -73,6 +75,8 @@ def _settings(node: redis.Redis) -> dict[str, str]:
 def _require(node: Found, *, allow_lossy: bool, trusted: bool) -> None:
     if node.version < OLDEST:
         raise StoreRefused(f"{node.name} is too old: wanted Redis 6.2 or later, or Valkey")
+    if node.replica:
+        raise StoreRefused(f"this {node.product} is a replica, which takes no writes: name its primary")
     if node.fsync is None and not trusted:
         raise StoreRefused(
             f"this {node.product} forbids CONFIG, so adamd cannot see whether it keeps what it acknowledges. If you "
@@ -80,7 +84,7 @@ def _require(node: Found, *, allow_lossy: bool, trusted: bool) -> None:
         )
     if allow_lossy or trusted:
         return
-    if node.eviction != "noeviction":
+    if _evicts(node):
         raise StoreRefused(
             f"this {node.product} may evict keys (maxmemory-policy {node.eviction}): sessions would be lost silently. "
             "CONFIG SET maxmemory-policy noeviction, or say --allow-lossy-store"
@@ -92,21 +96,22 @@ def _require(node: Found, *, allow_lossy: bool, trusted: bool) -> None:
         )
 
 
+def _evicts(node: Found) -> bool:
+    return node.eviction not in (None, "noeviction")
+
+
 def _said(found: list[Found], *, trusted: bool) -> str:
     # The weakest node speaks for all of them.
     names = sorted({node.name for node in found})
     where = names[0] if len(found) == 1 else f"{len(found)} nodes of {', '.join(names)}"
+    evicts = "; it may evict keys: sessions may be lost" if any(_evicts(node) for node in found) else ""
     if any(node.fsync is None for node in found):
-        return f"{where}: CONFIG is forbidden; its owner says that it persists and never evicts"
+        said = "its owner says that it persists" if evicts else "its owner says that it persists and never evicts"
+        return f"{where}: CONFIG is forbidden; {said}{evicts}"
     if not all(node.aof for node in found):
         said = "no append-only file: the store's death takes everything since its last RDB snapshot"
     else:
         weakest = max((node.fsync or "no" for node in found), key=list(POLICIES).index)
         said = f"appendfsync {weakest}: {POLICIES[weakest]}"
-    evicts = any(node.eviction != "noeviction" for node in found)
-    return (
-        f"{where}, {said}"
-        + (ASYNC if any(node.replicas for node in found) else "")
-        + ("; it may evict keys: sessions may be lost" if evicts else "")
-        + (" (trusted)" if trusted else "")
-    )
+    asynchronous = ASYNC if any(node.replicas for node in found) else ""
+    return f"{where}, {said}{asynchronous}{evicts}" + (" (trusted)" if trusted else "")

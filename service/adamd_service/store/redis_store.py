@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import redis
+from redis.exceptions import ResponseError
 
 from adamd.errors import AdamdError, InternalError, SessionDeleted, StoreUnavailable, UnknownSession
 from adamd.wire.buffers import Bytes
@@ -46,12 +48,17 @@ class RedisStore:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._uploads = threading.Semaphore(chunks.UPLOADS)
         self.promise = "unchecked"
 
     @classmethod
     def connect(cls, url: str, *, timeout: float, max_connections: int = 64) -> Self:
-        """Return a store at a URL (see `connect.connect`). ``timeout``: seconds that any answer may take."""
-        return cls(connect(url, timeout, max_connections))
+        """Return a store at a URL (see `connect.connect`). ``timeout``: seconds that any answer may take.
+
+        ``max_connections``: for calls, one for each thread at most; uploads have `chunks.UPLOADS` of their own, so
+        that slow clients which send a body never keep the others from committing theirs.
+        """
+        return cls(connect(url, timeout, max_connections + chunks.UPLOADS))
 
     def check(self, *, allow_lossy: bool = False, trusted: bool = False) -> None:
         """Look at the store's version, persistence and eviction, and set ``promise`` to what they mean.
@@ -94,15 +101,21 @@ class RedisStore:
         with translated():
             if arrays:
                 head = replace(head, snapshots=(self._first(head, arrays, counts),))
-            taken = index.claim(self._client, spec, key)
+            chunk_keys = _chunk_keys(names, head.snapshots)
+            try:
+                taken = index.claim(self._client, spec, key)
+            except BaseException:
+                chunks.unlink(self._client, chunk_keys)  # nothing will ever name them
+                raise
             if taken is not None:
+                chunks.unlink(self._client, chunk_keys)
                 return taken
             fields = [text for pair in codec.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *_lengths(head.snapshots)]
-            named = [names.head, names.gone, *_chunk_keys(names, head.snapshots)]
-            verdict = self._repeatable("create", named, *args)
+            verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
             if verdict[0] != b"created":
-                with suppress(redis.RedisError):
+                chunks.unlink(self._client, chunk_keys)
+                with suppress(AdamdError), translated():
                     index.release(self._client, spec.tenant, spec.id, spec.name or "", key)
                 raise StoreUnavailable("the creation took too long and was given up; try again", retry_after=1.0)
             return Created()
@@ -146,8 +159,10 @@ class RedisStore:
             listed = index.page(self._client, tenant, page_size, index.place(after))
             heads = []
             for session_id, _ in listed[:page_size]:
-                with suppress(UnknownSession, SessionDeleted):  # claimed and not made yet, or just deleted
+                try:
                     heads.append(self.load_head(session_id))
+                except (UnknownSession, SessionDeleted):
+                    index.tidy(self._client, tenant, session_id)
             more = len(listed) > page_size
             return heads, index.token(listed[page_size - 1]) if more else None
 
@@ -172,8 +187,10 @@ class RedisStore:
             ref = self._first(after, arrays, counts)
             text = codec.snapshot_text(ref)
             args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *_lengths((ref,))]
-            named = [names.head, names.garbage, *_chunk_keys(names, (ref,))]
-            verdict = self._repeatable("parameters", named, *args)
+            chunk_keys = _chunk_keys(names, (ref,))
+            verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
+            if verdict[0] != b"set":
+                chunks.unlink(self._client, chunk_keys)
             return verdict[0] == b"set"
 
     def delete(self, session_id: str) -> None:
@@ -182,22 +199,25 @@ class RedisStore:
         spec = self.load_head(session_id).spec
         with translated():
             named = [names.head, names.gone, names.garbage, names.ring, names.readers]
-            self._repeatable("delete", named, index.DAY, "deleted", "any")
+            self._repeatable("delete", named, index.DAY, index.DELETED, "any")
             index.release(self._client, spec.tenant, session_id, spec.name or "", remember=index.DAY)
 
     # -- steps
 
     def stage(self, session_id: str, attempt: str, nbytes: int) -> chunks.Staging:
-        """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives."""
+        """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives.
+
+        Raises:
+            Busy: `chunks.UPLOADS` are under way.
+
+        """
         names = SessionKeys(session_id)
-        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes)
+        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads)
 
     def discard(self, session_id: str, attempt: str, count: int) -> None:
-        """Unlink the chunks of an attempt that can no longer commit."""
+        """Unlink the chunks of an attempt that can no longer commit; their TTL does the same, later."""
         names = SessionKeys(session_id)
-        if count:
-            with translated():
-                self._client.unlink(*(names.chunk(attempt, i) for i in range(count)))
+        chunks.unlink(self._client, [names.chunk(attempt, i) for i in range(count)])
 
     def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
         """Put one record into the log and move the head, or say why not. Never sent twice.
@@ -223,10 +243,10 @@ class RedisStore:
         ]
         try:
             verdict = script("commit")(self._client, named, *args)
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise UnknownOutcome(str(error)) from error
-        except redis.RedisError as error:
+        except ResponseError as error:  # the store said no, and has not done it
             raise refused(error) from error
+        except Exception as error:  # whatever else it was, the script may have run, or run yet
+            raise UnknownOutcome(str(error)) from error
         return _outcome(verdict)
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
@@ -313,12 +333,17 @@ class RedisStore:
         ``covered``: bytes of bodies in the log up to its step, since the snapshot before.
         """
         names = SessionKeys(session_id)
-        named = [names.head, names.ring, names.record(ref.step), names.garbage, *_chunk_keys(names, (ref,))]
+        named = [names.head, names.record(ref.step), names.garbage, *_chunk_keys(names, (ref,))]
         with translated():
             text = codec.snapshot_text(ref)
-            args: Arguments = [incarnation, ref.step, ref.chain, text, covered, keys.slot(ref.step), *_lengths((ref,))]
+            args: Arguments = [incarnation, ref.chain, text, covered, *_lengths((ref,))]
             verdict = self._repeatable("snapshot", named, *args)
             return verdict[0] == b"kept"
+
+    def discard_snapshot(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
+        """Unlink written arrays of a snapshot that will not be committed; their TTL does the same, later."""
+        names = SessionKeys(session_id)
+        chunks.unlink(self._client, _chunk_keys(names, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),)))
 
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
@@ -328,11 +353,14 @@ class RedisStore:
     # -- inside
 
     def _first(self, head: Head, arrays: Mapping[str, Any], counts: tuple[int, ...]) -> SnapshotRef:
-        snapshot = secrets.token_hex(8)
-        refs = tuple(
-            self.write_array(head.spec.id, snapshot, name, array.view("uint8")) for name, array in arrays.items()
-        )
-        return SnapshotRef(snapshot, head.step, head.chain, counts, refs)
+        snapshot, refs = secrets.token_hex(8), list[ArrayRef]()
+        try:
+            for name, array in arrays.items():
+                refs.append(self.write_array(head.spec.id, snapshot, name, array.view("uint8")))
+        except BaseException:
+            self.discard_snapshot(head.spec.id, snapshot, refs)
+            raise
+        return SnapshotRef(snapshot, head.step, head.chain, counts, tuple(refs))
 
     def _repeatable(self, name: str, named: list[str], *args: str | bytes | int) -> list[bytes]:
         """Run a script that may safely run twice, again where the first answer did not come."""
@@ -346,7 +374,7 @@ class RedisStore:
 
     def _absent(self, session_id: str) -> Any:
         said = cast("bytes | None", self._client.get(SessionKeys(session_id).gone))
-        if said == b"deleted":
+        if said == index.DELETED.encode():
             raise SessionDeleted(f"session {session_id} is deleted")
         raise UnknownSession(f"there is no session {session_id!r}")
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import redis
 from redis.exceptions import NoScriptError
 
-from adamd_service.store.connect import Client
+from adamd_service.store.connect import Client, pool_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Script:
         except NoScriptError:  # refused before it ran, so sending it again is safe
             answer = cast(Any, client.eval(self.text, len(keys), *call))
         if not isinstance(answer, list) or not answer or answer[0] != nonce.encode():
-            client.close()  # every idle connection is suspect
+            pool_of(client, keys[0]).disconnect(inuse_connections=False)  # every idle connection is suspect
             raise redis.ConnectionError("the store answered another call's answer")
         return answer[1:]
 

@@ -1,8 +1,9 @@
 -- Claims a name and an Idempotency-Key for a session that is about to be made. The index has a slot of its own, so
 -- this cannot be one script with create.lua: a claim whose session never came is repaired by whoever meets it.
 --
--- KEYS  1 names   2 sessions   3 the name's former owner   4 idempotency
+-- KEYS  1 names   2 sessions   3 the name's former owner   4 idempotency   5 sign that the creation is under way
 -- ARGV  1 nonce  2 id  3 name ("" if none)  4 created_at  5 digest ("" without a key)  6 seconds that the key lasts
+--       7 milliseconds that the creation may take from here
 -- Returns {nonce, verdict[, detail]}: claimed | name (its owner's id) | key ("digest id")
 if ARGV[5] ~= '' then
   local known = redis.call('GET', KEYS[4])
@@ -22,4 +23,5 @@ redis.call('ZADD', KEYS[2], ARGV[4], ARGV[2])
 if ARGV[5] ~= '' then
   redis.call('SET', KEYS[4], ARGV[5] .. ' ' .. ARGV[2], 'EX', ARGV[6])
 end
+redis.call('SET', KEYS[5], '1', 'PX', ARGV[7])
 return {ARGV[1], 'claimed'}

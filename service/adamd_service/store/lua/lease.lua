@@ -3,6 +3,10 @@
 -- KEYS  1 readers
 -- ARGV  1 nonce  2 lease  3 seconds that it lasts
 -- Returns {nonce, "leased"}
-redis.call('ZADD', KEYS[1], redis.call('TIME')[1], ARGV[2])
+--
+-- The first write frees memory (leases that nobody gave back): a full store can still be read.
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. (now - tonumber(ARGV[3])))
+redis.call('ZADD', KEYS[1], now, ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return {ARGV[1], 'leased'}

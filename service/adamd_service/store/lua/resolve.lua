@@ -3,6 +3,8 @@
 -- KEYS  1 head   2 record of the attempted step   3 fence
 -- ARGV  1 nonce  2 attempt  3 step  4 seconds that the fence stands
 -- Returns {nonce, verdict}: committed | fenced | unknown (the record is collected already: long ago)
+--
+-- The first write frees memory: what became of a commit can be settled in a full store too.
 local attempt = redis.call('HGET', KEYS[2], 'attempt')
 if attempt == ARGV[2] then
   return {ARGV[1], 'committed'}
@@ -13,5 +15,6 @@ if not attempt then
     return {ARGV[1], 'unknown'}
   end
 end
+redis.call('DEL', KEYS[3])
 redis.call('SET', KEYS[3], '1', 'EX', ARGV[4])
 return {ARGV[1], 'fenced'}

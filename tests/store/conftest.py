@@ -1,0 +1,36 @@
+"""Stores of the kinds that this machine has, and clients of them."""
+
+import pytest
+
+from adamd_service.store import RedisStore
+from adamd_service.store.connect import connect
+
+
+@pytest.fixture(scope="module")
+def store(store_process):
+    """The store over one server, shared by tests that use sessions of their own."""
+    store = RedisStore.connect(store_process.url, timeout=10.0)
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def client(store_process):
+    """A plain client, to look behind the store's back."""
+    client = store_process.client()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def connected():
+    """Connect stores of the test's own: ``connected(process or url, timeout=…, connections=…)``."""
+    made = []
+
+    def make(where, *, timeout=10.0, connections=64):
+        made.append(RedisStore(connect(where if isinstance(where, str) else where.url, timeout, connections)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

