@@ -26,7 +26,9 @@ EACH = 32  # bytes that it may take for a parameter
 def main() -> None:
     """Run it and write it down."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under a minute; a smoke test, not a measurement")
+    parser.add_argument(
+        "--quick", action="store_true", help="half a minute, without the 10 M: a smoke test, not a measurement"
+    )
     parser.add_argument("--only", type=int, nargs="+", metavar="PARAMETERS", help="these sizes alone")
     asked = parser.parse_args()
     sizes = [
@@ -89,12 +91,12 @@ def _results(measured: list[Measured], rest: list[str]) -> str:
             "# One run of `make bench`",
             "",
             f"{datetime.now(UTC):%Y-%m-%d}, {processes.machine()}; client, servers and stores all on it, over "
-            "loopback. Only the ratios carry over. The disk under the stores is noisy from minute to minute, so everything is "
-            "measured in turns: floor, kernel, memory and SDK step by step, then blocks of bulk writer, naive and "
-            f"committed steps on one store process. With few steps (at {measured[-1].parameters:,}: "
+            "loopback. Only the ratios carry over. The disk under the stores is noisy from minute to minute, so "
+            "everything is measured in turns: floor, kernel, memory and SDK step by step, then blocks of bulk "
+            f"writer, naive and committed steps on one store process. With few steps (at {measured[-1].parameters:,}: "
             f"{counts['memory']} memory, {counts['committed, always']} committed, {counts['naive, always']} naive a "
-            "store) p99 is close to the worst. Before the timing, three steps of every session equalled the NumPy reference "
-            "bit for bit, and the naive service's within 1e-6.",
+            "store) p99 is close to the worst. Before the timing, three steps of every session equalled the NumPy "
+            "reference bit for bit, and the naive service's within 1e-6.",
             "",
             table.markdown(measured),
             "",

@@ -30,7 +30,7 @@ class Contender(Protocol):
         """Do what is timed."""
 
     def settle(self) -> None:
-        """Tidy up after a step; not timed."""
+        """Tidy up after some steps; not timed."""
 
     def close(self) -> None:
         """Let go of everything, at the other end too."""
@@ -192,18 +192,18 @@ class BulkWriter:
         self.name = name
         self._store = RedisStore.connect(redis_url, timeout=60.0)
         self._bytes = memoryview(gradient).cast("B")
-        self._written: tuple[str, int] | None = None
+        self._written: list[tuple[str, int]] = []
 
     def step(self) -> None:
         attempt = secrets.token_hex(8)
         staging = self._store.stage("s_bench", attempt, self._bytes.nbytes)
         staging.write(self._bytes)
-        self._written = attempt, len(staging.finish())
+        self._written.append((attempt, len(staging.finish())))
 
     def settle(self) -> None:
-        if self._written is not None:
-            self._store.discard("s_bench", *self._written)
-            self._written = None
+        for attempt, count in self._written:  # not sooner: the log does not write over its last record either
+            self._store.discard("s_bench", attempt, count)
+        self._written.clear()
 
     def close(self) -> None:
         self.settle()

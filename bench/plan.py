@@ -37,5 +37,4 @@ QUICK = (
     Size(1_000, rounds=2, interleaved=20, committed=13, bulk=13, naive=13),
     Size(100_000, rounds=2, interleaved=10, committed=SNAPSHOT_PERIOD, bulk=4, naive=4),
     Size(1_000_000, rounds=2, interleaved=4, committed=SNAPSHOT_PERIOD, bulk=3, naive=2),
-    Size(10_000_000, rounds=1, interleaved=3, committed=SNAPSHOT_PERIOD, bulk=2, naive=1),
 )

@@ -136,6 +136,7 @@ def _round(
             before = session.snapshot_step() if contender is session else 0
             for _ in range(steps):
                 _timed(contender, measured)
+            contender.settle()
             if contender is session:
                 measured.snapshots += _snapshots(session, before, size)
 
@@ -144,7 +145,6 @@ def _timed(contender: Contender, measured: Measured) -> None:
     started = time.perf_counter()
     contender.step()
     measured.times[contender.name][-1].append(time.perf_counter() - started)
-    contender.settle()
 
 
 def _snapshots(session: Session, before: int, size: Size) -> int:

@@ -1,1 +1,71 @@
-"""adamd: Adam as a daemon."""
+"""adamd: Adam as a daemon.
+
+import adamd
+
+with adamd.connect("http://localhost:8000") as client:
+    session = client.create({"w": w, "b": b}, lr=1e-3)
+    for batch in data:
+        params = session.step(gradient(params, batch), loss=loss)
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
+
+from adamd._flow import Timeout
+from adamd.client import Client, connect
+from adamd.errors import (
+    AdamdError,
+    BadGradient,
+    Diverged,
+    HistoryLost,
+    RequestError,
+    RetriesExhausted,
+    SessionError,
+    SessionExists,
+    StepConflict,
+    StepSuperseded,
+    TransportError,
+    Unavailable,
+    UnknownSession,
+    WrongDtype,
+    WrongLayout,
+)
+from adamd.session import Session
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__version__ = _version("adamd")
+__all__ = [
+    "AdamdError",
+    "BadGradient",
+    "Client",
+    "Diverged",
+    "HistoryLost",
+    "RequestError",
+    "RetriesExhausted",
+    "Session",
+    "SessionError",
+    "SessionExists",
+    "StepConflict",
+    "StepSuperseded",
+    "Timeout",
+    "TransportError",
+    "Unavailable",
+    "UnknownSession",
+    "WrongDtype",
+    "WrongLayout",
+    "__version__",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import the adapters when they are used: they need torch, which the rest does not."""
+    if name != "torch":
+        raise AttributeError(f"module 'adamd' has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module("adamd.torch")

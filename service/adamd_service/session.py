@@ -177,8 +177,11 @@ def _superseded(head: Head, number: int, entry: Entry | None, digest: str) -> St
     )
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)  # json.dumps makes one each time
+
+
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def _sha256(*parts: Any) -> str:

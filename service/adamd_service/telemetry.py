@@ -31,6 +31,7 @@ class Telemetry:
         self._gauge("adamd_in_flight_bytes", "Bodies and answers in flight", lambda: engine.in_flight.used)
         self._gauge("adamd_hot_bytes", "State of durable sessions in memory", lambda: engine.hot.used)
         self._gauge("adamd_memory_session_bytes", "State of memory sessions", lambda: engine.hot.memory_used)
+        self._gauge("adamd_leased_buffer_bytes", "Buffers that someone can see", lambda: engine.pool.leased_bytes)
         self._gauge("adamd_idle_buffer_bytes", "Buffers that wait for reuse", lambda: engine.pool.idle_bytes)
 
     def _gauge(self, name: str, said: str, read: Callable[[], float]) -> None:
@@ -56,7 +57,8 @@ def configure_logging(level: str) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=False),
+            # Plain tracebacks: the pretty ones print every local variable, headers and all.
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
         ],
         cache_logger_on_first_use=False,
     )

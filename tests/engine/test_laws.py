@@ -441,6 +441,20 @@ def test_a_post_is_applied_once_whatever_is_repeated(replica):
     run(scenario())
 
 
+def test_what_a_deleted_session_held_is_swept_where_its_deleter_died(replica):
+    async def scenario():
+        async with replica() as engine:
+            session = (await engine.create(create_call(np.zeros(SIZE, np.float32)))).head.spec.id
+            await stepped(engine, session, 1, gradients(1)[0])
+            engine.store.delete(session)  # and nobody collects
+            assert [key for key in keys_of(engine, session) if b":body:" in key]
+            await engine.keep_house(30)
+            left = [key.rsplit(b":", 1)[1] for key in keys_of(engine, session)]
+            assert left == [b"gone"]
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("changed", ["body", "scalars", "snapshot", "inline"])
 def test_what_the_store_changed_is_seen_and_not_served(replica, valkey, changed):
     """Bit rot, or a hand in the store: the digest or the chain says so; nothing is computed from it."""

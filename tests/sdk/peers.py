@@ -7,8 +7,12 @@ from contextlib import suppress
 
 
 class _Listener:
-    def __init__(self):
-        self.listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+    def __init__(self, receive_buffer=None):
+        self.listening = socket.socket()
+        if receive_buffer is not None:
+            self.listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.listening.bind(("127.0.0.1", 0))
+        self.listening.listen(64)
         self.port = self.listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.lock = threading.Lock()
@@ -66,8 +70,8 @@ def end(sock, *, reset=False):
     with suppress(OSError):
         if reset:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        else:
-            sock.shutdown(socket.SHUT_RDWR)
+        # Wakes a thread that still receives: as long as it does, close() ends nothing. SHUT_RD sends no FIN.
+        sock.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
     sock.close()
 
 
@@ -115,10 +119,10 @@ class Scripted(_Listener):
     """Answers the n-th request (over all connections) with the n-th of `answers`, bytes as they are; the last one
     repeats. A tuple (bytes, "close") ends the connection after it. `requests` are (head, body)."""
 
-    def __init__(self, *answers, read_bodies=True):
+    def __init__(self, *answers, read_bodies=True, receive_buffer=None):
         self.answers, self.read_bodies = answers, read_bodies
         self.requests = []
-        super().__init__()
+        super().__init__(receive_buffer)
 
     def serve(self, sock, number):
         left = b""

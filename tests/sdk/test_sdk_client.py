@@ -5,9 +5,11 @@ import subprocess
 import sys
 import threading
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 import adamd
 from adamd import errors
@@ -194,10 +196,13 @@ def test_open_creates_then_resumes_and_checks_the_layout(client, name):
         client.create(start, name=name)
     assert (caught.value.extra["id"], caught.value.step) == (made.id, 1)
     made.delete()
-    with pytest.raises(UnknownSession):
-        client.open(name)
+    for ref in (name, made.id):
+        with pytest.raises(SessionDeleted):
+            client.session(ref)
     with pytest.raises(SessionDeleted):
-        client.session(made.id)
+        client.open(name)
+    with pytest.raises(UnknownSession):
+        client.open(f"{name}-other")
     assert client.open(name, start).id != made.id
 
 
@@ -234,13 +239,14 @@ def test_another_history_is_told_and_refresh_accepts_it(client, tmp_path, name):
     session.delete()
     back = client.restore(tmp_path / "one.safetensors", name=name)
     # What a store that went back looks like: the session that was seen at 2 is at 1 again.
-    from dataclasses import replace
-
     seen._standing = replace(seen._standing, id=back.id)
     for call in (lambda: seen.step(np.ones(2, "f4")), seen.parameters):
         with pytest.raises(HistoryLost) as caught:
             call()
         assert caught.value.step == 1
+    seen._standing = replace(seen._standing, step=1)
+    with pytest.raises(HistoryLost, match="another history"):
+        seen.parameters()
     assert seen.refresh()["step"] == 1
     seen.step(np.ones(2, "f4"))
 
@@ -273,8 +279,6 @@ def test_what_is_no_export_is_refused(client, tmp_path):
         client.restore(path)
     with pytest.raises(errors.MalformedBody):
         client.restore(b"not safetensors at all")
-    from safetensors.numpy import save
-
     with pytest.raises(InvalidRequest, match="no exported state"):
         client.restore(save({"w": np.zeros(2, "f4")}))
     with pytest.raises(FileNotFoundError):
@@ -312,7 +316,7 @@ def test_the_list_follows_its_pages(client, name):
 
 
 def test_a_diverged_session_says_so(client):
-    session = client.create(np.float32([3e38, 0]), lr=3e38, optimizer="adam")
+    session = client.create(np.float32([3.3e38, 0]), lr=3e37)
     session.step(np.float32([-1, 0]))
     assert session.diverged
     with pytest.raises(errors.Diverged):
@@ -393,3 +397,17 @@ def test_a_closed_client_says_so(server):
     client.close()
     with pytest.raises(errors.TransportError, match="closed"):
         session.step(np.zeros(1, "f4"))
+
+
+@pytest.mark.torch
+def test_torch_tensors_go_as_they_are(client):
+    import torch
+
+    start = {"w": torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True), "b": torch.arange(4.0)[::2]}
+    session = client.create(start, lr=0.5)
+    assert session.dtype == "float32"
+    assert (session.parameters()["b"] == [0, 2]).all()
+    params = session.step({"w": torch.full((3, 2), 3.0, dtype=torch.bfloat16), "b": None}, loss=torch.tensor(0.5))
+    np.testing.assert_allclose(params["w"], 0.5, rtol=1e-6)
+    twin = client.create({"w": np.ones((3, 2), "f4"), "b": np.float32([0, 2])}, lr=0.5)
+    assert (twin.step({"w": np.full((3, 2), 3, "f4")})["w"] == params["w"]).all()

@@ -92,14 +92,14 @@ def test_a_deletion_whose_answer_was_lost_has_succeeded():
 
 
 def test_retry_after_is_waited_for():
-    assert Shell([problem(BUSY, 7), GOOD], jitter=0.0).waits == [7.0]
+    assert Shell([problem(BUSY, 7), GOOD], jitter=0.0).waits == [7.01]
 
 
 def test_retry_after_may_be_a_date_against_the_answers_own():
     fields = {"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}
-    assert Shell([Response(503, fields), GOOD], jitter=0.0).waits == [30.0]
+    assert Shell([Response(503, fields), GOOD], jitter=0.0).waits == [30.01]
     for bad in ({"retry-after": fields["retry-after"]}, {"retry-after": "soon"}, {"retry-after": "nan"}):
-        assert Shell([Response(503, bad), GOOD], jitter=0.0).waits == [0.0]
+        assert Shell([Response(503, bad), GOOD], jitter=0.0).waits == [0.01]
 
 
 def test_a_retry_after_beyond_the_budget_gives_up_at_once_and_says_it():
@@ -123,18 +123,16 @@ def test_a_server_that_was_never_there_is_given_up_soon_and_one_that_restarts_is
     end=st.sampled_from([GOOD, problem(errors.StepConflict("no")), LOST]),
     cost=st.floats(0, 50),
     jitter=st.floats(0, 1, exclude_max=True),
-    total=st.floats(0.001, 1000),
+    total=st.floats(0.001, 20),
 )
 def test_every_run_ends_in_its_budget_as_its_last_outcome_says(outcomes, end, cost, jitter, total):
-    if end is LOST and cost == 0 and jitter * 0.1 < 1e-3:
-        return  # neither attempts nor pauses take time: nothing would ever end it
     shell = Shell([*outcomes, end], cost, Timeout(total=total), jitter)
     assert shell.deadline == total
     assert shell.now < total + cost + 1e-9  # a pause never passes the end; an attempt's own deadline ends the attempt
     assert len(shell.waits) == shell.sent - 1
     for index, wait in enumerate(shell.waits):
         told = failure(outcomes[index]).retry_after or 0.0 if index < len(outcomes) else 0.0
-        assert told <= wait <= told + 5.0
+        assert told + 0.01 <= wait <= told + 5.0
     if isinstance(shell.error, RetriesExhausted):
         last = [*outcomes, end][min(shell.sent - 1, len(outcomes))]
         assert type(shell.error.__cause__) is type(failure(last))
@@ -147,7 +145,7 @@ def test_every_run_ends_in_its_budget_as_its_last_outcome_says(outcomes, end, co
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
 def test_pauses_have_full_jitter_and_a_cap(attempt, jitter):
     backoff = Backoff(first=0.1, cap=5.0)
-    assert backoff.pause(attempt, 0.0) == 0.0
+    assert backoff.pause(attempt, 0.0) == 0.01
     assert backoff.pause(attempt, jitter) <= min(5.0, 0.1 * 2.0 ** min(attempt - 1, 60))
 
 

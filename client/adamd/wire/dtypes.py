@@ -51,10 +51,11 @@ def widen(data: Array, dtype: str, into: str, out: Array | None = None) -> Array
     target = storage(into)
     if dtype == "bfloat16":
         data = (data.astype("<u4") << np.uint32(16)).view("<f4")
-    if out is None:
-        return data.astype(target, copy=False)
-    np.copyto(out, data)
-    return out
+    with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN; others judge it
+        if out is None:
+            return data.astype(target, copy=False)
+        np.copyto(out, data)
+        return out
 
 
 def narrow_bfloat16(data: Array) -> Array:

@@ -1,19 +1,27 @@
-"""Arrays as JSON numbers: strict on the way in, exact on the way out."""
+"""Arrays as JSON numbers: strict on the way in, exact on the way out, and in pieces where they are large."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adamd.errors import InvalidRequest, WrongLayout
 from adamd.wire.dtypes import Array, storage
 from adamd.wire.layout import MAX_RANK, Layout
 
+NUMBERS = {int, float}
+PIECE = 4096  # elements in one piece of text: about a millisecond's work
 
-def array_from_json(raw: Any, dtype: str, where: str) -> Array:
-    """Read a number or a nested list of numbers into an array of ``dtype``, rounding each decimal once.
+
+def array_from_json(raw: Any, dtype: str, where: str, *, finite: bool = True) -> Array:
+    """Read a number or a nested list of numbers into an array of ``dtype``, by way of float64 as JSON's readers do.
+
+    ``finite=False`` lets through what is too large for the dtype, as an infinity, to those who judge gradients.
 
     Raises:
         InvalidRequest: something that is no number, or does not fit the dtype; ``where`` names the place.
@@ -21,26 +29,58 @@ def array_from_json(raw: Any, dtype: str, where: str) -> Array:
 
     """
     shape = _shape(raw, where)
-    numbers: list[float] = []
-    _flatten(raw, shape, 0, where, numbers)
+    _check(raw, shape, 0, where)  # before anything has the size that the first branch claims
+    wide = np.empty(math.prod(shape), dtype=np.float64)
+    _fill(raw, len(shape), wide, 0)
     with np.errstate(over="ignore"):
-        flat = np.array(numbers, dtype=np.float64).astype(storage(dtype))
-    bad = np.flatnonzero(~np.isfinite(flat))
-    if bad.size:
-        index = int(bad[0])
-        raise InvalidRequest(f"{where}: element {index} ({numbers[index]!r}) is not a finite {dtype}", index=index)
+        flat = wide.astype(storage(dtype), copy=False)
+    if finite:
+        bad = np.flatnonzero(~np.isfinite(flat))
+        if bad.size:
+            index = int(bad[0])
+            came = "a number that is too large" if math.isinf(wide[index]) else repr(float(wide[index]))
+            raise InvalidRequest(f"{where}: element {index} ({came}) is not a finite {dtype}", index=index)
     return flat.reshape(shape)
 
 
-def parameters_to_json(flat: Array, layout: Layout) -> Any:
-    """Return the parameters in the shape of their creation; a float32 becomes exactly its float64 value."""
-    parts = (
-        flat[layout.bounds[i] : layout.bounds[i + 1]].reshape(t.shape).tolist() for i, t in enumerate(layout.tensors)
-    )
-    return next(parts) if layout.vector else dict(zip(layout.names, parts, strict=True))
+def pieces_of_json(flat: Array, layout: Layout) -> Iterator[str]:
+    """Write parameters in the shape of their creation, piece by piece; a float32 becomes exactly its float64 value.
+
+    A list of a million floats takes ten times the memory of its array, so there is never more than a piece of it.
+    """
+    parts = [flat[layout.bounds[i] : layout.bounds[i + 1]].reshape(t.shape) for i, t in enumerate(layout.tensors)]
+    if layout.vector:
+        yield from _pieces(parts[0])
+        return
+    for i, (name, part) in enumerate(zip(layout.names, parts, strict=True)):
+        yield f"{', ' if i else '{'}{json.dumps(name)}: "
+        yield from _pieces(part)
+    yield "}" if parts else "{}"
+
+
+def _pieces(array: Array) -> Iterator[str]:
+    if array.size <= PIECE:
+        yield json.dumps(array.tolist(), allow_nan=False)
+        return
+    yield "["
+    if array.ndim == 1:
+        for start in range(0, len(array), PIECE):
+            text = json.dumps(array[start : start + PIECE].tolist(), allow_nan=False)
+            yield (", " if start else "") + text[1:-1]
+    else:
+        rows = max(1, PIECE // max(1, array[0].size))
+        for start in range(0, len(array), rows):
+            if start:
+                yield ", "
+            if rows > 1:
+                yield json.dumps(array[start : start + rows].tolist(), allow_nan=False)[1:-1]
+            else:
+                yield from _pieces(array[start])
+    yield "]"
 
 
 def _shape(raw: Any, where: str) -> tuple[int, ...]:
+    """Return the shape that the first branch has."""
     shape: list[int] = []
     while isinstance(raw, list):
         shape.append(len(raw))
@@ -52,27 +92,47 @@ def _shape(raw: Any, where: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _flatten(raw: Any, shape: tuple[int, ...], depth: int, where: str, out: list[float]) -> None:
-    """Append the numbers of ``raw``; the recursion is bounded by the rank that ``_shape`` allowed."""
+def _check(raw: Any, shape: tuple[int, ...], depth: int, where: str) -> None:
+    """Refuse what is ragged or no number; the recursion is bounded by the rank that ``_shape`` allowed."""
     if depth == len(shape):
-        if type(raw) not in (int, float):
-            raise InvalidRequest(f"{where}: wanted a number, got {_kind(raw)}")
-        out.append(_finite(raw, where))
+        _require_numbers([raw], where)
         return
     if not isinstance(raw, list) or len(raw) != shape[depth]:
         raise WrongLayout(f"{where}: ragged; wanted {shape[depth]} elements at depth {depth}, got {_kind(raw)}")
+    if depth == len(shape) - 1:
+        _require_numbers(raw, where)
+        return
     for item in raw:
-        _flatten(item, shape, depth + 1, where, out)
+        _check(item, shape, depth + 1, where)
 
 
-def _finite(number: float, where: str) -> float:
+def _require_numbers(row: list[Any], where: str) -> None:
+    if not set(map(type, row)) <= NUMBERS:
+        odd = next(item for item in row if type(item) not in NUMBERS)
+        raise InvalidRequest(f"{where}: wanted a number, got {_kind(odd)}")
+
+
+def _fill(raw: Any, depth: int, out: NDArray[np.float64], start: int) -> int:
+    """Write the numbers of ``raw`` from ``start`` on, and return where they end."""
+    if depth == 0:
+        raw, depth = [raw], 1
+    if depth == 1:
+        end = start + len(raw)
+        try:
+            out[start:end] = np.fromiter(raw, np.float64, len(raw))
+        except OverflowError:
+            out[start:end] = [_float(number) for number in raw]
+        return end
+    for item in raw:
+        start = _fill(item, depth - 1, out, start)
+    return start
+
+
+def _float(number: float) -> float:
     try:
-        value = float(number)
-    except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
-        raise InvalidRequest(f"{where}: {'NaN' if math.isnan(value) else 'a number that is too large'}")
-    return value
+        return float(number)
+    except OverflowError:  # an integer beyond every double
+        return math.inf if number > 0 else -math.inf
 
 
 def _kind(raw: Any) -> str:

@@ -16,9 +16,15 @@ from typing import Any
 
 from adamd.errors import MalformedBody, WrongDtype
 from adamd.wire.dtypes import ITEMSIZE, SAFETENSORS, TO_SAFETENSORS
-from adamd.wire.layout import Tensor, checked
+from adamd.wire.layout import MAX_NAME, MAX_TENSORS, Tensor, check_tensors, shown
 
-MAX_HEADER = 8 * 1024 * 1024  # the library itself allows 100 MB; 65,536 tensors need less than this
+# An exported state has up to four tensors for each of its layout's, with a prefix, and tells the layout besides.
+MOST = 4 * MAX_TENSORS
+LONGEST = MAX_NAME + 32
+MAX_HEADER = 32 * 1024 * 1024  # the library itself allows 100 MB
+# Parsed JSON takes twenty times its text at worst: what no header needs is refused before it is parsed.
+MAX_BRACKETS = 4 * MOST
+MAX_COMMAS = 16 * MOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +91,12 @@ def write_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: 
 
 
 def _parse(text: bytes) -> dict[str, Any]:
+    if not text.startswith(b"{"):  # json.loads would take a BOM, and UTF-16, which no other reader does
+        raise MalformedBody("safetensors: the header does not begin with {")
+    if text.count(b"[") + text.count(b"{") > MAX_BRACKETS or text.count(b",") > MAX_COMMAS:
+        raise MalformedBody(f"safetensors: the header has more in it than {MOST} tensors need")
     try:
-        raw = json.loads(text, object_pairs_hook=_unique)
+        raw = json.loads(str(text, "utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"safetensors: the header is not JSON: {error}") from None
     if not isinstance(raw, dict):
@@ -101,17 +111,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _metadata(raw: Any) -> dict[str, str]:
     if raw is None:
         return {}
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
         raise MalformedBody("safetensors: __metadata__ maps strings to strings")
+    try:
+        "".join([*raw, *raw.values()]).encode()
+    except UnicodeEncodeError:  # JSON can spell half a character
+        raise MalformedBody("safetensors: __metadata__ has a lone surrogate") from None
     return raw
 
 
 def _tensors(raw: dict[str, Any]) -> tuple[Stored, ...]:
     stored = sorted((_stored(name, item) for name, item in raw.items()), key=lambda s: (s.start, s.end))
-    checked(tuple(s.tensor for s in stored))
+    check_tensors(tuple(s.tensor for s in stored), MOST, LONGEST)
     end = 0
     for item in stored:
         if item.start != end:
@@ -123,18 +141,19 @@ def _tensors(raw: dict[str, Any]) -> tuple[Stored, ...]:
 
 def _stored(name: str, item: Any) -> Stored:
     if not isinstance(item, dict) or set(item) != {"dtype", "shape", "data_offsets"}:
-        raise MalformedBody(f"safetensors: tensor {name!r} wants exactly dtype, shape and data_offsets")
+        raise MalformedBody(f"safetensors: tensor {shown(name)} wants exactly dtype, shape and data_offsets")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS:
-        raise WrongDtype(f"tensor {name!r} has dtype {dtype!r}; accepted are {', '.join(SAFETENSORS)}")
+        raise WrongDtype(f"tensor {shown(name)} has dtype {shown(dtype)}; accepted are {', '.join(SAFETENSORS)}")
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        raise MalformedBody(f"safetensors: tensor {name!r}: shape and data_offsets are lists")
+        raise MalformedBody(f"safetensors: tensor {shown(name)}: shape and data_offsets are lists")
     if not all(type(offset) is int and 0 <= offset < 2**63 for offset in offsets):
-        raise MalformedBody(f"safetensors: tensor {name!r}: data_offsets are not offsets")
-    tensor = checked((Tensor(name, tuple(shape)),)).tensors[0]
+        raise MalformedBody(f"safetensors: tensor {shown(name)}: data_offsets are not offsets")
+    tensor = Tensor(name, tuple(shape))
+    check_tensors((tensor,), MOST, LONGEST)
     wanted = tensor.size * ITEMSIZE[SAFETENSORS[dtype]]
     if offsets[1] - offsets[0] != wanted:
         raise MalformedBody(
-            f"safetensors: tensor {name!r} has {offsets[1] - offsets[0]} bytes; its shape and dtype need {wanted}"
+            f"safetensors: tensor {shown(name)} has {offsets[1] - offsets[0]} bytes; its shape and dtype need {wanted}"
         )
     return Stored(tensor, SAFETENSORS[dtype], offsets[0], offsets[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,10 +18,19 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A body on its way. ``declared`` is its length in bytes, None where the sender does not know it."""
+    """A body on its way.
+
+    ``declared`` is its length in bytes, None where the sender does not know it. ``limit`` is what a body of its kind
+    may have, whatever the server's own bound; ``weight``, how many bytes of memory each of its bytes may become.
+    ``fill`` is the short way for a body whose length is known: straight into memory of exactly that length, telling
+    how much of it is filled. Either ``fill`` or ``chunks`` is used, once.
+    """
 
     declared: int | None
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncGenerator[bytes]
+    limit: int | None = None
+    weight: int = 1
+    fill: Callable[[memoryview], AsyncGenerator[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,6 @@ class StepCall:
     body: Body
     dtype: str | None = None
     decode: Decode | None = None
-    body_limit: int | None = None
     if_match: str | None = None
     key: str | None = None
     settings: Mapping[str, Any] | None = None

@@ -15,8 +15,9 @@ from adamd.errors import (
 from adamd_service.engine.calls import View
 from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.workers import Workers
-from adamd_service.records import IdempotencyKey
+from adamd_service.records import Head, IdempotencyKey
 from adamd_service.store import RedisStore
+from adamd_service.store.index import place, token
 
 REMEMBERED = 4096  # keys of memory sessions' creations, and deleted memory sessions
 
@@ -97,6 +98,21 @@ class Directory:
             raise SessionDeleted(f"the session {session_id} that this Idempotency-Key created is deleted")
         return View(hot.head, hot.diverged, repeated=True)
 
+    def memory_page(self, size: int, after: str | None) -> tuple[list[Head], str | None]:
+        """Return a page of this replica's memory sessions, oldest first, and a token where the page is full."""
+        if after is not None and not self.is_memory_place(after):
+            return [], None
+        start = place(after) or (float("-inf"), "")
+        heads = [hot.head for hot in self._hot.memory_sessions() if hot.head is not None]
+        heads = sorted((head for head in heads if _place_of(head) > start), key=_place_of)[:size]
+        last = _place_of(heads[-1]) if len(heads) == size else None
+        return heads, None if last is None else token((last[1], last[0]))
+
+    @staticmethod
+    def is_memory_place(after: str | None) -> bool:
+        """Say whether a page's token names a memory session."""
+        return after is not None and after.partition("~")[2].startswith("m_")
+
     def add(self, hot: Hot, name: str | None, key: IdempotencyKey | None) -> None:
         """Remember a memory session's name and key."""
         if name is not None:
@@ -114,3 +130,7 @@ class Directory:
         self._deleted[hot.id] = None
         if len(self._deleted) > REMEMBERED:
             self._deleted.popitem(last=False)
+
+
+def _place_of(head: Head) -> tuple[float, str]:
+    return head.spec.created_at, head.spec.id

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -16,12 +17,13 @@ import structlog
 from adamd.errors import AdamdError, ShuttingDown, TooLarge
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import ITEMSIZE
+from adamd.wire.layout import Layout
 from adamd_service.engine.admission import Budget
 from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Floats, StepCall, View
 from adamd_service.engine.directory import Directory
 from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.intake import receive_all
-from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, state_of
+from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
 from adamd_service.engine.limits import Limits
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.engine.snapshots import Snapshots
@@ -35,7 +37,8 @@ from adamd_service.store import RedisStore
 
 T = TypeVar("T")
 TENANT = "default"
-SMALL_STEP = 64 * 1024  # a memory step up to this is done on the event loop: a thread's hop would cost more
+AROUND, AROUND_TENSOR = 128 * 1024, 1024  # bytes: head, ring, keys; a tensor's name, shape, place and count
+SMALL_STEP = 512 * 1024  # a memory step up to this is done on the event loop: a thread's hop would cost as much
 log = structlog.get_logger()
 
 
@@ -98,8 +101,7 @@ class Engine:
         await self._directory.claim(spec.name)
         hot = await self._workers.run(memory_hot, head, state)
         self._directory.require_free(spec.name)
-        amsgrad = head.settings.get("amsgrad") is True
-        self.hot.add_memory(hot, _state_bytes(spec.layout.size, spec.dtype, amsgrad))
+        self.hot.add_memory(hot, _state_bytes(spec.layout, spec.dtype, _amsgrad(head)))
         self._directory.add(hot, spec.name, key)
         return View(head, hot.diverged)
 
@@ -110,10 +112,12 @@ class Engine:
             return View(head, hot.diverged)
 
     async def list(self, page_size: int, after: str | None) -> tuple[list[Head], str | None]:
-        """Return a page of heads, and the token of the next page; the first page begins with memory sessions."""
-        heads, token = await self._workers.run(self.store.list_sessions, TENANT, page_size, after)
-        if after is None:
-            heads = [hot.head for hot in self.hot.memory_sessions() if hot.head is not None] + heads
+        """Return a page of heads, and the token of the next page: this replica's memory sessions, then the others."""
+        heads, token = self._directory.memory_page(page_size, after)
+        if token is None and len(heads) < page_size:
+            place = None if heads or self._directory.is_memory_place(after) else after
+            rest, token = await self._workers.run(self.store.list_sessions, TENANT, page_size - len(heads), place)
+            heads += rest
         return heads, token
 
     async def patch(self, ref: str, optimizer: Mapping[str, Any] | None, labels: Mapping[str, str] | None) -> View:
@@ -143,18 +147,25 @@ class Engine:
         """Set the parameters before step 1."""
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            spec = (await self._known(hot)).spec
-            with self.in_flight.hold(self._declared(body)):
-                raw = await receive_all(body, self.limits.body, self.pool, self.limits.upload_gap, self._is_draining)
-                flat = await self._workers.run(decode, memoryview(raw), spec, dtype)
-            return await self._locked(hot, self._lifecycle.set_parameters, hot, flat)
+            head = await self._known(hot)
+            if head.step > 0:  # refused before the body is read, but not on the word of a cache
+                require_unfixed(await self._locked(hot, self._rebuilder.current, hot))
+            with _told(head):
+                limit = self._uploads.most(head.spec, body)
+                with self.in_flight.hold(body.weight * (limit if body.declared is None else body.declared)):
+                    raw = await receive_all(body, limit, self.pool, self.limits.upload_gap, self._is_draining)
+                    flat = await self._workers.run(decode, memoryview(raw), head.spec, dtype)
+                return await self._locked(hot, self._lifecycle.set_parameters, hot, flat)
 
     async def parameters(self, ref: str) -> Answer:
         """Return a copy of the current parameters."""
 
         def copy(hot: Hot) -> Answer:
-            self._require_parameters(hot)
-            return self._stepper.answer(hot)
+            spec = self._require_parameters(hot).spec
+            with self.in_flight.hold(spec.layout.size * ITEMSIZE[spec.dtype]) as held:
+                answer = self._stepper.answer(hot)
+                held.leave(answer.parameters)
+                return answer
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             return await self._locked(hot, copy, hot)
@@ -163,18 +174,23 @@ class Engine:
         """Return a copy of the whole state."""
 
         def copy(hot: Hot) -> Exported:
-            self._require_parameters(hot)
-            copied = self._snapshots.copy(hot)
-            return Exported(copied.head, tuple(copied.state.counts), copied.state.arrays)
+            head = self._require_parameters(hot)
+            with self.in_flight.hold(_state_bytes(head.spec.layout, head.spec.dtype, _amsgrad(head))) as held:
+                copied = self._snapshots.copy(hot)
+                for array in copied.state.arrays.values():
+                    held.leave(array)
+                return Exported(copied.head, tuple(copied.state.counts), copied.state.arrays)
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             return await self._locked(hot, copy, hot)
 
-    def _require_parameters(self, hot: Hot) -> None:
+    def _require_parameters(self, hot: Hot) -> Head:
         """Bring the cache up to the store; raise ParametersMissing where there are none yet."""
-        blocked = foresee(self._rebuilder.current(hot), None, None)
+        head = self._rebuilder.current(hot)
+        blocked = foresee(head, None, None)
         if blocked is not None:
             raise blocked
+        return head
 
     # -- steps
 
@@ -188,10 +204,13 @@ class Engine:
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(call.ref)) as hot:
             head = await self._foreseen(hot, call)
-            expected = self._uploads.expected(head, call)
-            with self.in_flight.hold(expected + head.spec.layout.size * ITEMSIZE[head.spec.dtype]):
-                step = await self._uploads.receive(hot, head, call, expected)
-                answer = await self._finish(hot, step)
+            with _told(head):
+                expected = self._uploads.expected(head, call)
+                answered = head.spec.layout.size * ITEMSIZE[head.spec.dtype]
+                with self.in_flight.hold(expected * call.body.weight + answered) as held:
+                    step = await self._uploads.receive(hot, head, call, expected)
+                    answer = await self._finish(hot, step)
+                    held.leave(answer.parameters)
             self._snapshot_if_due(hot)
             return answer
 
@@ -257,17 +276,12 @@ class Engine:
         """Charge a session's state before it is loaded (law 6)."""
         if hot.durable and not hot.charged:
             spec, settings = await self._workers.run(self.store.load_spec, hot.id)
-            self.hot.charge(hot, _state_bytes(spec.layout.size, spec.dtype, settings.get("amsgrad") is True))
+            self.hot.charge(hot, _state_bytes(spec.layout, spec.dtype, settings.get("amsgrad") is True))
 
     # -- bounds and shutdown
 
-    def _declared(self, body: Body) -> int:
-        if body.declared is not None and body.declared > self.limits.body:
-            raise TooLarge(f"a body of {body.declared} bytes; at most {self.limits.body} are accepted")
-        return self.limits.body if body.declared is None else body.declared
-
     def _check_size(self, call: CreateCall, amsgrad: bool) -> None:
-        nbytes = _state_bytes(call.layout.size, call.dtype, amsgrad)
+        nbytes = _state_bytes(call.layout, call.dtype, amsgrad)
         limit = self.limits.memory_sessions if call.durability == "memory" else self.limits.hot
         if nbytes > limit:
             raise TooLarge(f"a state of {nbytes} bytes; this server keeps at most {limit} in memory")
@@ -284,9 +298,10 @@ class Engine:
         self._refuse_when_draining()
         await self._workers.run(self.store.ping)
 
-    async def announce(self, ttl: float) -> None:
-        """Tell the other replicas that this one lives for ``ttl`` seconds more."""
+    async def keep_house(self, ttl: float) -> None:
+        """Tell the other replicas that this one lives for ``ttl`` seconds more; sweep what deleted sessions left."""
         await self._workers.run(self.store.announce, self.replica, ttl)
+        await self._workers.run(self.store.sweep, TENANT)
 
     async def close(self) -> None:
         """Finish what was committed, give up what was not begun, and let the store go."""
@@ -295,8 +310,24 @@ class Engine:
         self.store.close()
 
 
-def _state_bytes(size: int, dtype: str, amsgrad: bool) -> int:
-    return max(1, size * ITEMSIZE[dtype] * (4 if amsgrad else 3))
+@contextmanager
+def _told(head: Head) -> Iterator[None]:
+    """Every problem of a session tells where it stands."""
+    try:
+        yield
+    except AdamdError as error:
+        if error.step is None:
+            error.step = head.step
+        raise
+
+
+def _state_bytes(layout: Layout, dtype: str, amsgrad: bool) -> int:
+    """Return what a session takes in memory: its arrays, or what surrounds them where that is more."""
+    return max(layout.size * ITEMSIZE[dtype] * (4 if amsgrad else 3), AROUND + AROUND_TENSOR * len(layout.tensors))
+
+
+def _amsgrad(head: Head) -> bool:
+    return head.settings.get("amsgrad") is True
 
 
 def _token() -> str:

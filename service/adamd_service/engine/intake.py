@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
+from contextlib import aclosing, asynccontextmanager
 
 import numpy as np
 import xxhash
@@ -18,7 +19,9 @@ from adamd_service.records import Spec
 from adamd_service.store import Staging
 
 PIECE = 512 * 1024  # bytes handed to a thread at once; also a chunk in the store
-INLINE = 128 * 1024  # below this a hop to a thread costs more than the work
+INLINE = 128 * 1024  # below this a hop to a thread costs more than decoding
+QUICK = 512 * 1024  # below this a hop to a thread, 0.1 ms, costs as much as hashing and checking
+SLOWEST = 8 * 1024  # bytes a second that an upload must have on the whole: a byte now and then would hold its room
 
 
 class Reception:
@@ -40,6 +43,11 @@ class Reception:
         self._session_dtype = storage(spec.dtype)
         self._digest = digest
         self._done = 0
+
+    @property
+    def piece(self) -> int:
+        """Bytes to be handed over at once: a chunk, or a very large body would have more of them than it should."""
+        return PIECE if self.staging is None else self.staging.piece
 
     @property
     def gradient(self) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
@@ -87,29 +95,30 @@ async def receive_exactly(
     buffer = reception.buffer
     total = buffer.nbytes
     loop = asyncio.get_running_loop()
+    started = loop.time()
     here = done = 0
     work: asyncio.Future[None] | None = None
+    arrivals = _copied(body.chunks, buffer) if body.fill is None or not total else body.fill(memoryview(buffer))
     try:
-        while (chunk := await _next(body, gap, draining)) is not None:
-            if here + len(chunk) > total:
-                raise WrongLength(f"more than {total} bytes came; this gradient has exactly {total}")
-            buffer[here : here + len(chunk)] = np.frombuffer(chunk, dtype=np.uint8)
-            here += len(chunk)
-            if work is not None and work.done():
-                work.result()
-                work = None
-            ready = here - here % PIECE
-            if work is None and ready > done:
-                work = loop.run_in_executor(executor, reception.take, ready)
-                done = ready
+        async with _patience(gap) as patience:
+            async for here in arrivals:
+                _still_coming(patience, gap, draining, started + here / SLOWEST)
+                if work is not None and work.done():
+                    work.result()
+                    work = None
+                ready = here - here % reception.piece
+                if work is None and ready > done:
+                    work = loop.run_in_executor(executor, reception.take, ready)
+                    done = ready
         if here < total:
             raise WrongLength(f"the body ended after {here} bytes; this gradient has {total}")
     finally:
+        await arrivals.aclose()
         if work is not None:
             await _settled(work)
     if work is not None:
         work.result()
-    if total - done > INLINE or reception.staging is not None:
+    if total - done > QUICK or reception.staging is not None:
         await loop.run_in_executor(executor, reception.take, total)
     else:
         reception.take(total)
@@ -127,29 +136,64 @@ async def receive_all(body: Body, limit: int, pool: BufferPool, gap: float, drai
         raise TooLarge(f"a body of {body.declared} bytes; at most {limit} are accepted")
     buffer = pool.lease(65_536 if body.declared is None else body.declared)
     here = 0
-    while (chunk := await _next(body, gap, draining)) is not None:
-        end = here + len(chunk)
-        if end > limit:
-            raise TooLarge(f"more than {limit} bytes came; no more are accepted")
-        if end > buffer.nbytes:
-            larger = pool.lease(min(limit, max(end, 2 * buffer.nbytes)))
-            larger[:here] = buffer[:here]
-            buffer = larger
-        buffer[here:end] = np.frombuffer(chunk, dtype=np.uint8)
-        here = end
+    started = asyncio.get_running_loop().time()
+    async with _patience(gap) as patience:
+        if body.fill is not None and body.declared:
+            async with aclosing(body.fill(memoryview(buffer))) as arrivals:
+                async for here in arrivals:
+                    _still_coming(patience, gap, draining, started + here / SLOWEST)
+            return buffer[:here]
+        async for chunk in body.chunks:
+            _still_coming(patience, gap, draining, started + here / SLOWEST)
+            end = here + len(chunk)
+            if end > limit:
+                raise TooLarge(f"more than {limit} bytes came; no more are accepted")
+            if end > buffer.nbytes:
+                larger = pool.lease(min(limit, max(end, 2 * buffer.nbytes)))
+                larger[:here] = buffer[:here]
+                buffer = larger
+            buffer[here:end] = np.frombuffer(chunk, dtype=np.uint8)
+            here = end
     if body.declared is not None and here != body.declared:
         raise WrongLength(f"{body.declared} bytes were declared, {here} came")
     return buffer[:here]
 
 
-async def _next(body: Body, gap: float, draining: Callable[[], bool]) -> bytes | None:
+async def _copied(chunks: AsyncGenerator[bytes], buffer: Bytes) -> AsyncGenerator[int]:
+    """Copy chunks into the buffer; yields how much of it is filled."""
+    here = 0
+    async for chunk in chunks:
+        if here + len(chunk) > buffer.nbytes:
+            raise WrongLength(f"more than {buffer.nbytes} bytes came; this gradient has exactly {buffer.nbytes}")
+        buffer[here : here + len(chunk)] = np.frombuffer(chunk, dtype=np.uint8)
+        here += len(chunk)
+        yield here
+
+
+@asynccontextmanager
+async def _patience(gap: float) -> AsyncGenerator[asyncio.Timeout]:
+    """Wait for ``gap`` seconds, and as long again whenever something came: one timer for a body, not one for a piece.
+
+    Raises:
+        UploadTimeout: nothing did, or too little on the whole.
+
+    """
+    try:
+        async with asyncio.timeout(gap) as patience:
+            yield patience
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        raise UploadTimeout(
+            f"nothing came for {gap:g} s, or less than {SLOWEST} bytes a second on the whole; the upload was given up"
+        ) from None
+
+
+def _still_coming(patience: asyncio.Timeout, gap: float, draining: Callable[[], bool], due: float) -> None:
+    """Go on waiting; not beyond ``due``, when even a slow sender would have sent what came, and the gap after it."""
     if draining():
         raise ShuttingDown("the server is shutting down; send the step again, to this address", retry_after=1.0)
-    try:
-        async with asyncio.timeout(gap):
-            return await anext(body.chunks, None)
-    except TimeoutError:
-        raise UploadTimeout(f"nothing came for {gap:g} s; the upload was given up") from None
+    patience.reschedule(min(asyncio.get_running_loop().time(), due) + gap)
 
 
 async def _settled(work: asyncio.Future[None]) -> None:

@@ -69,11 +69,15 @@ def state_of(call: CreateCall, settings: Settings) -> State | None:
     state = State.fresh(call.parameters, len(call.layout.tensors), settings.amsgrad)
     if call.moments is not None:
         _install_moments(state, call.moments, settings)
+    _require_sound(state)
+    return state
+
+
+def _require_sound(state: State) -> None:
     try:
         check_state(state)
     except ValueError as error:
         raise InvalidState(str(error)) from None
-    return state
 
 
 def _install_moments(state: State, moments: Moments, settings: Settings) -> None:
@@ -82,6 +86,8 @@ def _install_moments(state: State, moments: Moments, settings: Settings) -> None
     state.exp_avg, state.exp_avg_sq = moments.exp_avg, moments.exp_avg_sq
     state.max_exp_avg_sq = moments.max_exp_avg_sq
     state.counts = list(moments.counts)
+    if any(count > moments.step for count in moments.counts):
+        raise InvalidState(f"a tensor was updated {max(moments.counts)} times in {moments.step} steps")
 
 
 def first_head(call: CreateCall, settings: Settings, state: State | None, session_id: str) -> Head:
@@ -180,16 +186,15 @@ class Lifecycle:
 
         Raises:
             ParametersFixed: it has.
+            InvalidState: one of them is not finite.
 
         """
         for _ in range(RACES):
             head = self._rebuilder.current(hot)
-            if head.step > 0:
-                raise ParametersFixed(
-                    f"parameters can be set only before step 1; this session is at {head.step}", step=head.step
-                )
+            require_unfixed(head)
             settings = parse_settings(head.settings)
             state = State.fresh(flat, len(head.spec.layout.tensors), settings.amsgrad)
+            _require_sound(state)
             chain = _first_chain(head.spec, head.incarnation, 0, state)
             after = replace(head, chain=chain, parameters_missing=False)
             if not hot.durable:
@@ -199,6 +204,14 @@ class Lifecycle:
                 hot.drop()
                 return View(self._rebuilder.current(hot), diverged=False)
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
+
+
+def require_unfixed(head: Head) -> None:
+    """Raise ParametersFixed where the session has made a step."""
+    if head.step > 0:
+        raise ParametersFixed(
+            f"parameters can be set only before step 1; this session is at {head.step}", step=head.step
+        )
 
 
 def written(head: Head, state: State | None) -> Mapping[str, Floats]:

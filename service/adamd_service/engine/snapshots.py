@@ -14,7 +14,7 @@ from adamd.wire.dtypes import storage
 from adamd_service.engine.hot import Hot
 from adamd_service.engine.lifecycle import snapshot_ref
 from adamd_service.optim import State
-from adamd_service.records import Head, SnapshotRef
+from adamd_service.records import ArrayRef, Head, SnapshotRef
 from adamd_service.store import RedisStore
 
 SMALL = 4 * 1024 * 1024  # a log below this is read back in no time, whatever the ratio
@@ -97,10 +97,16 @@ class Snapshots:
             if ahead > 0:
                 time.sleep(min(ahead, 1.0))
 
-        refs = tuple(
-            self._store.write_array(spec.id, copy.ref.id, name, array.view(np.uint8), pace)
-            for name, array in copy.state.arrays.items()
-        )
-        done = self._store.commit_snapshot(spec.id, copy.head.incarnation, replace(copy.ref, arrays=refs), copy.covered)
+        refs: list[ArrayRef] = []
+        try:
+            for name, array in copy.state.arrays.items():
+                refs.append(self._store.write_array(spec.id, copy.ref.id, name, array.view(np.uint8), pace))
+        except BaseException:
+            self._store.discard_snapshot(spec.id, copy.ref.id, refs)
+            raise
+        ref = replace(copy.ref, arrays=tuple(refs))
+        done = self._store.commit_snapshot(spec.id, copy.head.incarnation, ref, copy.covered)
+        if not done:
+            self._store.discard_snapshot(spec.id, copy.ref.id, refs)
         self._store.collect(spec.id)
         return done

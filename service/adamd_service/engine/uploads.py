@@ -10,7 +10,7 @@ from typing import Any
 from adamd.errors import AdamdError, TooLarge, WrongLength
 from adamd.wire.buffers import BufferPool, Bytes
 from adamd.wire.dtypes import ITEMSIZE, check_widens
-from adamd_service.engine.calls import Gradient, StepCall
+from adamd_service.engine.calls import Body, Gradient, StepCall
 from adamd_service.engine.hot import Hot
 from adamd_service.engine.intake import INLINE, Reception, receive_all, receive_exactly
 from adamd_service.engine.limits import Limits
@@ -20,7 +20,7 @@ from adamd_service.records import Head, Spec
 from adamd_service.session import digest_start
 from adamd_service.store import RedisStore, Staging
 
-INLINE_BODY = 256 * 1024  # a body up to this travels inside the commit; larger ones are staged in chunks
+INLINE_BODY = 512 * 1024  # a body up to this travels inside the commit, which spares a round trip and an fsync
 PER_ELEMENT = 32  # bytes of the longest JSON number with its comma; safetensors need 8
 HEADER = 16 * 1024 * 1024  # names, shapes, metrics, settings
 
@@ -46,10 +46,7 @@ class Uploads:
         """
         spec, declared = head.spec, call.body.declared
         if call.decode is not None:
-            most = spec.layout.size * PER_ELEMENT + HEADER
-            limit = min(self._limits.body, call.body_limit or self._limits.body, most)
-            if declared is not None and declared > limit:
-                raise TooLarge(f"a body of {declared} bytes; at most {limit} are accepted here", step=head.step)
+            limit = self.most(spec, call.body)
             return limit if declared is None else declared
         dtype = call.dtype or spec.dtype
         check_widens(dtype, spec.dtype)
@@ -59,6 +56,18 @@ class Uploads:
         if declared is not None and declared != expected:
             raise WrongLength(_explain(declared, dtype, spec, expected), step=head.step)
         return expected
+
+    def most(self, spec: Spec, body: Body) -> int:
+        """Return the most bytes that a body with all of a session's tensors can have, in any encoding.
+
+        Raises:
+            TooLarge: more are declared.
+
+        """
+        limit = min(self._limits.body, body.limit or self._limits.body, spec.layout.size * PER_ELEMENT + HEADER)
+        if body.declared is not None and body.declared > limit:
+            raise TooLarge(f"a body of {body.declared} bytes; at most {limit} are accepted here")
+        return limit
 
     async def receive(self, hot: Hot, head: Head, call: StepCall, expected: int) -> Step:
         """Receive, hash, check and (for a large durable one) log the body of a step."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from adamd.errors import AdamdError
 from adamd.wire import headers, numbers, safetensors
@@ -17,6 +21,7 @@ from adamd_service.records import Head
 
 PREFIX = {"params": "param"}
 SLICE = 1 << 20
+MAX_DETAIL = 2000  # characters of an error's words, whatever came
 
 
 def document(head: Head, *, diverged: bool) -> dict[str, Any]:
@@ -80,12 +85,18 @@ def parameters(answer: Answer, kind: str) -> Response:
 
 
 def _as_json(answer: Answer, flat: Any, extra: dict[str, str]) -> Response:
-    content: dict[str, Any] = {"step": answer.step}
+    opening = f'{{"step": {answer.step}, "parameters": '
     if answer.diverged and not np.isfinite(flat).all():
-        content |= {"parameters": None, "diverged": True}
-    else:
-        content["parameters"] = numbers.parameters_to_json(flat, answer.spec.layout)
-    return JSONResponse(content, 200, extra)
+        return _text(opening + 'null, "diverged": true}', extra)
+    pieces = chain((opening,), numbers.pieces_of_json(flat, answer.spec.layout), ("}",))
+    if flat.size <= numbers.PIECE:
+        return _text("".join(pieces), extra)
+    # Each piece is made in a thread, when the one before it is on its way: text takes many times its floats.
+    return Pieces(pieces, extra, headers.JSON, slow=True)
+
+
+def _text(content: str, extra: dict[str, str]) -> Response:
+    return Response(content, 200, extra, headers.JSON)
 
 
 def state(exported: Exported) -> Response:
@@ -98,6 +109,7 @@ def state(exported: Exported) -> Response:
         pieces.append(memoryview(flat.view(np.uint8)).cast("B") if flat.size else memoryview(b""))
     counts = dict(zip(head.spec.layout.names, exported.counts, strict=True))
     told = document(head, diverged=False) | {"state": {"step": head.step, "counts": counts}}
+    del told["diverged"]  # the arrays say it
     header = safetensors.write_header(tensors, {"adamd": json.dumps(told)})
     extra = _standing(head.step, head.chain, head.spec.durability)
     extra["Content-Disposition"] = f'attachment; filename="{head.spec.name or head.spec.id}-{head.step}.safetensors"'
@@ -105,13 +117,58 @@ def state(exported: Exported) -> Response:
 
 
 def _pieces(pieces: list[memoryview], extra: dict[str, str]) -> Response:
-    async def stream() -> AsyncIterator[memoryview]:
+    def stream() -> Iterator[memoryview]:
         for piece in pieces:
             for start in range(0, piece.nbytes, SLICE):
                 yield piece[start : start + SLICE]
 
     length = sum(piece.nbytes for piece in pieces)
-    return StreamingResponse(stream(), 200, extra | {"Content-Length": str(length)}, headers.SAFETENSORS)
+    return Pieces(stream(), extra | {"Content-Length": str(length)}, headers.SAFETENSORS)
+
+
+class Pieces(Response):
+    """An answer in pieces, which lets go of them at once when the client goes away.
+
+    Starlette's StreamingResponse leaves them to the garbage collector, and with them an array that nobody reads.
+
+    Args:
+        pieces: made one by one, each when the one before it is on its way.
+        slow: making one takes a thread.
+
+    """
+
+    def __init__(
+        self, pieces: Iterator[str | memoryview], extra: dict[str, str], kind: str, *, slow: bool = False
+    ) -> None:
+        super().__init__(None, 200, extra, kind)
+        if "Content-Length" not in extra:
+            del self.headers["content-length"]
+        self._pieces = pieces
+        self._slow = slow
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the pieces (ASGI)."""
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            while not gone.done():
+                piece = await self._next()
+                if piece is None:
+                    await send({"type": "http.response.body", "body": b""})
+                    return
+                body = piece.encode() if isinstance(piece, str) else piece
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        finally:
+            gone.cancel()
+            self._pieces = iter(())
+
+    async def _next(self) -> str | memoryview | None:
+        return await run_in_threadpool(next, self._pieces, None) if self._slow else next(self._pieces, None)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def problem(error: AdamdError) -> Response:
@@ -123,7 +180,10 @@ def problem(error: AdamdError) -> Response:
         extra[headers.STEP] = str(error.step)
     if error.status == 413:
         extra["Connection"] = "close"  # so that nobody sends the rest
-    content = json.dumps(_finite(error.problem()), allow_nan=False)
+    document = error.problem()
+    if len(error.detail) > MAX_DETAIL:
+        document["detail"] = f"{error.detail[:MAX_DETAIL]}…"
+    content = json.dumps(_finite(document), allow_nan=False)
     return Response(content, error.status, extra, headers.PROBLEM)
 
 
@@ -133,6 +193,8 @@ def _finite(value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return value
 
 

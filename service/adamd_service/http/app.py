@@ -9,14 +9,15 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adamd.errors import AdamdError, InternalError, InvalidRequest
 from adamd_service.engine import Engine
 from adamd_service.http import answers, routes
+from adamd_service.http.leftovers import Leftovers
 from adamd_service.optim import NUMERICS_ID
 from adamd_service.telemetry import Telemetry
 
@@ -24,9 +25,15 @@ log = structlog.get_logger()
 
 
 class NoRoute(AdamdError):
-    """A path or a method that this server does not have."""
+    """A path that this server does not have."""
 
     code, status = "no_route", 404
+
+
+class MethodNotAllowed(AdamdError):
+    """A method that this path does not have; Allow tells those that it has."""
+
+    code, status = "method_not_allowed", 405
 
 
 def application(engine: Engine, telemetry: Telemetry) -> FastAPI:
@@ -37,8 +44,10 @@ def application(engine: Engine, telemetry: Telemetry) -> FastAPI:
         summary="Adam as a daemon: optimization as a service.",
         description="PUT a gradient, get parameters. A step is applied exactly as often as it was acknowledged.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        redirect_slashes=False,  # a redirect is no answer to a program that put 40 MB there
     )
     app.state.engine = engine
+    app.router.routes.append(routes.StepRoute())
     app.include_router(routes.router)
     _operations(app, engine, telemetry)
     app.add_exception_handler(AdamdError, _known)
@@ -47,6 +56,8 @@ def application(engine: Engine, telemetry: Telemetry) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unknown)
     app.add_middleware(Measured, telemetry=telemetry)
+    # Outside the measuring: the rest of a body is not our time.
+    app.add_middleware(Leftovers, gap=engine.limits.upload_gap, most=engine.limits.body)
     return app
 
 
@@ -74,7 +85,11 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
             "replica": engine.replica,
             "numerics": NUMERICS_ID,
             "store": engine.store.promise,
-            "limits": {"body_bytes": engine.limits.body, "in_flight_bytes": engine.limits.in_flight},
+            "limits": {
+                "body_bytes": engine.limits.body,
+                "json_bytes": min(routes.MAX_JSON, engine.limits.body),
+                "in_flight_bytes": engine.limits.in_flight,
+            },
             "dtypes": ["float32", "float64"],
             "optimizers": ["adam", "adamw"],
         }
@@ -98,11 +113,15 @@ async def _invalid(_request: Request, error: Exception) -> Response:
 
 async def _plain(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = NoRoute(f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs")
-    response = answers.problem(known)
-    if error.status_code != 404:
-        document = known.problem() | {"status": error.status_code}
-        return JSONResponse(document, error.status_code, error.headers, media_type="application/problem+json")
+    came = f"{request.method} {request.url.path[:200]}"
+    if error.status_code != 405:
+        return answers.problem(NoRoute(f"{came}: there is no such path; see /docs"))
+    # Starlette tells the methods of one route only; a path has several.
+    every = [*request.app.routes, *routes.router.routes]
+    here = [route for route in every if isinstance(route, Route) and route.path_regex.match(request.url.path)]
+    allowed = ", ".join(sorted({method for route in here for method in route.methods or ()}))
+    response = answers.problem(MethodNotAllowed(f"{came}: this path has {allowed}; see /docs"))
+    response.headers["Allow"] = allowed
     return response
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import numpy as np
 import xxhash
@@ -12,13 +13,16 @@ from adamd.errors import InvalidRequest, InvalidState, WrongLayout, WrongLength
 from adamd.wire import headers, layout, numbers, safetensors
 from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, widen
-from adamd.wire.layout import Layout
+from adamd.wire.layout import Layout, Tensor, shown
 from adamd_service.engine import CreateCall, Gradient, Moments
 from adamd_service.http.negotiation import metrics, parse_json, settings
 from adamd_service.records import Spec
 
 PREFIXES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 STEP_KEYS = {"gradient", "metrics", "settings"}
+MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL = 64, 128, 1024
+# A restored session goes on counting: far below 2^53, where a number in JSON stops being exact.
+Count = Annotated[int, Field(ge=0, le=headers.MAX_STEP // 2)]
 
 
 class StateDocument(BaseModel):
@@ -26,8 +30,8 @@ class StateDocument(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    step: int = Field(ge=0, le=headers.MAX_STEP)
-    counts: dict[str, int]
+    step: Count
+    counts: dict[str, Count]
 
 
 class CreateDocument(BaseModel):
@@ -41,7 +45,7 @@ class CreateDocument(BaseModel):
     layout: list[dict[str, Any]] | None = Field(None, description='[{"name": "w", "shape": [784, 10]}, …]')
     dtype: Literal["float32", "float64"] | None = None
     durability: Literal["committed", "memory"] = "committed"
-    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
+    labels: dict[str, str] = Field(default_factory=dict, max_length=MAX_LABELS)
     vector: bool | None = Field(None, description="safetensors: the one tensor is a plain array")
     state: StateDocument | None = Field(None, description="safetensors: restore an exported state")
 
@@ -53,29 +57,50 @@ EXPORTED = {"id", "step", "chain", "incarnation", "settings_revision", "created_
 }
 
 
-def validated(raw: Any) -> CreateDocument:
-    """Check a creation document.
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], raw: Any) -> Model:
+    """Check a JSON document.
 
     Raises:
         InvalidRequest: with the first fault's place.
 
     """
-    if not isinstance(raw, dict):
-        raise InvalidRequest("wanted a JSON object")
     try:
-        document = CreateDocument.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise InvalidRequest(f"{where}: {fault['msg']}", path=where) from None
-    if any(len(name) > 128 or len(value) > 1024 for name, value in document.labels.items()):
-        raise InvalidRequest("labels: names have at most 128 characters, values 1024", path="labels")
+    # A name that came from outside may be of any length, and half a character.
+    where = ".".join(str(part)[:64] for part in fault["loc"]).encode(errors="backslashreplace").decode()[:256]
+    if fault["type"] == "extra_forbidden":
+        known = list(model.model_fields)
+        near = get_close_matches(str(fault["loc"][-1])[:64], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise InvalidRequest(f"{where}: unknown; {hint}", path=where)
+    raise InvalidRequest(f"{where or 'the body'}: {fault['msg'][:256]}", path=where)
+
+
+def check_labels(labels: dict[str, str] | None) -> None:
+    """Raise InvalidRequest where a label is longer than one may be."""
+    for name, value in (labels or {}).items():
+        if not 1 <= len(name) <= MAX_LABEL_NAME or len(value) > MAX_LABEL:
+            raise InvalidRequest(
+                f"labels: a name has 1 to {MAX_LABEL_NAME} characters, a value at most {MAX_LABEL}", path="labels"
+            )
+
+
+def _document(raw: Any) -> CreateDocument:
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"wanted a JSON object, got {shown(raw)}")
+    document = validated(CreateDocument, raw)
+    check_labels(document.labels)
     return document
 
 
 def create_from_json(body: memoryview, key: str | None) -> CreateCall:
     """Read a creation from JSON. Numbers without a dtype are float64."""
-    document = validated(parse_json(body))
+    document = _document(parse_json(body))
     if document.state is not None:
         raise InvalidRequest("state: a state is restored from safetensors", path="state")
     dtype = document.dtype or "float64"
@@ -83,10 +108,12 @@ def create_from_json(body: memoryview, key: str | None) -> CreateCall:
         if document.layout is not None:
             raise InvalidRequest("give parameters or a layout, not both: the parameters have the layout")
         made, flat = _arrays(document.parameters, dtype)
+        if document.vector not in (None, made.vector):
+            raise InvalidRequest("vector: parameters say by themselves whether they are one array", path="vector")
     elif document.layout is not None:
         if document.dtype is None:
             raise InvalidRequest("dtype: a layout without parameters needs one", path="dtype")
-        made, flat = layout.from_json(document.layout, vector=document.vector is True), None
+        made, flat = _layout(document), None
     else:
         raise InvalidRequest("parameters: missing; give them, or a layout with a dtype", path="parameters")
     return _call(document, made, dtype, flat, None, key, body)
@@ -98,7 +125,7 @@ def create_from_safetensors(body: memoryview, key: str | None) -> CreateCall:
     raw = parse_json(header.metadata.get("adamd", "{}").encode())
     if isinstance(raw, dict) and raw.get("state") is not None:
         raw = {name: value for name, value in raw.items() if name not in EXPORTED}
-    document = validated(raw)
+    document = _document(raw)
     data = body[header.data_start :]
     arrays = {stored.tensor.name: (stored, _view(data, stored)) for stored in header.tensors}
     if document.parameters is not None:
@@ -122,9 +149,9 @@ def _restore(
     for full, (stored, array) in arrays.items():
         prefix, _, name = full.partition(":")
         if prefix not in groups or not name:
-            raise WrongLayout(f"tensor {full!r}: a state has {', '.join(f'{p}:<name>' for p in PREFIXES)}")
+            raise WrongLayout(f"tensor {shown(full)}: a state has {', '.join(f'{p}:<name>' for p in PREFIXES)}")
         if stored.dtype != document.dtype:
-            raise InvalidState(f"tensor {full!r} is {stored.dtype}; the state is {document.dtype}")
+            raise InvalidState(f"tensor {shown(full)} is {stored.dtype}; the state is {document.dtype}")
         groups[prefix][name] = array.reshape(stored.tensor.shape)
     made = _layout_of(document, {name: array.shape for name, array in groups["param"].items()})
     if set(state.counts) != set(made.names):
@@ -170,14 +197,16 @@ def _call(
 def _layout_of(document: CreateDocument, shapes: dict[str, tuple[int, ...]]) -> Layout:
     """Return the document's layout where it gives one (it keeps an order), else the names sorted."""
     if document.layout is not None:
-        made = layout.from_json(document.layout, vector=document.vector is True)
+        made = _layout(document)
         if {t.name: t.shape for t in made.tensors} != shapes:
             raise WrongLayout("the layout in the metadata is not that of the tensors")
-    else:
-        made = layout.named_layout(shapes)
-    if document.vector and len(made.tensors) != 1:
-        raise WrongLayout(f"vector: wanted one tensor, got {len(made.tensors)}")
-    return Layout(made.tensors, vector=document.vector is True)
+        return made
+    made = layout.named_layout(shapes)
+    return layout.checked(made.tensors, vector=document.vector is True)
+
+
+def _layout(document: CreateDocument) -> Layout:
+    return layout.from_json(document.layout, vector=document.vector is True)
 
 
 def parameters_from(kind: str, body: memoryview, spec: Spec, dtype: str | None) -> Array:
@@ -197,6 +226,8 @@ def parameters_from(kind: str, body: memoryview, spec: Spec, dtype: str | None) 
 
 def _match(read: tuple[Layout, Array], spec: Spec) -> Array:
     made, flat = read
+    if spec.layout.vector and made.vector:  # a plain array has no name to match
+        made = Layout((Tensor(spec.layout.names[0], made.tensors[0].shape),), vector=True)
     if {t.name: t.shape for t in made.tensors} != {t.name: t.shape for t in spec.layout.tensors}:
         raise WrongLayout("the names and shapes are not those of this session's layout")
     if made.names == spec.layout.names:
@@ -215,9 +246,11 @@ def gradient_from_json(body: memoryview, spec: Spec) -> Gradient:
     if spec.layout.vector:
         given = {spec.layout.names[0]: given}
     if not isinstance(given, dict):
-        raise WrongLayout(f"gradient: wanted an object with the tensors {', '.join(spec.layout.names[:8])}")
+        raise WrongLayout(f"gradient: wanted an object with the tensors {_some(spec.layout.names)}")
     arrays = {
-        str(name): numbers.array_from_json(value, spec.dtype, "gradient" if spec.layout.vector else f"gradient.{name}")
+        name: numbers.array_from_json(
+            value, spec.dtype, "gradient" if spec.layout.vector else f"gradient.{name[:64]}", finite=False
+        )
         for name, value in given.items()
         if value is not None
     }
@@ -252,14 +285,18 @@ def _present(spec: Spec, shapes: dict[str, tuple[int, ...]]) -> list[int]:
     for name, shape in shapes.items():
         index = spec.layout.index.get(name)
         if index is None:
-            known = ", ".join(spec.layout.names[:8])
-            raise WrongLayout(f"this session has no tensor {name!r}; it has {known}")
+            raise WrongLayout(f"this session has no tensor {shown(name)}; it has {_some(spec.layout.names)}")
         wanted = spec.layout.tensors[index].shape
         if shape != wanted:
-            raise WrongLayout(f"tensor {name!r} has shape {list(shape)}; this session's has {list(wanted)}")
+            raise WrongLayout(f"tensor {shown(name)} has shape {list(shape)}; this session's has {list(wanted)}")
     if not shapes and spec.layout.tensors:
         raise WrongLayout("the gradient has no tensors at all: that would be no step")
     return sorted(spec.layout.index[name] for name in shapes)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    told = ", ".join(name if len(name) <= 64 else f"{name[:63]}…" for name in names[:8])
+    return f"{told}, …" if len(names) > 8 else told
 
 
 def _all_or(present: list[int], spec: Spec) -> tuple[int, ...] | None:
@@ -274,7 +311,7 @@ def _flat(arrays: list[Array], dtype: str) -> Bytes:
 
 def _arrays(raw: Any, dtype: str) -> tuple[Layout, Array]:
     if isinstance(raw, dict):
-        arrays = {str(n): numbers.array_from_json(value, dtype, f"parameters.{n}") for n, value in raw.items()}
+        arrays = {n: numbers.array_from_json(value, dtype, f"parameters.{n[:64]}") for n, value in raw.items()}
         made = layout.named_layout({name: array.shape for name, array in arrays.items()})
         return made, _joined(made, arrays, dtype)
     array = numbers.array_from_json(raw, dtype, "parameters")
@@ -300,7 +337,7 @@ def _joined(made: Layout, arrays: dict[str, Array], dtype: str) -> Array:
     for i, tensor in enumerate(made.tensors):
         array = arrays.get(tensor.name)
         if array is None or array.size != tensor.size:
-            raise WrongLayout(f"tensor {tensor.name!r} is missing or has another size than its parameters")
+            raise WrongLayout(f"tensor {shown(tensor.name)} is missing or has another size than its parameters")
         flat[made.bounds[i] : made.bounds[i + 1]] = array.reshape(-1)
     if len(arrays) != len(made.tensors):
         raise WrongLayout("there are tensors that the parameters do not have")

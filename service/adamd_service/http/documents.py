@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from adamd.errors import InvalidRequest
 from adamd.wire import headers
-from adamd_service.http.bodies import CreateDocument
+from adamd_service.http.bodies import MAX_LABEL_NAME, MAX_LABELS, CreateDocument, check_labels, validated
+from adamd_service.http.negotiation import parse_json
 from adamd_service.records import Head
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 NUMBER = {"type": "integer", "minimum": 1, "maximum": headers.MAX_STEP}
+_TENSORS_JSON = {
+    "description": "a number, a nested list of numbers, or an object of them",
+    "type": ["number", "array", "object"],
+}
 GRADIENT_JSON = {
     "schema": {
         "type": "object",
         "required": ["gradient"],
         "additionalProperties": False,
         "properties": {
-            "gradient": {"description": "in the shape of the parameters; a tensor that is null is left out"},
+            "gradient": _TENSORS_JSON
+            | {"description": "in the shape of the parameters; a tensor that is null is left out"},
             "metrics": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
             "settings": {"type": "object"},
         },
     },
     "example": {"gradient": [0.5, -0.25], "metrics": {"loss": 0.31}, "settings": {"lr": 0.0005}},
 }
-PROBLEM_SCHEMA = {
+PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["type", "title", "status", "code", "detail"],
     "properties": {
@@ -46,22 +51,19 @@ class PatchDocument(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     optimizer: dict[str, Any] | None = None
-    labels: dict[str, str] | None = Field(None, max_length=64)
+    labels: dict[str, str] | None = Field(None, max_length=MAX_LABELS)
 
 
-def patch(raw: Any) -> PatchDocument:
-    """Check a PATCH.
+def patch(body: memoryview) -> PatchDocument:
+    """Read a PATCH.
 
     Raises:
         InvalidRequest: with the first fault's place.
 
     """
-    try:
-        return PatchDocument.model_validate(raw)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise InvalidRequest(f"{where or 'body'}: {fault['msg']}", path=where) from None
+    document = validated(PatchDocument, parse_json(body))
+    check_labels(document.labels)
+    return document
 
 
 def summary(head: Head) -> dict[str, Any]:
@@ -79,34 +81,142 @@ def summary(head: Head) -> dict[str, Any]:
     }
 
 
-def _responses(status: int, content: dict[str, Any] | None, said: str) -> dict[int | str, dict[str, Any]]:
-    problem = {"description": "A problem document (RFC 9457)", "content": {headers.PROBLEM: {"schema": PROBLEM_SCHEMA}}}
+def _header(said: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"description": said, "schema": schema or {"type": "string"}}
+
+
+_PROBLEM = {
+    "description": "A problem document (RFC 9457) with a stable code",
+    "content": {headers.PROBLEM: {"schema": PROBLEM_SCHEMA}},
+    "headers": {
+        headers.STEP: _header("the session's current step, where a session is known", {"type": "integer"}),
+        "Retry-After": _header("seconds, where trying again makes sense", {"type": "integer"}),
+    },
+}
+_STANDING = {
+    headers.STEP: _header("the session's step", {"type": "integer"}),
+    "ETag": _header("the chain: which history this step belongs to"),
+    headers.DURABILITY: _header("what happens to it when the process ends", {"enum": ["committed", "memory"]}),
+    headers.REPLAYED: _header("true where this very request was answered before", {"enum": ["true"]}),
+}
+_STEPPED = _STANDING | {
+    "Adamd-Diverged": _header("true where a parameter or a moment is no longer finite", {"enum": ["true"]}),
+    "Adamd-Applied-Step": _header("a repeated POST: the step that its gradient was applied as", {"type": "integer"}),
+}
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _good(content: dict[str, Any] | None, said: str, told: dict[str, Any] | None = None) -> dict[str, Any]:
     good: dict[str, Any] = {"description": said}
     if content is not None:
         good["content"] = content
-    return {status: good, "4XX": problem, "503": problem}
+    if told is not None:
+        good["headers"] = told
+    return good
+
+
+def _responses(good: Responses) -> Responses:
+    return good | {"4XX": _PROBLEM, "503": _PROBLEM}
 
 
 _TENSORS = {headers.OCTETS: BINARY, headers.SAFETENSORS: BINARY}
-_OBJECT = {headers.JSON: {"schema": {"type": "object"}}}
-SESSION = _responses(200, _OBJECT, "the session")
-PAGE = _responses(200, _OBJECT, "a page of sessions")
-EMPTY = _responses(204, None, "done")
-PARAMETERS = _responses(200, _OBJECT | _TENSORS, "the parameters")
-STEPPED = _responses(200, _OBJECT | _TENSORS, "the parameters after the step")
-STATE = _responses(200, {headers.SAFETENSORS: BINARY}, "the state")
+_NUMBERED = {"type": "object", "required": ["step", "parameters"], "properties": {"step": {"type": "integer"}}}
+_LAYOUT = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["name", "shape"],
+        "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": 512},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        },
+    },
+}
+_SESSION = {
+    headers.JSON: {
+        "schema": {
+            "type": "object",
+            "required": ["id", "step", "chain", "optimizer", "layout", "dtype", "durability"],
+            "properties": {
+                "id": {"type": "string"},
+                "name": {"type": ["string", "null"]},
+                "step": {"type": "integer", "minimum": 0},
+                "chain": {"type": "string"},
+                "optimizer": {"type": "object"},
+                "layout": _LAYOUT,
+                "dtype": {"enum": ["float32", "float64"]},
+                "durability": {"enum": ["committed", "memory"]},
+            },
+        }
+    }
+}
+_LISTED = {
+    headers.JSON: {
+        "schema": {
+            "type": "object",
+            "required": ["sessions", "next_page_token"],
+            "properties": {
+                "sessions": {"type": "array", "items": {"type": "object", "required": ["id", "step"]}},
+                "next_page_token": {"type": ["string", "null"]},
+            },
+        }
+    }
+}
+_PARAMETERS = {headers.JSON: {"schema": _NUMBERED}} | _TENSORS
+SESSION = _responses({200: _good(_SESSION, "the session", _STANDING)})
+CREATED = _responses(
+    {201: _good(_SESSION, "the session", _STANDING | {"Location": _header("the session's own address")})}
+)
+PAGE = _responses({200: _good(_LISTED, "a page of sessions")})
+EMPTY = _responses({204: _good(None, "done")})
+PARAMETERS = _responses({200: _good(_PARAMETERS, "the parameters", _STEPPED)})
+STEPPED = _responses(
+    {
+        200: _good(_PARAMETERS, "the parameters after the step", _STEPPED),
+        204: _good(None, "the step counts; Prefer: return=minimal asked for no parameters", _STEPPED),
+    }
+)
+STATE = _responses({200: _good({headers.SAFETENSORS: BINARY}, "the state", _STANDING)})
 
 _HEADERS = [
-    {"name": "If-Match", "in": "header", "schema": {"type": "string"}, "description": "the chain at step n-1"},
+    {
+        "name": "If-Match",
+        "in": "header",
+        "schema": {"type": "string", "pattern": '^("[0-9a-f]{64}"|\\*)$'},
+        "description": "the ETag that the answer of step n-1 had: the history that this step builds on",
+    },
     {"name": headers.DTYPE, "in": "header", "schema": {"enum": ["float16", "bfloat16", "float32", "float64"]}},
     {"name": headers.SETTINGS, "in": "header", "schema": {"type": "string"}, "description": "JSON"},
     {"name": headers.METRICS, "in": "header", "schema": {"type": "string"}, "description": "JSON"},
+    {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": "return=minimal: no parameters"},
 ]
 
 
 def _key(required: bool) -> dict[str, Any]:
-    schema = {"type": "string", "minLength": 1, "maxLength": 255}
+    schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~]+$"}
     return {"name": headers.IDEMPOTENCY, "in": "header", "required": required, "schema": schema}
+
+
+def _create_schema() -> dict[str, Any]:
+    schema = CreateDocument.model_json_schema()
+    for name in ("state", "vector"):  # they belong to an export, which is no JSON
+        del schema["properties"][name]
+    del schema["$defs"]
+    schema["properties"]["layout"] = _LAYOUT | {
+        "type": ["array", "null"],
+        "description": "with a dtype, in the place of parameters",
+    }
+    schema["properties"]["parameters"] = _TENSORS_JSON
+    schema["properties"]["labels"] |= {"propertyNames": {"minLength": 1, "maxLength": MAX_LABEL_NAME}}
+    return schema
+
+
+def _patch_schema() -> dict[str, Any]:
+    schema = PatchDocument.model_json_schema()
+    schema["properties"]["labels"] |= {"propertyNames": {"minLength": 1, "maxLength": MAX_LABEL_NAME}}
+    return schema
 
 
 _STEP_BODY = {"required": True, "content": {headers.JSON: GRADIENT_JSON, **_TENSORS}}
@@ -115,17 +225,15 @@ CREATE: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            headers.JSON: {"schema": CreateDocument.model_json_schema(), "example": {"parameters": [1.0, 2.0]}},
+            headers.JSON: {"schema": _create_schema(), "example": {"parameters": [1.0, 2.0]}},
             headers.SAFETENSORS: BINARY,
         },
     },
 }
-PATCH: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {headers.JSON: {"schema": PatchDocument.model_json_schema()}}}
-}
+PATCH: dict[str, Any] = {"requestBody": {"required": True, "content": {headers.JSON: {"schema": _patch_schema()}}}}
 TENSORS: dict[str, Any] = {
     "parameters": [_HEADERS[1]],
-    "requestBody": {"required": True, "content": {headers.JSON: {"schema": {}}, **_TENSORS}},
+    "requestBody": {"required": True, "content": {headers.JSON: {"schema": _TENSORS_JSON}, **_TENSORS}},
 }
-GRADIENT: dict[str, Any] = {"parameters": _HEADERS, "requestBody": _STEP_BODY}
+GRADIENT: dict[str, Any] = {"parameters": [*_HEADERS, _key(required=False)], "requestBody": _STEP_BODY}
 POSTED: dict[str, Any] = {"parameters": [*_HEADERS, _key(required=True)], "requestBody": _STEP_BODY}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,13 +11,52 @@ from typing import Any
 from pydantic_core import from_json
 from starlette.requests import Request
 
-from adamd.errors import InvalidRequest, MalformedBody, MediaType, NotAcceptable
+from adamd.errors import (
+    InvalidRequest,
+    InvalidSettings,
+    MalformedBody,
+    MediaType,
+    NotAcceptable,
+    TooLarge,
+    WrongDtype,
+)
 from adamd.wire import headers
+from adamd.wire.dtypes import ITEMSIZE
+from adamd.wire.layout import shown
 
 KNOWN = (headers.OCTETS, headers.SAFETENSORS, headers.JSON)
 MAX_METRICS = 64
+MAX_PARTS = 1_000_000  # lists, objects and strings in one JSON text: empty ones take twenty times their text
+MAX_SETTINGS = 1024 * 1024  # bytes of a step's settings, in JSON
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CHAIN = re.compile(r'"([0-9a-f]{64})"')
 _NUMBER = re.compile(r"[0-9]{1,16}")
+
+
+def only(request: Request, name: str) -> str | None:
+    """Return a header that may come once, None where it is absent.
+
+    Raises:
+        InvalidRequest: it comes twice: two readers could take different ones.
+
+    """
+    given = request.headers.getlist(name)
+    if len(given) > 1:
+        raise InvalidRequest(f"{name}: the header comes {len(given)} times; wanted once")
+    return given[0] if given else None
+
+
+def dtype(request: Request) -> str | None:
+    """Return Adamd-Dtype.
+
+    Raises:
+        WrongDtype: none of ours.
+
+    """
+    given = only(request, headers.DTYPE)
+    if given is not None and given not in ITEMSIZE:
+        raise WrongDtype(f"{headers.DTYPE}: unknown dtype {shown(given)}; known are {', '.join(ITEMSIZE)}")
+    return given
 
 
 def media_type(request: Request, default: str, accepted: tuple[str, ...] = KNOWN) -> str:
@@ -28,8 +68,8 @@ def media_type(request: Request, default: str, accepted: tuple[str, ...] = KNOWN
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise MediaType(f"Content-Encoding {encoding!r} is not supported; send the body as it is")
-    given = request.headers.get("content-type")
+        raise MediaType(f"Content-Encoding {shown(encoding)} is not supported; send the body as it is")
+    given = only(request, "content-type")
     if given is None:
         return default
     kind = given.partition(";")[0].strip().lower()
@@ -39,7 +79,7 @@ def media_type(request: Request, default: str, accepted: tuple[str, ...] = KNOWN
             f"-H 'Content-Type: {headers.JSON}' (or use --json) or -H 'Content-Type: {headers.OCTETS}'"
         )
     if kind not in accepted:
-        raise MediaType(f"media type {kind!r}; accepted are {', '.join(accepted)}")
+        raise MediaType(f"media type {shown(kind)}; accepted are {', '.join(accepted)}")
     return kind
 
 
@@ -50,8 +90,8 @@ def accepted_type(request: Request, default: str) -> str:
         NotAcceptable: none of ours.
 
     """
-    given = request.headers.get("accept")
-    if given is None:
+    given = ",".join(request.headers.getlist("accept"))
+    if not given.strip():
         return default
     best, chosen = 0.0, None
     for item in given.split(","):
@@ -62,7 +102,7 @@ def accepted_type(request: Request, default: str) -> str:
         if offers and quality > best:
             best, chosen = quality, offers[0]
     if chosen is None:
-        raise NotAcceptable(f"Accept {given!r}; this can be answered as {', '.join(KNOWN)}")
+        raise NotAcceptable(f"Accept {shown(given)}; this can be answered as {', '.join(KNOWN)}")
     return chosen
 
 
@@ -81,7 +121,7 @@ def if_match(request: Request) -> str | None:
         InvalidRequest: it is no chain.
 
     """
-    given = request.headers.get("if-match")
+    given = only(request, "if-match")
     if given is None or given.strip() == "*":
         return None
     match = _CHAIN.fullmatch(given.strip())
@@ -97,7 +137,7 @@ def idempotency_key(request: Request) -> str | None:
         InvalidRequest: empty, longer than 255, or unprintable.
 
     """
-    given = request.headers.get(headers.IDEMPOTENCY)
+    given = only(request, headers.IDEMPOTENCY)
     if given is None:
         return None
     key = given.strip().strip('"')
@@ -116,7 +156,8 @@ def declared_length(request: Request) -> int | None:
 
 def minimal(request: Request) -> bool:
     """Say whether the client prefers no body (RFC 7240)."""
-    return any("return=minimal" in value.replace(" ", "") for value in request.headers.getlist("prefer"))
+    given = ",".join(request.headers.getlist("prefer")).lower().replace(" ", "").replace('"', "")
+    return any(re.split("[;,]", item)[0] == "return=minimal" for item in given.split(","))
 
 
 def step_number(given: str) -> int:
@@ -127,7 +168,7 @@ def step_number(given: str) -> int:
 
     """
     if _NUMBER.fullmatch(given) is None or not given.isascii() or not 1 <= int(given) <= headers.MAX_STEP:
-        raise InvalidRequest(f"step {given[:40]!r}: wanted a number from 1 to 2^53; step 1 is the first update")
+        raise InvalidRequest(f"step {shown(given)}: wanted a number from 1 to 2^53; step 1 is the first update")
     return int(given)
 
 
@@ -138,34 +179,63 @@ def json_header(request: Request, name: str) -> Any:
         InvalidRequest: it is no JSON.
 
     """
-    given = request.headers.get(name)
+    given = only(request, name)
     if given is None:
         return None
     try:
-        return parse_json(given.encode())
+        return parse_json(given.encode("latin-1"))  # the bytes that came; JSON is UTF-8
     except MalformedBody as error:
         raise InvalidRequest(f"{name}: {error.detail}") from None
 
 
 def parse_json(data: bytes | memoryview) -> Any:
-    """Parse JSON with bounded nesting, refusing NaN and Infinity.
+    """Parse JSON with bounded nesting, bounded expansion, and no member twice; NaN and Infinity are no JSON.
 
     Raises:
         MalformedBody: it is something else.
+        TooLarge: it has so many parts that they would fill the memory.
 
     """
+    text = bytes(data)
+    if text.count(b"[") + text.count(b"{") + text.count(b'"') // 2 > MAX_PARTS:
+        raise TooLarge(f"JSON of more than {MAX_PARTS} lists, objects and strings; send octet-stream or safetensors")
     try:
-        return from_json(bytes(data), allow_inf_nan=False, cache_strings="keys")
+        value = from_json(text, allow_inf_nan=False, cache_strings="keys")
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"not JSON: {error}") from None
+    # The parser keeps the last of two members with one name; another reader might keep the first. Outside strings
+    # each colon is a member.
+    if _members(value) != _STRING.sub(b"", text).count(b":"):
+        raise MalformedBody("not JSON that can be relied on: an object has two members with one name")
+    return value
+
+
+def _members(value: Any) -> int:
+    if type(value) is dict:
+        return len(value) + sum(_members(item) for item in value.values() if type(item) in (dict, list))
+    if type(value) is list:
+        return sum(_members(item) for item in value if type(item) in (dict, list))
+    return 0
 
 
 def settings(raw: Any) -> Mapping[str, Any] | None:
-    """Check that a step's settings are an object; their values are the session's business."""
+    """Check that a step's settings are an object of real JSON; their values are the session's business.
+
+    Raises:
+        InvalidRequest: no object.
+        InvalidSettings: a number like 1e999, which the digest could not hold, or far too many of them.
+
+    """
     if raw is None:
         return None
     if not isinstance(raw, dict):
         raise InvalidRequest('settings: wanted an object, as in {"lr": 0.0005}')
+    try:
+        length = len(json.dumps(raw, allow_nan=False))
+    except ValueError:
+        raise InvalidSettings("settings: a number is too large; wanted finite ones", path="settings") from None
+    if length > MAX_SETTINGS:
+        raise InvalidSettings(f"settings: {length} bytes; at most {MAX_SETTINGS}", path="settings")
     return raw
 
 
@@ -181,8 +251,8 @@ def metrics(raw: Any) -> Mapping[str, Any] | None:
     if not isinstance(raw, dict) or len(raw) > MAX_METRICS:
         raise InvalidRequest(f'metrics: wanted an object of at most {MAX_METRICS} numbers, as in {{"loss": 0.31}}')
     for name, value in raw.items():
-        if len(name) > 128:
-            raise InvalidRequest(f"metrics: a name has {len(name)} characters; at most 128")
+        if not 1 <= len(name) <= 128 or not name.isprintable():
+            raise InvalidRequest(f"metrics: {shown(name)} is no name of 1 to 128 printable characters")
         if value is not None and not (type(value) in (int, float) and abs(value) < 2.0**1023 and math.isfinite(value)):
             raise InvalidRequest(f"metrics.{name}: wanted a finite number or null")
     return raw

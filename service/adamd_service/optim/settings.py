@@ -173,6 +173,10 @@ def check_groups(settings: Settings, names: Sequence[str]) -> None:
     known = frozenset(names)
     taken: dict[str, str] = {}
     for index, group in enumerate(settings.groups):
+        if not group.tensors:  # any number of them would fit into a head that is written with every step
+            raise SettingsError(
+                f"groups[{index}].tensors", f"groups[{index}].tensors is empty; wanted at least one tensor name"
+            )
         for place, tensor in enumerate(group.tensors):
             path = f"groups[{index}].tensors[{place}]"
             if tensor not in known:

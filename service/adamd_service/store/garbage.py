@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any, cast
+
+import redis
 
 from adamd.errors import InternalError
 from adamd_service.store import chunks, codec
 from adamd_service.store.connect import Client
-from adamd_service.store.keys import SessionKeys
+from adamd_service.store.keys import IndexKeys, SessionKeys
 from adamd_service.store.scripts import script
 
 LEASE = 120  # seconds that a reader's lease lasts
@@ -26,6 +29,23 @@ def collect(client: Client, keys: SessionKeys) -> int:
             else:
                 unlinked += _records(client, keys, int(found["first"]), int(found["last"]))
             client.lrem(keys.garbage, 1, entry.decode())
+    return unlinked
+
+
+def remember(client: Client, tenant: str, session_id: str) -> None:
+    """Note that a session is about to be deleted, so that `sweep` finds what its deleter leaves behind."""
+    with suppress(redis.ResponseError):  # a full store: deleting is what helps it, so that goes on
+        client.sadd(IndexKeys(tenant).deleted, session_id)
+
+
+def sweep(client: Client, tenant: str) -> int:
+    """Collect for a few deleted sessions whose deleter died before it had collected; returns the keys."""
+    unlinked, names = 0, IndexKeys(tenant).deleted
+    for member in cast("list[bytes]", client.srandmember(names, ENTRIES)):
+        keys = SessionKeys(member.decode())
+        unlinked += collect(client, keys)
+        if not client.exists(keys.head) and not client.exists(keys.garbage):
+            client.srem(names, member.decode())
     return unlinked
 
 

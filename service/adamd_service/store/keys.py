@@ -84,6 +84,11 @@ class IndexKeys:
         """Sorted set: id to created_at."""
         return self._key("sessions")
 
+    @property
+    def deleted(self) -> str:
+        """Set: ids whose garbage is still to be unlinked."""
+        return self._key("deleted")
+
     def claim(self, session_id: str) -> str:
         """String with a short TTL: this session is being created now."""
         return self._key("claim", session_id)

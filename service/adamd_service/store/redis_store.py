@@ -198,6 +198,7 @@ class RedisStore:
         names = SessionKeys(session_id)
         spec = self.load_head(session_id).spec
         with translated():
+            garbage.remember(self._client, spec.tenant, session_id)
             named = [names.head, names.gone, names.garbage, names.ring, names.readers]
             self._repeatable("delete", named, index.DAY, index.DELETED, "any")
             index.release(self._client, spec.tenant, session_id, spec.name or "", remember=index.DAY)
@@ -349,6 +350,11 @@ class RedisStore:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
         with translated():
             return garbage.collect(self._client, SessionKeys(session_id))
+
+    def sweep(self, tenant: str) -> int:
+        """Collect for sessions that are deleted and not yet collected; returns the number of keys."""
+        with translated():
+            return garbage.sweep(self._client, tenant)
 
     # -- inside
 

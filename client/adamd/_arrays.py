@@ -1,0 +1,242 @@
+"""Arrays in, arrays out: what the caller holds against the flat vector of a layout. Nothing large is copied."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+
+from adamd.errors import WrongDtype, WrongLayout
+from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage
+from adamd.wire.layout import Layout, Tensor, named_layout, vector_layout
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor as it will travel: C order, little-endian, in ``storage(dtype)``."""
+
+    name: str
+    dtype: str
+    array: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where an answer's parameters go, and what the caller then gets.
+
+    ``copies`` are (target, source): the memory that the answer came into could not be the caller's own.
+    """
+
+    result: Any
+    buffers: tuple[memoryview, ...]
+    copies: tuple[tuple[Array, Array], ...] = ()
+
+    def finish(self) -> Any:
+        """Return the caller's arrays, once the buffers are full."""
+        for target, source in self.copies:
+            np.copyto(target, source)
+        return self.result
+
+
+def raw_bytes(array: Array) -> memoryview:
+    """Return a C-ordered array's bytes, uncopied."""
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def pieces(arrays: Iterable[Array]) -> tuple[memoryview, ...]:
+    """Return the bytes of C-ordered arrays, uncopied and in their order.
+
+    Neighbours that lie one behind the other in one larger array, as the views of a flat vector do, are one piece: a
+    thousand small ones would cost as many calls of the socket.
+    """
+    runs: list[tuple[Any, int, int]] = []  # (the array that owns the memory, first address, end)
+    for array in arrays:
+        owner = array.base if isinstance(array.base, np.ndarray) and array.base.flags.c_contiguous else array
+        start, end = byte_bounds(array) if array.size else (0, 0)
+        if runs and runs[-1][0] is owner and runs[-1][2] == start:
+            runs[-1] = owner, runs[-1][1], end
+        elif array.size:
+            runs.append((owner, start, end))
+    return tuple(_window(*run) for run in runs)
+
+
+def _window(owner: Array, start: int, end: int) -> memoryview:
+    first = byte_bounds(owner)[0]
+    return raw_bytes(owner)[start - first : end - first]
+
+
+def part(name: str, value: Any, what: str) -> Part:
+    """Read one array-like: NumPy, anything with ``__array__`` or dlpack, a torch tensor, or nested lists of numbers.
+
+    Raises:
+        WrongDtype: no floating-point dtype that travels.
+        WrongLayout: ragged.
+
+    """
+    array, kind = _read(value, what)
+    if kind not in ITEMSIZE:
+        raise WrongDtype(
+            f"{what} is {kind}; {', '.join(ITEMSIZE)} can be sent. Convert it: numpy.asarray(x, 'float32')"
+        )
+    return Part(name, kind, np.asarray(array, dtype=storage(kind), order="C"))
+
+
+def _read(value: Any, what: str) -> tuple[Array, str]:
+    if hasattr(value, "detach"):
+        return _from_torch(value)
+    try:
+        array = np.asarray(value)
+        if array.dtype == object and hasattr(value, "__dlpack__"):
+            array = np.from_dlpack(value)
+    except ValueError as error:
+        raise WrongLayout(f"{what} is no array: {error}") from None
+    if array.dtype.kind in "iu" and not hasattr(value, "dtype"):  # a list of whole numbers, as in [1, 2]
+        array = array.astype(np.float64)
+    kind = array.dtype.name
+    return (array.view(np.uint16), kind) if kind == "bfloat16" else (array, kind)  # ml_dtypes', as jax gives it
+
+
+def _from_torch(tensor: Any) -> tuple[Array, str]:
+    """Return a tensor's memory (or a copy from its device). NumPy has no bfloat16: there it is its bits."""
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":
+        return np.asarray(tensor.contiguous().view(sys.modules["torch"].int16)).view(np.uint16), "bfloat16"
+    array = np.asarray(tensor)
+    return array, array.dtype.name
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Parameters as a caller gave them. ``dtype`` is the session's: the narrowest that takes all parts exactly."""
+
+    layout: Layout
+    dtype: str
+    parts: tuple[Part, ...]
+
+
+def parameters(values: Any, dtype: str | None = None) -> Given:
+    """Read parameters: one array, or a mapping of names to arrays (sorted by name, as the server does).
+
+    Args:
+        values: float16, bfloat16, float32 or float64, of any shapes.
+        dtype: the session's, "float32" or "float64"; by default float64 where a part is, else float32.
+
+    Raises:
+        WrongDtype: it would have to be rounded.
+        WrongLayout: bad names, or no arrays at all.
+
+    """
+    if isinstance(values, Mapping):
+        named = {name: part(name, value, f"parameter {name!r}") for name, value in values.items()}
+        if not named:
+            raise WrongLayout("the parameters have no tensors at all; give an array, or a dict with one at least")
+        if not all(isinstance(name, str) for name in named):
+            raise WrongLayout("the parameters' names are strings, as in {'w': w, 'b': b}")
+        layout = named_layout({name: item.array.shape for name, item in named.items()})
+        parts = tuple(named[name] for name in layout.names)
+    else:
+        one = part("parameters", values, "the parameter array")
+        layout, parts = vector_layout(one.array.shape), (one,)
+    if dtype is None:
+        dtype = "float64" if any(item.dtype == "float64" for item in parts) else "float32"
+    if dtype not in ("float32", "float64"):
+        raise WrongDtype(f"dtype is {dtype!r}; a session is 'float32' or 'float64' (narrower arrays widen into it)")
+    for item in parts:
+        check_widens(item.dtype, dtype, f"parameter {item.name!r}")
+    return Given(layout, dtype, parts)
+
+
+def matching(values: Any, layout: Layout, dtype: str, what: str) -> tuple[Part, ...]:
+    """Read arrays for a session's layout, in its order; those left out of a mapping, or None, are left out.
+
+    Raises:
+        WrongLayout: an unknown name, another shape, nothing at all, or an array where a mapping is wanted.
+        WrongDtype: the session could take it only by rounding.
+
+    """
+    if layout.vector == isinstance(values, Mapping):
+        wanted = "one array" if layout.vector else f"a dict of arrays ({', '.join(layout.names[:8])})"
+        raise WrongLayout(f"{what}: wanted {wanted}, as the parameters are; got {type(values).__name__}")
+    given = {layout.names[0]: values} if layout.vector else values
+    unknown = next((name for name in given if name not in layout.index), None)
+    if unknown is not None:
+        raise WrongLayout(f"{what}: this session has no tensor {unknown!r}; it has {', '.join(layout.names[:8])}")
+    parts = []
+    for tensor in layout.tensors:
+        value = given.get(tensor.name)
+        if value is None:
+            continue
+        place = what if layout.vector else f"{what} {tensor.name!r}"
+        item = part(tensor.name, value, place)
+        if item.array.shape != tensor.shape:
+            raise WrongLayout(f"{place} has shape {list(item.array.shape)}; this session's is {list(tensor.shape)}")
+        check_widens(item.dtype, dtype, place)
+        parts.append(item)
+    if not parts and layout.tensors:
+        raise WrongLayout(f"{what}: every tensor is left out; that would be no step")
+    return tuple(parts)
+
+
+def landing(layout: Layout, dtype: str, out: Any = None, source: tuple[Part, ...] = ()) -> Landing:
+    """Prepare the memory for an answer's parameters: fresh, or the caller's ``out``.
+
+    Where ``out`` overlaps what is being sent (``source``), the answer comes into fresh memory first: a retry
+    must send what the first attempt sent.
+
+    Raises:
+        WrongLayout, WrongDtype: ``out`` is not what a step returns: the same shapes, C order, writable.
+
+    """
+    if out is None:
+        flat = np.empty(layout.size, storage(dtype))
+        return Landing(split(flat, layout), (raw_bytes(flat),))
+    if layout.vector == isinstance(out, Mapping):
+        raise WrongLayout(f"out: wanted {'one array' if layout.vector else 'a dict of arrays'}, as a step returns")
+    targets = []
+    for tensor in layout.tensors:
+        target = out if layout.vector else out.get(tensor.name)
+        targets.append(_target(target, tensor, dtype))
+    if not _overlap(targets, source):
+        return Landing(out, pieces(targets))
+    flat = np.empty(layout.size, storage(dtype))
+    spans = (flat[start:end] for start, end in zip(layout.bounds, layout.bounds[1:], strict=False))
+    copies = tuple((target, span.reshape(target.shape)) for target, span in zip(targets, spans, strict=True))
+    return Landing(out, (raw_bytes(flat),), copies)
+
+
+def split(flat: Array, layout: Layout) -> Any:
+    """Return views of a flat vector in the layout's shapes: one array, or a dict."""
+    views = [
+        flat[start:end].reshape(tensor.shape)
+        for tensor, start, end in zip(layout.tensors, layout.bounds, layout.bounds[1:], strict=False)
+    ]
+    return views[0] if layout.vector else dict(zip(layout.names, views, strict=True))
+
+
+def _target(target: Any, tensor: Tensor, dtype: str) -> Array:
+    what = f"out {tensor.name!r}"
+    if not isinstance(target, np.ndarray):
+        raise WrongLayout(f"{what}: wanted a numpy array to write into, got {type(target).__name__}")
+    if target.dtype != storage(dtype):
+        raise WrongDtype(f"{what} is {target.dtype}; this session's parameters are {dtype}")
+    if target.shape != tensor.shape:
+        raise WrongLayout(f"{what} has shape {list(target.shape)}; this session's is {list(tensor.shape)}")
+    if not (target.flags.c_contiguous and target.flags.writeable):
+        raise WrongLayout(f"{what} is not a writable array in C order; leave out= away, or give numpy.empty_like(x)")
+    return target
+
+
+def _overlap(targets: list[Array], source: tuple[Part, ...]) -> bool:
+    """Say whether memory to write may be memory to send, by the arrays' outer bounds."""
+    spans = [(*byte_bounds(target), True) for target in targets if target.size]
+    spans += [(*byte_bounds(item.array), False) for item in source if item.array.size]
+    ends = {True: 0, False: 0}  # how far those that began already reach, of each kind
+    for start, end, written in sorted(spans):
+        if start < ends[not written]:
+            return True
+        ends[written] = max(ends[written], end)
+    return False

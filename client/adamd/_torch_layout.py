@@ -1,0 +1,142 @@
+"""Which tensors a torch optimizer hands to its session, under which names, and which it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adamd.errors import InvalidRequest, WrongDtype, WrongLayout
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One parameter: its name in the session's layout, and the index of its param group."""
+
+    name: str
+    group: int
+    tensor: torch.Tensor
+
+    def __str__(self) -> str:
+        return f"parameter {self.name!r}"
+
+
+def places(groups: Sequence[dict[str, Any]]) -> tuple[Place, ...]:
+    """Return the parameters of all groups, sorted by name as the session's layout is.
+
+    A name is the one that ``model.named_parameters()`` gave, else group.index, as in "0.3"; the index is padded with
+    zeros, so that the names keep the parameters' order.
+
+    Raises:
+        WrongLayout: two parameters of one name.
+
+    """
+    found: dict[str, Place] = {}
+    for index, group in enumerate(groups):
+        tensors = group["params"]
+        width = len(str(max(len(tensors) - 1, 0)))
+        names = group.get("param_names") or [f"{index}.{number:0{width}}" for number in range(len(tensors))]
+        for name, tensor in zip(names, tensors, strict=True):
+            if name in found:
+                raise WrongLayout(
+                    f"two parameters are named {name!r} (groups {found[name].group} and {index}); a session knows its "
+                    "tensors by name: give each its own, as in [(f'head.{n}', p) for n, p in head.named_parameters()]"
+                )
+            found[name] = Place(name, index, tensor)
+    return tuple(found[name] for name in sorted(found))
+
+
+def check(given: Iterable[Place]) -> str:
+    """Return the dtype that all parameters have, "float32" or "float64".
+
+    Raises:
+        WrongDtype: complex, narrow or mixed ones.
+        WrongLayout: some overlap in memory, have no memory yet, or are split over processes.
+
+    """
+    held = tuple(given)
+    if not held:
+        raise WrongLayout("the param groups have no parameters at all")
+    for place in held:
+        _check_kind(place)
+    kinds = {place.tensor.dtype: place for place in held}
+    if len(kinds) > 1:
+        raise WrongDtype(
+            f"{' and '.join(f'{place} is {kind}' for kind, place in kinds.items())}; a session has one dtype. Convert "
+            "the model (model.float()), or give each dtype an optimizer of its own"
+        )
+    _check_apart(held)
+    return DTYPES[held[0].tensor.dtype]
+
+
+def _check_kind(place: Place) -> None:
+    tensor = place.tensor
+    if torch.nn.parameter.is_lazy(tensor):
+        raise WrongLayout(f"{place} has no shape yet; run the model once on some input, then make the optimizer")
+    if hasattr(tensor, "device_mesh"):
+        raise WrongLayout(
+            f"{place} is split over processes (DTensor); a session takes whole tensors, as DDP keeps them"
+        )
+    if tensor.is_complex():
+        raise WrongDtype(f"{place} is {tensor.dtype}; train its real view instead: torch.view_as_real(x)")
+    if tensor.dtype not in DTYPES:
+        raise WrongDtype(
+            f"{place} is {tensor.dtype}; float32 and float64 parameters can be trained. Keep the model in float32 "
+            "(model.float()) and compute in the narrow dtype: with torch.autocast('cuda', torch.bfloat16)"
+        )
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        what = "on the meta device" if tensor.is_meta else f"{tensor.layout}"
+        raise WrongLayout(f"{place} is {what}; a session takes dense tensors with memory")
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise WrongLayout(f"{place} is expanded: its elements share memory; use x.expand(…).clone()")
+
+
+def check_gradient(place: Place) -> None:
+    """Raise InvalidRequest where a gradient is sparse: `torch.optim.Adam` refuses it too."""
+    if place.tensor.grad.layout is not torch.strided:
+        raise InvalidRequest(
+            f"{place} has a {place.tensor.grad.layout} gradient; Adam needs a dense one: leave sparse=True away from "
+            "the embedding, or set p.grad = p.grad.to_dense() before the step"
+        )
+
+
+def _check_apart(held: tuple[Place, ...]) -> None:
+    """Refuse parameters that share elements: the session would keep, and update, each element twice."""
+    ranges = [(*_byte_range(place.tensor), place) for place in held if place.tensor.numel()]
+    open_ones: list[tuple[int, Place]] = []
+    for start, end, place in sorted(ranges, key=lambda found: found[0]):
+        open_ones = [(until, other) for until, other in open_ones if until > start]
+        for _, other in open_ones:
+            if _share(place.tensor, other.tensor):
+                raise WrongLayout(
+                    f"{other} and {place} share memory; give the optimizer each element once: tied weights are one "
+                    "Parameter used twice"
+                )
+        open_ones.append((end, place))
+
+
+def _byte_range(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return where a tensor's first byte is and its last one ends. It has elements; torch has no negative strides."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start: int = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def _share(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Say whether two tensors whose ranges overlap have an element in common; interleaved columns have none."""
+    if one.device != two.device:  # addresses of two devices mean nothing to each other
+        return False
+    if one.is_contiguous() and two.is_contiguous():
+        return True
+    return bool(torch.isin(_addresses(one), _addresses(two)).any())
+
+
+def _addresses(tensor: torch.Tensor) -> torch.Tensor:
+    found = torch.tensor(tensor.data_ptr() // tensor.element_size())
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        found = found.unsqueeze(-1) + torch.arange(size) * stride
+    return found.reshape(-1)

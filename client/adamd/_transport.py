@@ -1,0 +1,127 @@
+"""Requests over a pool of kept connections. Blocking, and safe to use from many threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+
+from adamd._flow import Request, Response, Timeout
+from adamd._http1 import Wire
+from adamd._progress import Meter
+from adamd._route import Route
+from adamd.errors import InvalidRequest, TransportError
+
+KEPT = 16  # idle connections kept at most
+IDLE = 50.0  # seconds after which an idle one is not trusted: servers and proxies close theirs after 60 to 75
+
+
+class Transport:
+    """Sends requests to one server.
+
+    Args:
+        route: the server.
+        timeout: ``connect`` and ``inactivity`` count here; ``total`` comes with each request as its deadline.
+        clock: monotonic seconds.
+        meter: draws long transfers.
+        headers: go with every request.
+
+    """
+
+    def __init__(
+        self, route: Route, timeout: Timeout, clock: Callable[[], float], meter: Meter, headers: Mapping[str, str]
+    ) -> None:
+        self._route = route
+        self._timeout = timeout
+        self._clock = clock
+        self._meter = meter
+        self._lock = threading.Lock()
+        self._idle: list[Wire] = []
+        self._owner = os.getpid()
+        self._closed = False
+        fixed = {"Host": route.authority, **route.extra_headers, **headers}
+        self._fixed = "".join(_field(name, value) for name, value in fixed.items())
+
+    def send(self, request: Request, deadline: float) -> Response:
+        """Bring one request to one answer, whatever its status.
+
+        A kept connection that turns out to be dead is replaced at once: that says nothing about the server.
+
+        Raises:
+            TransportError: there is no answer; ``extra["phase"]`` says how far it came.
+
+        """
+        head = self._head(request)
+        wire = self._kept()
+        if wire is not None:
+            try:
+                return self._exchange(wire, head, request, deadline)
+            except TransportError as error:
+                if error.extra.get("phase") != "silent":
+                    raise
+        return self._exchange(self._open(deadline), head, request, deadline)
+
+    def close(self) -> None:
+        """Close every connection; a later request is refused."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for wire in idle:
+            wire.close()
+
+    def _exchange(self, wire: Wire, head: bytes, request: Request, deadline: float) -> Response:
+        into, done = request.into, False
+        down = sum(view.nbytes for view in into) if isinstance(into, tuple) else request.expected
+        try:
+            with self._meter(request.nbytes, down) as (sent, got):
+                response = wire.exchange(head, request, deadline, sent, got)
+            done = True
+        finally:
+            self._give_back(wire, keep=done)
+        return response
+
+    def _head(self, request: Request) -> bytes:
+        lines = [f"{request.method} {self._route.target}{request.path} HTTP/1.1\r\n", self._fixed]
+        lines += [_field(name, value) for name, value in request.headers.items()]
+        lines.append(_field("Accept", request.accept))
+        if request.body or request.method in ("POST", "PUT", "PATCH"):
+            lines.append(_field("Content-Length", str(request.nbytes)))
+        return "".join([*lines, "\r\n"]).encode("ascii")
+
+    def _kept(self) -> Wire | None:
+        """Return an idle connection that still stands, the youngest first."""
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise TransportError("this client is closed; connect again", phase="connect", permanent=True)
+                if self._owner != os.getpid():  # after a fork these sockets are the parent's
+                    self._owner, self._idle = os.getpid(), []
+                if not self._idle:
+                    return None
+                wire = self._idle.pop()
+            if self._clock() - wire.idle_since <= IDLE and not wire.dead():
+                return wire
+            wire.close()
+
+    def _open(self, deadline: float) -> Wire:
+        left = deadline - self._clock()
+        if left <= 0:
+            raise TransportError("the whole call's time is over", phase="timeout")
+        sock = self._route.open(min(left, self._timeout.connect))
+        return Wire(sock, self._timeout.inactivity, self._clock)
+
+    def _give_back(self, wire: Wire, *, keep: bool) -> None:
+        wire.idle_since = self._clock()
+        if keep and wire.reusable:
+            with self._lock:
+                if not self._closed and len(self._idle) < KEPT and self._owner == os.getpid():
+                    self._idle.append(wire)
+                    return
+        wire.close()
+
+
+def _field(name: str, value: str) -> str:
+    """Return a header line; what could end it early is refused."""
+    if not value.isascii() or not value.isprintable():
+        raise InvalidRequest(f"the header {name} would have characters that are not printable ASCII")
+    return f"{name}: {value}\r\n"

@@ -1,0 +1,255 @@
+"""A storm: clients that step, and kill -9 of the server and of its store at random moments."""
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import redis
+from safetensors.numpy import load
+
+import adamd
+from chaos.journal import Journal, Judge, Reading
+from chaos.writers import Crew, Owner, Poster, Racer
+from servers import Server
+
+SNAPSHOT_RECORDS = 20
+ENV = {"ADAMD_SNAPSHOT_RECORDS": SNAPSHOT_RECORDS, "ADAMD_LOG_LEVEL": "error"}
+PROGRESS = 120.0  # seconds in which a server that is up must acknowledge a step
+STEPS = 8  # fewer steps than this one writer makes before the next kill
+MOMENT = 0.4  # seconds from there to the kill, at most
+LINES = 5.0  # seconds between two lines for a person
+BOTH = 0.3  # of the kills of the store: the server dies with it
+EARLY = 0.1  # of the kills of the server: it has not come up yet
+REWRITE = 0.15  # before a kill: the store is rewriting its file
+
+
+@dataclass
+class Plan:
+    """How many kills, how many vectors, and how often everything is compared."""
+
+    seed: int
+    servers: int
+    stores: int
+    large: int  # elements of the large vectors
+    every: int  # kills between two comparisons
+
+
+@dataclass
+class Summary:
+    """What came of it."""
+
+    servers: int = 0
+    stores: int = 0
+    acknowledged: int = 0
+    replays: int = 0
+    comparisons: int = 0
+    rewrites: int = 0
+    seconds: float = 0.0
+    lost: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+    bits: list[str] = field(default_factory=list)
+
+    def __str__(self):
+        bits = "bits equal" if not self.bits else f"{len(self.bits)} TIMES OTHER BITS"
+        return (
+            f"chaos: {self.servers} kills of the server, {self.stores} of the store, {self.acknowledged:,} steps "
+            f"acknowledged, {len(self.lost)} lost, {len(self.twice)} applied twice, {bits}"
+        )
+
+
+class Storm:
+    """One run, from the first process to the last."""
+
+    def __init__(self, plan, directory, say=print):
+        self.plan, self.say = plan, say
+        self.rng = np.random.default_rng(plan.seed)
+        self.server = Server(directory, env=ENV)
+        self.crew = Crew()
+        self.summary = Summary()
+        self.journals = journals(plan)
+        self.judges = {name: Judge(one) for name, one in self.journals.items()}
+        self.began = time.monotonic()
+        self.told = 0.0
+
+    def run(self):
+        """Do all of it, and return the summary."""
+        try:
+            self.server.start()
+            self._create()
+            writers = self._writers()
+            self.crew.start(writers)
+            try:
+                self._weather([one.name for one in writers])
+                self.crew.pause()
+                self._compare(cold=True)
+            finally:
+                self.crew.end()
+            self.crew.check()
+        finally:
+            if self.server.process is not None:
+                self.server.stop()
+        self.summary.seconds = time.monotonic() - self.began
+        return self.summary
+
+    def _create(self):
+        with adamd.connect(self.server.url) as client:
+            for one in self.journals.values():
+                settings = {k: v for k, v in one.settings.items() if k != "name"}
+                client.create(one.start, name=one.name, optimizer=one.settings.get("name", "adam"), **settings)
+
+    def _writers(self):
+        url, of, seed = self.server.url, self.journals, self.plan.seed
+        places = {}
+        return [
+            Owner("owner a", url, [of["a-small"], of["a-large"]], (seed, 1)),
+            Owner("owner b", url, [of["b-small"], of["b-large"]], (seed, 2)),
+            Racer("racer a", url, of["race"], (seed, 3), places),
+            Racer("racer b", url, of["race"], (seed, 4), places),
+            Poster("poster a", url, of["post"], (seed, 5)),
+            Poster("poster b", url, of["post"], (seed, 6)),
+        ]
+
+    # -- killing
+
+    def _weather(self, writers):
+        """Kill until the plan is fulfilled, comparing everything in between."""
+        since = 0
+        while (left := self.plan.servers - self.summary.servers) + max(0, self._stores_left()) > 0:
+            self.crew.wait_for(int(self.rng.integers(0, STEPS)), PROGRESS, str(self.rng.choice(writers)))
+            self._maybe_rewrite()
+            time.sleep(self.rng.uniform(0, MOMENT))
+            if self.rng.random() * (max(left, 0) + self._stores_left()) < self._stores_left():
+                self._kill_store()
+            else:
+                self._kill_server()
+            self._progress()
+            since += 1
+            if since >= self.plan.every:
+                since = 0
+                self.crew.pause()
+                self._compare(cold=False)
+                self.crew.resume()
+
+    def _stores_left(self):
+        return self.plan.stores - self.summary.stores
+
+    def _kill_server(self):
+        self.server.kill()
+        self.summary.servers += 1
+        self._start()
+
+    def _kill_store(self):
+        if not self._end_store():
+            return
+        if self.rng.random() < BOTH:
+            time.sleep(self.rng.uniform(0, 0.4))  # before, or while, its keeper starts it again
+            self._kill_server()
+
+    def _end_store(self):
+        pid = self.server.store_pid
+        with suppress(OSError):
+            if os.readlink(f"/proc/{pid}/cwd") == str((self.server.data_dir / "store").resolve()):
+                os.kill(pid, signal.SIGKILL)
+                self.summary.stores += 1
+                return True
+        return False
+
+    def _start(self):
+        """Start the server again; sometimes kill it once more before it is up."""
+        while self.rng.random() < EARLY and self.summary.servers < self.plan.servers:
+            self._start_and_kill(self.rng.uniform(0.1, 1.6))
+            self.summary.servers += 1
+        self.server.start()
+
+    def _start_and_kill(self, after):
+        """Kill a server ``after`` seconds from its start, wherever it is then."""
+        before = self.server.process
+
+        def strike():
+            time.sleep(after)
+            while self.server.process is before:
+                time.sleep(0.01)
+            self.server.process.kill()
+
+        striker = threading.Thread(target=strike)
+        striker.start()
+        with suppress(RuntimeError):  # it did not come up
+            self.server.start()
+        striker.join()
+        self.server.process.wait()
+
+    def _maybe_rewrite(self):
+        """Let the store rewrite its append-only file, as it does by itself when the file has grown."""
+        if self.rng.random() < REWRITE:
+            with suppress(redis.RedisError):
+                self._store().execute_command("BGREWRITEAOF")
+                self.summary.rewrites += 1
+
+    def _store(self):
+        sockets = [self.server.data_dir / "store" / "valkey.sock", *Path("/tmp").glob("adamd-*/valkey.sock")]
+        return redis.Redis(unix_socket_path=str(next(one for one in sockets if one.exists())), protocol=2)
+
+    # -- comparing
+
+    def _compare(self, *, cold):
+        """Compare every session with what was acknowledged; ``cold``: a second time, by a server that has just come up."""
+        self._judge("the server")
+        if cold:
+            self.server.kill()
+            self.server.start()
+            self._judge("a fresh server")
+        self.crew.check()
+
+    def _judge(self, who):
+        with adamd.connect(self.server.url) as client:
+            for name, judge in self.judges.items():
+                verdict = judge.compare(reading(client.session(name)), who)
+                for kind in ("lost", "twice", "bits"):
+                    getattr(self.summary, kind).extend(getattr(verdict, kind))
+                if not verdict.good:
+                    self.say(f"chaos: {verdict}")
+        self.summary.comparisons += 1
+        self.summary.acknowledged, self.summary.replays = self.crew.acknowledged, self.crew.replays
+
+    def _progress(self):
+        now, done, plan = time.monotonic() - self.began, self.summary, self.plan
+        if now - self.told < LINES:
+            return
+        self.told = now
+        self.say(
+            f"chaos: {now:5.0f} s  server killed {done.servers:3d} of {plan.servers}, store {done.stores:2d} of "
+            f"{plan.stores}, {self.crew.acknowledged:6,} steps acknowledged, {done.comparisons} comparisons"
+        )
+
+
+def journals(plan):
+    """One journal a session: both dtypes, small vectors (inside the commit) and large ones (staged in chunks)."""
+    rng = np.random.default_rng((plan.seed, 0))
+
+    def one(session, size, dtype, **settings):
+        return Journal(session, rng.standard_normal(size, np.dtype(dtype)), settings)
+
+    made = [
+        one("a-small", 1_000, "float32", lr=0.01),
+        one("a-large", plan.large, "float32", name="adamw", lr=0.001, weight_decay=0.01),
+        one("b-small", 777, "float64", lr=0.02, amsgrad=True),
+        one("b-large", plan.large // 3, "float64", lr=0.001, weight_decay=0.1),
+        one("race", 500, "float64", lr=0.005),
+        one("post", 2_000, "float32", lr=0.05, betas=[0.8, 0.99]),
+    ]
+    return {journal.name: journal for journal in made}
+
+
+def reading(session):
+    """Everything that a server says of a session: by its document, its parameters, and its exported state."""
+    document = session.refresh()
+    parameters = np.asarray(session.parameters())
+    arrays = {name.partition(":")[0]: array for name, array in load(session.export()).items()}
+    assert arrays["param"].tobytes() == parameters.tobytes(), "the parameters and the exported state differ"
+    assert session.step_number == document["step"], "a session moved while nobody stepped it"
+    return Reading(document["step"], document["chain"], {**arrays, "params": parameters})

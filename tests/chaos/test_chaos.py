@@ -1,0 +1,33 @@
+"""kill -9, again and again: an acknowledged step is applied once, whatever dies (the promise of the first page).
+
+ADAMD_CHAOS_SEED chooses another storm; the moments of death also depend on the machine.
+"""
+
+import os
+
+import pytest
+
+from chaos.storm import Plan, Storm
+
+SEED = int(os.environ.get("ADAMD_CHAOS_SEED", "1729"))
+
+
+def storm(plan, directory):
+    print(f"\nchaos: seed {plan.seed}", flush=True)
+    summary = Storm(plan, directory, say=lambda line: print(line, flush=True)).run()
+    print(f"chaos: {summary.seconds:.0f} s, {summary.replays} answers were lost and came by retrying, ", end="")
+    print(f"{summary.rewrites} rewrites of the log, {summary.comparisons} comparisons of every array")
+    print(summary, flush=True)
+    assert (summary.lost, summary.twice, summary.bits) == ([], [], [])
+    assert summary.servers >= plan.servers and summary.stores >= plan.stores
+    assert summary.acknowledged > plan.servers + plan.stores
+    return summary
+
+
+def test_a_short_storm(tmp_path):
+    storm(Plan(SEED, servers=8, stores=3, large=100_000, every=6), tmp_path / "server")
+
+
+@pytest.mark.chaos
+def test_a_long_storm(tmp_path):
+    storm(Plan(SEED, servers=100, stores=30, large=300_000, every=20), tmp_path / "server")

@@ -1,0 +1,94 @@
+"""The OpenAPI document tells the truth: schemathesis writes requests from it, right and wrong, and reads the answers.
+
+Checked: no 5xx; every status, media type, header and body that comes is in the document; what the document forbids is
+refused; a deleted session is gone; chains of calls (create, step, read, delete) too. Not checked: that all that the
+document allows is accepted, for a schema cannot say that a gradient has the shape of its parameters.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from talking import Talk, never_answered_5xx
+
+from servers import Server
+
+REFUSALS = ["400", "404", "405", "406", "409", "410", "412", "413", "415", "422"]
+OPERATIONS = {
+    *("GET /livez", "GET /readyz", "GET /v1/info", "POST /v1/sessions", "GET /v1/sessions"),
+    *("GET /v1/sessions/{session}", "PATCH /v1/sessions/{session}", "DELETE /v1/sessions/{session}"),
+    *("GET /v1/sessions/{session}/parameters", "PUT /v1/sessions/{session}/parameters"),
+    *("GET /v1/sessions/{session}/state", "PUT /v1/sessions/{session}/steps/{number}"),
+    "POST /v1/sessions/{session}/steps",
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A server of its own: thousands of strange sessions are not for others."""
+    one = Server(tmp_path_factory.mktemp("told")).start()
+    yield one
+    never_answered_5xx(one)
+    assert one.stop() == 0
+    assert "Traceback" not in one.log()
+
+
+def schemathesis(told, where, examples):
+    talk = Talk(told)
+    talk.create([1.0, 2.0])
+    talk.close()
+    (where / "schemathesis.toml").write_text(f"[checks.negative_data_rejection]\nexpected-statuses = {REFUSALS}\n")
+    command = [
+        Path(sys.executable).parent / "st",
+        "--config-file",
+        "schemathesis.toml",
+        "run",
+        f"{told.url}/openapi.json",
+    ]
+    command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--seed", "1", "-n", str(examples)]
+    run = subprocess.run(command, cwd=where, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr
+    return int(re.search(r"(\d+) generated", run.stdout)[1])
+
+
+def test_every_operation_answers_as_the_document_says(told, tmp_path):
+    assert schemathesis(told, tmp_path, 25) > 500
+
+
+@pytest.mark.slow
+def test_every_operation_answers_as_the_document_says_at_length(told, tmp_path):
+    assert schemathesis(told, tmp_path, 500) > 5000
+
+
+def test_the_document_is_complete(told):
+    talk = Talk(told)
+    paths = talk("GET", "/openapi.json").good().json["paths"]
+    talk.close()
+    assert {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods} == OPERATIONS
+    for path, methods in paths.items():
+        for method, call in methods.items():
+            assert call["summary"] and call["description"], (method, path)
+            if path.startswith("/v1/sessions"):
+                assert list(call["responses"]["4XX"]["content"]) == ["application/problem+json"]
+                assert "503" in call["responses"]
+                good = next(item for status, item in call["responses"].items() if status.startswith("2"))
+                assert "ETag" in good.get("headers", {}) or (method, path) in [
+                    ("delete", "/v1/sessions/{session}"),
+                    ("get", "/v1/sessions"),
+                ]
+    step = paths["/v1/sessions/{session}/steps/{number}"]["put"]
+    assert set(step["requestBody"]["content"]) == {
+        "application/json",
+        "application/octet-stream",
+        "application/vnd.safetensors",
+    }
+    assert {p["name"] for p in step["parameters"]} >= {
+        "If-Match",
+        "Adamd-Dtype",
+        "Adamd-Settings",
+        "Adamd-Metrics",
+        "Prefer",
+    }
+    assert next(p for p in step["parameters"] if p["name"] == "number")["schema"]["type"] == "integer"

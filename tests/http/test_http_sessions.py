@@ -1,0 +1,383 @@
+"""Sessions over HTTP: made, listed, named, changed, deleted, exported and restored (DESIGN section 5)."""
+
+import json
+import uuid
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+from talking import JSON, OCTETS, SAFETENSORS, layout, packed, unpacked
+
+OCTET = {"Accept": "application/octet-stream"}
+
+
+def name():
+    return f"t-{uuid.uuid4().hex[:12]}"
+
+
+def test_creation_by_json_is_told_in_full(talk):
+    called = name()
+    reply = talk("POST", "/v1/sessions", {"name": called, "parameters": {"w": [[1, 2], [3, 4]], "b": [0.5]}})
+    made = reply.good(201).json
+    assert reply.headers["Location"] == f"/v1/sessions/{made['id']}"
+    assert reply.headers["Adamd-Durability"] == made["durability"] == "committed"
+    assert reply.step == made["step"] == 0
+    assert reply.chain == f'"{made["chain"]}"'
+    assert made["name"] == called
+    assert made["dtype"] == "float64"  # JSON numbers without a dtype
+    assert made["layout"] == layout(b=[1], w=[2, 2])  # sorted by name: a JSON object has no order
+    assert made["vector"] is False
+    assert made["optimizer"] == {
+        "name": "adam",
+        "lr": 0.001,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "amsgrad": False,
+        "maximize": False,
+        "groups": [],
+    }
+    for ref in (made["id"], called):
+        again = talk("GET", f"/v1/sessions/{ref}").good()
+        assert again.json == made
+        assert (again.step, again.chain) == (reply.step, reply.chain)
+    assert talk("GET", f"/v1/sessions/{called}/parameters").good().json == {
+        "step": 0,
+        "parameters": {"b": [0.5], "w": [[1.0, 2.0], [3.0, 4.0]]},
+    }
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_plain_array_comes_back_in_its_shape(talk, shape, dtype):
+    start = np.random.default_rng(1).normal(size=shape).astype(dtype)
+    made = talk.create(start.tolist(), dtype=dtype)
+    assert made["vector"] is True
+    back = talk("GET", f"/v1/sessions/{made['id']}/parameters").good().json["parameters"]
+    assert np.array_equal(np.array(back, dtype), start)  # exactly: JSON carries every bit
+    octets = talk("GET", f"/v1/sessions/{made['id']}/parameters", headers=OCTET).good()
+    assert octets.headers["Adamd-Dtype"] == dtype
+    assert octets.body == start.tobytes()
+    arrays = load(
+        talk("GET", f"/v1/sessions/{made['id']}/parameters", headers={"Accept": "application/vnd.safetensors"}).body
+    )
+    assert arrays["parameters"].tobytes() == start.tobytes() and arrays["parameters"].shape == shape
+
+
+def test_creation_by_safetensors_keeps_the_dtype_and_the_settings(talk):
+    w, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.float32([7])
+    document = {"name": name(), "optimizer": {"name": "adamw", "lr": 0.1}, "labels": {"team": "ml"}}
+    body = save({"w": w, "b": b}, {"adamd": json.dumps(document)})
+    made = talk("POST", "/v1/sessions", body, SAFETENSORS).good(201).json
+    assert made["dtype"] == "float32"
+    assert made["layout"] == layout(b=[1], w=[2, 3])
+    assert made["optimizer"]["name"] == "adamw" and made["optimizer"]["weight_decay"] == 0.01
+    assert made["labels"] == {"team": "ml"}
+    flat = talk("GET", f"/v1/sessions/{made['id']}/parameters", headers=OCTET).body
+    assert flat == b.tobytes() + w.tobytes()
+
+
+def test_half_precision_makes_a_float32_session_with_the_same_values(talk):
+    half = np.float16([1.5, -2.25, 65504])
+    body = packed({"h": ("F16", [3], half.tobytes()), "k": ("BF16", [1], b"\x80\x3f")})
+    made = talk("POST", "/v1/sessions", body, SAFETENSORS).good(201).json
+    assert made["dtype"] == "float32"
+    flat = talk("GET", f"/v1/sessions/{made['id']}/parameters", headers=OCTET).array()
+    assert flat.tolist() == [1.5, -2.25, 65504.0, 1.0]
+
+
+def test_a_layout_keeps_its_order_and_waits_for_its_parameters(talk):
+    made = talk("POST", "/v1/sessions", {"layout": layout(w=[2, 2], b=[1]), "dtype": "float32"}).good(201).json
+    assert made["layout"] == layout(w=[2, 2], b=[1])
+    assert made["parameters_missing"] is True
+    path = f"/v1/sessions/{made['id']}"
+    for reply in (
+        talk.put(made["id"], 1, np.zeros(5, np.float32)),
+        talk("GET", f"{path}/parameters"),
+        talk("GET", f"{path}/state"),
+    ):
+        assert reply.problem(409, "parameters_missing")["step"] == 0
+    start = np.float32([1, 2, 3, 4, 5])
+    put = talk("PUT", f"{path}/parameters", start.tobytes(), OCTETS).good()
+    assert put.json["parameters_missing"] is False
+    assert put.chain != f'"{made["chain"]}"'  # another start is another history
+    assert talk("GET", f"{path}/parameters").json["parameters"] == {"w": [[1.0, 2.0], [3.0, 4.0]], "b": [5.0]}
+    assert talk.put(made["id"], 1, np.ones(5, np.float32), {"If-Match": put.chain}).good().step == 1
+
+
+def test_parameters_can_be_set_in_every_encoding_before_step_1_and_not_after(talk):
+    made = talk.create({"w": [[0, 0]], "b": [0]}, dtype="float32")
+    path = f"/v1/sessions/{made['id']}/parameters"
+    wanted = [9.0, 1.0, 2.0]
+    encodings = [
+        ({"w": [[1, 2]], "b": [9]}, JSON),
+        (save({"w": np.float32([[1, 2]]), "b": np.float32([9])}), SAFETENSORS),
+        (np.float32(wanted).tobytes(), OCTETS),
+        (np.float16(wanted).tobytes(), {**OCTETS, "Adamd-Dtype": "float16"}),
+    ]
+    for body, kind in encodings:
+        talk("PUT", path, np.zeros(3, np.float32).tobytes(), OCTETS).good()
+        talk("PUT", path, body, kind).good()
+        assert talk("GET", path, headers=OCTET).array().tolist() == wanted
+    talk.put(made["id"], 1, np.ones(3, np.float32)).good()
+    before = talk.standing(made["id"])
+    for body, kind in encodings:
+        assert talk("PUT", path, body, kind).problem(409, "parameters_fixed")["step"] == 1
+    assert talk.standing(made["id"]) == before
+
+
+def test_a_plain_array_may_have_a_name_of_its_own(talk):
+    made = (
+        talk("POST", "/v1/sessions", {"layout": layout(theta=[2]), "vector": True, "dtype": "float64"}).good(201).json
+    )
+    path = f"/v1/sessions/{made['id']}"
+    talk("PUT", f"{path}/parameters", [1, 2]).good()
+    assert talk("PUT", f"{path}/steps/1", {"gradient": [0, 0]}).good().json == {"step": 1, "parameters": [1.0, 2.0]}
+
+
+def test_the_list_has_pages(talk):
+    made = [talk.create([0.0])["id"] for _ in range(5)]
+    seen, token, pages = [], "", 0
+    while True:
+        page = talk("GET", f"/v1/sessions?page_size=2&page_token={token}").good().json
+        pages += 1
+        assert len(page["sessions"]) <= 2
+        seen += [item["id"] for item in page["sessions"]]
+        token = page["next_page_token"]
+        if token is None:
+            break
+    assert [one for one in seen if one in made] == made  # oldest first, each once
+    assert len(seen) == len(set(seen)) and pages >= 3
+    line = next(item for item in talk("GET", "/v1/sessions?page_size=1000").json["sessions"] if item["id"] == made[0])
+    assert line == {**line, "step": 0, "optimizer": "adam", "parameters": 1, "dtype": "float64", "labels": {}}
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["page_size=0", "page_size=1001", "page_size=x", "page_size=1e3", "page_token=nonsense", "page_token=" + "x" * 300],
+)
+def test_a_page_that_is_none_is_refused(talk, query):
+    talk("GET", f"/v1/sessions?{query}").problem(422, "invalid_request")
+
+
+def test_memory_sessions_are_listed_in_pages_too(talk):
+    committed = [talk.create([0.0])["id"] for _ in range(3)]
+    made = [talk.create([0.0], durability="memory")["id"] for _ in range(5)]
+    talk("GET", f"/v1/sessions/{made[0]}").good()  # being used does not change the order
+    for size in (1, 2, 5, 1000):
+        seen, token = [], ""
+        while token is not None:
+            page = talk("GET", f"/v1/sessions?page_size={size}&page_token={token}").good().json
+            assert len(page["sessions"]) <= size
+            seen += [item["id"] for item in page["sessions"]]
+            token = page["next_page_token"]
+        assert len(seen) == len(set(seen))
+        assert [one for one in seen if one in made] == made
+        assert [one for one in seen if one in committed] == committed
+    for one in made:
+        talk("DELETE", f"/v1/sessions/{one}").good(204)
+
+
+def test_a_taken_name_is_refused_with_its_owner(talk):
+    called = name()
+    made = talk.create([1.0], name=called)
+    talk("PUT", f"/v1/sessions/{called}/steps/1", {"gradient": [1]}).good()
+    told = talk("POST", "/v1/sessions", {"name": called, "parameters": [1]}).problem(409, "session_exists")
+    assert (told["id"], told["step"]) == (made["id"], 1)
+    told = talk("POST", "/v1/sessions", {"name": called, "parameters": [1], "durability": "memory"}).problem(
+        409, "session_exists"
+    )
+    assert told["id"] == made["id"]
+
+
+@pytest.mark.parametrize(
+    "called", ["", "A", "under_score", "x" * 64, "ümlaut", "a b", "a/b", "a\n", "..", "٣", None, 7, ["a"]], ids=repr
+)
+def test_a_name_that_is_none_is_refused(talk, called):
+    if called is None:
+        talk("POST", "/v1/sessions", {"name": None, "parameters": [1]}).good(201)  # null is absent
+        return
+    talk("POST", "/v1/sessions", {"name": called, "parameters": [1]}).problem(422, "invalid_request")
+
+
+def test_a_repeated_creation_answers_the_same_session(talk):
+    key = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
+    first = talk("POST", "/v1/sessions", {"parameters": [1, 2]}, key).good(201)
+    assert "Adamd-Replayed" not in first.headers
+    again = talk("POST", "/v1/sessions", {"parameters": [1, 2]}, key).good(201)
+    assert again.json["id"] == first.json["id"]
+    assert again.headers["Adamd-Replayed"] == "true"
+    talk("POST", "/v1/sessions", {"parameters": [1, 3]}, key).problem(422, "idempotency_mismatch")
+
+
+def test_a_repeated_creation_in_memory_answers_the_same_session(talk):
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    document = {"parameters": [1, 2], "durability": "memory"}
+    first = talk("POST", "/v1/sessions", document, key).good(201)
+    again = talk("POST", "/v1/sessions", document, key).good(201)
+    assert again.json["id"] == first.json["id"] and again.headers["Adamd-Replayed"] == "true"
+    talk("POST", "/v1/sessions", {**document, "parameters": [2]}, key).problem(422, "idempotency_mismatch")
+
+
+@pytest.mark.parametrize("key", ["", '""', "x" * 256, "tab\tin", "\xe9"], ids=repr)
+def test_an_idempotency_key_that_is_none_is_refused(talk, key):
+    talk("POST", "/v1/sessions", {"parameters": [1]}, {"Idempotency-Key": key}).problem(422, "invalid_request")
+
+
+def test_a_change_of_settings_counts_from_the_next_step(talk):
+    made = talk.create([1.0, 1.0], optimizer={"name": "adam", "lr": 0.1})
+    path = f"/v1/sessions/{made['id']}"
+    first = talk("PUT", f"{path}/steps/1", {"gradient": [1, 1]}).good()
+    changed = talk("PATCH", path, {"optimizer": {"lr": 0.0}, "labels": {"a": "b"}}).good()
+    assert changed.json["optimizer"]["lr"] == 0.0 and changed.json["labels"] == {"a": "b"}
+    assert changed.json["settings_revision"] == made["settings_revision"] + 1
+    assert changed.chain == first.chain  # the history has not moved
+    second = talk("PUT", f"{path}/steps/2", {"gradient": [1, 1]}).good()
+    assert second.json["parameters"] == first.json["parameters"]  # lr is 0
+    assert talk("PATCH", path, {"labels": {}}).good().json["labels"] == {}
+    assert talk("GET", path).json["optimizer"]["lr"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("patch", "code"),
+    [
+        ({"optimizer": {"lr": -1}}, "invalid_settings"),
+        ({"optimizer": {"name": "adamw"}}, "invalid_settings"),
+        ({"optimizer": {"amsgrad": True}}, "invalid_settings"),
+        ({"optimizer": {"groups": [{"tensors": ["nobody"], "lr": 1}]}}, "invalid_settings"),
+        ({"optimizer": 1}, "invalid_request"),
+        ({"labels": {"a": 1}}, "invalid_request"),
+        ({"labels": {"a": "x" * 1025}}, "invalid_request"),
+        ({"labels": {"x" * 129: "a"}}, "invalid_request"),
+        ({"labels": {str(i): "" for i in range(65)}}, "invalid_request"),
+        ({"labels": {"": "a"}}, "invalid_request"),
+        ({"step": 7}, "invalid_request"),
+        ([], "invalid_request"),
+    ],
+)
+def test_a_change_that_is_none_changes_nothing(talk, patch, code):
+    made = talk.create([1.0])
+    talk("PATCH", f"/v1/sessions/{made['id']}", patch).problem(422, code)
+    assert talk("GET", f"/v1/sessions/{made['id']}").json == made
+
+
+@pytest.mark.parametrize("durability", ["committed", "memory"])
+def test_a_deleted_session_is_gone_and_its_name_is_free(talk, durability):
+    called = name()
+    made = talk.create([1.0], name=called, durability=durability)
+    reply = talk("DELETE", f"/v1/sessions/{called}").good(204)
+    assert reply.body == b""
+    for method, path, body in [
+        ("GET", "", None),
+        ("PATCH", "", {"labels": {}}),
+        ("DELETE", "", None),
+        ("GET", "/parameters", None),
+        ("PUT", "/parameters", [1]),
+        ("GET", "/state", None),
+        ("PUT", "/steps/1", {"gradient": [1]}),
+    ]:
+        talk(method, f"/v1/sessions/{made['id']}{path}", body).problem(410, "session_deleted")
+    assert made["id"] not in [item["id"] for item in talk("GET", "/v1/sessions?page_size=1000").json["sessions"]]
+    assert talk.create([2.0], name=called, durability=durability)["id"] != made["id"]
+    assert talk("GET", f"/v1/sessions/{called}/parameters").good().json["parameters"] == [2.0]
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "nobody",
+        "s_0123456789abcdef0123",
+        "m_nobody_1",
+        "S_UP",
+        "x" * 300,
+        "%2e%2e",
+        "a%00b",
+        "%F0%9F%92%A9",
+        "m_",
+        "s_",
+    ],
+)
+def test_an_unknown_session_is_404_everywhere(talk, ref):
+    for method, path, body in [
+        ("GET", "", None),
+        ("PATCH", "", {"labels": {}}),
+        ("DELETE", "", None),
+        ("GET", "/parameters", None),
+        ("PUT", "/parameters", [1]),
+        ("GET", "/state", None),
+        ("PUT", "/steps/1", {"gradient": [1]}),
+    ]:
+        talk(method, f"/v1/sessions/{ref}{path}", body).problem(404, "unknown_session")
+
+
+def test_a_memory_session_says_so_in_every_answer(talk):
+    made = talk.create([1.0, 2.0], durability="memory", name=name())
+    path = f"/v1/sessions/{made['name']}"
+    assert made["id"].startswith("m_")
+    assert made["id"] in [item["id"] for item in talk("GET", "/v1/sessions").json["sessions"]]
+    for method, suffix, body in [
+        ("GET", "", None),
+        ("PATCH", "", {"labels": {}}),
+        ("GET", "/parameters", None),
+        ("PUT", "/parameters", [3, 4]),
+        ("PUT", "/steps/1", {"gradient": [1, 1]}),
+        ("PUT", "/steps/1", {"gradient": [1, 1]}),
+        ("GET", "/state", None),
+    ]:
+        assert talk(method, path + suffix, body).good().headers["Adamd-Durability"] == "memory"
+    talk("GET", "/v1/sessions/m_0_0").problem(404, "unknown_session")
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("durability", ["committed", "memory"])
+def test_an_export_restores_the_same_bits(talk, amsgrad, durability):
+    rng = np.random.default_rng(7)
+    start = {"w": rng.normal(size=(3, 2)).tolist(), "b": rng.normal(size=4).tolist()}
+    settings = {"name": "adam", "lr": 0.05, "amsgrad": amsgrad, "groups": [{"tensors": ["b"], "lr": 0.5}]}
+    made = talk.create(start, dtype="float32", optimizer=settings, durability=durability, labels={"k": "v"})
+    path = f"/v1/sessions/{made['id']}"
+    for n in range(1, 6):
+        gradient = {"w": rng.normal(size=(3, 2)).tolist()} | ({"b": rng.normal(size=4).tolist()} if n % 2 else {})
+        talk("PUT", f"{path}/steps/{n}", {"gradient": gradient}).good()
+    export = talk("GET", f"{path}/state").good()
+    assert export.headers["Content-Type"] == "application/vnd.safetensors"
+    assert export.step == 5
+    arrays, told = unpacked(export.body)
+    assert told["state"] == {"step": 5, "counts": {"w": 5, "b": 3}}
+    moments = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
+    assert set(arrays) == {f"{kind}:{tensor}" for kind in ["param", *moments] for tensor in "wb"}
+    assert set(load(export.body)) == set(arrays)  # the library reads it too
+    restored = talk("POST", "/v1/sessions", export.body, SAFETENSORS).good(201)
+    twin = restored.json
+    assert twin["id"] != made["id"] and restored.step == 5
+    assert (twin["optimizer"], twin["layout"], twin["labels"]) == (made["optimizer"], made["layout"], {"k": "v"})
+    twin_path = f"/v1/sessions/{twin['id']}"
+    again, _ = unpacked(talk("GET", f"{twin_path}/state").good().body)
+    assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
+    gradient = np.float32(rng.normal(size=10))
+    one, two = talk.put(made["id"], 6, gradient).good(), talk.put(twin["id"], 6, gradient).good()
+    assert one.body == two.body
+    assert one.chain != two.chain  # another incarnation is another history
+
+
+def test_a_restored_history_is_another_one(talk):
+    made = talk.create([1.0])
+    path = f"/v1/sessions/{made['id']}"
+    first = talk("PUT", f"{path}/steps/1", {"gradient": [1]}).good()
+    twin = talk("POST", "/v1/sessions", talk("GET", f"{path}/state").body, SAFETENSORS).good(201).json
+    told = talk("PUT", f"/v1/sessions/{twin['id']}/steps/2", {"gradient": [1]}, {"If-Match": first.chain})
+    assert told.problem(412, "history_lost")["step"] == 1
+
+
+def test_info_and_operations(talk):
+    info = talk("GET", "/v1/info").good().json
+    assert info["dtypes"] == ["float32", "float64"]
+    assert info["limits"]["body_bytes"] > 0 and info["limits"]["json_bytes"] > 0
+    assert "appendfsync" in info["store"]
+    assert talk("GET", "/livez").good().json == {"status": "alive"}
+    assert talk("GET", "/readyz").good().json == {"status": "ready"}
+    metrics = talk("GET", "/metrics").good().body
+    assert b"adamd_request_seconds" in metrics
+    assert b'route="/v1/sessions/{session}/steps/{number}"' in metrics or b'route="/v1/info"' in metrics
+    assert talk("GET", "/docs").good().headers["Content-Type"].startswith("text/html")
+    assert talk("GET", "/openapi.json").good().json["info"]["title"] == "adamd"
