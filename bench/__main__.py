@@ -92,11 +92,11 @@ def _results(measured: list[Measured], rest: list[str]) -> str:
             "",
             f"{datetime.now(UTC):%Y-%m-%d}, {processes.machine()}; client, servers and stores all on it, over "
             "loopback. Only the ratios carry over. The disk under the stores is noisy from minute to minute, so "
-            "everything is measured in turns: floor, kernel, memory and SDK step by step, then blocks of bulk "
-            f"writer, naive and committed steps on one store process. With few steps (at {measured[-1].parameters:,}: "
-            f"{counts['memory']} memory, {counts['committed, always']} committed, {counts['naive, always']} naive a "
-            "store) p99 is close to the worst. Before the timing, three steps of every session equalled the NumPy "
-            "reference bit for bit, and the naive service's within 1e-6.",
+            "everything is measured in turns: floor, kernel, memory and SDK step by step; then, on one store "
+            "process, blocks of bulk writer, naive and committed steps in rotating order. "
+            f"With few steps (at {measured[-1].parameters:,}: {counts['memory']} memory, {counts['committed, always']} "
+            f"committed, {counts['naive, always']} naive a store) p99 is close to the worst. Before the timing, three "
+            "steps of every session equalled the NumPy reference bit for bit, and the naive service's within 1e-6.",
             "",
             table.markdown(measured),
             "",

@@ -28,13 +28,13 @@ class Size:
 
 
 FULL = (
-    Size(1_000, rounds=10, interleaved=60, committed=39, bulk=39, naive=39),
-    Size(100_000, rounds=10, interleaved=30, committed=SNAPSHOT_PERIOD, bulk=13, naive=13),
-    Size(1_000_000, rounds=10, interleaved=10, committed=SNAPSHOT_PERIOD, bulk=8, naive=6),
-    Size(10_000_000, rounds=8, interleaved=6, committed=SNAPSHOT_PERIOD, bulk=4, naive=3),
+    Size(1_000, rounds=9, interleaved=60, committed=39, bulk=39, naive=39),
+    Size(100_000, rounds=9, interleaved=30, committed=SNAPSHOT_PERIOD, bulk=13, naive=13),
+    Size(1_000_000, rounds=9, interleaved=10, committed=SNAPSHOT_PERIOD, bulk=13, naive=6),
+    Size(10_000_000, rounds=9, interleaved=6, committed=SNAPSHOT_PERIOD, bulk=13, naive=3),
 )
 QUICK = (
-    Size(1_000, rounds=2, interleaved=20, committed=13, bulk=13, naive=13),
-    Size(100_000, rounds=2, interleaved=10, committed=SNAPSHOT_PERIOD, bulk=4, naive=4),
-    Size(1_000_000, rounds=2, interleaved=4, committed=SNAPSHOT_PERIOD, bulk=3, naive=2),
+    Size(1_000, rounds=3, interleaved=20, committed=13, bulk=13, naive=13),
+    Size(100_000, rounds=3, interleaved=10, committed=SNAPSHOT_PERIOD, bulk=4, naive=4),
+    Size(1_000_000, rounds=3, interleaved=4, committed=SNAPSHOT_PERIOD, bulk=3, naive=2),
 )

@@ -44,7 +44,7 @@ class Landing:
 
 def raw_bytes(array: Array) -> memoryview:
     """Return a C-ordered array's bytes, uncopied."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return memoryview(np.asarray(array).reshape(-1).view(np.uint8))
 
 
 def pieces(arrays: Iterable[Array]) -> tuple[memoryview, ...]:

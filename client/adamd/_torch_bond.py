@@ -44,7 +44,6 @@ class Bond:
                 self._mirror.write(self._places)
             else:
                 self._mirror.read()
-        self._stale = False  # an answer broke off: the mirror is neither the session's parameters nor the model's
         self._seen = session.chain
 
     def step(self, groups: Groups, loss: float | None) -> None:
@@ -63,11 +62,14 @@ class Bond:
         self._check_untouched()
         gradient = self._mirror.gradients(present)
         settings = self._changed(groups)
-        before, self._stale = session.step_number, True
-        session.step(gradient, loss, settings=settings, out=self._mirror.out)
-        self._stale = False
-        # A bad gradient that is skipped reads the parameters anew, and may find them further on.
-        self._mirror.write(present if session.step_number == before + 1 else self._places)
+        skipped = session.skipped
+        try:
+            session.step(gradient, loss, settings=settings, out=self._mirror.out)
+        except BaseException:
+            self._mirror.read()  # an answer may have broken off in it
+            raise
+        # Where a bad gradient was skipped, the parameters were read anew, and others may have moved all of them.
+        self._mirror.write(present if session.skipped == skipped else self._places)
         self._seen = session.chain
 
     def state(self) -> _torch_state.State:
@@ -131,9 +133,6 @@ class Bond:
                     f"{place} was converted to {place.tensor.dtype}; the session is {session.dtype}. Make the "
                     "optimizer after the conversion"
                 )
-        if self._stale:
-            session.parameters(out=self._mirror.out)
-            self._stale = False
         differ = self._mirror.differ(suspects)
         if not differ:  # swapped out and back again, as for an average of the weights
             self._mirror.mark()

@@ -10,10 +10,8 @@ import torch
 
 from adamd._torch_layout import Place
 
-
-GATHERED = (
-    256 * 1024
-)  # bytes of a gradient below which copying it beside its neighbours costs less than sending it alone
+# Bytes of a gradient below which a copy of it beside its neighbours costs less than sending it by itself.
+GATHERED = 256 * 1024
 
 
 class Mirror:
@@ -40,7 +38,7 @@ class Mirror:
 
     def _hosted(self, place: Place) -> Any:
         gradient = place.tensor.grad.detach()
-        plain = gradient.device.type == "cpu" and gradient.is_contiguous() and not gradient.is_neg()
+        plain = gradient.device.type == "cpu" and gradient.is_contiguous()
         if (plain and gradient.nbytes >= GATHERED) or gradient.dtype != place.tensor.dtype:
             return gradient.resolve_neg()  # of another dtype: the session says whether it widens
         if self._staged is None:

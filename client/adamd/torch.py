@@ -33,10 +33,13 @@ except ModuleNotFoundError as error:
 from adamd import _torch_layout, _torch_settings, _torch_state
 from adamd._torch_bond import Bond
 from adamd.client import Client, Durability, connect
-from adamd.errors import AdamdError, InvalidRequest, SessionDeleted, StepSuperseded, UnknownSession
+from adamd.errors import AdamdError, InvalidRequest, SessionDeleted, StepSuperseded, UnknownSession, WrongReplica
 from adamd.session import OnBadGradient, Session
 
 __all__ = ["Adam", "AdamW"]
+
+# What a session answers that is no more; WrongReplica: it was in the memory of a server that ended.
+_GONE = (UnknownSession, SessionDeleted, WrongReplica)
 
 
 class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent where the house's mypy runs
@@ -160,7 +163,7 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
         For after `HistoryLost`, or when another client has stepped. A state that was loaded and not used is dropped.
 
         Raises:
-            UnknownSession, SessionDeleted: it is gone; `load_state_dict` makes a new one.
+            UnknownSession, SessionDeleted, WrongReplica: it is gone; `load_state_dict` makes a new one.
 
         """
         session = self._latest()
@@ -291,7 +294,7 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
         body = _torch_state.pack(places, self.state, _torch_settings.settings(self.param_groups, places))
         options = {**self._options, **_handed_down(old)}
         new = self._client.restore(body, **options)
-        with suppress(UnknownSession, SessionDeleted):
+        with suppress(*_GONE):
             old.delete()
         if old.name is None:
             return new
@@ -333,7 +336,7 @@ def _handed_down(old: Session) -> dict[str, Any]:
     """
     try:
         told = old.info()
-    except (UnknownSession, SessionDeleted):
+    except _GONE:
         return {}
     if told["step"] > old.step_number:
         raise StepSuperseded(

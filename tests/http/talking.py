@@ -4,10 +4,13 @@ import http.client
 import json
 import socket
 import struct
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import numpy as np
+
+from servers import Server
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 JSON = {"Content-Type": "application/json"}
@@ -117,6 +120,19 @@ class Talk:
     def put(self, session, number, gradient, headers=None):
         body = gradient if isinstance(gradient, bytes) else np.ascontiguousarray(gradient).tobytes()
         return self("PUT", f"/v1/sessions/{session}/steps/{number}", body, {**OCTETS, **(headers or {})})
+
+
+@contextmanager
+def watched(where, *options, env=None):
+    """A server of a test's own; at its end it has not answered 5xx, not written a traceback, and ends cleanly."""
+    one = Server(where, *options, env=env).start()
+    try:
+        yield one
+        never_answered_5xx(one)
+    finally:
+        status = one.stop()
+    assert status == 0, one.log()
+    assert "Traceback" not in one.log()
 
 
 def never_answered_5xx(server):

@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from talking import Talk, never_answered_5xx
-
-from servers import Server
+from talking import Talk, watched
 
 REFUSALS = ["400", "404", "405", "406", "409", "410", "412", "413", "415", "422"]
 OPERATIONS = {
@@ -28,11 +26,8 @@ OPERATIONS = {
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """A server of its own: thousands of strange sessions are not for others."""
-    one = Server(tmp_path_factory.mktemp("told")).start()
-    yield one
-    never_answered_5xx(one)
-    assert one.stop() == 0
-    assert "Traceback" not in one.log()
+    with watched(tmp_path_factory.mktemp("told")) as one:
+        yield one
 
 
 def schemathesis(told, where, examples):

@@ -8,9 +8,7 @@ import struct
 
 import numpy as np
 import pytest
-from talking import JSON, OCTETS, SAFETENSORS, Talk, layout, never_answered_5xx, packed, safetensors, unpacked
-
-from servers import Server
+from talking import JSON, OCTETS, SAFETENSORS, Talk, layout, packed, safetensors, unpacked, watched
 
 SIZE = 8
 MEMORY = 300 << 20  # what the server may grow by, over all of this file (150 MiB seen)
@@ -19,16 +17,13 @@ MEMORY = 300 << 20  # what the server may grow by, over all of this file (150 Mi
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory):
     """A server for hostile bodies alone; at the end it has never answered 5xx, and its memory is bounded."""
-    one = Server(tmp_path_factory.mktemp("attacked")).start()
-    talk = Talk(one)
-    talk.create([1.0])
-    before = one.resident()
-    yield one
-    assert one.resident() - before < MEMORY, (before, one.resident())
-    talk.close()
-    never_answered_5xx(one)
-    assert one.stop() == 0
-    assert "Traceback" not in one.log()
+    with watched(tmp_path_factory.mktemp("attacked")) as one:
+        talk = Talk(one)
+        talk.create([1.0])
+        talk.close()
+        before = one.resident()
+        yield one
+        assert one.resident() - before < MEMORY, (before, one.resident())
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from talking import JSON, OCTETS, SAFETENSORS, Talk, never_answered_5xx, read_reply
-
-from servers import Server
+from talking import JSON, OCTETS, SAFETENSORS, Talk, read_reply, watched
 
 GAP = 1.0
 LIMIT = 1 << 20
@@ -21,14 +19,11 @@ def narrow(tmp_path_factory):
     """A server with little patience and little room."""
     env = {"ADAMD_UPLOAD_GAP": GAP, "ADAMD_MAX_BODY_BYTES": LIMIT, "ADAMD_IN_FLIGHT_BYTES": 16 << 20}
     env |= {"ADAMD_MEMORY_SESSION_BYTES": 2 << 20}
-    one = Server(tmp_path_factory.mktemp("narrow"), env=env).start()
-    yield one
-    never_answered_5xx(one)
-    talk = Talk(one)
-    assert "adamd_in_flight_bytes 0.0" in talk("GET", "/metrics").body.decode()
-    talk.close()
-    assert one.stop() == 0
-    assert "Traceback" not in one.log()
+    with watched(tmp_path_factory.mktemp("narrow"), env=env) as one:
+        yield one
+        talk = Talk(one)
+        assert "adamd_in_flight_bytes 0.0" in talk("GET", "/metrics").body.decode()
+        talk.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from talking import SAFETENSORS, Talk
+from talking import SAFETENSORS, Talk, watched
 
-from servers import Server, Store
+from servers import Store
 
 SIZE = 200_000  # large enough that a body is logged in chunks
 
@@ -12,13 +12,17 @@ SIZE = 200_000  # large enough that a body is logged in chunks
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     store = Store(appendfsync="everysec").start()
-    servers = [Server(tmp_path_factory.mktemp(name), "--redis-url", store.url).start() for name in ("one", "two")]
-    talks = [Talk(server) for server in servers]
-    yield talks
-    for talk, server in zip(talks, servers, strict=True):
-        talk.close()
-        assert server.stop() == 0
-    store.stop()
+    try:
+        with (
+            watched(tmp_path_factory.mktemp("one"), "--redis-url", store.url) as one,
+            watched(tmp_path_factory.mktemp("two"), "--redis-url", store.url) as two,
+        ):
+            talks = [Talk(one), Talk(two)]
+            yield talks
+            for talk in talks:
+                talk.close()
+    finally:
+        store.stop()
 
 
 def test_what_one_replica_did_the_other_knows(pair):

@@ -7,7 +7,8 @@ from contextlib import suppress
 
 
 class _Listener:
-    def __init__(self, receive_buffer=None):
+    def __init__(self, receive_buffer=None, wrap=lambda sock: sock):
+        self.wrap = wrap
         self.listening = socket.socket()
         if receive_buffer is not None:
             self.listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -35,12 +36,16 @@ class _Listener:
             threading.Thread(target=self._serve_one, args=(sock, number), daemon=True).start()
 
     def _serve_one(self, sock, number):
+        used = None
         try:
-            self.serve(sock, number)
+            used = self.wrap(sock)
+            if used is not None:
+                self.serve(used, number)
         except OSError:
             pass
         finally:
-            end(sock)
+            for one in {sock, used} - {None}:
+                end(one)
             with self.lock:
                 self.open.discard(sock)
 
@@ -80,14 +85,11 @@ class Relay(_Listener):
     that direction it ends (None: never)."""
 
     def __init__(self, port, cut=lambda number: (None, None, False), wrap=lambda sock: sock):
-        self.target, self.cut, self.wrap = port, cut, wrap
-        super().__init__()
+        self.target, self.cut = port, cut
+        super().__init__(wrap=wrap)
 
     def serve(self, sock, number):
         up, down, reset = self.cut(number)
-        sock = self.wrap(sock)
-        if sock is None:
-            return
         server = socket.create_connection(("127.0.0.1", self.target))
         over = threading.Event()
         pumps = [
@@ -119,10 +121,10 @@ class Scripted(_Listener):
     """Answers the n-th request (over all connections) with the n-th of `answers`, bytes as they are; the last one
     repeats. A tuple (bytes, "close") ends the connection after it. `requests` are (head, body)."""
 
-    def __init__(self, *answers, read_bodies=True, receive_buffer=None):
+    def __init__(self, *answers, read_bodies=True, receive_buffer=None, wrap=lambda sock: sock):
         self.answers, self.read_bodies = answers, read_bodies
         self.requests = []
-        super().__init__(receive_buffer)
+        super().__init__(receive_buffer, wrap)
 
     def serve(self, sock, number):
         left = b""

@@ -49,7 +49,7 @@ def test_parameters_that_no_session_takes(values, dtype, error, said):
 def test_any_memory_order_travels_as_little_endian_rows(array):
     for form in (array, np.asarray(array, order="F"), array.astype(array.dtype.newbyteorder(">"))):
         sent = _arrays.part("x", form, "x")
-        assert bytes(sent.raw) == array.tobytes()
+        assert bytes(_arrays.raw_bytes(sent.array)) == array.tobytes()
         assert sent.array.shape == array.shape
 
 
@@ -118,6 +118,26 @@ def test_memory_that_is_being_sent_is_not_written_before_the_answer_is_whole():
     assert land.finish() is gradient
     assert not (gradient["w"] == before).any()
     assert _arrays.landing(PAIR, "float32", pair(), parts).copies == ()
+
+
+def test_views_of_a_flat_vector_travel_as_one_piece():
+    layout = named_layout({"a": (3,), "b": (), "c": (2, 0), "d": (2, 2)})
+    flat = np.arange(8, dtype="f4")
+    views = list(_arrays.split(flat, layout).values())
+    assert [bytes(piece) for piece in _arrays.pieces(views)] == [flat.tobytes()]
+    assert [piece.nbytes for piece in _arrays.pieces([views[0], views[3], views[1], views[0]])] == [12, 16, 4, 12]
+    apart = [view.copy() for view in views]
+    assert b"".join(_arrays.pieces(apart)) == flat.tobytes()
+    assert _arrays.pieces([]) == _arrays.pieces([views[2]]) == ()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 30), st.integers(0, 6)), max_size=12))
+def test_overlap_is_found_between_any_two_of_many(spans):
+    memory = np.zeros(40, "f4")
+    targets = [memory[start : start + size] for written, start, size in spans if written]
+    sent = [memory[start : start + size] for written, start, size in spans if not written]
+    parts = tuple(_arrays.Part("x", "float32", array) for array in sent)
+    assert _arrays._overlap(targets, parts) == any(np.shares_memory(a, b) for a in targets for b in sent)
 
 
 @pytest.mark.parametrize(

@@ -457,6 +457,19 @@ def test_tls_is_trusted_by_ssl_cert_file(server, certificate, monkeypatch):
             session.delete()
 
 
+def test_an_early_answer_is_read_through_tls_out_of_a_broken_connection(certificate, monkeypatch):
+    """There nothing tells that an answer came but the sending that fails."""
+    cert, context = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    body = json.dumps(errors.TooLarge("a body of too many bytes").problem()).encode()
+    said = answer(413, body, "application/problem+json", Connection="close")
+    with Scripted((said, "close"), read_bodies=False, receive_buffer=4096, wrap=tls(context)) as peer:
+        url = peer.url.replace("http:", "https:")
+        with adamd.connect(url, timeout=QUICK) as client, pytest.raises(errors.TooLarge, match="too many"):
+            client.create(np.zeros(20_000_000, "f4"))
+        assert len(peer.requests) == 1
+
+
 def test_https_goes_through_a_proxys_tunnel(server, certificate, monkeypatch):
     cert, context = certificate
     monkeypatch.setenv("SSL_CERT_FILE", str(cert))

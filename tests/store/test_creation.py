@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from adamd.errors import SessionDeleted, StoreUnavailable, UnknownSession
+from adamd.errors import Busy, SessionDeleted, StoreUnavailable, UnknownSession
 from adamd_service.records import IdempotencyKey
 from adamd_service.store import Created, Repeated, Taken, index
 from adamd_service.store.keys import IndexKeys
@@ -53,7 +53,7 @@ def test_a_creation_under_way_is_waited_for(store, client):
     name, key = fresh_name(), fresh_key()
     slow = torn(store, client, name=name, key=key, late=False)
     for other_key in (None, key):
-        with pytest.raises(StoreUnavailable, match="being created") as told:
+        with pytest.raises(Busy, match="being created") as told:
             make(store, new_head(name=name), other_key)
         assert told.value.retry_after
     assert make(store, slow, key) == Created()
@@ -65,7 +65,7 @@ def test_patience_is_the_stores_own_clock(store, client):
     for created_at in (1.0, 4e9):
         name = fresh_name()
         torn(store, client, name=name, late=False, created_at=created_at)
-        with pytest.raises(StoreUnavailable, match="being created"):
+        with pytest.raises(Busy, match="being created"):
             make(store, new_head(name=name))
         dead = torn(store, client, name=fresh_name(), created_at=created_at)
         assert make(store, new_head(name=dead.spec.name)) == Created()
@@ -138,7 +138,7 @@ def test_one_of_many_gets_a_name(store):
             start.wait()
             try:
                 outcome = make(store, head, key)
-            except StoreUnavailable as error:
+            except (Busy, StoreUnavailable) as error:
                 outcome = error.detail
             told.append((head.spec.id, outcome))
 

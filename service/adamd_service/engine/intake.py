@@ -100,7 +100,7 @@ async def receive_exactly(
     work: asyncio.Future[None] | None = None
     arrivals = _copied(body.chunks, buffer) if body.fill is None or not total else body.fill(memoryview(buffer))
     try:
-        async with _patience(gap) as patience:
+        async with aclosing(arrivals), _patience(gap) as patience:
             async for here in arrivals:
                 _still_coming(patience, gap, draining, started + here / SLOWEST)
                 if work is not None and work.done():
@@ -112,16 +112,18 @@ async def receive_exactly(
                     done = ready
         if here < total:
             raise WrongLength(f"the body ended after {here} bytes; this gradient has {total}")
+        if work is not None:
+            await asyncio.wait([work])
+            work.result()
+        if total - done > QUICK or reception.staging is not None:
+            work = loop.run_in_executor(executor, reception.take, total)
+            await asyncio.wait([work])
+            work.result()
+        else:
+            reception.take(total)
     finally:
-        await arrivals.aclose()
         if work is not None:
             await _settled(work)
-    if work is not None:
-        work.result()
-    if total - done > QUICK or reception.staging is not None:
-        await loop.run_in_executor(executor, reception.take, total)
-    else:
-        reception.take(total)
 
 
 async def receive_all(body: Body, limit: int, pool: BufferPool, gap: float, draining: Callable[[], bool]) -> Bytes:

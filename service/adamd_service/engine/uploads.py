@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from adamd.errors import AdamdError, TooLarge, WrongLength
+from adamd.errors import AdamdError, InvalidRequest, TooLarge, WrongLength
 from adamd.wire.buffers import BufferPool, Bytes
 from adamd.wire.dtypes import ITEMSIZE, check_widens
 from adamd_service.engine.calls import Body, Gradient, StepCall
@@ -115,8 +115,8 @@ class Uploads:
     async def _taken(self, head: Head, call: StepCall, gradient: Gradient, attempt: str) -> Step:
         """Hash and check a gradient that had to be decoded first; it is logged when it is committed."""
         check_widens(gradient.dtype, head.spec.dtype)
-        settings = call.settings if gradient.settings is None else gradient.settings
-        metrics = call.metrics if gradient.metrics is None else gradient.metrics
+        settings = _one_of("settings", call.settings, gradient.settings)
+        metrics = _one_of("metrics", call.metrics or None, gradient.metrics) or {}
         digest = digest_start(gradient.dtype, gradient.present, settings)
         reception = Reception(head.spec, gradient.dtype, gradient.data, digest, None)
         if gradient.data.nbytes <= INLINE:
@@ -124,6 +124,12 @@ class Uploads:
         else:
             await self._workers.run(reception.take, gradient.data.nbytes)
         return _step(call, reception, gradient.present, settings, metrics, attempt, None)
+
+
+def _one_of(what: str, beside: Mapping[str, Any] | None, inside: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if beside is not None and inside is not None:
+        raise InvalidRequest(f"{what} come both in a header and in the body; send them once", path=what)
+    return beside if inside is None else inside
 
 
 def _step(

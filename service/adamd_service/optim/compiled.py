@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 Compiled: TypeAlias = Callable[..., Any]
 # No fastmath (it would contract and reassociate), no parallel (its work queue aborts under concurrent calls);
 # error_model="numpy", because Python's check for a zero divisor keeps the loop from vectorising.
-OPTIONS = {"nogil": True, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 def compile_loop(source: str, name: str, signature: tuple[Any, ...]) -> Compiled:

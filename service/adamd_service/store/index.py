@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
-from adamd.errors import InvalidRequest, SessionDeleted, StoreUnavailable, UnknownSession
+from adamd.errors import Busy, InvalidRequest, SessionDeleted, StoreUnavailable, UnknownSession
 from adamd_service.records import IdempotencyKey, Spec
 from adamd_service.store.connect import Client
 from adamd_service.store.keys import IndexKeys, SessionKeys
@@ -28,7 +28,7 @@ def claim(client: Client, spec: Spec, key: IdempotencyKey | None) -> Taken | Rep
     """Claim a session's name and key; None where it is ours now.
 
     Raises:
-        StoreUnavailable: another creation with this name or key is under way.
+        Busy: another creation with this name or key is under way.
 
     """
     keys = IndexKeys(spec.tenant)
@@ -61,7 +61,7 @@ def _owner(client: Client, tenant: str, owner: str, name: str, key: IdempotencyK
     if said == DELETED.encode() and key is not None:
         raise SessionDeleted(f"the session {owner} that this Idempotency-Key created is deleted; use a new key")
     if said is None and _under_way(client, tenant, owner):
-        raise StoreUnavailable(f"session {owner} is being created with this name or key", retry_after=1.0)
+        raise Busy(f"session {owner} is being created with this name or key just now; try again", retry_after=1.0)
     if _ended(client, owner):
         release(client, tenant, owner, name, key)
     return None
