@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,9 @@ import adamd
 from adamd.errors import AdamdError
 
 app = typer.Typer(
-    help="Adam as a daemon: a durable optimizer server, and what belongs to it.",
+    help="Adam as a daemon: a durable optimizer server, and what belongs to it.\n\n"
+    "[bold]adamd demo[/] shows what it does; [bold]adamd serve[/] starts a server at http://127.0.0.1:8000, and a "
+    "program sends it gradients: [bold]/docs[/] there has every call.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -70,15 +71,20 @@ def serve(
 
 @app.command()
 def sessions(url: Url = None) -> None:
-    """List the sessions of a server."""
+    """List the sessions of a server, the oldest first.
+
+    Example: adamd sessions --url http://localhost:8000
+    """
     table = Table("id", "name", "step", "optimizer", "parameters", "dtype", "durability")
-    with adamd.connect(url) as client:
-        try:
+    try:
+        with adamd.connect(url) as client:
             for item in client.sessions():
                 table.add_row(*_row(item))
-        except AdamdError as error:
-            raise SystemExit(f"adamd: {error}") from None
-    Console().print(table)
+    except AdamdError as error:
+        raise SystemExit(
+            f"adamd: {error}\nIs a server there? adamd serve starts one; --url or ADAMD_URL names it."
+        ) from None
+    Console().print(table if table.row_count else "no sessions yet: client.create(…) or POST /v1/sessions makes one")
 
 
 def _row(item: Any) -> tuple[str, ...]:
@@ -89,11 +95,19 @@ def _row(item: Any) -> tuple[str, ...]:
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    url: Annotated[str | None, typer.Option(help="use this server, and leave it alive")] = None,
+) -> None:
     """Train a classifier on real images through a server that is killed in the middle."""
     from adamd.demo import main as run
 
-    raise SystemExit(run(Console()))
+    try:
+        status = run(Console(), url)
+    except KeyboardInterrupt:
+        status = 130  # as the shell has it; what was started is ended
+    except AdamdError as error:
+        raise SystemExit(f"adamd: {error}") from None
+    raise SystemExit(status)
 
 
 @app.command()
@@ -108,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,7 +6,6 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import redis
@@ -186,13 +185,13 @@ class Storm:
     def _maybe_rewrite(self):
         """Let the store rewrite its append-only file, as it does by itself when the file has grown."""
         if self.rng.random() < REWRITE:
-            with suppress(redis.RedisError):
-                self._store().execute_command("BGREWRITEAOF")
+            socket = self.server.data_dir / "store" / "valkey.sock"
+            try:
+                with redis.Redis(unix_socket_path=str(socket), protocol=2) as store:
+                    store.execute_command("BGREWRITEAOF")
                 self.summary.rewrites += 1
-
-    def _store(self):
-        sockets = [self.server.data_dir / "store" / "valkey.sock", *Path("/tmp").glob("adamd-*/valkey.sock")]
-        return redis.Redis(unix_socket_path=str(next(one for one in sockets if one.exists())), protocol=2)
+            except redis.RedisError as error:
+                print(error)
 
     # -- comparing
 

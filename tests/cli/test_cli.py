@@ -1,0 +1,104 @@
+"""The command, as a person types it."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import adamd
+from servers import free_port
+
+ADAMD = Path(sys.executable).parent / "adamd"
+
+
+def adamd_command(*words, **environment):
+    return subprocess.run(
+        [ADAMD, *words], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120", **environment}
+    )
+
+
+def test_help_teaches():
+    told = adamd_command("--help")
+    assert told.returncode == 0
+    for word in ("serve", "sessions", "demo", "version", "http://127.0.0.1:8000"):
+        assert word in told.stdout
+    assert adamd_command().stdout.split() == told.stdout.split()  # no words: the help
+
+
+@pytest.mark.parametrize("command", ["serve", "sessions", "demo"])
+def test_each_command_has_its_help(command):
+    told = adamd_command(command, "--help")
+    assert told.returncode == 0 and "Usage:" in told.stdout
+
+
+def test_serve_names_every_option_of_the_design():
+    told = adamd_command("serve", "--help").stdout
+    for option in (
+        "--host",
+        "--port",
+        "--data-dir",
+        "--redis-url",
+        "--fsync",
+        "--allow-lossy-store",
+        "--store-trusted",
+    ):
+        assert option in told
+
+
+def test_version():
+    assert adamd_command("version").stdout.strip() == version("adamd")
+
+
+def test_sessions(server):
+    with adamd.connect(server.url) as client:
+        session = client.create(np.zeros(3, np.float32), name="from-the-shell", labels={"who": "me"})
+        session.step(np.ones(3, np.float32))
+        for told in (adamd_command("sessions", "--url", server.url), adamd_command("sessions", ADAMD_URL=server.url)):
+            assert told.returncode == 0
+            assert "from-the-shell" in told.stdout and session.id in told.stdout
+        session.delete()
+    assert "from-the-shell" not in adamd_command("sessions", "--url", server.url).stdout
+
+
+def test_no_server_there():
+    told = adamd_command("sessions", "--url", f"http://127.0.0.1:{free_port()}")
+    assert told.returncode == 1
+    assert "adamd serve" in told.stderr and "Traceback" not in told.stderr
+
+
+def test_a_taken_port_is_told(server, tmp_path):
+    told = adamd_command("serve", "--port", str(server.port), "--data-dir", str(tmp_path))
+    assert told.returncode == 1
+    assert "choose another --port" in told.stderr and "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "70000"], "port"),
+        (["--fsync", "never"], "fsync"),
+        (["--redis-url", "ftp://x"], "redis://"),
+        (["--log-level", "loud"], "log_level"),
+    ],
+)
+def test_a_wrong_option_is_told_in_a_line(words, said, tmp_path):
+    told = adamd_command("serve", "--data-dir", str(tmp_path), *words)
+    assert told.returncode == 1
+    assert said in told.stderr and "Traceback" not in told.stderr
+
+
+def test_a_data_directory_in_use_is_told(server):
+    told = adamd_command("serve", "--port", "0", "--data-dir", str(server.data_dir))
+    assert told.returncode == 1
+    assert "another adamd uses" in told.stderr
+
+
+def test_a_signal_ends_it_in_order(server_factory):
+    one = server_factory()
+    store = one.store_pid
+    assert one.stop() == 0
+    assert not Path(f"/proc/{store}").exists()

@@ -1,0 +1,38 @@
+"""The demo, as a newcomer runs it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ADAMD = Path(sys.executable).parent / "adamd"
+
+
+def demo(directory, *words):
+    directory.mkdir(exist_ok=True)
+    return subprocess.run(
+        [ADAMD, "demo", *words], cwd=directory, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
+    )
+
+
+def accuracy_of(said):
+    return float(re.search(r"test accuracy: ([\d.]+)", said)[1])
+
+
+def test_the_server_dies_and_nothing_is_lost(tmp_path):
+    work = tmp_path / "work"
+    done = demo(work)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "killed and resumed: bits equal" in done.stdout.splitlines()
+    assert accuracy_of(done.stdout) >= 0.95
+    assert (work / "demo-loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in work.iterdir()] == ["demo-loss.png"]  # nothing else is left
+
+
+def test_a_server_that_is_there_is_used_and_left_alive(server, tmp_path):
+    done = demo(tmp_path, "--url", server.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert accuracy_of(done.stdout) >= 0.95
+    assert "will not be killed" in done.stdout and "killed and resumed" not in done.stdout
+    assert server.process.poll() is None
