@@ -82,7 +82,8 @@ def loss_and_gradient(params: Params, images: Images, batch: NDArray[np.int64]) 
 def softmax(scores: Array) -> Array:
     """Return each row as probabilities; its largest score is taken off first, so that nothing overflows."""
     raised: Array = np.exp(scores - scores.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
+    total: Array = raised.sum(1, keepdims=True)
+    return np.divide(raised, total, out=raised)
 
 
 def right(params: Params, images: Images) -> int:

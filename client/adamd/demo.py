@@ -81,7 +81,7 @@ def _show(console: Console, url: str | None) -> int:
             server = stack.enter_context(Server())
             with console.status("starting a server (the first time on a machine takes half a minute)"):
                 server.start()
-            console.print("  [bold]server[/]    a real one, started for this demo, with a private store on this disk\n")
+            console.print("  [bold]server[/]    started for this demo; it stores each step, then answers\n")
             url = server.url
         else:
             console.print(f"  [bold]server[/]    {url}; it is yours, so it will not be killed\n")
@@ -95,13 +95,11 @@ def _show(console: Console, url: str | None) -> int:
 
 def _introduce(console: Console, learn: Images, test: Images) -> None:
     params = _demo_digits.size(_demo_digits.start())
+    console.print("\n[bold]adamd demo[/]: a program learns to read digits; its optimizer lives in a server\n")
     console.print(
-        "\n[bold]adamd demo[/]: a program learns to read handwritten digits, and its optimizer lives in a server\n"
-    )
-    console.print(
-        f"  [bold]images[/]    {len(learn) + len(test):,} real scans (UCI digits): {len(learn):,} to learn from, "
-        f"{len(test)} to test with\n"
-        f"  [bold]program[/]   a small network in NumPy, {params:,} parameters; it sends gradients, and gets parameters",
+        f"  [bold]images[/]    {len(learn) + len(test):,} real scans (UCI): {len(learn):,} to learn from, "
+        f"{len(test)} for the test\n"
+        f"  [bold]program[/]   a small network in NumPy; it sends gradients, gets {params:,} parameters",
         highlight=False,
     )
 
@@ -239,9 +237,8 @@ def _told(console: Console, run: Run) -> None:
         console.print("  [red]✗[/] every step was answered before the server could be killed")
         return
     console.print(
-        f"  [red]✗[/] step {killer.step} was on its way when the server was killed: kill -9, no chance to save anything\n"
-        f"  [green]✓[/] a new one was there {killer.away:.1f} s later. The program had to do nothing: it asked again, and "
-        "went on\n"
+        f"  [red]✗[/] step {killer.step} was on its way when the server was killed: kill -9\n"
+        f"  [green]✓[/] a new one was there {killer.away:.1f} s later; the program just asked again and went on\n"
         f"  [green]✓[/] {steps} steps, each on the server's disk before it was answered",
         highlight=False,
     )
@@ -264,8 +261,8 @@ def _conclude(console: Console, run: Run, calm: Run, test: Images, kill: int | N
         console.print(f"two runs, without a kill: {verdict}", style="bold", highlight=False)
         return 0 if equal and share >= WANTED else 1
     console.print(
-        f"{_demo_digits.size(run.params):,} parameters, compared with a run in which nobody was killed:",
+        f"{_demo_digits.size(run.params):,} parameters, compared with a run in which nothing was killed:",
         highlight=False,
     )
-    console.print(f"killed and resumed: {verdict}" if kill else "nobody was killed", style="bold", highlight=False)
+    console.print(f"killed and resumed: {verdict}" if kill else "nothing was killed", style="bold", highlight=False)
     return 0 if equal and kill and share >= WANTED else 1

@@ -173,7 +173,7 @@ class EmbeddedStore:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C at the terminal is adamd's to handle, in its own order
-            preexec_fn=_end_with_parent(),  # noqa: PLW1509 - one prctl call
+            preexec_fn=_end_with_parent(),  # noqa: PLW1509 - two system calls
         )
         # Written here too: the store writes its own only once it is up.
         (self._data / "valkey.pid").write_text(f"{self._process.pid}\n")
@@ -250,8 +250,14 @@ def _end_with_parent() -> Callable[[], object] | None:
     """
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    prctl, adamd = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != adamd:  # killed after the fork and before this: nobody else would end the child
+            os._exit(1)
+
+    return ask
 
 
 def _read_pid(path: Path) -> int | None:
