@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import adamd
-from adamd.errors import AdamdError
+from adamd.errors import AdamdError, TransportError
 
 app = typer.Typer(
     help="Adam as a daemon: a durable optimizer server, and what belongs to it.\n\n"
@@ -21,6 +23,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability", "age")
+PIPED = 200  # columns for another program, which reads lines
+SOON = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
 Url = Annotated[str | None, typer.Option(envvar="ADAMD_URL", help="the server, as in http://localhost:8000")]
 
 
@@ -28,11 +33,15 @@ Url = Annotated[str | None, typer.Option(envvar="ADAMD_URL", help="the server, a
 def serve(
     host: Annotated[str | None, typer.Option(help="where to listen \\[127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one \\[8000]")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="where the private store keeps its data")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
+    ] = None,
     redis_url: Annotated[
         str | None, typer.Option(help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …")
     ] = None,
-    fsync: Annotated[str | None, typer.Option(help="the private store's appendfsync: always or everysec")] = None,
+    fsync: Annotated[
+        str | None, typer.Option(help="the private store's appendfsync: always or everysec \\[always]")
+    ] = None,
     allow_lossy_store: Annotated[
         bool | None, typer.Option("--allow-lossy-store", help="accept a store that may evict keys or keeps no AOF")
     ] = None,
@@ -40,12 +49,18 @@ def serve(
         bool | None,
         typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error \\[info]")] = None,
 ) -> None:
-    """Serve optimizer sessions over HTTP.
+    """Serve optimizer sessions over HTTP, until Ctrl-C or SIGTERM.
 
-    Each option is also an environment variable: --data-dir is ADAMD_DATA_DIR. The bounds (ADAMD_MAX_BODY_BYTES,
-    ADAMD_HOT_BYTES, ADAMD_IN_FLIGHT_BYTES, …) are in the README.
+    [bold]adamd serve[/]: on this machine only, at port 8000, with a private store that starts and ends with it.
+
+    [bold]adamd serve --host 0.0.0.0 --data-dir /srv/adamd[/]: for others too, its data where you say.
+
+    [bold]adamd serve --redis-url redis://store:6379[/]: with your own store; any number of servers may share it.
+
+    Each option is also an environment variable: --data-dir is ADAMD_DATA_DIR. The bounds (ADAMD_MAX_BODY_BYTES, …)
+    are in the README.
     """
     given = {name: value for name, value in locals().items() if value is not None}
     try:
@@ -71,34 +86,58 @@ def serve(
 
 @app.command()
 def sessions(url: Url = None) -> None:
-    """List the sessions of a server, the oldest first.
+    """List the sessions of a server as they stand now, the oldest first.
 
     Example: adamd sessions --url http://localhost:8000
     """
-    table = Table("id", "name", "step", "optimizer", "parameters", "dtype", "durability")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in COLUMNS:
+        whole = column not in ("id", "name")  # these are broken where the terminal is narrow, and cut nowhere
+        right = column in ("step", "parameters", "age")
+        table.add_column(column, no_wrap=whole, overflow="fold", justify="right" if right else "left")
     try:
-        with adamd.connect(url) as client:
+        with adamd.connect(url, timeout=SOON) as client:
             for item in client.sessions():
                 table.add_row(*_row(item))
-    except AdamdError as error:
+    except TransportError as error:
         raise SystemExit(
-            f"adamd: {error}\nIs a server there? adamd serve starts one; --url or ADAMD_URL names it."
+            f"adamd: no adamd server answers at {client.url} ({_reason(error)}).\n"
+            "Start one here: adamd serve. Or name another: --url http://host:8000, or ADAMD_URL in the environment."
         ) from None
-    Console().print(table if table.row_count else "no sessions yet: client.create(…) or POST /v1/sessions makes one")
+    except AdamdError as error:
+        raise SystemExit(f"adamd: {error}") from None
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED)
+    console.print(table if table.row_count else "no sessions yet: client.create(…) or POST /v1/sessions makes one")
 
 
-def _row(item: Any) -> tuple[str, ...]:
-    return tuple(
-        str(item.get(key) if item.get(key) is not None else "—")
-        for key in ("id", "name", "step", "optimizer", "parameters", "dtype", "durability")
-    )
+def _reason(error: TransportError) -> str:
+    """Return the last attempt's own words, without the address and the advice that surround them."""
+    last = error.__cause__ if isinstance(error.__cause__, AdamdError) else error
+    return (str(last).partition(": ")[2] or str(last)).partition(";")[0]
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    told = [item.get(key) for key in COLUMNS[:-1]]
+    words = [f"{value:,}" if isinstance(value, int) else "—" if value is None else str(value) for value in told]
+    return (*words, _age(time.time() - float(item.get("created_at", 0.0))))
+
+
+def _age(seconds: float) -> str:
+    """Return a length of time in its largest unit."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
 
 
 @app.command()
 def demo(
-    url: Annotated[str | None, typer.Option(help="use this server, and leave it alive")] = None,
+    url: Annotated[str | None, typer.Option(help="use this server, and do not kill it")] = None,
 ) -> None:
-    """Train a classifier on real images through a server that is killed in the middle."""
+    """Train a classifier on real images through a server that is killed in the middle.
+
+    It takes half a minute, needs nothing that runs already, and leaves only demo-loss.png behind.
+    """
     from adamd.demo import main as run
 
     try:

@@ -64,10 +64,29 @@ def test_sessions(server):
     assert "from-the-shell" not in adamd_command("sessions", "--url", server.url).stdout
 
 
+def test_sessions_in_a_line_each(server):
+    with adamd.connect(server.url) as client:
+        session = client.create(np.zeros(12_345, np.float64), optimizer="adamw", durability="memory")
+        told = adamd_command("sessions", ADAMD_URL=server.url)
+        session.delete()
+    (line,) = [line for line in told.stdout.splitlines() if session.id in line]
+    assert line.split()[:7] == [session.id, "—", "0", "adamw", "12,345", "float64", "memory"]
+    assert told.stdout.split()[:2] == ["id", "name"]
+
+
 def test_no_server_there():
-    told = adamd_command("sessions", "--url", f"http://127.0.0.1:{free_port()}")
+    url = f"http://127.0.0.1:{free_port()}"
+    told = adamd_command("sessions", "--url", url)
     assert told.returncode == 1
-    assert "adamd serve" in told.stderr and "Traceback" not in told.stderr
+    assert f"no adamd server answers at {url} (connection refused)" in told.stderr
+    assert "adamd serve" in told.stderr and "ADAMD_URL" in told.stderr and "Traceback" not in told.stderr
+
+
+def test_help_shows_examples():
+    told = adamd_command("serve", "--help").stdout
+    assert "adamd serve --host 0.0.0.0 --data-dir /srv/adamd" in told
+    assert "adamd serve --redis-url redis://" in told
+    assert "adamd sessions --url http://localhost:8000" in adamd_command("sessions", "--help").stdout
 
 
 def test_a_taken_port_is_told(server, tmp_path):

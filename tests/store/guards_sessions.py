@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from adamd.errors import SessionDeleted, StoreUnavailable, UnknownSession
+from adamd.errors import Busy, SessionDeleted, StoreUnavailable, UnknownSession
 from adamd_service.records import IdempotencyKey
 from adamd_service.store import ChunkMissing, Created, Repeated, Taken, index
 
@@ -166,7 +166,7 @@ def a_claim_under_way_is_left_alone(store, client):
     name = f"n-{secrets.token_hex(4)}"
     claimed, other = new_head(name=name), new_head(name=name)
     assert index.claim(store._client, claimed.spec, None) is None
-    with pytest.raises(StoreUnavailable, match="being created"):
+    with pytest.raises(Busy, match="being created"):
         store.create(other, params(other), (0,), None)
     assert 0 < client.pttl(f"adamd:{{index.default}}:claim:{claimed.spec.id}") <= index.PATIENCE * 1000
     assert store.create(claimed, params(claimed), (0,), None) == Created()
