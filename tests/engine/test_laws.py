@@ -24,7 +24,7 @@ from adamd_service.optim import FusedKernel
 from .conftest import create_call, fold, run, step_call
 
 RNG = np.random.default_rng(7)
-SIZE = 200_000  # 800 kB: staged in chunks, not inline
+SIZE = 600_000  # 2.4 MB: staged in chunks, not inline
 
 
 def gradients(count, size=SIZE, dtype=np.float32):

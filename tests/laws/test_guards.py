@@ -50,11 +50,11 @@ GUARDS = [
             (
                 f"{ENGINE}/steps.py",
                 "        if hot.durable:\n            if not self._commit(",
-                "        self._change(hot, state, step, updates, out)\n        if hot.durable:\n            if not self._commit(",
+                "        self._change(hot, state, step, updates, out, permit)\n        if hot.durable:\n            if not self._commit(",
             ),
             (
                 f"{ENGINE}/steps.py",
-                "        self._change(hot, state, step, updates, out)\n        hot.advance(",
+                "        self._change(hot, state, step, updates, out, permit)\n        hot.advance(",
                 "        hot.advance(",
             ),
             (
@@ -162,7 +162,7 @@ GUARDS = [
     ),
     (
         "7 bytes in flight are bounded",
-        [(f"{ENGINE}/admission.py", "if self.used + nbytes > self.limit:", "if False:")],
+        [(f"{ENGINE}/admission.py", "if used + nbytes <= self.limit:", "if True:")],
         f"{LAWS}::test_law_7_bytes_in_flight_are_bounded",
     ),
     (

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from adamd.errors import AdamdError, ShuttingDown, TooLarge
+from adamd.errors import AdamdError, SessionExists, ShuttingDown, TooLarge
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import Layout
@@ -39,6 +39,7 @@ T = TypeVar("T")
 TENANT = "default"
 AROUND, AROUND_TENSOR = 128 * 1024, 1024  # bytes: head, ring, keys; a tensor's name, shape, place and count
 SMALL_STEP = 512 * 1024  # a memory step up to this is done on the event loop: a thread's hop would cost as much
+SNAPSHOTS = 2  # written at once: each is a second copy of a state, and takes a thread
 log = structlog.get_logger()
 
 
@@ -61,6 +62,7 @@ class Engine:
         self.in_flight = Budget(limits.in_flight, "bodies and answers in flight")
         self.hot = HotSessions(limits.hot, limits.memory_sessions)
         self.draining = False
+        self._snapshotting = 0
         chosen = kernel or FusedKernel()
         kernels = threading.Semaphore(limits.kernels)
         self._workers = Workers(limits.threads)
@@ -98,9 +100,17 @@ class Engine:
 
     async def _create_memory(self, head: Head, state: State | None, key: IdempotencyKey | None) -> View:
         spec = head.spec
-        await self._directory.claim(spec.name)
         hot = await self._workers.run(memory_hot, head, state)
-        self._directory.require_free(spec.name)
+        try:
+            await self._directory.claim(spec.name)
+        except SessionExists:
+            repeated = self._directory.repeated(key)  # the same creation, sent twice at once
+            if repeated is None:
+                raise
+            return repeated
+        repeated = self._directory.repeated(key)
+        if repeated is not None:
+            return repeated
         self.hot.add_memory(hot, _state_bytes(spec.layout, spec.dtype, _amsgrad(head)))
         self._directory.add(hot, spec.name, key)
         return View(head, hot.diverged)
@@ -131,8 +141,14 @@ class Engine:
         self._refuse_when_draining()
         session_id = await self._directory.resolve(ref)
         with self.hot.use(session_id) as hot:
+
+            def end() -> None:
+                if hot.durable:
+                    self.store.delete(session_id)
+                hot.drop()
+
+            await self._locked(hot, end, charged=False)
             if hot.durable:
-                await self._locked(hot, self.store.delete, session_id, charged=False)
                 self._workers.spawn(self._collect(session_id))
             self._directory.forget(hot)
             self.hot.forget(hot)
@@ -228,17 +244,21 @@ class Engine:
         return head
 
     async def _finish(self, hot: Hot, step: Step) -> Answer:
-        small = not hot.durable and step.reception.buffer.nbytes <= SMALL_STEP
-        if small and not hot.lock.locked():
-            async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop
-                return self._stepper.run(hot, step)
+        head = hot.head  # by the whole vector: the answer has all of it, however few tensors the gradient names
+        if not hot.durable and head is not None and not hot.lock.locked():
+            size = head.spec.layout.size * ITEMSIZE[head.spec.dtype]
+            if max(size, step.reception.buffer.nbytes) <= SMALL_STEP:
+                async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop
+                    return self._stepper.run(hot, step, inline=True)
         return await self._locked(hot, self._stepper.run, hot, step)
 
     # -- snapshots
 
     def _snapshot_if_due(self, hot: Hot) -> None:
-        if self._snapshots.due(hot) and not self.draining:
+        # Sessions that find no place are due again at their next step.
+        if self._snapshotting < SNAPSHOTS and self._snapshots.due(hot) and not self.draining:
             hot.snapshotting = True
+            self._snapshotting += 1
             self._workers.spawn(self._snapshot(hot))
 
     async def _snapshot(self, hot: Hot) -> None:
@@ -252,6 +272,7 @@ class Engine:
             log.warning("snapshot given up", session=hot.id, reason=str(error))
         finally:
             hot.snapshotting = False
+            self._snapshotting -= 1
 
     # -- locking
 

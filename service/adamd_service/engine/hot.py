@@ -85,7 +85,7 @@ class HotSessions:
             yield hot
         finally:
             hot.pins -= 1
-            if not hot.pins and (hot.head is None or self.used > self.limit):
+            if hot.durable and not hot.pins and (hot.head is None or self.used > self.limit):
                 self._evict(hot)
 
     def find(self, session_id: str) -> Hot | None:
@@ -139,19 +139,23 @@ class HotSessions:
         hot.charged = nbytes
 
     def forget(self, hot: Hot) -> None:
-        """Let a deleted session go."""
-        self._evict(hot)
+        """Let a deleted session go; its deleter has dropped what it held, under its lock."""
+        self._unlist(hot)
 
     def _evict(self, hot: Hot) -> None:
+        if self._unlist(hot):
+            hot.drop()
+
+    def _unlist(self, hot: Hot) -> bool:
         if self._sessions.get(hot.id) is not hot:
-            return
+            return False
         del self._sessions[hot.id]
         if hot.durable:
             self.used -= hot.charged
         else:
             self.memory_used -= hot.charged
         hot.charged = 0
-        hot.drop()
+        return True
 
 
 def is_finite(state: State) -> bool:

@@ -37,10 +37,8 @@ class Rebuilder:
 
         """
         if not hot.durable:
-            if hot.head is None:  # a kernel error in the middle of a step: there is no store to rebuild it from
-                raise SessionDeleted(
-                    f"the memory session {hot.id} was lost by an error of this server; create it again"
-                )
+            if hot.head is None:  # deleted meanwhile, or a kernel error: no store can rebuild it
+                raise SessionDeleted(f"the memory session {hot.id} is no more; create it again")
             return hot.head
         try:
             head = self._store.load_head(hot.id) if hot.head is None else self._moved(hot.head)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from adamd.errors import (
     IdempotencyMismatch,
+    InternalError,
     InvalidSettings,
     StoreUnavailable,
 )
@@ -45,6 +47,7 @@ from adamd_service.session import Apply, Refuse, Replay, StepRequest, decide, ne
 from adamd_service.store import RedisStore, UnknownOutcome
 
 RACES = 64  # compare-and-set races lost in a row before a client is told to come back
+Permit: TypeAlias = AbstractContextManager[object]
 KEYS = 4096  # Idempotency-Keys that a memory session remembers
 
 
@@ -89,20 +92,20 @@ class Stepper:
         self._pool = pool
         self._inline = inline
 
-    def run(self, hot: Hot, step: Step) -> Answer:
-        """Take the step and answer it.
+    def run(self, hot: Hot, step: Step, *, inline: bool = False) -> Answer:
+        """Take the step and answer it. ``inline``: on the event loop, which must not wait for a kernel's permit.
 
         Raises:
             AdamdError: it was refused, or the store could not be asked; then nothing was applied here.
 
         """
         try:
-            return self._run(hot, step)
+            return self._run(hot, step, nullcontext() if inline else self._kernels)
         finally:
             if step.chunks and not step.committed:
                 self._discard(hot.id, step)
 
-    def _run(self, hot: Hot, step: Step) -> Answer:
+    def _run(self, hot: Hot, step: Step, permit: Permit) -> Answer:
         asked = hot.head is None
         if asked:
             self._rebuilder.current(hot)
@@ -113,7 +116,7 @@ class Stepper:
                 return repeated
             decision = decide(hot.head, hot.ring, step.request, diverged=hot.diverged)
             if isinstance(decision, Apply):
-                answer = self._apply(hot, step, decision.step)
+                answer = self._apply(hot, step, decision.step, permit)
                 if answer is not None:
                     return answer
             elif not asked:
@@ -152,7 +155,7 @@ class Stepper:
         mine = entry is not None and entry.attempt == step.attempt
         return replace(self.answer(hot, minimal=step.minimal, replayed=not mine), applied_step=applied)
 
-    def _apply(self, hot: Hot, step: Step, number: int) -> Answer | None:
+    def _apply(self, hot: Hot, step: Step, number: int, permit: Permit) -> Answer | None:
         """Commit and apply; None where another writer was first and the decision must be made again."""
         head, state = hot.head, hot.state
         assert head is not None and state is not None and hot.settings is not None
@@ -174,15 +177,17 @@ class Stepper:
             hot.keys[step.key] = (record.digest, number)
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
-        self._change(hot, state, step, updates, out)
+        self._change(hot, state, step, updates, out, permit)
         hot.advance(entry, settings, after, record.nbytes)
         return Answer(head.spec, number, record.chain, out, hot.diverged)
 
-    def _change(self, hot: Hot, state: State, step: Step, updates: tuple[Update, ...], out: Floats | None) -> None:
+    def _change(
+        self, hot: Hot, state: State, step: Step, updates: tuple[Update, ...], out: Floats | None, permit: Permit
+    ) -> None:
         """Apply what is committed. An error in the middle leaves arrays that no one may see: drop them."""
         assert hot.head is not None
         try:
-            with self._kernels:
+            with permit:
                 diverged = apply(
                     state, step.reception.gradient, updates, hot.head.spec.layout.bounds, out, self._kernel
                 )
@@ -239,6 +244,10 @@ class Stepper:
         except UnknownOutcome:
             self._resolve(hot, step, record.step)
             return False
+        except InternalError:  # no refusal that is known: it may have run, so its chunks stay (their TTL takes them)
+            step.committed = True
+            hot.drop()
+            raise
         except BaseException:
             hot.drop()
             raise

@@ -24,6 +24,7 @@ T = TypeVar("T")
 router = APIRouter(prefix="/v1")
 MAX_JSON = 32 * 1024 * 1024  # programs send octet-stream
 JSON_WEIGHT = 14  # bytes of memory that a byte of JSON becomes at worst, on its way to an array
+SAFETENSORS_WEIGHT = 3  # a creation's body: itself, the flat vector, the state's copy
 MAX_PATCH = 1024 * 1024
 INLINE = 64 * 1024  # a longer body is parsed in a thread
 _REF = re.compile(r"[a-z0-9-]{1,63}|[sm]_[a-z0-9_]{1,61}")
@@ -67,7 +68,8 @@ async def _whole(request: Request, kind: str, limit: int | None = None) -> Async
     most = min(limit or engine.limits.body, body.limit or engine.limits.body, engine.limits.body)
     if body.declared is not None and body.declared > most:
         raise TooLarge(f"a body of {body.declared} bytes; at most {most} are accepted here")
-    with engine.in_flight.hold(body.weight * (most if body.declared is None else body.declared)):
+    weight = SAFETENSORS_WEIGHT if kind == headers.SAFETENSORS else body.weight
+    with engine.in_flight.hold(weight * (most if body.declared is None else body.declared)):
         read = await receive_all(body, most, engine.pool, engine.limits.upload_gap, lambda: engine.draining)
         yield memoryview(read)
 
