@@ -2,6 +2,7 @@
 tests/laws takes the guards out one by one to see them go red."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -128,21 +129,28 @@ def test_law_2_nothing_is_applied_before_the_commit(replica, store_factory, size
 @pytest.mark.parametrize("size", [2000, SIZE], ids=["inline", "chunks"])
 def test_law_2_a_commit_whose_answer_was_lost_is_found_out(replica, store_factory, size):
     """The store stops while the commit is on its way: whether it happened is asked, never guessed."""
-    start, given = RNG.standard_normal(size).astype(np.float32), gradients(10, size)
+    start, given = RNG.standard_normal(size).astype(np.float32), gradients(8, size)
 
     async def scenario():
         store = store_factory()
-        async with replica(url=store.url, timeout=0.25) as engine:
+        async with replica(url=store.url, timeout=0.3) as engine:
             session = (await engine.create(create_call(start))).head.spec.id
+            commit = engine.store.commit
+
+            def stopped(*args):
+                store.pause()  # the command arrives, and is run when the store goes on: after the time-out
+                threading.Timer(0.4, store.resume).start()
+                return commit(*args)
+
             for number, gradient in enumerate(given, 1):
+                engine.store.commit = stopped
                 task = asyncio.create_task(stepped(engine, session, number, gradient))
-                await asyncio.sleep(0.0006 * number)
-                store.pause()
-                await asyncio.sleep(0.35)
-                store.resume()
+                await asyncio.sleep(0.1)
+                engine.store.commit = commit
                 try:
                     answer = await task
                 except StoreUnavailable:
+                    await asyncio.sleep(0.3)
                     answer = await stepped(engine, session, number, gradient)
                 assert answer.step == number
             assert answer.parameters.tobytes() == fold(start, given)
