@@ -140,12 +140,10 @@ class Committed:
 class Lost:
     """Nothing was written: another writer was first, or the attempt was fenced, or a chunk was missing.
 
-    ``reason``: "moved" (reload the head and decide again), "fenced", "chunks", "idempotency" (``entry`` says which
-    step the key belongs to).
+    ``reason``: "moved" (reload the head and decide again), "fenced", "chunks", or "idempotency" (the key is used).
     """
 
     reason: Literal["moved", "fenced", "chunks", "idempotency"]
-    entry: Entry | None = None
 
 
 CommitOutcome = Committed | Lost
