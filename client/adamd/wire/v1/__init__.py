@@ -1,0 +1,1 @@
+"""The gRPC contract: adamd.proto and what protoc makes of it."""

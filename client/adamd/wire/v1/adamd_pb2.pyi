@@ -1,0 +1,424 @@
+import datetime
+
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[Dtype]
+    DTYPE_FLOAT16: _ClassVar[Dtype]
+    DTYPE_BFLOAT16: _ClassVar[Dtype]
+    DTYPE_FLOAT32: _ClassVar[Dtype]
+    DTYPE_FLOAT64: _ClassVar[Dtype]
+
+class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENCODING_UNSPECIFIED: _ClassVar[Encoding]
+    ENCODING_RAW: _ClassVar[Encoding]
+    ENCODING_INT8: _ClassVar[Encoding]
+    ENCODING_SPARSE: _ClassVar[Encoding]
+    ENCODING_SPARSE_LAZY: _ClassVar[Encoding]
+
+class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DURABILITY_UNSPECIFIED: _ClassVar[Durability]
+    DURABILITY_COMMITTED: _ClassVar[Durability]
+    DURABILITY_MEMORY: _ClassVar[Durability]
+DTYPE_UNSPECIFIED: Dtype
+DTYPE_FLOAT16: Dtype
+DTYPE_BFLOAT16: Dtype
+DTYPE_FLOAT32: Dtype
+DTYPE_FLOAT64: Dtype
+ENCODING_UNSPECIFIED: Encoding
+ENCODING_RAW: Encoding
+ENCODING_INT8: Encoding
+ENCODING_SPARSE: Encoding
+ENCODING_SPARSE_LAZY: Encoding
+DURABILITY_UNSPECIFIED: Durability
+DURABILITY_COMMITTED: Durability
+DURABILITY_MEMORY: Durability
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Layout(_message.Message):
+    __slots__ = ("tensors", "vector")
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    vector: bool
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., vector: bool = ...) -> None: ...
+
+class Session(_message.Message):
+    __slots__ = ("id", "name", "step", "chain", "incarnation", "optimizer", "settings_revision", "layout", "dtype", "durability", "labels", "created_at", "parameters_missing", "diverged", "snapshot_step")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_REVISION_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_MISSING_FIELD_NUMBER: _ClassVar[int]
+    DIVERGED_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_STEP_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    step: int
+    chain: str
+    incarnation: str
+    optimizer: _struct_pb2.Struct
+    settings_revision: int
+    layout: Layout
+    dtype: Dtype
+    durability: Durability
+    labels: _containers.ScalarMap[str, str]
+    created_at: _timestamp_pb2.Timestamp
+    parameters_missing: bool
+    diverged: bool
+    snapshot_step: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ...) -> None: ...
+
+class CreateSessionRequest(_message.Message):
+    __slots__ = ("name", "optimizer", "layout", "dtype", "durability", "labels", "idempotency_key", "parameters", "parameters_dtype")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    optimizer: _struct_pb2.Struct
+    layout: Layout
+    dtype: Dtype
+    durability: Durability
+    labels: _containers.ScalarMap[str, str]
+    idempotency_key: str
+    parameters: bytes
+    parameters_dtype: Dtype
+    def __init__(self, name: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., parameters: _Optional[bytes] = ..., parameters_dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
+
+class CreateSessionResponse(_message.Message):
+    __slots__ = ("session", "replayed")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    replayed: bool
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., replayed: bool = ...) -> None: ...
+
+class RestoreSessionRequest(_message.Message):
+    __slots__ = ("idempotency_key", "nbytes", "offset", "data")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    nbytes: int
+    offset: int
+    data: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., nbytes: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class RestoreSessionResponse(_message.Message):
+    __slots__ = ("session", "replayed")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    replayed: bool
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., replayed: bool = ...) -> None: ...
+
+class GetSessionRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class GetSessionResponse(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class ListSessionsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListSessionsResponse(_message.Message):
+    __slots__ = ("sessions", "next_page_token")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedCompositeFieldContainer[Session]
+    next_page_token: str
+    def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UpdateSessionRequest(_message.Message):
+    __slots__ = ("session", "optimizer", "labels")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    optimizer: _struct_pb2.Struct
+    labels: Labels
+    def __init__(self, session: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., labels: _Optional[_Union[Labels, _Mapping]] = ...) -> None: ...
+
+class Labels(_message.Message):
+    __slots__ = ("labels",)
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class UpdateSessionResponse(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class DeleteSessionRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class DeleteSessionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StepHeader(_message.Message):
+    __slots__ = ("session", "step", "if_match", "idempotency_key", "nbytes", "dtype", "encoding", "tensors", "settings", "metrics", "minimal", "answer_dtype")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    IF_MATCH_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    MINIMAL_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    step: int
+    if_match: str
+    idempotency_key: str
+    nbytes: int
+    dtype: Dtype
+    encoding: Encoding
+    tensors: _containers.RepeatedScalarFieldContainer[str]
+    settings: _struct_pb2.Struct
+    metrics: _containers.ScalarMap[str, float]
+    minimal: bool
+    answer_dtype: Dtype
+    def __init__(self, session: _Optional[str] = ..., step: _Optional[int] = ..., if_match: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., nbytes: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., tensors: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., minimal: bool = ..., answer_dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
+
+class Standing(_message.Message):
+    __slots__ = ("step", "chain", "durability", "dtype", "nbytes", "replayed", "diverged", "applied_step")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    DIVERGED_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_STEP_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    chain: str
+    durability: Durability
+    dtype: Dtype
+    nbytes: int
+    replayed: bool
+    diverged: bool
+    applied_step: int
+    def __init__(self, step: _Optional[int] = ..., chain: _Optional[str] = ..., durability: _Optional[_Union[Durability, str]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., nbytes: _Optional[int] = ..., replayed: bool = ..., diverged: bool = ..., applied_step: _Optional[int] = ...) -> None: ...
+
+class StepRequest(_message.Message):
+    __slots__ = ("header", "gradient")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    header: StepHeader
+    gradient: bytes
+    def __init__(self, header: _Optional[_Union[StepHeader, _Mapping]] = ..., gradient: _Optional[bytes] = ...) -> None: ...
+
+class StepResponse(_message.Message):
+    __slots__ = ("standing", "parameters")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    parameters: bytes
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., parameters: _Optional[bytes] = ...) -> None: ...
+
+class StepStreamRequest(_message.Message):
+    __slots__ = ("header", "offset", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: StepHeader
+    offset: int
+    data: bytes
+    def __init__(self, header: _Optional[_Union[StepHeader, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class StepStreamResponse(_message.Message):
+    __slots__ = ("standing", "offset", "data")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    offset: int
+    data: bytes
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class GetParametersRequest(_message.Message):
+    __slots__ = ("session", "dtype")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    dtype: Dtype
+    def __init__(self, session: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
+
+class GetParametersResponse(_message.Message):
+    __slots__ = ("standing", "offset", "data")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    offset: int
+    data: bytes
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class SetParametersRequest(_message.Message):
+    __slots__ = ("session", "dtype", "offset", "data")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    dtype: Dtype
+    offset: int
+    data: bytes
+    def __init__(self, session: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class SetParametersResponse(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class ExportStateRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class ExportStateResponse(_message.Message):
+    __slots__ = ("standing", "offset", "data")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    offset: int
+    data: bytes
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WatchSessionRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class WatchSessionResponse(_message.Message):
+    __slots__ = ("standing", "optimizer", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    optimizer: _struct_pb2.Struct
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "replica", "numerics", "store", "max_message_bytes", "max_body_bytes", "max_in_flight_bytes", "max_concurrent_calls", "dtypes", "optimizers", "encodings")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BODY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IN_FLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONCURRENT_CALLS_FIELD_NUMBER: _ClassVar[int]
+    DTYPES_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZERS_FIELD_NUMBER: _ClassVar[int]
+    ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    replica: str
+    numerics: str
+    store: str
+    max_message_bytes: int
+    max_body_bytes: int
+    max_in_flight_bytes: int
+    max_concurrent_calls: int
+    dtypes: _containers.RepeatedScalarFieldContainer[str]
+    optimizers: _containers.RepeatedScalarFieldContainer[str]
+    encodings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., replica: _Optional[str] = ..., numerics: _Optional[str] = ..., store: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_body_bytes: _Optional[int] = ..., max_in_flight_bytes: _Optional[int] = ..., max_concurrent_calls: _Optional[int] = ..., dtypes: _Optional[_Iterable[str]] = ..., optimizers: _Optional[_Iterable[str]] = ..., encodings: _Optional[_Iterable[str]] = ...) -> None: ...
