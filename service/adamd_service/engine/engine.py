@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -199,6 +199,21 @@ class Engine:
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             return await self._locked(hot, copy, hot)
+
+    @asynccontextmanager
+    async def whole(self, body: Body) -> AsyncGenerator[memoryview]:
+        """Hold a whole body that is read before anything is known about it, for as long as it is used.
+
+        Raises:
+            TooLarge: by what is declared, or by counting.
+
+        """
+        most = min(body.limit or self.limits.body, self.limits.body)
+        if body.declared is not None and body.declared > most:
+            raise TooLarge(f"a body of {body.declared} bytes; at most {most} are accepted here")
+        with self.in_flight.hold(body.weight * (most if body.declared is None else body.declared)):
+            read = await receive_all(body, most, self.pool, self.limits.upload_gap, self._is_draining)
+            yield memoryview(read)
 
     def _require_parameters(self, hot: Hot) -> Head:
         """Bring the cache up to the store; raise ParametersMissing where there are none yet."""

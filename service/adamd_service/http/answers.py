@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -16,35 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from adamd.errors import AdamdError
 from adamd.wire import headers, numbers, safetensors
+from adamd_service.codecs.documents import document
+from adamd_service.codecs.problems import problem_document
+from adamd_service.codecs.states import raw, state_pieces
 from adamd_service.engine import Answer, Exported, View
-from adamd_service.records import Head
 
-PREFIX = {"params": "param"}
 SLICE = 1 << 20
 MAX_DETAIL = 2000  # characters of an error's words, whatever came
-
-
-def document(head: Head, *, diverged: bool) -> dict[str, Any]:
-    """Return a session as JSON."""
-    spec = head.spec
-    return {
-        "id": spec.id,
-        "name": spec.name,
-        "step": head.step,
-        "chain": head.chain,
-        "incarnation": head.incarnation,
-        "optimizer": head.settings,
-        "settings_revision": head.settings_revision,
-        "layout": spec.layout.to_json(),
-        "vector": spec.layout.vector,
-        "dtype": spec.dtype,
-        "durability": spec.durability,
-        "labels": spec.labels,
-        "created_at": spec.created_at,
-        "parameters_missing": head.parameters_missing,
-        "diverged": diverged,
-        "snapshot_step": head.snapshots[-1].step if head.snapshots else None,
-    }
 
 
 def session(view: View, status: int = 200) -> Response:
@@ -74,13 +52,12 @@ def parameters(answer: Answer, kind: str) -> Response:
     if flat is None:
         return Response(status_code=204, headers=extra | {"Preference-Applied": "return=minimal"})
     extra[headers.DTYPE] = answer.spec.dtype
-    raw = memoryview(flat.view(np.uint8)).cast("B") if flat.size else memoryview(b"")
     if kind == headers.OCTETS:
-        return Response(raw, 200, extra, kind)
+        return Response(raw(flat), 200, extra, kind)
     if kind == headers.SAFETENSORS:
         tensors = ((t.name, answer.spec.dtype, t.shape) for t in answer.spec.layout.tensors)
         head = safetensors.write_header(tensors, {"adamd": json.dumps({"step": answer.step})})
-        return _pieces([memoryview(head), raw], extra)
+        return _pieces([memoryview(head), raw(flat)], extra)
     return _as_json(answer, flat, extra)
 
 
@@ -102,18 +79,9 @@ def _text(content: str, extra: dict[str, str]) -> Response:
 def state(exported: Exported) -> Response:
     """Answer with a whole state as safetensors, streamed from the copies."""
     head = exported.head
-    tensors, pieces = [], []
-    for array, flat in exported.arrays.items():
-        prefix = PREFIX.get(array, array)
-        tensors += [(f"{prefix}:{t.name}", head.spec.dtype, t.shape) for t in head.spec.layout.tensors]
-        pieces.append(memoryview(flat.view(np.uint8)).cast("B") if flat.size else memoryview(b""))
-    counts = dict(zip(head.spec.layout.names, exported.counts, strict=True))
-    told = document(head, diverged=False) | {"state": {"step": head.step, "counts": counts}}
-    del told["diverged"]  # the arrays say it
-    header = safetensors.write_header(tensors, {"adamd": json.dumps(told)})
     extra = _standing(head.step, head.chain, head.spec.durability)
     extra["Content-Disposition"] = f'attachment; filename="{head.spec.name or head.spec.id}-{head.step}.safetensors"'
-    return _pieces([memoryview(header), *pieces], extra)
+    return _pieces(state_pieces(exported), extra)
 
 
 def _pieces(pieces: list[memoryview], extra: dict[str, str]) -> Response:
@@ -180,22 +148,8 @@ def problem(error: AdamdError) -> Response:
         extra[headers.STEP] = str(error.step)
     if error.status == 413:
         extra["Connection"] = "close"  # so that nobody sends the rest
-    document = error.problem()
-    if len(error.detail) > MAX_DETAIL:
-        document["detail"] = f"{error.detail[:MAX_DETAIL]}…"
-    content = json.dumps(_finite(document), allow_nan=False)
+    content = json.dumps(problem_document(error, MAX_DETAIL), allow_nan=False)
     return Response(content, error.status, extra, headers.PROBLEM)
-
-
-def _finite(value: Any) -> Any:
-    """Never echo NaN into JSON."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _standing(step: int, chain: str, durability: str) -> dict[str, str]:

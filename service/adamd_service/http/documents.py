@@ -1,15 +1,12 @@
-"""What the OpenAPI document says about bodies that are streamed past FastAPI, and the small JSON documents."""
+"""What the OpenAPI document says about bodies that are streamed past FastAPI."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from adamd.wire import headers
-from adamd_service.http.bodies import MAX_LABEL_NAME, MAX_LABELS, CreateDocument, check_labels, validated
-from adamd_service.http.negotiation import parse_json
-from adamd_service.records import Head
+from adamd_service.codecs.bodies import MAX_LABEL_NAME, CreateDocument
+from adamd_service.codecs.documents import PatchDocument
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 NUMBER = {"type": "integer", "minimum": 1, "maximum": headers.MAX_STEP}
@@ -43,42 +40,6 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         "step": {"type": "integer"},
     },
 }
-
-
-class PatchDocument(BaseModel):
-    """What a PATCH changes."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    optimizer: dict[str, Any] | None = None
-    labels: dict[str, str] | None = Field(None, max_length=MAX_LABELS)
-
-
-def patch(body: memoryview) -> PatchDocument:
-    """Read a PATCH.
-
-    Raises:
-        InvalidRequest: with the first fault's place.
-
-    """
-    document = validated(PatchDocument, parse_json(body))
-    check_labels(document.labels)
-    return document
-
-
-def summary(head: Head) -> dict[str, Any]:
-    """Return one line of the list."""
-    return {
-        "id": head.spec.id,
-        "name": head.spec.name,
-        "step": head.step,
-        "optimizer": head.settings.get("name"),
-        "parameters": head.spec.layout.size,
-        "dtype": head.spec.dtype,
-        "durability": head.spec.durability,
-        "labels": head.spec.labels,
-        "created_at": head.spec.created_at,
-    }
 
 
 def _header(said: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:

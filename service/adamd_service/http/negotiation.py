@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import from_json
 from starlette.requests import Request
 
-from adamd.errors import (
-    InvalidRequest,
-    InvalidSettings,
-    MalformedBody,
-    MediaType,
-    NotAcceptable,
-    TooLarge,
-    WrongDtype,
-)
+from adamd.errors import InvalidRequest, MalformedBody, MediaType, NotAcceptable, WrongDtype
 from adamd.wire import headers
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import shown
+from adamd_service.codecs import checks
+from adamd_service.codecs.checks import parse_json
 
 KNOWN = (headers.OCTETS, headers.SAFETENSORS, headers.JSON)
-MAX_METRICS = 64
-MAX_PARTS = 1_000_000  # lists, objects and strings in one JSON text: empty ones take twenty times their text
-MAX_SETTINGS = 1024 * 1024  # bytes of a step's settings, in JSON
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CHAIN = re.compile(r'"([0-9a-f]{64})"')
 _NUMBER = re.compile(r"[0-9]{1,16}")
 
@@ -140,10 +126,7 @@ def idempotency_key(request: Request) -> str | None:
     given = only(request, headers.IDEMPOTENCY)
     if given is None:
         return None
-    key = given.strip().strip('"')
-    if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
-        raise InvalidRequest("Idempotency-Key: wanted 1 to 255 printable ASCII characters")
-    return key
+    return checks.key(given.strip().strip('"'), headers.IDEMPOTENCY)
 
 
 def declared_length(request: Request) -> int | None:
@@ -167,9 +150,9 @@ def step_number(given: str) -> int:
         InvalidRequest: not 1 to 2^53.
 
     """
-    if _NUMBER.fullmatch(given) is None or not given.isascii() or not 1 <= int(given) <= headers.MAX_STEP:
+    if _NUMBER.fullmatch(given) is None or not given.isascii():
         raise InvalidRequest(f"step {shown(given)}: wanted a number from 1 to 2^53; step 1 is the first update")
-    return int(given)
+    return checks.step_number(int(given))
 
 
 def json_header(request: Request, name: str) -> Any:
@@ -186,73 +169,3 @@ def json_header(request: Request, name: str) -> Any:
         return parse_json(given.encode("latin-1"))  # the bytes that came; JSON is UTF-8
     except MalformedBody as error:
         raise InvalidRequest(f"{name}: {error.detail}") from None
-
-
-def parse_json(data: bytes | memoryview) -> Any:
-    """Parse JSON with bounded nesting, bounded expansion, and no member twice; NaN and Infinity are no JSON.
-
-    Raises:
-        MalformedBody: it is something else.
-        TooLarge: it has so many parts that they would fill the memory.
-
-    """
-    text = bytes(data)
-    if text.count(b"[") + text.count(b"{") + text.count(b'"') // 2 > MAX_PARTS:
-        raise TooLarge(f"JSON of more than {MAX_PARTS} lists, objects and strings; send octet-stream or safetensors")
-    try:
-        value = from_json(text, allow_inf_nan=False, cache_strings="keys")
-    except (ValueError, RecursionError) as error:
-        raise MalformedBody(f"not JSON: {error}") from None
-    # The parser keeps the last of two members with one name; another reader might keep the first. Outside strings
-    # each colon is a member.
-    if _members(value) != _STRING.sub(b"", text).count(b":"):
-        raise MalformedBody("not JSON that can be relied on: an object has two members with one name")
-    return value
-
-
-def _members(value: Any) -> int:
-    if type(value) is dict:
-        return len(value) + sum(_members(item) for item in value.values() if type(item) in (dict, list))
-    if type(value) is list:
-        return sum(_members(item) for item in value if type(item) in (dict, list))
-    return 0
-
-
-def settings(raw: Any) -> Mapping[str, Any] | None:
-    """Check that a step's settings are an object of real JSON; their values are the session's business.
-
-    Raises:
-        InvalidRequest: no object.
-        InvalidSettings: a number like 1e999, which the digest could not hold, or far too many of them.
-
-    """
-    if raw is None:
-        return None
-    if not isinstance(raw, dict):
-        raise InvalidRequest('settings: wanted an object, as in {"lr": 0.0005}')
-    try:
-        length = len(json.dumps(raw, allow_nan=False))
-    except ValueError:
-        raise InvalidSettings("settings: a number is too large; wanted finite ones", path="settings") from None
-    if length > MAX_SETTINGS:
-        raise InvalidSettings(f"settings: {length} bytes; at most {MAX_SETTINGS}", path="settings")
-    return raw
-
-
-def metrics(raw: Any) -> Mapping[str, Any] | None:
-    """Check a step's metrics: names to finite numbers or null, at most 64.
-
-    Raises:
-        InvalidRequest: something else.
-
-    """
-    if raw is None:
-        return None
-    if not isinstance(raw, dict) or len(raw) > MAX_METRICS:
-        raise InvalidRequest(f'metrics: wanted an object of at most {MAX_METRICS} numbers, as in {{"loss": 0.31}}')
-    for name, value in raw.items():
-        if not 1 <= len(name) <= 128 or not name.isprintable():
-            raise InvalidRequest(f"metrics: {shown(name)} is no name of 1 to 128 printable characters")
-        if value is not None and not (type(value) in (int, float) and abs(value) < 2.0**1023 and math.isfinite(value)):
-            raise InvalidRequest(f"metrics.{name}: wanted a finite number or null")
-    return raw

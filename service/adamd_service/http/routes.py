@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -13,21 +13,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from adamd.errors import InvalidRequest, TooLarge, UnknownSession
+from adamd.errors import InvalidRequest
 from adamd.wire import headers
-from adamd.wire.layout import shown
+from adamd_service.codecs import bodies, checks
+from adamd_service.codecs.checks import session_ref as _ref
+from adamd_service.codecs.documents import patch as patch_document
+from adamd_service.codecs.documents import summary
 from adamd_service.engine import Body, Engine, StepCall
-from adamd_service.engine.intake import receive_all
-from adamd_service.http import answers, bodies, direct, documents, negotiation
+from adamd_service.http import answers, direct, documents, negotiation
 
 T = TypeVar("T")
 router = APIRouter(prefix="/v1")
 MAX_JSON = 32 * 1024 * 1024  # programs send octet-stream
 JSON_WEIGHT = 14  # bytes of memory that a byte of JSON becomes at worst, on its way to an array
-SAFETENSORS_WEIGHT = 3  # a creation's body: itself, the flat vector, the state's copy
 MAX_PATCH = 1024 * 1024
 INLINE = 64 * 1024  # a longer body is parsed in a thread
-_REF = re.compile(r"[a-z0-9-]{1,63}|[sm]_[a-z0-9_]{1,61}")
 Ref = Annotated[
     str,
     Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": "^[a-z0-9_-]{1,64}$"}),
@@ -39,12 +39,6 @@ def engine_of(request: Request) -> Engine:
     """Return this application's engine."""
     engine: Engine = request.app.state.engine
     return engine
-
-
-def _ref(given: str) -> str:
-    if _REF.fullmatch(given) is None:
-        raise UnknownSession(f"{shown(given)} is neither a session's id nor a name ([a-z0-9-], at most 63)")
-    return given
 
 
 def _body(request: Request, kind: str) -> Body:
@@ -63,15 +57,13 @@ async def _chunks(request: Request) -> AsyncGenerator[bytes]:
 @asynccontextmanager
 async def _whole(request: Request, kind: str, limit: int | None = None) -> AsyncIterator[memoryview]:
     """Hold a whole body of a kind that is not streamed, and what it is read into, for as long as it is used."""
-    engine = engine_of(request)
     body = _body(request, kind)
-    most = min(limit or engine.limits.body, body.limit or engine.limits.body, engine.limits.body)
-    if body.declared is not None and body.declared > most:
-        raise TooLarge(f"a body of {body.declared} bytes; at most {most} are accepted here")
-    weight = SAFETENSORS_WEIGHT if kind == headers.SAFETENSORS else body.weight
-    with engine.in_flight.hold(weight * (most if body.declared is None else body.declared)):
-        read = await receive_all(body, most, engine.pool, engine.limits.upload_gap, lambda: engine.draining)
-        yield memoryview(read)
+    if kind == headers.SAFETENSORS:
+        body = replace(body, weight=bodies.SAFETENSORS_WEIGHT)
+    if limit is not None:
+        body = replace(body, limit=limit)
+    async with engine_of(request).whole(body) as read:
+        yield read
 
 
 async def _parsed(parse: Callable[..., T], body: memoryview, *args: Any) -> T:
@@ -96,7 +88,7 @@ async def list_sessions(
 ) -> Response:
     """List sessions, page by page."""
     heads, token = await engine_of(request).list(page_size, page_token or None)
-    return JSONResponse({"sessions": [documents.summary(head) for head in heads], "next_page_token": token})
+    return JSONResponse({"sessions": [summary(head) for head in heads], "next_page_token": token})
 
 
 @router.get("/sessions/{session}", responses=documents.SESSION)
@@ -111,7 +103,7 @@ async def patch_session(request: Request, session: Ref) -> Response:
     kind = negotiation.media_type(request, headers.JSON, (headers.JSON,))
     ref = _ref(session)
     async with _whole(request, kind, MAX_PATCH) as body:
-        patch = await _parsed(documents.patch, body)
+        patch = await _parsed(patch_document, body)
         return answers.session(await engine_of(request).patch(ref, patch.optimizer, patch.labels))
 
 
@@ -195,8 +187,8 @@ async def _step(request: Request, session: str, number: int | None, key: str | N
         decode=decode.get(kind),
         if_match=negotiation.if_match(request),
         key=key,
-        settings=negotiation.settings(negotiation.json_header(request, headers.SETTINGS)),
-        metrics=negotiation.metrics(negotiation.json_header(request, headers.METRICS)) or {},
+        settings=checks.settings(negotiation.json_header(request, headers.SETTINGS)),
+        metrics=checks.metrics(negotiation.json_header(request, headers.METRICS)) or {},
         minimal=negotiation.minimal(request),
     )
     return answers.parameters(await engine_of(request).step(call), wanted)

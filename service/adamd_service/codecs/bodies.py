@@ -14,12 +14,13 @@ from adamd.wire import headers, layout, numbers, safetensors
 from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, widen
 from adamd.wire.layout import Layout, Tensor, shown
+from adamd_service.codecs.checks import metrics, parse_json, settings
 from adamd_service.engine import CreateCall, Gradient, Moments
-from adamd_service.http.negotiation import metrics, parse_json, settings
 from adamd_service.records import Spec
 
 PREFIXES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 STEP_KEYS = {"gradient", "metrics", "settings"}
+SAFETENSORS_WEIGHT = 3  # a creation's body: itself, the flat vector, the state's copy
 MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL = 64, 128, 1024
 # A restored session goes on counting: far below 2^53, where a number in JSON stops being exact.
 Count = Annotated[int, Field(ge=0, le=headers.MAX_STEP // 2)]

@@ -1,0 +1,1 @@
+"""What every transport reads and writes: documents, bodies, states; checked before anything uses it."""

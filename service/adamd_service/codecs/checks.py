@@ -1,0 +1,140 @@
+"""What every transport is told in the same words: JSON, settings, metrics, keys, chains. Hostile until checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import from_json
+
+from adamd.errors import InvalidRequest, InvalidSettings, MalformedBody, TooLarge, UnknownSession
+from adamd.wire import headers
+from adamd.wire.layout import shown
+
+MAX_METRICS = 64
+MAX_PARTS = 1_000_000  # lists, objects and strings in one JSON text: empty ones take twenty times their text
+MAX_SETTINGS = 1024 * 1024  # bytes of a step's settings, in JSON
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_CHAIN = re.compile(r"[0-9a-f]{64}")
+_REF = re.compile(r"[a-z0-9-]{1,63}|[sm]_[a-z0-9_]{1,61}")
+
+
+def session_ref(given: str) -> str:
+    """Return what names a session: its id or its name.
+
+    Raises:
+        UnknownSession: it can be neither.
+
+    """
+    if _REF.fullmatch(given) is None:
+        raise UnknownSession(f"{shown(given)} is neither a session's id nor a name ([a-z0-9-], at most 63)")
+    return given
+
+
+def chain(given: str, where: str) -> str:
+    """Return a chain.
+
+    Raises:
+        InvalidRequest: it is none.
+
+    """
+    if _CHAIN.fullmatch(given) is None:
+        raise InvalidRequest(f"{where}: {shown(given)} is no chain of a session: 64 hexadecimal digits")
+    return given
+
+
+def key(given: str, where: str) -> str:
+    """Return an idempotency key.
+
+    Raises:
+        InvalidRequest: empty, longer than 255, or unprintable.
+
+    """
+    if not 1 <= len(given) <= 255 or not given.isascii() or not given.isprintable():
+        raise InvalidRequest(f"{where}: wanted 1 to 255 printable ASCII characters")
+    return given
+
+
+def step_number(given: int) -> int:
+    """Return a step's number.
+
+    Raises:
+        InvalidRequest: not 1 to 2^53.
+
+    """
+    if not 1 <= given <= headers.MAX_STEP:
+        raise InvalidRequest(f"step {given}: wanted a number from 1 to 2^53; step 1 is the first update")
+    return given
+
+
+def parse_json(data: bytes | memoryview) -> Any:
+    """Parse JSON with bounded nesting, bounded expansion, and no member twice; NaN and Infinity are no JSON.
+
+    Raises:
+        MalformedBody: it is something else.
+        TooLarge: it has so many parts that they would fill the memory.
+
+    """
+    text = bytes(data)
+    if text.count(b"[") + text.count(b"{") + text.count(b'"') // 2 > MAX_PARTS:
+        raise TooLarge(f"JSON of more than {MAX_PARTS} lists, objects and strings; send octet-stream or safetensors")
+    try:
+        value = from_json(text, allow_inf_nan=False, cache_strings="keys")
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody(f"not JSON: {error}") from None
+    # The parser keeps the last of two members with one name; another reader might keep the first. Outside strings
+    # each colon is a member.
+    if _members(value) != _STRING.sub(b"", text).count(b":"):
+        raise MalformedBody("not JSON that can be relied on: an object has two members with one name")
+    return value
+
+
+def _members(value: Any) -> int:
+    if type(value) is dict:
+        return len(value) + sum(_members(item) for item in value.values() if type(item) in (dict, list))
+    if type(value) is list:
+        return sum(_members(item) for item in value if type(item) in (dict, list))
+    return 0
+
+
+def settings(raw: Any) -> Mapping[str, Any] | None:
+    """Check that a step's settings are an object of real JSON; their values are the session's business.
+
+    Raises:
+        InvalidRequest: no object.
+        InvalidSettings: a number like 1e999, which the digest could not hold, or far too many of them.
+
+    """
+    if raw is None:
+        return None
+    if not isinstance(raw, dict):
+        raise InvalidRequest('settings: wanted an object, as in {"lr": 0.0005}')
+    try:
+        length = len(json.dumps(raw, allow_nan=False))
+    except ValueError:
+        raise InvalidSettings("settings: a number is too large; wanted finite ones", path="settings") from None
+    if length > MAX_SETTINGS:
+        raise InvalidSettings(f"settings: {length} bytes; at most {MAX_SETTINGS}", path="settings")
+    return raw
+
+
+def metrics(raw: Any) -> Mapping[str, Any] | None:
+    """Check a step's metrics: names to finite numbers or null, at most 64.
+
+    Raises:
+        InvalidRequest: something else.
+
+    """
+    if raw is None:
+        return None
+    if not isinstance(raw, dict) or len(raw) > MAX_METRICS:
+        raise InvalidRequest(f'metrics: wanted an object of at most {MAX_METRICS} numbers, as in {{"loss": 0.31}}')
+    for name, value in raw.items():
+        if not 1 <= len(name) <= 128 or not name.isprintable():
+            raise InvalidRequest(f"metrics: {shown(name)} is no name of 1 to 128 printable characters")
+        if value is not None and not (type(value) in (int, float) and abs(value) < 2.0**1023 and math.isfinite(value)):
+            raise InvalidRequest(f"metrics.{name}: wanted a finite number or null")
+    return raw

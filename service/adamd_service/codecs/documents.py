@@ -1,0 +1,70 @@
+"""The documents about sessions and servers that every transport tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from adamd_service.codecs.bodies import MAX_LABELS, check_labels, validated
+from adamd_service.codecs.checks import parse_json
+from adamd_service.records import Head
+
+
+class PatchDocument(BaseModel):
+    """What a PATCH changes."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    optimizer: dict[str, Any] | None = None
+    labels: dict[str, str] | None = Field(None, max_length=MAX_LABELS)
+
+
+def patch(body: memoryview) -> PatchDocument:
+    """Read a PATCH.
+
+    Raises:
+        InvalidRequest: with the first fault's place.
+
+    """
+    document = validated(PatchDocument, parse_json(body))
+    check_labels(document.labels)
+    return document
+
+
+def summary(head: Head) -> dict[str, Any]:
+    """Return one line of the list."""
+    return {
+        "id": head.spec.id,
+        "name": head.spec.name,
+        "step": head.step,
+        "optimizer": head.settings.get("name"),
+        "parameters": head.spec.layout.size,
+        "dtype": head.spec.dtype,
+        "durability": head.spec.durability,
+        "labels": head.spec.labels,
+        "created_at": head.spec.created_at,
+    }
+
+
+def document(head: Head, *, diverged: bool) -> dict[str, Any]:
+    """Return a session as JSON."""
+    spec = head.spec
+    return {
+        "id": spec.id,
+        "name": spec.name,
+        "step": head.step,
+        "chain": head.chain,
+        "incarnation": head.incarnation,
+        "optimizer": head.settings,
+        "settings_revision": head.settings_revision,
+        "layout": spec.layout.to_json(),
+        "vector": spec.layout.vector,
+        "dtype": spec.dtype,
+        "durability": spec.durability,
+        "labels": spec.labels,
+        "created_at": spec.created_at,
+        "parameters_missing": head.parameters_missing,
+        "diverged": diverged,
+        "snapshot_step": head.snapshots[-1].step if head.snapshots else None,
+    }

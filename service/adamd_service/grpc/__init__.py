@@ -1,0 +1,1 @@
+"""gRPC: decode, call the engine, encode, as HTTP does. Every rule stands elsewhere."""
