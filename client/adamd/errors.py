@@ -15,7 +15,9 @@ AdamdError
 │   ├── NotAcceptable       not_acceptable       406
 │   ├── LengthRequired      length_required      411
 │   ├── TooLarge            too_large            413
-│   └── UploadTimeout       upload_timeout       408
+│   ├── UploadTimeout       upload_timeout       408
+│   ├── OriginNotAllowed    origin_not_allowed   403   a web page that --cors-origin does not name
+│   └── HostNotAllowed      host_not_allowed     421   the server does not answer to this name
 ├── SessionError            the session cannot do this now
 │   ├── UnknownSession      unknown_session      404
 │   ├── SessionDeleted      session_deleted      410
@@ -177,6 +179,14 @@ class TooLarge(RequestError):
 
 class UploadTimeout(RequestError):
     code, status = "upload_timeout", 408
+
+
+class OriginNotAllowed(RequestError):
+    code, status = "origin_not_allowed", 403
+
+
+class HostNotAllowed(RequestError):
+    code, status = "host_not_allowed", 421
 
 
 class SessionError(AdamdError):

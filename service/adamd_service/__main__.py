@@ -49,6 +49,13 @@ def serve(
         bool | None,
         typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="a web page's origin that may call, as in http://localhost:3000; repeatable"),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="a further name that Host may have; repeatable \\[loopback's, there only]")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error \\[info]")] = None,
 ) -> None:
     """Serve optimizer sessions over HTTP, until Ctrl-C or SIGTERM.
@@ -62,7 +69,7 @@ def serve(
     Each option is also an environment variable: --data-dir is ADAMD_DATA_DIR. The bounds (ADAMD_MAX_BODY_BYTES, …)
     are in the README.
     """
-    given = {name: value for name, value in locals().items() if value is not None}
+    given = {name: value for name, value in locals().items() if value not in (None, [])}
     try:
         from pydantic import ValidationError
 

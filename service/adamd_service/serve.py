@@ -18,6 +18,7 @@ import uvicorn
 from adamd_service.engine import Engine
 from adamd_service.http.app import application
 from adamd_service.http.connection import guarded
+from adamd_service.http.doors import doors
 from adamd_service.optim import warm_up
 from adamd_service.settings import ServerSettings
 from adamd_service.store import EmbeddedStore, RedisStore
@@ -87,7 +88,7 @@ def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[R
 def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], None]) -> None:
     """Run uvicorn on uvloop and httptools until it is told to stop, then close the engine."""
     config = uvicorn.Config(
-        application(engine, Telemetry(engine)),
+        application(engine, Telemetry(engine), doors(settings.host, settings.allowed_host, settings.cors_origin)),
         host=settings.host,
         port=settings.port,
         loop="uvloop",

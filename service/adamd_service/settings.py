@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adamd_service.engine import Limits
 
 MIB = 1024 * 1024
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 
 
 def _physical() -> int:
@@ -23,6 +26,36 @@ def _data_dir() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "adamd"
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "adamd"
+
+
+def _words(given: Any) -> Any:
+    """Split what one environment variable holds: words, with commas or spaces between."""
+    return tuple(re.findall(r"[^,\s]+", given)) if isinstance(given, str) else given
+
+
+def _origins(given: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in given:
+        if origin in ("*", "null"):
+            raise ValueError(
+                f"{origin} would let every web page change what is stored here; name the pages' origins instead"
+            )
+        if _ORIGIN.fullmatch(origin) is None:
+            raise ValueError(f"{origin[:200]!r} is no origin; wanted scheme://host[:port], as in http://localhost:3000")
+    return tuple(_written(origin) for origin in given)
+
+
+def _written(origin: str) -> str:
+    """Return an origin as a browser writes it: lower case, without the scheme's own port."""
+    origin = origin.lower()
+    scheme = origin.partition("://")[0]
+    return origin.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "\0"))
+
+
+def _hosts(given: tuple[str, ...]) -> tuple[str, ...]:
+    for host in given:
+        if _HOST.fullmatch(host) is None:
+            raise ValueError(f"{host[:200]!r} is no host name; wanted one without scheme and port, as in adamd.local")
+    return given
 
 
 class ServerSettings(BaseSettings):
@@ -39,6 +72,8 @@ class ServerSettings(BaseSettings):
     store_trusted: bool = False
     store_timeout: float = Field(10.0, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_origins)] = ()
+    allowed_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_hosts)] = ()
 
     max_body_bytes: int = Field(2048 * MIB, ge=1)
     in_flight_bytes: int = Field(default_factory=lambda: max(512 * MIB, _physical() // 4), ge=1)

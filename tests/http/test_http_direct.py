@@ -19,7 +19,12 @@ def twins(talk):
 
 
 def head(session, number=1, *lines, length=GRADIENT.nbytes):
-    lines = [f"PUT /v1/sessions/{session}/steps/{number} HTTP/1.1", "Host: x", f"Content-Length: {length}", *lines]
+    lines = [
+        f"PUT /v1/sessions/{session}/steps/{number} HTTP/1.1",
+        "Host: localhost",
+        f"Content-Length: {length}",
+        *lines,
+    ]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
@@ -41,7 +46,7 @@ def test_the_next_request_right_behind_a_body_is_not_taken_for_it(talk, twins):
     session, wanted = twins
     body = GRADIENT.tobytes()
     with talk.socket() as sock, sock.makefile("rb") as file:
-        sock.sendall(head(session) + body + head(session, 2) + body + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        sock.sendall(head(session) + body + head(session, 2) + body + b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_reply(One(file)).good().body == wanted
         assert read_reply(One(file)).good().step == 2
         assert read_reply(One(file)).good().json == {"status": "alive"}
@@ -114,5 +119,5 @@ def test_an_answer_without_a_body_comes_too(talk, twins):
     assert reply.step == 1
     assert reply.body == b""
     with talk.socket() as sock:
-        sock.sendall(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        sock.sendall(b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_reply(sock, "HEAD").status in (200, 405)

@@ -84,7 +84,7 @@ def test_octets_of_a_wrong_length(talk, unchanged, length):
 @pytest.mark.parametrize("length", [0, 1, 28, 36])
 def test_chunked_octets_of_a_wrong_length(talk, unchanged, length):
     body = b"" if not length else b"%x\r\n%s\r\n" % (length, b"\x00" * length)
-    head = f"PUT /v1/sessions/{unchanged}/steps/2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"PUT /v1/sessions/{unchanged}/steps/2 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert talk.raw(head.encode() + body + b"0\r\n\r\n", finish=False).problem(422, "wrong_length")["step"] == 1
 
 
@@ -357,7 +357,7 @@ def test_json_beyond_its_bound_is_refused_by_its_declared_length(talk, unchanged
         ("PUT", f"/v1/sessions/{unchanged}/steps/2"),
         ("PATCH", f"/v1/sessions/{unchanged}"),
     ]:
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {limit + 1}\r\n\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {limit + 1}\r\n\r\n"
         talk.raw(head.encode(), finish=False).problem(413, "too_large")
 
 

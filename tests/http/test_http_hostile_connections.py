@@ -49,7 +49,7 @@ def unchanged(talk, session):
 
 
 def put(session, *lines, number=2, body=b""):
-    head = [f"PUT /v1/sessions/{session}/steps/{number} HTTP/1.1", "Host: x", *lines]
+    head = [f"PUT /v1/sessions/{session}/steps/{number} HTTP/1.1", "Host: localhost", *lines]
     return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body
 
 
@@ -109,13 +109,13 @@ def test_a_request_that_two_readers_could_take_differently(talk, unchanged, line
         b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n",  # Redis
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET /\r\n\r\n",
-        b"FROBNICATE / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /v1/sessions/\xff HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET  /  HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"FROBNICATE / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v1/sessions/\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET  /  HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\x00" * 100,
-        b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET http://example.org/v1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://example.org/v1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=lambda data: repr(data[:20]),
 )
@@ -152,7 +152,7 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_read(talk, unchanged, k
     else:
         reply.problem(413, "too_large")
     for method, path in [("POST", "/v1/sessions"), ("PATCH", f"/v1/sessions/{unchanged}")]:
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {LIMIT + 1}\r\n\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {LIMIT + 1}\r\n\r\n"
         talk.raw(head.encode(), finish=False).problem(413, "too_large")
 
 
@@ -329,7 +329,7 @@ def test_a_head_without_end(talk, narrow, what):
 
 
 def test_a_head_that_is_too_large_is_told_so(talk):
-    reply = talk.raw(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", finish=False)
+    reply = talk.raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", finish=False)
     reply.problem(431, "head_too_large")
     talk("GET", "/livez", headers={"X": "x" * 60_000}).good()
 
@@ -351,14 +351,14 @@ def test_trailers_without_end(talk, narrow, unchanged):
 
 def test_a_head_that_never_ends_is_given_up(talk):
     with talk.socket() as slow, talk.socket() as silent:
-        slow.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: y")
+        slow.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: y")
         read_reply(slow).problem(408, "upload_timeout")
         assert silent.recv(1) == b""  # it said nothing at all: closed, without a word
 
 
 def test_a_second_request_in_pieces_is_given_up_too(talk):
     with talk.socket() as sock:
-        sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP")
+        sock.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HTTP")
         read_reply(sock).good()
         read_reply(sock).problem(408, "upload_timeout")
 

@@ -66,7 +66,7 @@ def requests(session):
         ("GET", f"/v1/sessions/{session}/parameters", "Accept: application/vnd.safetensors", b""),
     ]
     for method, path, head, body in several:
-        start = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode()
+        start = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode()
         yield start + b"Content-Length: %d\r\n\r\n" % len(body) + body
         if body:
             half = len(body) // 2

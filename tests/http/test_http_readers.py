@@ -25,7 +25,7 @@ def slow_socket(talk):
 
 
 def ask(sock, session, number, gradient):
-    head = f"PUT /v1/sessions/{session}/steps/{number} HTTP/1.1\r\nHost: x\r\nContent-Length: {gradient.nbytes}\r\n\r\n"
+    head = f"PUT /v1/sessions/{session}/steps/{number} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {gradient.nbytes}\r\n\r\n"
     sock.sendall(head.encode())
     sock.sendall(gradient)
 
@@ -160,7 +160,7 @@ def test_what_slow_readers_hold_is_bounded(talk, patient):
         sock = slow_socket(talk)
         stalled.append(sock)
         path = f"/v1/sessions/{sessions[len(stalled) % 2]}/parameters"
-        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: application/octet-stream\r\n\r\n".encode())
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/octet-stream\r\n\r\n".encode())
         if sock.recv(12) != b"HTTP/1.1 200":
             refused = sock
     assert refused is not None
@@ -183,7 +183,7 @@ def test_a_long_answer_in_pieces_is_dropped_too(hurry, accept):
     session = talk.vector(SIZE // 2, durability="memory")
     sock = slow_socket(talk)
     path = f"/v1/sessions/{session}/parameters"
-    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode())
+    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n".encode())
     head_of(sock)
     until(lambda: gauge(talk, "adamd_in_flight_bytes") == 0)
     assert talk("GET", "/readyz").good()
@@ -196,7 +196,7 @@ def test_a_long_answer_in_json_is_exact_and_leaves_others_their_turn(talk, patie
     exact = talk("GET", f"/v1/sessions/{session}/parameters", headers={"Accept": "application/octet-stream"}).array()
     before = patient.resident()
     with talk.socket() as sock:
-        sock.sendall(f"GET /v1/sessions/{session}/parameters HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        sock.sendall(f"GET /v1/sessions/{session}/parameters HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         turns = 0
         for _ in range(20):
             talk("GET", "/livez").good()

@@ -384,7 +384,7 @@ def test_a_header_that_comes_twice_is_refused(talk, session):
         "Idempotency-Key: a",
         "Content-Type: application/octet-stream",
     ):
-        request = f"PUT /v1/sessions/{session}/steps/1 HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n{header}\r\n{header}\r\n\r\n"
+        request = f"PUT /v1/sessions/{session}/steps/1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16\r\n{header}\r\n{header}\r\n\r\n"
         reply = talk.raw(request.encode() + G1.tobytes(), finish=False)
         reply.problem(422, "invalid_request")
     assert talk.standing(session) == before

@@ -176,6 +176,33 @@ GUARDS = [
         "tests/house/test_house.py::test_imports_run_one_way",
     ),
     (
+        "the doors: Host names this server",
+        [("service/adamd_service/http/doors.py", "name in known", "name != known")],
+        "tests/http/test_http_doors.py::test_a_name_of_somebody_else_is_refused_whatever_it_asks",
+    ),
+    (
+        "the doors: a foreign page is refused",
+        [
+            (
+                "service/adamd_service/http/doors.py",
+                "    if origins:\n        if len",
+                "    if origins:\n        return None\n        if len",
+            )
+        ],
+        "tests/http/test_http_doors.py::test_a_foreign_page_makes_nothing_without_asking_first",
+    ),
+    (
+        "the doors: nothing stands between the socket and a body's reader",
+        [
+            (
+                "service/adamd_service/http/doors.py",
+                "(self._app if refusal is None else answers.problem(refusal))(scope, receive, send)",
+                '(self._app if refusal is None else answers.problem(refusal))({**scope, "extensions": {}}, receive, send)',
+            )
+        ],
+        "tests/http/test_http_doors.py::test_a_body_still_comes_straight_from_the_socket",
+    ),
+    (
         "9 transports know the engine only",
         [("service/adamd_service/http/routes.py", "import re\n", "import re\n\nimport adamd_service.store\n")],
         "tests/house/test_house.py::test_imports_run_one_way",

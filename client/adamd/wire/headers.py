@@ -15,7 +15,12 @@ SETTINGS = "Adamd-Settings"
 METRICS = "Adamd-Metrics"
 SESSION = "Adamd-Session"
 SHAPE = "Adamd-Shape"
+DIVERGED = "Adamd-Diverged"
+APPLIED_STEP = "Adamd-Applied-Step"
 IDEMPOTENCY = "Idempotency-Key"
+
+ASKED = (DTYPE, SETTINGS, METRICS)  # in requests
+TOLD = (STEP, DTYPE, DURABILITY, REPLAYED, DIVERGED, APPLIED_STEP)  # in answers
 
 MAX_STEP = 2**53
 NAME_PATTERN = r"[a-z0-9-]{1,63}"

@@ -45,9 +45,9 @@ def parameters(answer: Answer, kind: str) -> Response:
     if answer.replayed:
         extra[headers.REPLAYED] = "true"
     if answer.diverged:
-        extra["Adamd-Diverged"] = "true"
+        extra[headers.DIVERGED] = "true"
     if answer.applied_step is not None:
-        extra["Adamd-Applied-Step"] = str(answer.applied_step)
+        extra[headers.APPLIED_STEP] = str(answer.applied_step)
     flat = answer.parameters
     if flat is None:
         return Response(status_code=204, headers=extra | {"Preference-Applied": "return=minimal"})

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adamd.errors import AdamdError, InternalError, InvalidRequest
 from adamd_service.engine import Engine
 from adamd_service.http import answers, routes
+from adamd_service.http.doors import Doors, hang
 from adamd_service.http.leftovers import Leftovers
 from adamd_service.optim import NUMERICS_ID
 from adamd_service.telemetry import Telemetry
@@ -36,8 +37,8 @@ class MethodNotAllowed(AdamdError):
     code, status = "method_not_allowed", 405
 
 
-def application(engine: Engine, telemetry: Telemetry) -> FastAPI:
-    """Return the application that serves ``engine``."""
+def application(engine: Engine, telemetry: Telemetry, doors: Doors) -> FastAPI:
+    """Return the application that serves ``engine`` to those whom ``doors`` let in."""
     app = FastAPI(
         title="adamd",
         version=version("adamd"),
@@ -55,6 +56,7 @@ def application(engine: Engine, telemetry: Telemetry) -> FastAPI:
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unknown)
+    hang(app, doors)
     app.add_middleware(Measured, telemetry=telemetry)
     # Outside the measuring: the rest of a body is not our time.
     app.add_middleware(Leftovers, gap=engine.limits.upload_gap, most=engine.limits.body)

@@ -61,8 +61,8 @@ _STANDING = {
     headers.REPLAYED: _header("true where this very request was answered before", {"enum": ["true"]}),
 }
 _STEPPED = _STANDING | {
-    "Adamd-Diverged": _header("true where a parameter or a moment is no longer finite", {"enum": ["true"]}),
-    "Adamd-Applied-Step": _header("a repeated POST: the step that its gradient was applied as", {"type": "integer"}),
+    headers.DIVERGED: _header("true where a parameter or a moment is no longer finite", {"enum": ["true"]}),
+    headers.APPLIED_STEP: _header("a repeated POST: the step that its gradient was applied as", {"type": "integer"}),
 }
 
 Responses = dict[int | str, dict[str, Any]]
