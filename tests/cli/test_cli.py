@@ -45,6 +45,8 @@ def test_serve_names_every_option_of_the_design():
         "--fsync",
         "--allow-lossy-store",
         "--store-trusted",
+        "--cors-origin",
+        "--allowed-host",
     ):
         assert option in told
 

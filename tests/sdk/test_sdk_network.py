@@ -470,7 +470,8 @@ def test_an_early_answer_is_read_through_tls_out_of_a_broken_connection(certific
         assert len(peer.requests) == 1
 
 
-def test_https_goes_through_a_proxys_tunnel(server, certificate, monkeypatch):
+def test_https_goes_through_a_proxys_tunnel(server_factory, certificate, monkeypatch):
+    server = server_factory("--allowed-host", "adamd.test")
     cert, context = certificate
     monkeypatch.setenv("SSL_CERT_FILE", str(cert))
     asked = []
