@@ -1,28 +1,22 @@
-"""One call's way to an answer, as a generator: attempt, back off, honour ``Retry-After``, replay, give up.
+"""One operation's way to its result, as a generator: attempt, back off, wait as told, replay, give up.
 
-No I/O, no sleep; the clock and the randomness are given. A shell (blocking or asyncio) drives it:
+No I/O, no sleep, no protocol; the clock and the randomness are given. A shell (blocking or asyncio, over HTTP or gRPC)
+drives it:
 
-    yield Send(request, deadline)   the shell answers with the Response, or with the TransportError it met
-    yield Wait(seconds)             the shell sleeps
+    yield Send(operation, deadline)   the shell answers with a Got, or with the AdamdError that the attempt ended in
+    yield Wait(seconds)               the shell sleeps
 
-Every request that goes in is safe to repeat: a step carries its number, a creation its Idempotency-Key.
+Every operation that goes in is safe to repeat: a step carries its number, a creation its key.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from typing import Any, BinaryIO
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
 
-from adamd import errors
-from adamd.errors import AdamdError, InvalidRequest, RetriesExhausted, TransportError
-from adamd.wire.headers import JSON
-
-RETRIED = frozenset({408, 429, 502, 503, 504})
-MAX_DOCUMENT = 64 * 1024 * 1024
+from adamd._operations import DONE, RETRIED, Operation, said
+from adamd.errors import AdamdError, InvalidRequest, RetriesExhausted, TransportError, Unavailable, UploadTimeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +35,13 @@ class Timeout:
     inactivity: float = 60.0
     total: float = 300.0
     first: float = 10.0
+
+    @classmethod
+    def of(cls, given: Timeout | float | None) -> Timeout:
+        """Return what a caller meant: a number is the overall one."""
+        if isinstance(given, Timeout):
+            return given
+        return cls() if given is None else cls(total=given)
 
     def __post_init__(self) -> None:
         """Refuse what no clock can count."""
@@ -64,58 +65,10 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What is sent.
-
-    Attributes:
-        path: below the server's URL, quoted.
-        body: buffers that are sent one after the other, uncopied.
-        accept: the media type wanted.
-        into: where the body of a 200 in that type goes: memory of exactly its length, or a file.
-        limit: bytes of any other answer that are kept at most.
-        expected: about how many bytes will come; only a progress bar wants to know.
-        retry_codes: problem codes that are worth another attempt besides those of `RETRIED`.
-        done_codes: problem codes that say, from the second attempt on, that an earlier one succeeded.
-
-    """
-
-    method: str
-    path: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: tuple[memoryview, ...] = ()
-    accept: str = JSON
-    into: tuple[memoryview, ...] | BinaryIO | None = None
-    limit: int = MAX_DOCUMENT
-    expected: int = 0
-    retry_codes: frozenset[str] = frozenset()
-    done_codes: frozenset[str] = frozenset()
-
-    @property
-    def nbytes(self) -> int:
-        """The body's length."""
-        return sum(piece.nbytes for piece in self.body)
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What came. Header names are in lower case; ``filled`` says that the body went to ``Request.into``."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes | bytearray = b""
-    filled: bool = False
-
-    @property
-    def media_type(self) -> str:
-        """Content-Type without its parameters."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-@dataclass(frozen=True, slots=True)
 class Send:
-    """Send this, and give up at ``deadline`` (on the given clock)."""
+    """Send it, and give up at ``deadline`` (on the given clock)."""
 
-    request: Request
+    operation: Operation
     deadline: float
 
 
@@ -126,22 +79,29 @@ class Wait:
     seconds: float
 
 
-Steps = Generator[Send | Wait, Response | TransportError | None, Response]
+@dataclass(frozen=True, slots=True)
+class Got:
+    """What an attempt brought."""
+
+    result: Any
+
+
+Attempts = Generator[Send | Wait, Got | AdamdError | None, Any]
 
 
 def call(
-    request: Request,
+    operation: Operation,
     timeout: Timeout,
     clock: Callable[[], float],
     jitter: Callable[[], float],
     *,
     known: bool = True,
     backoff: Backoff | None = None,
-) -> Steps:
-    """Bring one request to its answer.
+) -> Attempts:
+    """Bring one operation to its result.
 
     Args:
-        request: safe to repeat.
+        operation: safe to repeat.
         timeout: the budget.
         clock: monotonic seconds.
         jitter: uniform in [0, 1).
@@ -158,77 +118,37 @@ def call(
     deadline = started + timeout.total
     while True:
         attempt += 1
-        outcome = yield Send(request, deadline)
+        outcome = yield Send(operation, deadline)
         assert outcome is not None
-        known = known or isinstance(outcome, Response) or outcome.extra.get("phase") != "connect"
-        error = failure(outcome)
-        if error is None or (attempt > 1 and error.code in request.done_codes):
-            assert isinstance(outcome, Response)
-            return outcome
-        if not _worth_another(outcome, error, request):
-            raise error
-        pause = pauses.pause(attempt, jitter()) + (error.retry_after or 0.0)
+        if isinstance(outcome, Got):
+            return outcome.result
+        if attempt > 1 and outcome.code in DONE.get(type(operation), ()):
+            return None
+        if not _worth_another(outcome, operation):
+            raise outcome
+        known = known or replied(outcome) or outcome.extra.get("phase") != "connect"
+        pause = pauses.pause(attempt, jitter()) + (outcome.retry_after or 0.0)
         end = deadline if known else min(deadline, started + timeout.first)
         if clock() + pause >= end:
-            raise _exhausted(request, attempt, clock() - started, error) from error
+            raise _exhausted(operation, attempt, clock() - started, outcome) from outcome
         yield Wait(pause)
 
 
-def failure(outcome: Response | TransportError) -> AdamdError | None:
-    """Return what is wrong with an outcome; None for a success."""
-    if isinstance(outcome, TransportError):
-        return outcome
-    if 200 <= outcome.status < 300:
-        return None
-    retry_after = _retry_after(outcome.headers)
-    try:
-        document = json.loads(bytes(outcome.body)) if outcome.media_type.endswith("json") else None
-    except (ValueError, RecursionError):
-        document = None
-    if isinstance(document, dict) and "code" in document:
-        return errors.from_problem(document, outcome.status, retry_after)
-    return errors.from_problem({"detail": _foreign(outcome)}, outcome.status, retry_after)
+def replied(outcome: Got | AdamdError) -> bool:
+    """Say whether an attempt got an answer, be it a refusal."""
+    return not isinstance(outcome, TransportError)
 
 
-def _foreign(response: Response) -> str:
-    """Describe an answer that is no problem document: it comes from a proxy, or from no adamd at all."""
-    if 300 <= response.status < 400 and "location" in response.headers:
-        return f"the address has moved to {response.headers['location'][:200]}; connect to that one"
-    said = bytes(response.body[:200]).decode("utf-8", "replace").strip()
-    kind = response.media_type or "no media type"
-    return f"status {response.status} with {kind}, which is not adamd's: {said!r}; check the URL and the proxies"
+def _worth_another(error: AdamdError, operation: Operation) -> bool:
+    if isinstance(error, TransportError):
+        return not error.extra.get("permanent", False)
+    return isinstance(error, Unavailable | UploadTimeout) or error.code in RETRIED.get(type(operation), ())
 
 
-def _worth_another(outcome: Response | TransportError, error: AdamdError, request: Request) -> bool:
-    if isinstance(outcome, TransportError):
-        return not outcome.extra.get("permanent", False)
-    return outcome.status in RETRIED or error.code in request.retry_codes
-
-
-def _exhausted(request: Request, attempt: int, elapsed: float, error: AdamdError) -> RetriesExhausted:
+def _exhausted(operation: Operation, attempt: int, elapsed: float, error: AdamdError) -> RetriesExhausted:
     times = "1 attempt" if attempt == 1 else f"{attempt} attempts"
     return RetriesExhausted(
-        f"{request.method} {request.path}: given up after {times} in {elapsed:.1f} s; the last: {error.detail}",
+        f"{said(operation)}: given up after {times} in {elapsed:.1f} s; the last: {error.detail}",
         step=error.step,
         retry_after=error.retry_after,
     )
-
-
-def _retry_after(given: Mapping[str, str]) -> float | None:
-    """Read Retry-After: seconds, or a date, which counts from the answer's own Date (there is no clock here)."""
-    raw = given.get("retry-after")
-    if raw is None:
-        return None
-    try:
-        seconds = float(raw)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(raw) - parsedate_to_datetime(given["date"])).total_seconds()
-        except (KeyError, ValueError, TypeError):
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def json_body(document: Any) -> tuple[memoryview, ...]:
-    """Return a document as a request's body."""
-    return (memoryview(json.dumps(document, allow_nan=False).encode()),)

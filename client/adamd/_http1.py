@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import BinaryIO
 
-from adamd._flow import Request, Response
+from adamd._http_messages import Request, Response
 from adamd.errors import TransportError
 
 PIECE = 1 << 20  # bytes between two looks at the clock and at the other direction
@@ -50,6 +50,12 @@ class Wire:
         """Close the socket."""
         with suppress(OSError):
             self._sock.close()
+
+    def interrupt(self) -> None:
+        """End the connection under a thread that uses it; that one meets an error, at once."""
+        self.reusable = False
+        with suppress(OSError):  # of the socket itself: TLS would take its state away under the other thread
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def dead(self) -> bool:
         """Say whether an idle connection cannot be used again: the server closed it, or talks out of turn."""

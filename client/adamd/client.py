@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import random
-import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
+from adamd import _opening
+from adamd._flow import Timeout
+from adamd._opening import Durability, Source
+from adamd._shell import Shell, transport
+from adamd._track import Logic, OnBadGradient, Track
+from adamd.session import Session
 
-from adamd import _arrays, _calls, _flow
-from adamd._flow import Request, Response, Send, Timeout
-from adamd._progress import meter
-from adamd._route import route
-from adamd._transport import Transport
-from adamd.errors import InvalidRequest, SessionDeleted, SessionExists, TransportError, UnknownSession, WrongLayout
-from adamd.session import OnBadGradient, Session
-
-Durability = Literal["committed", "memory"]
+__all__ = ["Client", "Durability", "connect"]
 
 
 def connect(
@@ -45,8 +37,6 @@ def connect(
         InvalidRequest: no such URL or option.
 
     """
-    if not isinstance(timeout, Timeout):
-        timeout = Timeout() if timeout is None else Timeout(total=timeout)
     return Client(url, timeout, api_key, on_bad_gradient, progress)
 
 
@@ -56,19 +46,16 @@ class Client:
     def __init__(
         self,
         url: str | None,
-        timeout: Timeout,
+        timeout: Timeout | float | None,
         api_key: str | None,
         on_bad_gradient: OnBadGradient,
         progress: bool | None,
     ) -> None:
-        self._bad = _checked_choice(on_bad_gradient)
-        self._timeout = timeout
-        self._known = False  # the server has answered once
-        way = route(url)
-        key = api_key or os.environ.get("ADAMD_API_KEY")
-        sent = {"User-Agent": "adamd-python"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._transport = Transport(way, timeout, time.monotonic, meter(progress), sent)
-        self.url = way.url
+        self._bad = _opening.choice(on_bad_gradient)
+        limits = Timeout.of(timeout)
+        self._transport = transport(url, limits, api_key, progress)
+        self._shell = Shell(self._transport, limits)
+        self.url = self._transport.url
 
     def __enter__(self) -> Self:
         return self
@@ -125,10 +112,8 @@ class Client:
             WrongDtype, WrongLayout: see `parameters`.
 
         """
-        given = {"name": optimizer, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        settings = _calls.settings_document(given | {"amsgrad": amsgrad, "maximize": maximize, "groups": groups})
-        document = {"name": name, "optimizer": settings, "durability": durability, "labels": dict(labels or {})}
-        return self._create(_arrays.parameters(parameters, dtype), document, on_bad_gradient)
+        given = {option: value for option, value in locals().items() if option not in ("self", "on_bad_gradient")}
+        return self._session(_opening.create(**given, on_bad_gradient=self._choice(on_bad_gradient)))
 
     def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> Session:
         """Resume the session ``name``, or create it where there is none.
@@ -147,17 +132,8 @@ class Client:
             WrongLayout: there is one, of other names, shapes or dtype.
 
         """
-        bad = options.get("on_bad_gradient")
-        given = None if parameters is None else _arrays.parameters(parameters, options.get("dtype"))
-        try:
-            return self._attached(name, given, bad)
-        except (UnknownSession, SessionDeleted):
-            if given is None:
-                raise
-        try:
-            return self.create(parameters, lr, name=name, **options)
-        except SessionExists as taken:  # another client was faster
-            return self._attached(str(taken.extra.get("id", name)), given, bad)
+        bad = self._choice(options.pop("on_bad_gradient", None))
+        return self._session(_opening.open_(name, parameters, lr, options, bad))
 
     def session(self, ref: str, *, on_bad_gradient: OnBadGradient | None = None) -> Session:
         """Return the session with this id or name, as it stands now.
@@ -166,11 +142,11 @@ class Client:
             UnknownSession, SessionDeleted: there is none.
 
         """
-        return self._attached(ref, None, on_bad_gradient)
+        return self._session(_opening.attach(ref, None, self._choice(on_bad_gradient)))
 
     def restore(
         self,
-        source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+        source: Source,
         name: str | None = None,
         *,
         durability: Durability | None = None,
@@ -193,110 +169,24 @@ class Client:
             SessionExists: the name is taken.
 
         """
-        changes: dict[str, Any] = {"name": name}
-        changes |= {} if durability is None else {"durability": durability}
-        changes |= {} if labels is None else {"labels": dict(labels)}
-        request = _calls.restore(
-            _bytes_of(source), changes, _calls.settings_document(settings or {}), secrets.token_hex(16)
-        )
-        return self._session(_calls.standing(self._run(request)), on_bad_gradient)
+        bad = self._choice(on_bad_gradient)
+        return self._session(_opening.restore(source, name, durability, labels, settings, bad))
 
     def sessions(self, page_size: int = 100) -> Iterator[dict[str, Any]]:
         """Yield every session of the server in short: id, name, step, optimizer, parameters, dtype, labels, …."""
         token: str | None = None
         while True:
-            page = _calls.read_json(self._run(_calls.page(page_size, token)))
-            items, token = page.get("sessions"), page.get("next_page_token")
-            if not isinstance(items, list) or not isinstance(token, str | None):
-                raise _calls.bad_answer("a page that is no list of sessions")
-            yield from items
-            if not token:
+            page = self._shell.run(_opening.page(page_size, token))
+            yield from page.sessions
+            if (token := page.token) is None:
                 return
 
     def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""
-        return _calls.read_json(self._run(Request("GET", "/v1/info")))
+        return self._shell.run(_opening.info())
 
-    # -- the shell of the flow
+    def _choice(self, given: OnBadGradient | None) -> OnBadGradient:
+        return _opening.choice(given or self._bad)
 
-    def _run(self, request: Request) -> Response:
-        """Drive one call to its end, sleeping and sending as it asks."""
-        flow = _flow.call(request, self._timeout, time.monotonic, random.random, known=self._known)
-        outcome: Response | TransportError | None = None
-        try:
-            while True:
-                event = flow.send(outcome)
-                if isinstance(event, Send):
-                    outcome = self._send(event)
-                else:
-                    time.sleep(event.seconds)
-                    outcome = None
-        except StopIteration as end:
-            response: Response = end.value
-            return response
-
-    def _send(self, event: Send) -> Response | TransportError:
-        try:
-            response = self._transport.send(event.request, event.deadline)
-        except TransportError as error:
-            return error
-        self._known = True
-        return response
-
-    def _create(self, given: _arrays.Given, document: Mapping[str, Any], bad: OnBadGradient | None) -> Session:
-        request = _calls.create(given, document, secrets.token_hex(16))
-        return self._session(_calls.standing(self._run(request)), bad)
-
-    def _attached(self, ref: str, given: _arrays.Given | None, bad: OnBadGradient | None) -> Session:
-        standing = _calls.standing(self._run(_calls.view(ref)))
-        if given is not None:
-            _check_same(standing, given)
-        return self._session(standing, bad)
-
-    def _session(self, standing: _calls.Standing, bad: OnBadGradient | None) -> Session:
-        return Session(self._run, standing, _checked_choice(bad or self._bad))
-
-
-def _check_same(standing: _calls.Standing, given: _arrays.Given) -> None:
-    """Refuse to resume a session that these parameters do not fit."""
-    who = f"session {standing.name or standing.id!r} at step {standing.step}"
-    if standing.layout.vector != given.layout.vector:
-        wanted = "one array" if standing.layout.vector else f"a dict of {', '.join(standing.layout.names[:8])}"
-        raise WrongLayout(f"{who} has {wanted}; give parameters like that, or choose another name", step=standing.step)
-    theirs = {t.name: t.shape for t in standing.layout.tensors}
-    mine = {t.name: t.shape for t in given.layout.tensors}
-    for name in sorted(theirs.keys() | mine.keys()):
-        if theirs.get(name) != mine.get(name):
-            raise WrongLayout(
-                f"{who}: tensor {name!r} is {_shape(theirs, name)} there and {_shape(mine, name)} here; give the "
-                "session's parameters, or choose another name",
-                step=standing.step,
-            )
-    if standing.dtype != given.dtype:
-        raise WrongLayout(
-            f"{who} is {standing.dtype}, these parameters are {given.dtype}; give dtype={standing.dtype!r} parameters, "
-            "or choose another name",
-            step=standing.step,
-        )
-
-
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
-    return f"of shape {list(shapes[name])}" if name in shapes else "absent"
-
-
-def _bytes_of(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> memoryview:
-    """Return bytes as they are, and a file mapped, so that a large one is not read twice."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        return memoryview(source).cast("B")
-    path = Path(source)
-    if path.stat().st_size == 0:
-        raise InvalidRequest(f"{path} is empty; wanted what session.export() wrote")
-    return memoryview(np.memmap(path, np.uint8, "r"))
-
-
-def _checked_choice(given: str) -> OnBadGradient:
-    if given == "raise":
-        return "raise"
-    if given == "skip":
-        return "skip"
-    raise InvalidRequest(f"on_bad_gradient is {given!r}; wanted 'raise' or 'skip'")
+    def _session(self, logic: Logic[Track]) -> Session:
+        return Session(self._shell.run, self._shell.run(logic))

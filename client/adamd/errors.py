@@ -106,7 +106,7 @@ def from_problem(document: Mapping[str, Any], status: int, retry_after: float | 
     code = document.get("code")
     kind = CODES.get(code) if isinstance(code, str) else None
     if kind is None:
-        kind = StoreUnavailable if status == 503 else Busy if status == 429 else AdamdError
+        kind = _FOREIGN.get(status, AdamdError)
     step = document.get("step")
     extra = {str(key): value for key, value in document.items() if key not in _OWN}
     return kind(
@@ -283,3 +283,13 @@ class RetriesExhausted(TransportError):
     """Every attempt failed; ``__cause__`` is the last failure."""
 
     code = "retries_exhausted"
+
+
+# What a proxy says by these, without a code of ours.
+_FOREIGN: Mapping[int, type[AdamdError]] = {
+    408: Unavailable,
+    429: Busy,
+    502: Unavailable,
+    503: StoreUnavailable,
+    504: Unavailable,
+}

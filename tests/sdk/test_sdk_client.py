@@ -239,12 +239,12 @@ def test_another_history_is_told_and_refresh_accepts_it(client, tmp_path, name):
     session.delete()
     back = client.restore(tmp_path / "one.safetensors", name=name)
     # What a store that went back looks like: the session that was seen at 2 is at 1 again.
-    seen._standing = replace(seen._standing, id=back.id)
+    seen._track.now = replace(seen._track.now, id=back.id)
     for call in (lambda: seen.step(np.ones(2, "f4")), seen.parameters):
         with pytest.raises(HistoryLost) as caught:
             call()
         assert caught.value.step == 1
-    seen._standing = replace(seen._standing, step=1)
+    seen._track.now = replace(seen._track.now, step=1)
     with pytest.raises(HistoryLost, match="another history"):
         seen.parameters()
     assert seen.refresh()["step"] == 1

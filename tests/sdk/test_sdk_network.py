@@ -18,10 +18,11 @@ from safetensors.numpy import save
 
 import adamd
 from adamd import errors
-from adamd._flow import Request
+from adamd._http import HttpTransport
+from adamd._operations import Info
 from adamd._progress import meter
 from adamd._route import route
-from adamd._transport import Transport
+from adamd._stop import Stop
 from adamd.errors import RetriesExhausted, TransportError
 
 QUICK = adamd.Timeout(connect=2, inactivity=2, total=20, first=2)
@@ -147,13 +148,13 @@ def test_a_dead_kept_connection_is_replaced_without_a_pause(direct, server):
 
 def test_a_kept_connection_that_dies_under_a_request_is_replaced_within_one_attempt():
     with Scripted(answer(200, b"{}"), (b"", "close"), answer(200, b"{}"), (b"", "close")) as peer:
-        transport = Transport(route(peer.url), QUICK, time.monotonic, meter(False), {})
+        transport = HttpTransport(route(peer.url), QUICK, time.monotonic, meter(False), {})
         deadline = time.monotonic() + 20
         for _ in range(2):
-            assert transport.send(Request("GET", "/"), deadline).status == 200
+            assert transport.send(Info(), deadline, Stop()) == {}
         assert (len(peer.requests), peer.connections) == (3, 2)
         with pytest.raises(TransportError) as caught:  # the fresh one dies too: that is the server's doing
-            transport.send(Request("GET", "/"), deadline)
+            transport.send(Info(), deadline, Stop())
         assert caught.value.extra["phase"] == "silent"
         assert (len(peer.requests), peer.connections) == (5, 3)
         transport.close()

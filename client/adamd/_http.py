@@ -1,27 +1,31 @@
-"""Requests over a pool of kept connections. Blocking, and safe to use from many threads."""
+"""Operations over HTTP, on a pool of kept connections. Blocking, and safe to use from many threads."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from adamd._flow import Request, Response, Timeout
+from adamd._flow import Timeout
 from adamd._http1 import Wire
+from adamd._http_messages import Request, Response, decode, encode
+from adamd._operations import Operation
 from adamd._progress import Meter
 from adamd._route import Route
+from adamd._stop import Stop
 from adamd.errors import InvalidRequest, TransportError
 
 KEPT = 16  # idle connections kept at most
 IDLE = 50.0  # seconds after which an idle one is not trusted: servers and proxies close theirs after 60 to 75
 
 
-class Transport:
-    """Sends requests to one server.
+class HttpTransport:
+    """Brings operations to one server.
 
     Args:
         route: the server.
-        timeout: ``connect`` and ``inactivity`` count here; ``total`` comes with each request as its deadline.
+        timeout: ``connect`` and ``inactivity`` count here; ``total`` comes with each operation as its deadline.
         clock: monotonic seconds.
         meter: draws long transfers.
         headers: go with every request.
@@ -31,6 +35,7 @@ class Transport:
     def __init__(
         self, route: Route, timeout: Timeout, clock: Callable[[], float], meter: Meter, headers: Mapping[str, str]
     ) -> None:
+        self.url = route.url
         self._route = route
         self._timeout = timeout
         self._clock = clock
@@ -42,38 +47,40 @@ class Transport:
         fixed = {"Host": route.authority, **route.extra_headers, **headers}
         self._fixed = "".join(_field(name, value) for name, value in fixed.items())
 
-    def send(self, request: Request, deadline: float) -> Response:
-        """Bring one request to one answer, whatever its status.
+    def send(self, operation: Operation, deadline: float, stop: Stop) -> Any:
+        """Try one operation once, and return its result.
 
         A kept connection that turns out to be dead is replaced at once: that says nothing about the server.
 
         Raises:
             TransportError: there is no answer; ``extra["phase"]`` says how far it came.
+            AdamdError: the server's refusal.
 
         """
+        request = encode(operation)
         head = self._head(request)
         wire = self._kept()
         if wire is not None:
             try:
-                return self._exchange(wire, head, request, deadline)
+                return decode(operation, self._exchange(wire, head, request, deadline, stop))
             except TransportError as error:
-                if error.extra.get("phase") != "silent":
+                if error.extra.get("phase") != "silent" or stop.given_up:
                     raise
-        return self._exchange(self._open(deadline), head, request, deadline)
+        return decode(operation, self._exchange(self._open(deadline), head, request, deadline, stop))
 
     def close(self) -> None:
-        """Close every connection; a later request is refused."""
+        """Close every connection; a later operation is refused."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
         for wire in idle:
             wire.close()
 
-    def _exchange(self, wire: Wire, head: bytes, request: Request, deadline: float) -> Response:
+    def _exchange(self, wire: Wire, head: bytes, request: Request, deadline: float, stop: Stop) -> Response:
         into, done = request.into, False
         down = sum(view.nbytes for view in into) if isinstance(into, tuple) else request.expected
         try:
-            with self._meter(request.nbytes, down) as (sent, got):
+            with stop.ends(wire.interrupt), self._meter(request.nbytes, down) as (sent, got):
                 response = wire.exchange(head, request, deadline, sent, got)
             done = True
         finally:

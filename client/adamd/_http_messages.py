@@ -1,0 +1,307 @@
+"""Operations as HTTP requests, and HTTP answers as results. Pure. The server is not trusted blindly."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from adamd import errors
+from adamd._arrays import Part, pieces
+from adamd._operations import (
+    Body,
+    Create,
+    Delete,
+    Export,
+    Info,
+    ListSessions,
+    Operation,
+    Page,
+    ReadParameters,
+    Restore,
+    SetParameters,
+    Standing,
+    Step,
+    Stepped,
+    Update,
+    View,
+    bad_answer,
+    reference,
+)
+from adamd.errors import AdamdError
+from adamd.wire import headers, layout, safetensors
+from adamd.wire.headers import JSON
+
+MAX_DOCUMENT = 64 * 1024 * 1024
+_ETAG = re.compile(r'(?:W/)?"([0-9a-f]{64})"')  # a proxy may weaken it
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent.
+
+    Attributes:
+        path: below the server's URL, quoted.
+        body: buffers that are sent one after the other, uncopied.
+        accept: the media type wanted.
+        into: where the body of a 200 in that type goes: memory of exactly its length, or a file.
+        limit: bytes of any other answer that are kept at most.
+        expected: about how many bytes will come; only a progress bar wants to know.
+
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: tuple[memoryview, ...] = ()
+    accept: str = JSON
+    into: tuple[memoryview, ...] | BinaryIO | None = None
+    limit: int = MAX_DOCUMENT
+    expected: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The body's length."""
+        return sum(piece.nbytes for piece in self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came. Header names are in lower case; ``filled`` says that the body went to ``Request.into``."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | bytearray = b""
+    filled: bool = False
+
+    @property
+    def media_type(self) -> str:
+        """Content-Type without its parameters."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+# -- out
+
+
+def encode(operation: Operation) -> Request:
+    """Return the request that an operation is.
+
+    Raises:
+        UnknownSession, InvalidRequest: it names something that cannot be.
+
+    """
+    match operation:
+        case Step():
+            return _step(operation)
+        case Create() | Restore():
+            return _made(operation)
+        case View(ref):
+            return Request("GET", _path(ref))
+        case ListSessions(size, token):
+            after = "" if token is None else f"&page_token={quote(token, safe='')}"
+            return Request("GET", f"/v1/sessions?page_size={size}{after}")
+        case Update(ref):
+            told = {"optimizer": operation.optimizer, "labels": operation.labels}
+            document = json.dumps({name: value for name, value in told.items() if value is not None}, allow_nan=False)
+            return Request("PATCH", _path(ref), {"Content-Type": headers.JSON}, (memoryview(document.encode()),))
+        case Delete(ref):
+            return Request("DELETE", _path(ref))
+        case ReadParameters(ref):
+            return Request("GET", _path(ref, "/parameters"), accept=headers.OCTETS, into=operation.into)
+        case SetParameters(ref):
+            kind, body = _body(operation.body)
+            return Request("PUT", _path(ref, "/parameters"), kind, body)
+        case Export(ref, into, expected):
+            return Request(
+                "GET",
+                _path(ref, "/state"),
+                accept=headers.SAFETENSORS,
+                into=into,
+                limit=operation.limit,
+                expected=expected,
+            )
+        case Info():
+            return Request("GET", "/v1/info")
+
+
+def _step(operation: Step) -> Request:
+    kind, body = _body(operation.body)
+    sent = {**kind, "If-Match": f'"{operation.chain}"'}
+    if operation.settings:
+        sent[headers.SETTINGS] = json.dumps(operation.settings)
+    if operation.metrics:
+        sent[headers.METRICS] = json.dumps(operation.metrics)
+    path = _path(operation.ref, f"/steps/{operation.number}")
+    return Request("PUT", path, sent, body, headers.OCTETS, operation.into)
+
+
+def _made(operation: Create | Restore) -> Request:
+    sent = {"Content-Type": headers.SAFETENSORS, headers.IDEMPOTENCY: operation.key}
+    if isinstance(operation, Restore):
+        return Request("POST", "/v1/sessions", sent, operation.pieces)
+    given = operation.given
+    told = {**operation.document, "dtype": given.dtype, "vector": given.layout.vector}
+    body = _safetensors(given.parts, {"adamd": json.dumps(told, allow_nan=False)})
+    return Request("POST", "/v1/sessions", sent, body)
+
+
+def _path(ref: str, tail: str = "") -> str:
+    return f"/v1/sessions/{reference(ref)}{tail}"
+
+
+def _body(given: Body) -> tuple[dict[str, str], tuple[memoryview, ...]]:
+    if given.parts:
+        return {"Content-Type": headers.SAFETENSORS}, _safetensors(given.parts, {})
+    kind = {"Content-Type": headers.OCTETS}
+    if given.dtype is not None:
+        kind[headers.DTYPE] = given.dtype
+    return kind, given.pieces
+
+
+def _safetensors(parts: Iterable[Part], metadata: Mapping[str, str]) -> tuple[memoryview, ...]:
+    items = tuple(parts)
+    head = safetensors.write_header(((item.name, item.dtype, item.array.shape) for item in items), metadata)
+    return (memoryview(head), *pieces(item.array for item in items))
+
+
+# -- in
+
+
+def decode(operation: Operation, response: Response) -> Any:
+    """Return the result that an answer is.
+
+    Raises:
+        TransportError: it is not the answer to what was asked.
+        AdamdError: the server's refusal, by its code.
+
+    """
+    if not 200 <= response.status < 300:
+        raise refusal(response)
+    match operation:
+        case Step():
+            return _stepped(response, operation, operation.number)
+        case ReadParameters():
+            return _stepped(response, operation, None)
+        case Create() | Restore() | View() | Update() | SetParameters():
+            return _standing(response)
+        case ListSessions():
+            page = _document(response)
+            items, token = page.get("sessions"), page.get("next_page_token")
+            if not isinstance(items, list) or not isinstance(token, str | None):
+                raise bad_answer("a page that is no list of sessions")
+            return Page(items, token or None)
+        case Export():
+            if response.media_type != headers.SAFETENSORS:
+                raise bad_answer(f"{response.media_type or 'no media type'} where a state was asked for")
+            return response.body
+        case Info():
+            return _document(response)
+        case Delete():
+            return None
+
+
+def refusal(response: Response) -> AdamdError:
+    """Return the error that an answer without success is."""
+    retry_after = _retry_after(response.headers)
+    try:
+        document = json.loads(bytes(response.body)) if response.media_type.endswith("json") else None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or "code" not in document:
+        document = {"detail": _foreign(response)}
+    return errors.from_problem(document, response.status, retry_after)
+
+
+def _foreign(response: Response) -> str:
+    """Describe an answer that is no problem document: it comes from a proxy, or from no adamd at all."""
+    if 300 <= response.status < 400 and "location" in response.headers:
+        return f"the address has moved to {response.headers['location'][:200]}; connect to that one"
+    said = bytes(response.body[:200]).decode("utf-8", "replace").strip()
+    kind = response.media_type or "no media type"
+    return f"status {response.status} with {kind}, which is not adamd's: {said!r}; check the URL and the proxies"
+
+
+def _retry_after(given: Mapping[str, str]) -> float | None:
+    """Read Retry-After: seconds, or a date, which counts from the answer's own Date (there is no clock here)."""
+    raw = given.get("retry-after")
+    if raw is None:
+        return None
+    try:
+        seconds = float(raw)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(raw) - parsedate_to_datetime(given["date"])).total_seconds()
+        except (KeyError, ValueError, TypeError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _standing(response: Response) -> Standing:
+    document = _document(response)
+    try:
+        name, settings, chain = document["name"], document["optimizer"], document["chain"]
+        made = layout.from_json(document["layout"], vector=document["vector"] is True)
+        good = (
+            isinstance(document["id"], str)
+            and isinstance(name, str | None)
+            and type(document["step"]) is int
+            and isinstance(settings, dict)
+            and document["dtype"] in ("float32", "float64")
+            and isinstance(chain, str)
+        )
+        if not good:
+            raise TypeError("a member has another type")
+        return Standing(
+            id=document["id"],
+            name=name,
+            step=document["step"],
+            chain=chain,
+            layout=made,
+            dtype=document["dtype"],
+            settings=settings,
+            diverged=document.get("diverged") is True,
+            document=document,
+        )
+    except (KeyError, TypeError, AdamdError) as error:
+        raise bad_answer(f"a document that is no session ({type(error).__name__}: {error})") from None
+
+
+def _stepped(response: Response, operation: Step | ReadParameters, wanted: int | None) -> Stepped:
+    """Check an answer with parameters: type, length, dtype, step and ETag."""
+    dtype = operation.dtype
+    if not response.filled:
+        kind, nbytes = response.media_type or "no media type", len(response.body)
+        room = sum(view.nbytes for view in operation.into)
+        raise bad_answer(f"{kind}, {nbytes} bytes; wanted {headers.OCTETS}, {room} bytes")
+    given = response.headers
+    told, came = given.get(headers.DTYPE.lower(), dtype), given.get(headers.STEP.lower(), "")
+    etag = _ETAG.fullmatch(given.get("etag", ""))
+    if told != dtype:
+        raise bad_answer(f"{told} parameters; wanted {dtype}")
+    if not (came.isascii() and came.isdigit()) or (wanted is not None and int(came) != wanted):
+        raise bad_answer(f"{headers.STEP} {came!r}" + ("" if wanted is None else f"; wanted {wanted}"))
+    if etag is None:
+        raise bad_answer("no ETag with the chain; does a proxy drop it?")
+    return Stepped(
+        int(came),
+        etag.group(1),
+        given.get(headers.REPLAYED.lower()) == "true",
+        given.get("adamd-diverged") == "true",
+    )
+
+
+def _document(response: Response) -> dict[str, Any]:
+    if response.media_type != headers.JSON:
+        raise bad_answer(f"{response.media_type or 'no media type'}; wanted {headers.JSON}")
+    try:
+        document = json.loads(bytes(response.body))
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise bad_answer("a body that is no JSON object")
+    return document

@@ -1,0 +1,179 @@
+"""How a client comes to a session: make it, find it, restore it. Written once, for every shell; see `_track`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from adamd import _arrays, _operations
+from adamd._arrays import Given
+from adamd._operations import Create, Info, ListSessions, Page, Restore, Standing, View
+from adamd._track import Logic, OnBadGradient, Track, settings_document
+from adamd.errors import InvalidRequest, SessionDeleted, SessionExists, UnknownSession, WrongLayout
+from adamd.wire import safetensors
+
+Durability: TypeAlias = Literal["committed", "memory"]
+Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
+RESTORED = ("name", "optimizer", "layout", "vector", "dtype", "durability", "labels", "state")
+
+
+def create(
+    parameters: Any,
+    lr: float | None = None,
+    *,
+    name: str | None = None,
+    optimizer: Literal["adam", "adamw"] = "adam",
+    betas: Sequence[float] | None = None,
+    eps: float | None = None,
+    weight_decay: float | None = None,
+    amsgrad: bool | None = None,
+    maximize: bool | None = None,
+    groups: Sequence[Mapping[str, Any]] | None = None,
+    dtype: Literal["float32", "float64"] | None = None,
+    durability: Durability = "committed",
+    labels: Mapping[str, str] | None = None,
+    on_bad_gradient: OnBadGradient,
+) -> Logic[Track]:
+    """Make a session; see `Client.create`."""
+    given = {"name": optimizer, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    settings = settings_document(given | {"amsgrad": amsgrad, "maximize": maximize, "groups": groups})
+    document = {"name": name, "optimizer": settings, "durability": durability, "labels": dict(labels or {})}
+    standing = yield Create(_arrays.parameters(parameters, dtype), document, secrets.token_hex(16))
+    return Track(standing, on_bad_gradient)
+
+
+def open_(
+    name: str, parameters: Any, lr: float | None, options: Mapping[str, Any], on_bad_gradient: OnBadGradient
+) -> Logic[Track]:
+    """Resume a session, or make it where there is none; see `Client.open`."""
+    given = None if parameters is None else _arrays.parameters(parameters, options.get("dtype"))
+    try:
+        return (yield from attach(name, given, on_bad_gradient))
+    except (UnknownSession, SessionDeleted):
+        if given is None:
+            raise
+    try:
+        return (yield from create(parameters, lr, name=name, **options, on_bad_gradient=on_bad_gradient))
+    except SessionExists as taken:  # another client was faster
+        return (yield from attach(str(taken.extra.get("id", name)), given, on_bad_gradient))
+
+
+def attach(ref: str, given: Given | None, on_bad_gradient: OnBadGradient) -> Logic[Track]:
+    """Find a session; where parameters are ``given``, they must fit it."""
+    standing: Standing = yield View(_operations.reference(ref))
+    if given is not None:
+        _check_same(standing, given)
+    return Track(standing, on_bad_gradient)
+
+
+def restore(
+    source: Source,
+    name: str | None,
+    durability: Durability | None,
+    labels: Mapping[str, str] | None,
+    settings: Mapping[str, Any] | None,
+    on_bad_gradient: OnBadGradient,
+) -> Logic[Track]:
+    """Make a session from an exported state; see `Client.restore`."""
+    changes: dict[str, Any] = {"name": name}
+    changes |= {} if durability is None else {"durability": durability}
+    changes |= {} if labels is None else {"labels": dict(labels)}
+    pieces = _renamed(_bytes_of(source), changes, settings_document(settings or {}))
+    standing = yield Restore(pieces, secrets.token_hex(16))
+    return Track(standing, on_bad_gradient)
+
+
+def page(size: int, token: str | None) -> Logic[Page]:
+    """Read a page of the list."""
+    found: Page = yield ListSessions(size, token)
+    return found
+
+
+def info() -> Logic[dict[str, Any]]:
+    """Read what the server says of itself."""
+    told: dict[str, Any] = yield Info()
+    return told
+
+
+def choice(given: str) -> OnBadGradient:
+    """Check what is to be done with a bad gradient.
+
+    Raises:
+        InvalidRequest: something else.
+
+    """
+    if given == "raise":
+        return "raise"
+    if given == "skip":
+        return "skip"
+    raise InvalidRequest(f"on_bad_gradient is {given!r}; wanted 'raise' or 'skip'")
+
+
+def _renamed(
+    body: memoryview, changes: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[memoryview, memoryview]:
+    """Return an exported state under another name, its arrays uncopied.
+
+    Raises:
+        InvalidRequest: it is safetensors, but no export.
+        MalformedBody: it is not even that.
+
+    """
+    header = safetensors.read_header(body)
+    try:
+        told = json.loads(header.metadata["adamd"])
+        document = {name: told[name] for name in RESTORED if name in told}
+        document["optimizer"] = {**document["optimizer"], **settings}
+        _ = document["state"], document["dtype"]
+    except (KeyError, TypeError, ValueError):
+        raise InvalidRequest(
+            "this is no exported state: its metadata has no adamd document with optimizer, dtype and state; "
+            "use what session.export() wrote"
+        ) from None
+    document |= changes
+    tensors = ((item.tensor.name, item.dtype, item.tensor.shape) for item in header.tensors)
+    head = safetensors.write_header(tensors, {"adamd": json.dumps(document)})
+    return memoryview(head), body[header.data_start :]
+
+
+def _check_same(standing: Standing, given: Given) -> None:
+    """Refuse to resume a session that these parameters do not fit."""
+    who = f"session {standing.name or standing.id!r} at step {standing.step}"
+    if standing.layout.vector != given.layout.vector:
+        wanted = "one array" if standing.layout.vector else f"a dict of {', '.join(standing.layout.names[:8])}"
+        raise WrongLayout(f"{who} has {wanted}; give parameters like that, or choose another name", step=standing.step)
+    theirs = {t.name: t.shape for t in standing.layout.tensors}
+    mine = {t.name: t.shape for t in given.layout.tensors}
+    for name in sorted(theirs.keys() | mine.keys()):
+        if theirs.get(name) != mine.get(name):
+            raise WrongLayout(
+                f"{who}: tensor {name!r} is {_shape(theirs, name)} there and {_shape(mine, name)} here; give the "
+                "session's parameters, or choose another name",
+                step=standing.step,
+            )
+    if standing.dtype != given.dtype:
+        raise WrongLayout(
+            f"{who} is {standing.dtype}, these parameters are {given.dtype}; give dtype={standing.dtype!r} parameters, "
+            "or choose another name",
+            step=standing.step,
+        )
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return f"of shape {list(shapes[name])}" if name in shapes else "absent"
+
+
+def _bytes_of(source: Source) -> memoryview:
+    """Return bytes as they are, and a file mapped, so that a large one is not read twice."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return memoryview(source).cast("B")
+    path = Path(source)
+    if path.stat().st_size == 0:
+        raise InvalidRequest(f"{path} is empty; wanted what session.export() wrote")
+    return memoryview(np.memmap(path, np.uint8, "r"))

@@ -1,0 +1,101 @@
+"""What drives the logic over a transport, blocking: send, sleep, and hand the outcome back."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from typing import Any, Protocol, TypeVar
+
+from adamd import _flow
+from adamd._flow import Got, Send, Timeout
+from adamd._operations import Operation
+from adamd._progress import meter
+from adamd._stop import Stop
+from adamd._track import Logic, Work
+from adamd.errors import AdamdError
+
+T = TypeVar("T")
+
+
+class Transport(Protocol):
+    """A way to one server. Blocking, and safe to use from many threads."""
+
+    url: str
+
+    def send(self, operation: Operation, deadline: float, stop: Stop) -> Any:
+        """Try one operation once, until ``deadline`` (monotonic seconds), and return its result.
+
+        Raises:
+            TransportError: there is no answer; ``extra["phase"]`` says how far it came, and ``permanent`` that no
+                other attempt can help.
+            AdamdError: the server's refusal.
+
+        """
+
+    def close(self) -> None:
+        """Close every connection; a later operation is refused."""
+
+
+def transport(url: str | None, timeout: Timeout, api_key: str | None, progress: bool | None) -> Transport:
+    """Return the way to a server that its URL asks for.
+
+    Raises:
+        InvalidRequest: no such URL or key.
+
+    """
+    from adamd._http import HttpTransport
+    from adamd._route import route
+
+    key = api_key or os.environ.get("ADAMD_API_KEY")
+    sent = {"User-Agent": "adamd-python"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    return HttpTransport(route(url), timeout, time.monotonic, meter(progress), sent)
+
+
+class Shell:
+    """The blocking shell. Safe to use from many threads."""
+
+    def __init__(self, way: Transport, timeout: Timeout) -> None:
+        self._transport = way
+        self._timeout = timeout
+        self._known = False  # the server has answered once
+
+    def run(self, logic: Logic[T]) -> T:
+        """Drive a logic to its end."""
+        outcome: Any = None
+        try:
+            while True:
+                wanted = logic.throw(outcome) if isinstance(outcome, AdamdError) else logic.send(outcome)
+                try:
+                    outcome = wanted.run() if isinstance(wanted, Work) else self._call(wanted)
+                except AdamdError as error:
+                    outcome = error
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            logic.close()
+
+    def _call(self, operation: Operation) -> Any:
+        """Drive one operation to its result, sleeping and sending as the flow asks."""
+        flow = _flow.call(operation, self._timeout, time.monotonic, random.random, known=self._known)
+        outcome: Got | AdamdError | None = None
+        try:
+            while True:
+                event = flow.send(outcome)
+                if isinstance(event, Send):
+                    outcome = self._attempt(event)
+                else:
+                    time.sleep(event.seconds)
+                    outcome = None
+        except StopIteration as end:
+            return end.value
+
+    def _attempt(self, event: Send) -> Got | AdamdError:
+        outcome: Got | AdamdError
+        try:
+            outcome = Got(self._transport.send(event.operation, event.deadline, Stop()))
+        except AdamdError as error:
+            outcome = error
+        self._known = self._known or _flow.replied(outcome)
+        return outcome

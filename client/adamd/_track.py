@@ -1,0 +1,259 @@
+"""What a client knows of one session, and what each call makes of it. Written once, for every shell.
+
+The calls are generators: they yield the operations that they need, and get their results; an error comes in where the
+result would have. They hold no lock and do no I/O: `_shell` drives them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+
+from adamd import _arrays, _operations
+from adamd._operations import Operation, Standing, Stepped, body_of
+from adamd.errors import AdamdError, BadGradient, HistoryLost, InvalidRequest
+from adamd.wire import safetensors
+from adamd.wire.layout import Layout
+
+OnBadGradient: TypeAlias = Literal["raise", "skip"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something that blocks: an asyncio shell runs it in a thread."""
+
+    run: Callable[[], Any]
+
+
+Logic: TypeAlias = Generator[Operation | Work, Any, T]
+
+
+class Seen(Protocol):
+    """What a client has seen of a session; `Session` and `AsyncSession` have it."""
+
+    _track: Track
+
+    @property
+    def id(self) -> str:
+        """The server's name for it."""
+        return self._track.now.id
+
+    @property
+    def name(self) -> str | None:
+        """Yours."""
+        return self._track.now.name
+
+    @property
+    def step_number(self) -> int:
+        """How many updates this client has seen acknowledged."""
+        return self._track.now.step
+
+    @property
+    def chain(self) -> str:
+        """The history that this client has seen: 64 hexadecimal digits."""
+        return self._track.now.chain
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes, in order."""
+        return self._track.now.layout
+
+    @property
+    def dtype(self) -> str:
+        """Of its state and parameters: "float32" or "float64"."""
+        return self._track.now.dtype
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The hyperparameters, as this client last knew them: name, lr, betas, eps, weight_decay, …."""
+        return dict(self._track.now.settings)
+
+    @property
+    def skipped(self) -> int:
+        """How many bad gradients were skipped."""
+        return self._track.skipped
+
+    @property
+    def diverged(self) -> bool:
+        """A parameter is no longer finite; further steps are refused."""
+        return self._track.now.diverged
+
+
+class Track:
+    """One session as one client follows it. One call at a time.
+
+    Attributes:
+        now: what was seen acknowledged last.
+        skipped: how many bad gradients were skipped.
+
+    """
+
+    def __init__(self, standing: Standing, on_bad_gradient: OnBadGradient) -> None:
+        self.now = standing
+        self.skipped = 0
+        self._on_bad_gradient = on_bad_gradient
+
+    def step(
+        self,
+        gradient: Any,
+        loss: Any,
+        lr: float | None,
+        settings: Mapping[str, Any] | None,
+        metrics: Mapping[str, Any] | None,
+        out: Any,
+    ) -> Logic[Any]:
+        """Take the next step: its number and the chain that it builds on make it safe to repeat."""
+        carried = settings_document({**(settings or {}), "lr": lr} if lr is not None else settings or {})
+        measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
+        now = self.now
+        parts = _arrays.matching(gradient, now.layout, now.dtype, "gradient")
+        land = _arrays.landing(now.layout, now.dtype, out, parts)
+        operation = _operations.Step(
+            ref=now.id,
+            number=now.step + 1,
+            chain=now.chain,
+            body=body_of(parts, now.layout),
+            dtype=now.dtype,
+            into=land.buffers,
+            settings=carried,
+            metrics={name: _finite(name, value) for name, value in measured.items()},
+        )
+        try:
+            told: Stepped = yield operation
+        except BadGradient:
+            if self._on_bad_gradient == "raise":
+                raise
+            self.skipped += 1
+            return (yield from self.parameters(out))
+        self._advance(told, carried)
+        return land.finish()
+
+    def parameters(self, out: Any) -> Logic[Any]:
+        """Read the parameters, and go on from their step."""
+        now = self.now
+        land = _arrays.landing(now.layout, now.dtype, out)
+        told: Stepped = yield _operations.ReadParameters(now.id, now.dtype, land.buffers)
+        if told.step < now.step or (told.step == now.step and told.chain != now.chain):
+            what = "another history" if told.step == now.step else "it went back"
+            raise HistoryLost(
+                f"you have seen step {now.step} acknowledged; the server is at {told.step}: {what}. "
+                f"session.refresh() accepts it; then go on from session.parameters()",
+                step=told.step,
+            )
+        self._advance(told, {})
+        return land.finish()
+
+    def _advance(self, told: Stepped, carried: Mapping[str, Any]) -> None:
+        now = self.now
+        settings = now.settings if not carried else {**now.settings, **carried}
+        self.now = replace(
+            now, step=told.step, chain=told.chain, settings=settings, diverged=now.diverged or told.diverged
+        )
+
+    def set_parameters(self, parameters: Any) -> Logic[None]:
+        """Set the parameters: all of them."""
+        now = self.now
+        parts = _arrays.matching(parameters, now.layout, now.dtype, "parameters")
+        missing = set(now.layout.names) - {item.name for item in parts}
+        if missing:
+            raise InvalidRequest(f"the parameters lack {', '.join(sorted(missing)[:8])}; set all of them at once")
+        self.now = yield _operations.SetParameters(now.id, body_of(parts, now.layout))
+
+    def update(self, labels: Mapping[str, str] | None, settings: Mapping[str, Any]) -> Logic[dict[str, Any]]:
+        """Change settings or labels; this client's own step stays what it is."""
+        optimizer = settings_document(settings)
+        if not optimizer and labels is None:
+            raise InvalidRequest("nothing to update; give settings, as lr=1e-4, or labels")
+        told: Standing = yield _operations.Update(
+            self.now.id, optimizer or None, None if labels is None else dict(labels)
+        )
+        self.now = replace(self.now, settings=told.settings, document=told.document)
+        return told.document
+
+    def info(self) -> Logic[dict[str, Any]]:
+        """Read the session's document; this client's own step stays what it is."""
+        told: Standing = yield _operations.View(self.now.id)
+        return told.document
+
+    def refresh(self) -> Logic[dict[str, Any]]:
+        """Accept what the server has now."""
+        self.now = yield _operations.View(self.now.id)
+        return self.now.document
+
+    def delete(self) -> Logic[None]:
+        """End the session."""
+        yield _operations.Delete(self.now.id)
+
+    def export(self, path: str | os.PathLike[str] | None) -> Logic[bytes | Path]:
+        """Export the whole state, into memory or as a file that is written as a whole or not at all."""
+        if path is None:
+            body = yield _operations.export(self.now, None)
+            _check_state(memoryview(body))
+            return bytes(body)
+        wanted = Path(path)
+        beside = wanted.with_name(f".{wanted.name}.{secrets.token_hex(4)}.part")
+        try:
+            with beside.open("xb+") as file:
+                yield _operations.export(self.now, file)
+                yield Work(lambda: _settled(file, beside))
+            beside.replace(wanted)
+        finally:
+            with suppress(FileNotFoundError):
+                beside.unlink()
+        return wanted
+
+
+def settings_document(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON values; those that are None are the server's default.
+
+    Raises:
+        InvalidRequest: NaN, infinity, or something that JSON cannot say.
+
+    """
+    found = {name: value for name, value in given.items() if value is not None}
+    if not found:
+        return {}
+    try:
+        return dict(json.loads(json.dumps(found, allow_nan=False, default=_plain)))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"settings {', '.join(found)}: not finite numbers or plain values: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy's and torch's scalars and arrays into what JSON knows."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r}")
+
+
+def _finite(name: str, value: Any) -> float | None:
+    """Return a metric as a number; a loss that is NaN is told as null, and must not cost the step."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"metric {name!r} is {type(value).__name__}; wanted a number") from None
+    return number if math.isfinite(number) and abs(number) < 2.0**1023 else None
+
+
+def _settled(file: BinaryIO, path: Path) -> None:
+    """Check a state that was written, and bring it to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+    _check_state(memoryview(np.memmap(path, np.uint8, "r")) if path.stat().st_size > 0 else memoryview(b""))
+
+
+def _check_state(body: memoryview) -> None:
+    try:
+        safetensors.read_header(body)
+    except AdamdError as error:
+        raise _operations.bad_answer(f"no exported state: {error.detail}") from error
