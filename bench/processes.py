@@ -41,7 +41,7 @@ def store(directory: Path, fsync: str) -> Iterator[EmbeddedStore]:
 @contextmanager
 def adamd(name: str, redis_url: str, directory: Path) -> Iterator[Service]:
     """Run ``adamd serve`` on a store."""
-    options = ["serve", "--port", "0", "--redis-url", redis_url, "--data-dir", str(directory)]
+    options = ["serve", "--port", "0", "--grpc-port", "0", "--redis-url", redis_url, "--data-dir", str(directory)]
     with _service(name, ["-m", "adamd_service", *options], r"adamd is ready at http://([^:]+):(\d+)") as found:
         yield found
 

@@ -26,19 +26,22 @@ def free_port():
 
 
 class Server:
-    """`adamd serve` as a child process. `url` is where it listens; `restart` keeps port and data."""
+    """`adamd serve` as a child process. `url` and `grpc_url` are where it listens; `restart` keeps ports and data."""
 
     def __init__(self, data_dir, *options, env=None, port=0):
         self.data_dir = Path(data_dir)
         self.options = list(options)
         self.env = env or {}
         self.port = port
+        self.grpc_port = 0
         self.lines = []
         self.process = None
         self.url = None
+        self.grpc_url = None  # grpc://host:port
 
     def start(self):
         command = [sys.executable, "-m", "adamd_service", "serve", "--port", str(self.port)]
+        command += ["--grpc-port", str(self.grpc_port)]
         command += ["--data-dir", str(self.data_dir), *map(str, self.options)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **{k: str(v) for k, v in self.env.items()}}
         self.process = subprocess.Popen(
@@ -58,9 +61,11 @@ class Server:
     def _read(self, pipe, ready):
         for line in pipe:
             self.lines.append(line.rstrip())
-            found = re.search(r"adamd is ready at (http://\S+:(\d+))", line)
+            found = re.search(r"adamd is ready at (http://\S+:(\d+))(?: and (grpc://\S+:(\d+)))?", line)
             if found:
                 self.url, self.port = found[1], int(found[2])
+                if found[3]:
+                    self.grpc_url, self.grpc_port = found[3], int(found[4])
                 ready.set()
         pipe.close()
 

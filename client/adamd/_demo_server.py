@@ -62,7 +62,7 @@ class Server:
     def _launch(self) -> subprocess.Popen[str]:
         # The demo's server is the same whatever the ADAMD_… of this shell say: it must not touch anyone's data.
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ADAMD_")}
-        command = [sys.executable, "-m", "adamd_service", "serve", "--port", str(self._port)]
+        command = [sys.executable, "-m", "adamd_service", "serve", "--port", str(self._port), "--grpc-port", "off"]
         with self._starting:
             if self._closed:
                 raise NotStarted("the demo is over")

@@ -33,6 +33,9 @@ Url = Annotated[str | None, typer.Option(envvar="ADAMD_URL", help="the server, a
 def serve(
     host: Annotated[str | None, typer.Option(help="where to listen \\[127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one \\[8000]")] = None,
+    grpc_port: Annotated[
+        str | None, typer.Option(help="for gRPC; 0 takes a free one, off serves HTTP alone \\[50051]")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
     ] = None,
@@ -58,7 +61,7 @@ def serve(
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error \\[info]")] = None,
 ) -> None:
-    """Serve optimizer sessions over HTTP, until Ctrl-C or SIGTERM.
+    """Serve optimizer sessions over HTTP and gRPC, until Ctrl-C or SIGTERM.
 
     [bold]adamd serve[/]: on this machine only, at port 8000, with a private store that starts and ends with it.
 

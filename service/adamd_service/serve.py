@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
@@ -24,6 +25,9 @@ from adamd_service.settings import ServerSettings
 from adamd_service.store import EmbeddedStore, RedisStore
 from adamd_service.telemetry import Telemetry, configure_logging
 
+if TYPE_CHECKING:  # an extra that may be missing
+    from adamd_service.grpc.server import GrpcServer
+
 PRESENCE = 10.0  # seconds between a replica's signs of life; they last three times as long
 log = structlog.get_logger()
 
@@ -34,6 +38,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
         self._engine = engine
+        self.ending = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -51,6 +56,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse new work with 503 at once; uvicorn then waits for what runs."""
         self._engine.draining = True
+        self.ending.set()
         super().handle_exit(sig, frame)
 
 
@@ -87,8 +93,9 @@ def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[R
 
 def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], None]) -> None:
     """Run uvicorn on uvloop and httptools until it is told to stop, then close the engine."""
+    telemetry = Telemetry(engine)
     config = uvicorn.Config(
-        application(engine, Telemetry(engine), doors(settings.host, settings.allowed_host, settings.cors_origin)),
+        application(engine, telemetry, doors(settings.host, settings.allowed_host, settings.cors_origin)),
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -105,21 +112,63 @@ def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], 
     )
     server = Server(config, engine)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_run(server, engine, settings, say))
+        runner.run(_run(server, engine, telemetry, settings, say))
 
 
-async def _run(server: Server, engine: Engine, settings: ServerSettings, say: Callable[[str], None]) -> None:
+async def _run(
+    server: Server, engine: Engine, telemetry: Telemetry, settings: ServerSettings, say: Callable[[str], None]
+) -> None:
     listening = _listen(settings.host, settings.port)
-    port = listening.getsockname()[1]
-    beat = asyncio.create_task(_presence(engine))
-    ready = asyncio.create_task(_announce(server, f"http://{_shown(settings.host)}:{port}", engine, say))
+    addresses = [f"http://{_shown(settings.host)}:{listening.getsockname()[1]}"]
+    beside = await _grpc(engine, telemetry, settings, say)
+    if beside is not None:
+        addresses.append(f"grpc://{_shown(settings.host)}:{beside.port}")
+    beat = asyncio.create_task(_presence(engine, beside))
+    ready = asyncio.create_task(_announce(server, " and ".join(addresses), engine, say))
+    end = asyncio.create_task(_end(server, beside, settings.shutdown_grace))
     try:
         await server.serve(sockets=[listening])
     finally:
+        server.ending.set()
+        await end
         for task in (beat, ready):
             task.cancel()
         await asyncio.gather(beat, ready, return_exceptions=True)
         await engine.close()
+
+
+async def _grpc(
+    engine: Engine, telemetry: Telemetry, settings: ServerSettings, say: Callable[[str], None]
+) -> GrpcServer | None:
+    """Start gRPC beside HTTP; None where it is off, or not installed and not asked for."""
+    if settings.grpc_port == "off":
+        return None
+    try:
+        from adamd_service.grpc.server import GrpcServer
+    except ModuleNotFoundError as error:
+        missing = f"{error.name} is missing: pip install 'adamd[service]'"
+        if "grpc_port" in settings.model_fields_set:
+            raise SystemExit(f"adamd: no gRPC: {missing}") from None
+        say(f"serving HTTP only: {missing}")
+        return None
+    beside = GrpcServer(engine, telemetry)
+    try:
+        await beside.start(settings.host, settings.grpc_port)
+    except OSError as error:
+        raise SystemExit(
+            f"adamd: cannot listen on {settings.host} port {settings.grpc_port} for gRPC: {error}; "
+            "choose another --grpc-port, or --grpc-port off"
+        ) from None
+    return beside
+
+
+async def _end(server: Server, beside: GrpcServer | None, grace: float) -> None:
+    """End gRPC when uvicorn begins to end."""
+    await server.ending.wait()
+    if beside is None:
+        return
+    await beside.drain()
+    await beside.stop(grace)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -141,17 +190,21 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def _announce(server: Server, url: str, engine: Engine, say: Callable[[str], None]) -> None:
+async def _announce(server: Server, addresses: str, engine: Engine, say: Callable[[str], None]) -> None:
     while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
-    say(f"adamd is ready at {url} — {engine.store.promise}")
+    say(f"adamd is ready at {addresses} — {engine.store.promise}")
 
 
-async def _presence(engine: Engine) -> None:
+async def _presence(engine: Engine, beside: GrpcServer | None) -> None:
     """Tell the other replicas that this one lives, so that they answer 421 for its memory sessions and not 404."""
     while True:
+        well = True
         try:
             await engine.keep_house(3 * PRESENCE)
         except Exception as error:  # the store is away; the next sign of life will say so again
             log.warning("no sign of life to the store", reason=str(error))
+            well = False
+        if beside is not None:
+            await beside.serving(well)
         await asyncio.sleep(PRESENCE)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from adamd.wire import channel
 from adamd_service.engine import Limits
 
 MIB = 1024 * 1024
@@ -65,6 +66,7 @@ class ServerSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = channel.DEFAULT_PORT
     data_dir: Path = Field(default_factory=_data_dir)
     redis_url: str | None = None
     fsync: Literal["always", "everysec"] = "always"
@@ -86,6 +88,8 @@ class ServerSettings(BaseSettings):
     snapshot_ratio: float = Field(4.0, gt=0)
     snapshot_records: int = Field(1024, ge=1)
     snapshot_pace: float = Field(400.0 * MIB, gt=0)
+    grpc_calls: int = Field(512, ge=1)
+    grpc_streams: int = Field(128, ge=1)
 
     def limits(self) -> Limits:
         """Return the bounds that the engine upholds."""
@@ -101,4 +105,6 @@ class ServerSettings(BaseSettings):
             snapshot_ratio=self.snapshot_ratio,
             snapshot_records=self.snapshot_records,
             snapshot_pace=self.snapshot_pace,
+            calls=self.grpc_calls,
+            streams=self.grpc_streams,
         )

@@ -37,11 +37,11 @@ class Telemetry:
     def _gauge(self, name: str, said: str, read: Callable[[], float]) -> None:
         Gauge(name, said, registry=self._registry).set_function(read)
 
-    def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request."""
+    def request(self, method: str, route: str, status: int | str, seconds: float) -> None:
+        """Count one request. ``status`` is HTTP's, or the name of gRPC's."""
         labels = (method, route, str(status))
         self._seconds.labels(*labels).observe(seconds)
-        if status >= 400:
+        if status >= 400 if isinstance(status, int) else status != "OK":
             self._problems.labels(*labels).inc()
 
     def render(self) -> bytes:

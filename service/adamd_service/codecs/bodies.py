@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -120,6 +121,23 @@ def create_from_json(body: memoryview, key: str | None) -> CreateCall:
     return _call(document, made, dtype, flat, None, key, body)
 
 
+def create_from_vector(
+    raw: Any, parameters: bytes | None, dtype: str | None, key: str | None, digest: str
+) -> CreateCall:
+    """Make a creation of a document with a layout, and perhaps of the flat vector.
+
+    ``dtype`` is the vector's, the session's if None; ``digest`` is of the whole request.
+    """
+    document = _document(raw)
+    if document.dtype is None or document.layout is None:
+        missing = "dtype" if document.dtype is None else "layout"
+        raise InvalidRequest(f"{missing}: missing; a session has a layout, and is float32 or float64", path=missing)
+    made, flat = _layout(document), None
+    if parameters is not None:
+        flat = vector(memoryview(parameters), made, dtype, document.dtype)
+    return replace(_call(document, made, document.dtype, flat, None, key, memoryview(b"")), digest=digest)
+
+
 def create_from_safetensors(body: memoryview, key: str | None) -> CreateCall:
     """Read a creation, or a state to restore, from safetensors with its document under `adamd`."""
     header = safetensors.read_header(body)
@@ -216,13 +234,22 @@ def parameters_from(kind: str, body: memoryview, spec: Spec, dtype: str | None) 
         return _match(_arrays(parse_json(body), spec.dtype), spec)
     if kind == headers.SAFETENSORS:
         return _match(_from_safetensors(body, spec.dtype), spec)
-    dtype = dtype or spec.dtype
-    check_widens(dtype, spec.dtype, "parameter vector")
-    if body.nbytes != spec.layout.size * ITEMSIZE[dtype]:
-        raise WrongLength(
-            f"{body.nbytes} bytes; {spec.layout.size} {dtype} parameters are {spec.layout.size * ITEMSIZE[dtype]}"
-        )
-    return widen(np.frombuffer(body, storage(dtype)), dtype, spec.dtype)
+    return vector(body, spec.layout, dtype, spec.dtype)
+
+
+def vector(body: memoryview, made: Layout, dtype: str | None, into: str) -> Array:
+    """Read a flat vector of parameters in ``dtype`` (``into``, if None) as ``into``.
+
+    Raises:
+        WrongDtype: it would have to be rounded.
+        WrongLength: it is not the layout's.
+
+    """
+    dtype = dtype or into
+    check_widens(dtype, into, "parameter vector")
+    if body.nbytes != made.size * ITEMSIZE[dtype]:
+        raise WrongLength(f"{body.nbytes} bytes; {made.size} {dtype} parameters are {made.size * ITEMSIZE[dtype]}")
+    return widen(np.frombuffer(body, storage(dtype)), dtype, into)
 
 
 def _match(read: tuple[Layout, Array], spec: Spec) -> Array:

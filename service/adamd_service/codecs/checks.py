@@ -118,7 +118,20 @@ def settings(raw: Any) -> Mapping[str, Any] | None:
         raise InvalidSettings("settings: a number is too large; wanted finite ones", path="settings") from None
     if length > MAX_SETTINGS:
         raise InvalidSettings(f"settings: {length} bytes; at most {MAX_SETTINGS}", path="settings")
-    return raw
+    whole: dict[str, Any] = _whole(raw)
+    return whole
+
+
+def _whole(value: Any) -> Any:
+    """Write whole numbers as integers: 1 and 1.0 are one number, and protobuf has no integers in its objects.
+
+    The digest covers the settings, so a step that is sent again by another transport has to give the same text.
+    """
+    if type(value) is float and value.is_integer() and abs(value) < 2.0**53:
+        return int(value)
+    if type(value) is dict:
+        return {name: _whole(item) for name, item in value.items()}
+    return [_whole(item) for item in value] if type(value) is list else value
 
 
 def metrics(raw: Any) -> Mapping[str, Any] | None:

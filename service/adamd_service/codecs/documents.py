@@ -27,7 +27,17 @@ def patch(body: memoryview) -> PatchDocument:
         InvalidRequest: with the first fault's place.
 
     """
-    document = validated(PatchDocument, parse_json(body))
+    return change(parse_json(body))
+
+
+def change(raw: Any) -> PatchDocument:
+    """Check a PATCH.
+
+    Raises:
+        InvalidRequest: with the first fault's place.
+
+    """
+    document = validated(PatchDocument, raw)
     check_labels(document.labels)
     return document
 

@@ -27,7 +27,7 @@ class Body:
     """
 
     declared: int | None
-    chunks: AsyncGenerator[bytes]
+    chunks: AsyncGenerator[bytes | memoryview]
     limit: int | None = None
     weight: int = 1
     fill: Callable[[memoryview], AsyncGenerator[int]] | None = None
@@ -56,7 +56,8 @@ class StepCall:
     """One step as it was asked for. ``number`` is None for POST; then ``key`` is the client's Idempotency-Key.
 
     ``decode`` turns a whole body into a gradient; None says that the body is the flat vector itself, in ``dtype``
-    (the session's, if None), which can be checked and logged while it arrives.
+    (the session's, if None), which can be checked and logged while it arrives. ``tensors`` names those that the
+    vector has, in the layout's order, where some are left out; empty: it has all.
     """
 
     ref: str
@@ -69,6 +70,8 @@ class StepCall:
     settings: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     minimal: bool = False
+    tensors: tuple[str, ...] = ()
+    answer_limit: int | None = None  # bytes of parameters that the transport can answer with
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,6 +238,7 @@ class Engine:
             with _told(head):
                 expected = self._uploads.expected(head, call)
                 answered = head.spec.layout.size * ITEMSIZE[head.spec.dtype]
+                _require_room(call, answered)
                 with self.in_flight.hold(expected * call.body.weight + answered) as held:
                     step = await self._uploads.receive(hot, head, call, expected)
                     answer = await self._finish(hot, step)
@@ -355,6 +356,15 @@ def _told(head: Head) -> Iterator[None]:
         if error.step is None:
             error.step = head.step
         raise
+
+
+def _require_room(call: StepCall, answered: int) -> None:
+    """Refuse a step whose answer could not be sent (law 6): once it is applied, that is too late."""
+    if call.answer_limit is not None and not call.minimal and answered > call.answer_limit:
+        raise TooLarge(
+            f"the answer has {answered} bytes; a single message takes at most {call.answer_limit}: use StepStream, "
+            "or ask for no parameters"
+        )
 
 
 def _state_bytes(layout: Layout, dtype: str, amsgrad: bool) -> int:

@@ -161,7 +161,7 @@ async def receive_all(body: Body, limit: int, pool: BufferPool, gap: float, drai
     return buffer[:here]
 
 
-async def _copied(chunks: AsyncGenerator[bytes], buffer: Bytes) -> AsyncGenerator[int]:
+async def _copied(chunks: AsyncGenerator[bytes | memoryview], buffer: Bytes) -> AsyncGenerator[int]:
     """Copy chunks into the buffer; yields how much of it is filled."""
     here = 0
     async for chunk in chunks:

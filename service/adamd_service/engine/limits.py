@@ -20,3 +20,5 @@ class Limits:
     snapshot_ratio: float
     snapshot_records: int
     snapshot_pace: float  # bytes a second
+    calls: int = 512  # gRPC calls at once
+    streams: int = 128  # of them on one connection

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from adamd.errors import AdamdError, InvalidRequest, TooLarge, WrongLength
+from adamd.errors import AdamdError, InvalidRequest, TooLarge, WrongLayout, WrongLength
 from adamd.wire.buffers import BufferPool, Bytes
 from adamd.wire.dtypes import ITEMSIZE, check_widens
+from adamd.wire.layout import Layout, shown
 from adamd_service.engine.calls import Body, Gradient, StepCall
 from adamd_service.engine.hot import Hot
 from adamd_service.engine.intake import INLINE, Reception, receive_all, receive_exactly
@@ -50,11 +51,12 @@ class Uploads:
             return limit if declared is None else declared
         dtype = call.dtype or spec.dtype
         check_widens(dtype, spec.dtype)
-        expected = spec.layout.size * ITEMSIZE[dtype]
+        size = sizes_of(spec.layout, present_of(spec.layout, call.tensors))
+        expected = size * ITEMSIZE[dtype]
         if expected > self._limits.body:
             raise TooLarge(f"a gradient of {expected} bytes; at most {self._limits.body} are accepted", step=head.step)
         if declared is not None and declared != expected:
-            raise WrongLength(_explain(declared, dtype, spec, expected), step=head.step)
+            raise WrongLength(_explain(declared, dtype, spec, size), step=head.step)
         return expected
 
     def most(self, spec: Spec, body: Body) -> int:
@@ -88,7 +90,8 @@ class Uploads:
         staging = None
         if hot.durable and expected > INLINE_BODY and call.number in (None, head.step + 1):
             staging = self._store.stage(hot.id, attempt, expected)
-        digest = digest_start(dtype, None, call.settings)
+        present = present_of(head.spec.layout, call.tensors)
+        digest = digest_start(dtype, present, call.settings)
         reception = Reception(head.spec, dtype, buffer, digest, staging)
         chunks = None
         try:
@@ -100,7 +103,7 @@ class Uploads:
             if staging is not None:
                 self._workers.spawn(self._workers.run(self._give_up, hot.id, attempt, staging))
             raise
-        return _step(call, reception, None, call.settings, call.metrics, attempt, chunks)
+        return _step(call, reception, present, call.settings, call.metrics, attempt, chunks)
 
     def _give_up(self, session_id: str, attempt: str, staging: Staging) -> None:
         """Take what was logged of an upload that will not commit out of the store; its TTL does the same, later."""
@@ -155,9 +158,34 @@ def _step(
     )
 
 
-def _explain(declared: int, dtype: str, spec: Spec, expected: int) -> str:
+def present_of(layout: Layout, names: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Return the places of the tensors that a vector has; None for all of them.
+
+    Raises:
+        WrongLayout: a name that the layout does not have, or names in another order than its own.
+
+    """
+    if not names:
+        return None
+    places: list[int] = []
+    for name in names:
+        place = layout.index.get(name)
+        if place is None:
+            raise WrongLayout(f"this session has no tensor {shown(name)}")
+        if places and place <= places[-1]:
+            raise WrongLayout(f"tensor {shown(name)} comes twice, or out of the layout's order, which the body follows")
+        places.append(place)
+    return None if len(places) == len(layout.tensors) else tuple(places)
+
+
+def sizes_of(layout: Layout, present: tuple[int, ...] | None) -> int:
+    """Return how many elements these tensors have together."""
+    return layout.size if present is None else sum(layout.tensors[place].size for place in present)
+
+
+def _explain(declared: int, dtype: str, spec: Spec, size: int) -> str:
     """Say what came and what was wanted: `8000000 bytes = 1000000 float64; this session is float32 (4000000 bytes)`."""
-    size = spec.layout.size
+    expected = size * ITEMSIZE[dtype]
     came = f"{declared} bytes"
     for other in ("float64", "float32", "float16"):
         if declared == size * ITEMSIZE[other]:
@@ -165,4 +193,4 @@ def _explain(declared: int, dtype: str, spec: Spec, expected: int) -> str:
             break
     if dtype == spec.dtype:
         return f"{came}; this session is {spec.dtype} ({expected} bytes)"
-    return f"{came}; {size} {dtype}, as Adamd-Dtype says, are {expected} bytes"
+    return f"{came}; {size} {dtype} are {expected} bytes"

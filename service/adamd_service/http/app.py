@@ -15,11 +15,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adamd.errors import AdamdError, InternalError, InvalidRequest
+from adamd_service.codecs.info import server_info
 from adamd_service.engine import Engine
 from adamd_service.http import answers, routes
 from adamd_service.http.doors import Doors, hang
 from adamd_service.http.leftovers import Leftovers
-from adamd_service.optim import NUMERICS_ID
 from adamd_service.telemetry import Telemetry
 
 log = structlog.get_logger()
@@ -82,19 +82,7 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
     @app.get("/v1/info")
     async def info() -> dict[str, Any]:
         """Tell the version, the numerics, the bounds, and what the store promises."""
-        return {
-            "version": version("adamd"),
-            "replica": engine.replica,
-            "numerics": NUMERICS_ID,
-            "store": engine.store.promise,
-            "limits": {
-                "body_bytes": engine.limits.body,
-                "json_bytes": min(routes.MAX_JSON, engine.limits.body),
-                "in_flight_bytes": engine.limits.in_flight,
-            },
-            "dtypes": ["float32", "float64"],
-            "optimizers": ["adam", "adamw"],
-        }
+        return server_info(engine)
 
 
 async def _known(_request: Request, error: Exception) -> Response:

@@ -19,12 +19,12 @@ from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.checks import session_ref as _ref
 from adamd_service.codecs.documents import patch as patch_document
 from adamd_service.codecs.documents import summary
+from adamd_service.codecs.info import MAX_JSON
 from adamd_service.engine import Body, Engine, StepCall
 from adamd_service.http import answers, direct, documents, negotiation
 
 T = TypeVar("T")
 router = APIRouter(prefix="/v1")
-MAX_JSON = 32 * 1024 * 1024  # programs send octet-stream
 JSON_WEIGHT = 14  # bytes of memory that a byte of JSON becomes at worst, on its way to an array
 MAX_PATCH = 1024 * 1024
 INLINE = 64 * 1024  # a longer body is parsed in a thread

@@ -1,0 +1,38 @@
+"""What a server tells about itself."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from adamd.wire import channel
+from adamd_service.engine import Engine
+from adamd_service.optim import NUMERICS_ID
+
+MAX_JSON = 32 * 1024 * 1024  # programs send bytes
+
+
+def server_info(engine: Engine) -> dict[str, Any]:
+    """Return the version, the numerics, the bounds, and what the store promises."""
+    limits = engine.limits
+    return {
+        "version": version("adamd"),
+        "replica": engine.replica,
+        "numerics": NUMERICS_ID,
+        "store": engine.store.promise,
+        "limits": {
+            "body_bytes": limits.body,
+            "json_bytes": min(MAX_JSON, limits.body),
+            "in_flight_bytes": limits.in_flight,
+        },
+        "grpc": {
+            "message_bytes": channel.MAX_MESSAGE,
+            "unary_bytes": channel.UNARY,
+            "streams": limits.streams,
+            "calls": limits.calls,
+            "least_ping_seconds": channel.LEAST_PING,
+        },
+        "dtypes": ["float32", "float64"],
+        "optimizers": ["adam", "adamw"],
+        "encodings": ["raw"],
+    }

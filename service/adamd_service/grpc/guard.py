@@ -1,0 +1,177 @@
+"""Around every call: how many there may be, what their errors become, and how long they took.
+
+gRPC for Python ends a call whose message cannot be parsed, or whose handler raises, with a traceback in the log and
+UNKNOWN for the client. So the deserializers here return what is wrong instead of raising it, and every method is
+served as one that reads its messages itself: a single message too is then waited for within a bound, and refused with
+details.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import structlog
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+import grpc
+from adamd.errors import AdamdError, Busy, InternalError, InvalidRequest, MalformedBody, ShuttingDown, UploadTimeout
+from adamd_service.grpc.status import rich, status_of
+from adamd_service.telemetry import Telemetry
+
+Context = Any  # grpc.aio.ServicerContext; its types say less than it has
+Streaming = Callable[[Context], Awaitable[None]]
+Single = Callable[[Any, Context], Awaitable[Any]]
+log = structlog.get_logger()
+
+
+class Draining(Protocol):
+    """Says whether the server is going down."""
+
+    def __call__(self) -> bool:
+        """Say it."""
+
+
+def reading(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a deserializer that returns the error for what cannot be parsed."""
+
+    def read(raw: bytes) -> Any:
+        try:
+            return parse(raw)
+        except (DecodeError, UnicodeDecodeError) as error:
+            return MalformedBody(f"not a message of this method: {error}")
+
+    return read
+
+
+class Guard:
+    """Serves calls, counted and bounded.
+
+    Args:
+        telemetry: counts them.
+        most: calls at once.
+        gap: seconds that a message may take.
+        draining: says whether the server is going down.
+
+    """
+
+    def __init__(self, telemetry: Telemetry, most: int, gap: float, draining: Draining) -> None:
+        self._telemetry = telemetry
+        self._most = most
+        self._gap = gap
+        self._draining = draining
+        self._running = 0
+        self._idle: set[asyncio.Task[Any]] = set()
+
+    def streaming(self, name: str, work: Streaming) -> Callable[[Any, Context], Awaitable[None]]:
+        """Serve a method that reads and writes by itself."""
+
+        async def call(_messages: Any, context: Context) -> None:
+            await self._run(name, work(context), context)
+
+        return call
+
+    def single(self, name: str, work: Single) -> Callable[[Any, Context], Awaitable[Any]]:
+        """Serve a method that takes one message."""
+
+        async def call(_messages: Any, context: Context) -> Any:
+            return await self._run(name, self._one(work, context), context)
+
+        return call
+
+    async def _one(self, work: Single, context: Context) -> Any:
+        try:
+            async with asyncio.timeout(self._gap):
+                message = await read(context)
+        except TimeoutError:
+            raise UploadTimeout(f"the message was not whole after {self._gap:g} s; send it in a stream") from None
+        if message is None:
+            raise InvalidRequest("no message came")
+        return await work(message, context)
+
+    async def _run(self, name: str, work: Awaitable[Any], context: Context) -> Any:
+        started, status = time.perf_counter(), "OK"
+        self._running += 1
+        try:
+            if self._running > self._most:
+                work.close()  # type: ignore[attr-defined]  # a coroutine
+                raise Busy(f"{self._most} calls are under way, no more are possible; try again", retry_after=0.5)
+            return await work
+        except AdamdError as error:
+            status = status_of(error).name
+            await self._refuse(name, context, error)
+        except asyncio.CancelledError:
+            status = "CANCELLED"
+            raise
+        except grpc.aio.BaseError:  # the other end went away while something was sent to it
+            status = "CANCELLED"
+            raise asyncio.CancelledError from None
+        except Exception as error:
+            status = "INTERNAL"
+            log.error("unexpected error", method=name, exc_info=error)
+            await self._refuse(name, context, InternalError(f"{type(error).__name__}; the server's log has the rest"))
+        finally:
+            self._running -= 1
+            self._telemetry.request("gRPC", name, status, time.perf_counter() - started)
+
+    async def _refuse(self, name: str, context: Context, error: AdamdError) -> None:
+        if isinstance(error, InternalError):
+            log.error("internal error", method=name, detail=error.detail)
+        elif error.status >= 500:
+            log.info("refused", code=error.code, detail=error.detail)
+        try:
+            await context.abort_with_status(rpc_status.to_status(rich(error)))
+        except grpc.aio.AbortError:
+            raise
+        except grpc.aio.BaseError:  # nobody is there to hear it
+            raise asyncio.CancelledError from None
+
+    async def idle(self, context: Context) -> Any:
+        """Wait for a message for as long as it takes; None at the stream's end.
+
+        Raises:
+            ShuttingDown: the server goes down, and nothing is under way here.
+
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        if self._draining():
+            raise going_down()
+        self._idle.add(task)
+        try:
+            return await read(context)
+        except asyncio.CancelledError:
+            if not self._draining():
+                raise
+            task.uncancel()
+            raise going_down() from None
+        finally:
+            self._idle.discard(task)
+
+    def wake(self) -> None:
+        """End the calls that only wait: the server goes down."""
+        for task in self._idle:
+            task.cancel()
+
+
+async def read(context: Context) -> Any:
+    """Return the next message, None at the stream's end.
+
+    Raises:
+        AdamdError: it could not be parsed.
+
+    """
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        return None
+    if isinstance(message, AdamdError):
+        raise message
+    return message
+
+
+def going_down() -> ShuttingDown:
+    """Return what a call is told when the server goes down."""
+    return ShuttingDown("the server is shutting down; try again, at this address", retry_after=1.0)

@@ -1,0 +1,157 @@
+"""Typed results to messages, and what messages say to what the engine is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+
+from adamd.errors import InvalidRequest
+from adamd.wire.v1 import adamd_pb2 as pb
+from adamd_service.codecs import checks
+from adamd_service.engine import Answer
+from adamd_service.records import Head, Spec
+
+_DTYPES = {1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
+_TO_DTYPE = {
+    "float16": pb.DTYPE_FLOAT16,
+    "bfloat16": pb.DTYPE_BFLOAT16,
+    "float32": pb.DTYPE_FLOAT32,
+    "float64": pb.DTYPE_FLOAT64,
+}
+_DURABILITIES = {0: "committed", 1: "committed", 2: "memory"}
+_TO_DURABILITY = {"committed": pb.DURABILITY_COMMITTED, "memory": pb.DURABILITY_MEMORY}
+_ENCODINGS = {0: "raw", 1: "raw", 2: "int8", 3: "sparse", 4: "sparse-lazy"}
+DEEPEST = 32  # a setting within a setting within …
+
+
+def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
+    """Return a session as it stands."""
+    spec = head.spec
+    made = pb.Session(
+        id=spec.id,
+        name=spec.name or "",
+        step=head.step,
+        chain=head.chain,
+        incarnation=head.incarnation,
+        optimizer=struct(head.settings),
+        settings_revision=head.settings_revision,
+        dtype=_TO_DTYPE[spec.dtype],
+        durability=_TO_DURABILITY[spec.durability],
+        labels=spec.labels,
+        parameters_missing=head.parameters_missing,
+        diverged=diverged,
+    )
+    made.created_at.FromMicroseconds(round(spec.created_at * 1e6))
+    if head.snapshots:
+        made.snapshot_step = head.snapshots[-1].step
+    if layout:
+        made.layout.vector = spec.layout.vector
+        made.layout.tensors.extend(pb.Tensor(name=t.name, shape=t.shape) for t in spec.layout.tensors)
+    return made
+
+
+def standing(answer: Answer) -> pb.Standing:
+    """Return where a session stands after a step, or with these parameters."""
+    return pb.Standing(
+        step=answer.step,
+        chain=answer.chain,
+        durability=_TO_DURABILITY[answer.spec.durability],
+        dtype=_TO_DTYPE[answer.spec.dtype],
+        nbytes=0 if answer.parameters is None else answer.parameters.nbytes,
+        replayed=answer.replayed,
+        diverged=answer.diverged,
+        applied_step=answer.applied_step,
+    )
+
+
+def standing_of(spec: Spec, step: int, chain: str, nbytes: int = 0, *, diverged: bool = False) -> pb.Standing:
+    """Return where a session stands."""
+    return pb.Standing(
+        step=step,
+        chain=chain,
+        durability=_TO_DURABILITY[spec.durability],
+        dtype=_TO_DTYPE[spec.dtype],
+        nbytes=nbytes,
+        diverged=diverged,
+    )
+
+
+def struct(value: Mapping[str, Any]) -> Struct:
+    """Return an object as a Struct, whose numbers are all doubles."""
+    made = Struct()
+    made.update(value)
+    return made
+
+
+def plain(value: Struct) -> dict[str, Any]:
+    """Return a Struct as JSON's parser would give it: whole numbers as integers, as JSON writes them.
+
+    Raises:
+        InvalidRequest: nested too deeply.
+
+    """
+    return _object(value, 0)
+
+
+def _object(value: Struct, depth: int) -> dict[str, Any]:
+    return {name: _plain(item, depth + 1) for name, item in value.fields.items()}
+
+
+def _plain(value: Value, depth: int) -> Any:
+    if depth > DEEPEST:
+        raise InvalidRequest(f"settings are nested more than {DEEPEST} deep")
+    kind = value.WhichOneof("kind")
+    if kind == "number_value":
+        return value.number_value
+    if kind == "struct_value":
+        return _object(value.struct_value, depth)
+    if kind == "list_value":
+        return _list(value.list_value, depth)
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def _list(value: ListValue, depth: int) -> list[Any]:
+    return [_plain(item, depth + 1) for item in value.values]
+
+
+def dtype(value: int, where: str) -> str | None:
+    """Return a dtype's name; None where it is not specified.
+
+    Raises:
+        InvalidRequest: a number that this version does not know.
+
+    """
+    if value not in _DTYPES and value != 0:
+        raise InvalidRequest(f"{where}: {value} is no dtype that this server knows", path=where)
+    return _DTYPES.get(value)
+
+
+def durability(value: int) -> str:
+    """Return a durability's name.
+
+    Raises:
+        InvalidRequest: a number that this version does not know.
+
+    """
+    if value not in _DURABILITIES:
+        raise InvalidRequest(f"durability: {value} is none that this server knows", path="durability")
+    return _DURABILITIES[value]
+
+
+def encoding(value: int) -> str:
+    """Return an encoding's name.
+
+    Raises:
+        InvalidRequest: a number that this version does not know.
+
+    """
+    if value not in _ENCODINGS:
+        raise InvalidRequest(f"encoding: {value} is none that this server knows", path="encoding")
+    return _ENCODINGS[value]
+
+
+def key(value: str) -> str | None:
+    """Return an idempotency key; None where it is empty."""
+    return checks.key(value, "idempotency_key") if value else None

@@ -1,0 +1,105 @@
+"""Sessions: make, find, list, change, end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xxhash
+
+from adamd.errors import InvalidRequest
+from adamd.wire.v1 import adamd_pb2 as pb
+from adamd_service.codecs import bodies, checks
+from adamd_service.codecs.documents import change
+from adamd_service.codecs.info import server_info
+from adamd_service.engine import Engine
+from adamd_service.grpc import messages
+from adamd_service.grpc.guard import Context
+
+PAGE, LONGEST_PAGE, LONGEST_TOKEN = 100, 1000, 200
+
+
+class Sessions:
+    """Serves the methods with one message each way over one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def create(self, request: pb.CreateSessionRequest, _context: Context) -> pb.CreateSessionResponse:
+        """Make a session, with its parameters or without."""
+        key = messages.key(request.idempotency_key)
+        given = request.parameters if request.HasField("parameters") else None
+        digest = xxhash.xxh3_128_hexdigest(request.SerializeToString(deterministic=True))
+        size = 0 if given is None else len(given)
+        with self._engine.in_flight.hold(bodies.SAFETENSORS_WEIGHT * size):
+            kind = messages.dtype(request.parameters_dtype, "parameters_dtype")
+            call = bodies.create_from_vector(_creation(request), given, kind, key, digest)
+            view = await self._engine.create(call)
+        made = messages.session(view.head, diverged=view.diverged)
+        return pb.CreateSessionResponse(session=made, replayed=view.repeated)
+
+    async def get(self, request: pb.GetSessionRequest, _context: Context) -> pb.GetSessionResponse:
+        """Return a session as it stands."""
+        view = await self._engine.view(checks.session_ref(request.session))
+        return pb.GetSessionResponse(session=messages.session(view.head, diverged=view.diverged))
+
+    async def list(self, request: pb.ListSessionsRequest, _context: Context) -> pb.ListSessionsResponse:
+        """Return a page of sessions."""
+        size = request.page_size or PAGE
+        if size > LONGEST_PAGE:
+            raise InvalidRequest(f"page_size: {size}; at most {LONGEST_PAGE}", path="page_size")
+        if len(request.page_token) > LONGEST_TOKEN:
+            raise InvalidRequest("page_token: it comes from the page before, as it is", path="page_token")
+        heads, token = await self._engine.list(size, request.page_token or None)
+        made = [messages.session(head, diverged=False, layout=False) for head in heads]
+        return pb.ListSessionsResponse(sessions=made, next_page_token=token or "")
+
+    async def update(self, request: pb.UpdateSessionRequest, _context: Context) -> pb.UpdateSessionResponse:
+        """Change settings, from the next step on, and labels."""
+        ref = checks.session_ref(request.session)
+        document: dict[str, Any] = {}
+        if request.HasField("optimizer"):
+            document["optimizer"] = messages.plain(request.optimizer)
+        if request.HasField("labels"):
+            document["labels"] = dict(request.labels.labels)
+        patch = change(document)
+        view = await self._engine.patch(ref, patch.optimizer, patch.labels)
+        return pb.UpdateSessionResponse(session=messages.session(view.head, diverged=view.diverged))
+
+    async def delete(self, request: pb.DeleteSessionRequest, _context: Context) -> pb.DeleteSessionResponse:
+        """End a session."""
+        await self._engine.delete(checks.session_ref(request.session))
+        return pb.DeleteSessionResponse()
+
+    async def info(self, _request: pb.GetServerInfoRequest, _context: Context) -> pb.GetServerInfoResponse:
+        """Tell the version, the numerics, the bounds, and what the store promises."""
+        told = server_info(self._engine)
+        limits, channel = told["limits"], told["grpc"]
+        return pb.GetServerInfoResponse(
+            version=told["version"],
+            replica=told["replica"],
+            numerics=told["numerics"],
+            store=told["store"],
+            max_message_bytes=channel["message_bytes"],
+            max_body_bytes=limits["body_bytes"],
+            max_in_flight_bytes=limits["in_flight_bytes"],
+            max_concurrent_calls=channel["calls"],
+            dtypes=told["dtypes"],
+            optimizers=told["optimizers"],
+            encodings=told["encodings"],
+        )
+
+
+def _creation(request: pb.CreateSessionRequest) -> dict[str, Any]:
+    """Return a creation as the JSON document would say it."""
+    document: dict[str, Any] = {"durability": messages.durability(request.durability), "labels": dict(request.labels)}
+    if request.name:
+        document["name"] = request.name
+    if request.HasField("optimizer"):
+        document["optimizer"] = messages.plain(request.optimizer)
+    kind = messages.dtype(request.dtype, "dtype")
+    if kind is not None:
+        document["dtype"] = kind
+    if request.HasField("layout"):
+        document["vector"] = request.layout.vector
+        document["layout"] = [{"name": t.name, "shape": list(t.shape)} for t in request.layout.tensors]
+    return document

@@ -1,0 +1,135 @@
+"""Step and StepStream: the gradient at step n-1's parameters in, the parameters at step n out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+from adamd.errors import AdamdError, InvalidRequest
+from adamd.wire.channel import UNARY, most_pieces
+from adamd.wire.pieces import Data, Piece
+from adamd.wire.v1 import adamd_pb2 as pb
+from adamd_service.codecs import checks
+from adamd_service.codecs.states import raw
+from adamd_service.engine import Body, Engine, StepCall
+from adamd_service.grpc import messages
+from adamd_service.grpc.guard import Context, Guard, read
+from adamd_service.grpc.sending import Sender
+
+Message = Piece[pb.StepHeader]
+
+
+class Steps:
+    """Serves both methods over one engine."""
+
+    def __init__(self, engine: Engine, guard: Guard) -> None:
+        self._engine = engine
+        self._guard = guard
+
+    async def step(self, message: Message, context: Context) -> Piece[pb.Standing]:
+        """Take one step that fits into one message, and so does its answer."""
+        header = _header(message)
+        if header.nbytes not in (0, len(message.data)):
+            raise InvalidRequest(f"nbytes: {header.nbytes} are told, {len(message.data)} came", path="nbytes")
+        body = Body(len(message.data), _once(message.data))
+        answer = await self._engine.step(step_call(header, body, UNARY))
+        if answer.parameters is None:
+            return Piece(messages.standing(answer), 0, b"")
+        # The answer keeps its share of the bytes in flight until it has left.
+        context.add_done_callback(lambda _context, kept=answer.parameters: None)
+        return Piece(messages.standing(answer), 0, raw(answer.parameters))
+
+    async def step_stream(self, context: Context) -> None:
+        """Take steps as they come. The next one is received while the last answer is on its way: no more than that."""
+        sender = Sender(context, self._engine.limits.upload_gap)
+        try:
+            while (first := await sender.unless_stuck(self._guard.idle(context))) is not None:
+                header = _header(first)
+                body = Body(header.nbytes, pieces(first, header.nbytes, context))
+                answer = await sender.unless_stuck(self._engine.step(step_call(header, body, None)))
+                await sender.send(answer)
+                del answer
+            await sender.done()
+        except AdamdError:
+            with suppress(AdamdError):  # the first fault is told; what was answered before it arrives first
+                await sender.done()
+            raise
+        finally:
+            sender.give_up()
+
+
+def _header(message: Message) -> pb.StepHeader:
+    if message.head is None:
+        raise InvalidRequest("header: missing; the first message of a step has it", path="header")
+    return message.head
+
+
+def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> StepCall:
+    """Read a step's header.
+
+    Raises:
+        AdamdError: what no session could take.
+
+    """
+    encoding = messages.encoding(header.encoding)
+    answer_dtype = messages.dtype(header.answer_dtype, "answer_dtype")
+    if encoding != "raw" or answer_dtype is not None:
+        raise InvalidRequest("encoding and answer_dtype: this server knows raw gradients and exact answers only")
+    if header.step == 0 and not header.idempotency_key:
+        raise InvalidRequest(
+            "step 0 (whatever is next) wants an idempotency_key, so that a retry cannot apply twice",
+            path="idempotency_key",
+        )
+    return StepCall(
+        ref=checks.session_ref(header.session),
+        number=checks.step_number(header.step) if header.step else None,
+        body=body,
+        dtype=messages.dtype(header.dtype, "dtype"),
+        if_match=checks.chain(header.if_match, "if_match") if header.if_match else None,
+        key=messages.key(header.idempotency_key),
+        settings=checks.settings(messages.plain(header.settings)) if header.HasField("settings") else None,
+        metrics=checks.metrics(dict(header.metrics)) or {},
+        minimal=header.minimal,
+        tensors=tuple(header.tensors),
+        answer_limit=answer_limit,
+    )
+
+
+async def _once(data: Data) -> AsyncGenerator[Data]:
+    yield data
+
+
+async def pieces(message: Message, total: int, context: Context) -> AsyncGenerator[Data]:
+    """Give a body's pieces as they come: in order, without holes or overlaps, none empty, not too many.
+
+    Ends early where the stream does; whoever reads it knows how much there should be.
+
+    Raises:
+        InvalidRequest: they are not.
+
+    """
+    here, left = 0, most_pieces(total)
+    while True:
+        if message.offset != here:
+            what = "a hole, or a piece is missing" if message.offset > here else "an overlap, or a piece comes twice"
+            raise InvalidRequest(f"offset {message.offset}: the body goes on at {here}: {what}", path="offset")
+        here += len(message.data)
+        if here > total:
+            raise InvalidRequest(f"more than the {total} bytes came that the header tells", path="nbytes")
+        if message.data:
+            yield message.data
+        if here == total:
+            return
+        following = await read(context)
+        if following is None:
+            return
+        message, left = following, left - 1
+        if message.head is not None:
+            raise InvalidRequest(f"header: another step begins after {here} of {total} bytes", path="header")
+        if not message.data:
+            raise InvalidRequest("data: an empty piece", path="data")
+        if left <= 0:
+            raise InvalidRequest(
+                f"{total} bytes in more than {most_pieces(total)} pieces; send larger ones, best 256 KiB to 1 MiB",
+                path="data",
+            )
