@@ -62,10 +62,13 @@ __all__ = [
 ]
 
 
+_LATER = ("aio", "torch")
+
+
 def __getattr__(name: str) -> ModuleType:
-    """Import the adapters when they are used: they need torch, which the rest does not."""
-    if name != "torch":
+    """Import these when they are used: torch is an extra, and asyncio is not for everybody."""
+    if name not in _LATER:
         raise AttributeError(f"module 'adamd' has no attribute {name!r}")
     import importlib
 
-    return importlib.import_module("adamd.torch")
+    return importlib.import_module(f"adamd.{name}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, overload
 
+from adamd._ahead import Ahead
 from adamd._track import Logic, OnBadGradient, Seen, Track
 
 __all__ = ["OnBadGradient", "Session"]
@@ -24,7 +25,7 @@ class Session(Seen):
     def __init__(self, run: Callable[[Logic[Any]], Any], track: Track) -> None:
         self._run = run
         self._track = track
-        self._lock = threading.RLock()
+        self._ahead = Ahead()
 
     def __repr__(self) -> str:
         name = f" {self.name}" if self.name else ""
@@ -65,8 +66,38 @@ class Session(Seen):
             RetriesExhausted: no answer in time. The step may count: the same call again is safe, and tells.
 
         """
-        with self._lock:
+        with self._ahead.turn():
             return self._run(self._track.step(gradient, loss, lr, settings, metrics, out))
+
+    def step_async(
+        self,
+        gradient: Any,
+        loss: Any = None,
+        *,
+        lr: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        out: Any = None,
+    ) -> Future[Any]:
+        """Take one step in a thread, so that the script can do something else meanwhile.
+
+        Steps that are queued come in their order, and every other call of the session comes after them. Where one
+        fails, those that were queued behind it are cancelled. Wait for them before you close the client.
+
+        Args:
+            gradient: as in `step`; it is not copied, so do not change it before the future is done.
+            loss: and the others: as in `step`.
+            lr: as in `step`.
+            settings: as in `step`.
+            metrics: as in `step`.
+            out: as in `step`; a future's own memory, until it is done.
+
+        Returns:
+            A future of what `step` returns, or of the error that it raises.
+
+        """
+        logic = self._track.step(gradient, loss, lr, settings, metrics, out)
+        return self._ahead.queue(lambda: self._run(logic))
 
     def parameters(self, out: Any = None) -> Any:
         """Return the current parameters, in the shapes they were given in, and go on from their step.
@@ -80,7 +111,7 @@ class Session(Seen):
             ParametersMissing: the session has none yet.
 
         """
-        with self._lock:
+        with self._ahead.turn():
             return self._run(self._track.parameters(out))
 
     def set_parameters(self, parameters: Any) -> None:
@@ -91,7 +122,7 @@ class Session(Seen):
             WrongDtype, WrongLayout: they do not fit.
 
         """
-        with self._lock:
+        with self._ahead.turn():
             self._run(self._track.set_parameters(parameters))
 
     def update(self, *, labels: Mapping[str, str] | None = None, **settings: Any) -> dict[str, Any]:
@@ -105,7 +136,7 @@ class Session(Seen):
             InvalidSettings: a setting is out of range, unknown, or fixed.
 
         """
-        with self._lock:
+        with self._ahead.turn():
             document: dict[str, Any] = self._run(self._track.update(labels, settings))
             return document
 
@@ -119,13 +150,13 @@ class Session(Seen):
 
         After it, `parameters` returns where to go on.
         """
-        with self._lock:
+        with self._ahead.turn():
             document: dict[str, Any] = self._run(self._track.refresh())
             return document
 
     def delete(self) -> None:
         """End the session: the server answers 410 for a day, and its name is free."""
-        with self._lock:
+        with self._ahead.turn():
             self._run(self._track.delete())
 
     @overload

@@ -82,10 +82,12 @@ def end(sock, *, reset=False):
 
 class Relay(_Listener):
     """Relays to a server. `cut(number)` is (up, down, reset) for the connection of that number: after so many bytes in
-    that direction it ends (None: never)."""
+    that direction it ends (None: never). While `up` or `down` is not set, nothing passes in that direction."""
 
     def __init__(self, port, cut=lambda number: (None, None, False), wrap=lambda sock: sock):
         self.target, self.cut = port, cut
+        self.up, self.down = threading.Event(), threading.Event()
+        self.hold(False)
         super().__init__(wrap=wrap)
 
     def serve(self, sock, number):
@@ -93,8 +95,8 @@ class Relay(_Listener):
         server = socket.create_connection(("127.0.0.1", self.target))
         over = threading.Event()
         pumps = [
-            threading.Thread(target=self._pump, args=(a, b, limit, over), daemon=True)
-            for a, b, limit in ((sock, server, up), (server, sock, down))
+            threading.Thread(target=self._pump, args=(*way, over), daemon=True)
+            for way in ((sock, server, up, self.up), (server, sock, down, self.down))
         ]
         for pump in pumps:
             pump.start()
@@ -104,17 +106,27 @@ class Relay(_Listener):
         for pump in pumps:
             pump.join(5)
 
-    def _pump(self, source, target, limit, over):
+    def _pump(self, source, target, limit, flows, over):
         try:
             while limit is None or limit > 0:
                 data = source.recv(65536 if limit is None else min(limit, 65536))
                 if not data:
                     break
+                flows.wait()
                 target.sendall(data)
                 limit = None if limit is None else limit - len(data)
         except OSError:
             pass
         over.set()
+
+    def hold(self, held=True):
+        """Let nothing pass, or everything again."""
+        for flows in (self.up, self.down):
+            flows.clear() if held else flows.set()
+
+    def close(self):
+        self.hold(False)
+        super().close()
 
 
 class Scripted(_Listener):

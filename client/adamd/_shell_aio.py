@@ -1,0 +1,110 @@
+"""What drives the logic over a transport, for asyncio: the blocking transport in threads, with cancellation.
+
+A thread that sends or receives holds no interpreter lock, and fills the caller's memory straight from the socket;
+asyncio's own streams copy every piece, and gRPC's asyncio channel is slower than its blocking one (ARCHITECTURE.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from adamd import _flow
+from adamd._flow import Got, Send, Timeout
+from adamd._operations import Operation
+from adamd._shell import Transport
+from adamd._stop import Stop
+from adamd._track import Logic, Work
+from adamd.errors import AdamdError
+
+T = TypeVar("T")
+AT_ONCE = 64  # calls of one client under way; pauses between attempts take no thread
+
+
+class AsyncShell:
+    """The asyncio shell. Its calls may run side by side."""
+
+    def __init__(self, way: Transport, timeout: Timeout) -> None:
+        self._transport = way
+        self._timeout = timeout
+        self._known = False  # the server has answered once
+        self._threads = ThreadPoolExecutor(AT_ONCE, "adamd")
+
+    def close(self) -> None:
+        """Let the threads end when their calls do."""
+        self._threads.shutdown(wait=False)
+
+    async def run(self, logic: Logic[T]) -> T:
+        """Drive a logic to its end."""
+        outcome: Any = None
+        try:
+            while True:
+                wanted = logic.throw(outcome) if isinstance(outcome, AdamdError) else logic.send(outcome)
+                try:
+                    outcome = await (self._work(wanted) if isinstance(wanted, Work) else self._call(wanted))
+                except AdamdError as error:
+                    outcome = error
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            logic.close()
+
+    async def _call(self, operation: Operation) -> Any:
+        """Drive one operation to its result, sleeping and sending as the flow asks."""
+        flow = _flow.call(operation, self._timeout, time.monotonic, random.random, known=self._known)
+        outcome: Got | AdamdError | None = None
+        try:
+            while True:
+                event = flow.send(outcome)
+                if isinstance(event, Send):
+                    outcome = await self._attempt(event)
+                else:
+                    await asyncio.sleep(event.seconds)
+                    outcome = None
+        except StopIteration as end:
+            return end.value
+
+    async def _attempt(self, event: Send) -> Got | AdamdError:
+        stop = Stop()
+        outcome: Got | AdamdError
+        try:
+            sent = self._in_thread(lambda: self._transport.send(event.operation, event.deadline, stop), stop.set)
+            outcome = Got(await sent)
+        except AdamdError as error:
+            outcome = error
+        self._known = self._known or _flow.replied(outcome)
+        return outcome
+
+    async def _work(self, work: Work) -> Any:
+        return await self._in_thread(work.run, lambda: True)
+
+    async def _in_thread(self, run: Callable[[], T], give_up: Callable[[], bool]) -> T:
+        """Run something that blocks; where the caller is cancelled, return only when its memory is its own again.
+
+        Args:
+            run: what blocks.
+            give_up: makes it end soon, and says whether it has to be waited for.
+
+        """
+        job = self._threads.submit(run)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if not job.done() and give_up():
+                await _ended(job)
+            raise
+
+
+async def _ended(job: Future[Any]) -> None:
+    """Wait until a thread comes back, however often the waiting is cancelled: it has been told to be quick."""
+    over, loop = asyncio.Event(), asyncio.get_running_loop()
+    job.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
+    while not over.is_set():
+        with suppress(asyncio.CancelledError):
+            await over.wait()

@@ -1,0 +1,206 @@
+"""adamd for asyncio: the same calls, awaited.
+
+import adamd.aio
+
+async with adamd.aio.connect("http://localhost:8000") as client:
+    session = await client.create({"w": w, "b": b}, lr=1e-3)
+    for batch in data:
+        params = await session.step(gradient(params, batch), loss=loss)
+
+A call may be cancelled, by a time-out too: its connection is closed, its memory is yours again, and the session knows
+what it knew before. Whether a cancelled step counts is told by the same step again, which is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Self, overload
+
+from adamd import _opening
+from adamd._flow import Timeout
+from adamd._opening import Durability, Source
+from adamd._shell import transport
+from adamd._shell_aio import AsyncShell
+from adamd._track import Logic, OnBadGradient, Seen, Track
+
+__all__ = ["AsyncClient", "AsyncSession", "connect"]
+
+
+def connect(
+    url: str | None = None,
+    *,
+    timeout: Timeout | float | None = None,
+    api_key: str | None = None,
+    on_bad_gradient: OnBadGradient = "raise",
+    progress: bool | None = None,
+) -> AsyncClient:
+    """Return a client of the server at ``url``, with the arguments of `adamd.connect`. Nothing is sent yet.
+
+    Raises:
+        InvalidRequest: no such URL or option.
+
+    """
+    return AsyncClient(url, timeout, api_key, on_bad_gradient, progress)
+
+
+class AsyncClient:
+    """A server's sessions, for one event loop. Close it, or use it in an ``async with`` statement."""
+
+    def __init__(
+        self,
+        url: str | None,
+        timeout: Timeout | float | None,
+        api_key: str | None,
+        on_bad_gradient: OnBadGradient,
+        progress: bool | None,
+    ) -> None:
+        self._bad = _opening.choice(on_bad_gradient)
+        limits = Timeout.of(timeout)
+        self._transport = transport(url, limits, api_key, progress)
+        self._shell = AsyncShell(self._transport, limits)
+        self.url = self._transport.url
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<adamd.aio.AsyncClient {self.url}>"
+
+    async def close(self) -> None:
+        """Close the connections. Sessions live on, at the server."""
+        self._transport.close()
+        self._shell.close()
+
+    async def create(
+        self, parameters: Any, lr: float | None = None, *, on_bad_gradient: OnBadGradient | None = None, **options: Any
+    ) -> AsyncSession:
+        """Make a session that starts from ``parameters``, with the arguments and errors of `adamd.Client.create`."""
+        bad = self._choice(on_bad_gradient)
+        return await self._session(_opening.create(parameters, lr, **options, on_bad_gradient=bad))
+
+    async def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> AsyncSession:
+        """Resume the session ``name``, or create it, with the arguments and errors of `adamd.Client.open`."""
+        bad = self._choice(options.pop("on_bad_gradient", None))
+        return await self._session(_opening.open_(name, parameters, lr, options, bad))
+
+    async def session(self, ref: str, *, on_bad_gradient: OnBadGradient | None = None) -> AsyncSession:
+        """Return the session with this id or name, as it stands now.
+
+        Raises:
+            UnknownSession, SessionDeleted: there is none.
+
+        """
+        return await self._session(_opening.attach(ref, None, self._choice(on_bad_gradient)))
+
+    async def restore(
+        self,
+        source: Source,
+        name: str | None = None,
+        *,
+        durability: Durability | None = None,
+        labels: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        on_bad_gradient: OnBadGradient | None = None,
+    ) -> AsyncSession:
+        """Make a new session from an exported state, with the arguments and errors of `adamd.Client.restore`."""
+        bad = self._choice(on_bad_gradient)
+        return await self._session(_opening.restore(source, name, durability, labels, settings, bad))
+
+    async def sessions(self, page_size: int = 100) -> AsyncIterator[dict[str, Any]]:
+        """Yield every session of the server in short: id, name, step, optimizer, parameters, dtype, labels, …."""
+        token: str | None = None
+        while True:
+            page = await self._shell.run(_opening.page(page_size, token))
+            for item in page.sessions:
+                yield item
+            if (token := page.token) is None:
+                return
+
+    async def info(self) -> dict[str, Any]:
+        """Return the server's version, bounds, and what its store promises."""
+        return await self._shell.run(_opening.info())
+
+    def _choice(self, given: OnBadGradient | None) -> OnBadGradient:
+        return _opening.choice(given or self._bad)
+
+    async def _session(self, logic: Logic[Track]) -> AsyncSession:
+        return AsyncSession(self._shell, await self._shell.run(logic))
+
+
+class AsyncSession(Seen):
+    """One optimizer: it takes gradients and gives parameters. Made by `AsyncClient.create`, `AsyncClient.open`, ….
+
+    As `adamd.Session`, and awaited: calls of one session take their turns, those of several run side by side.
+    """
+
+    def __init__(self, shell: AsyncShell, track: Track) -> None:
+        self._shell = shell
+        self._track = track
+        self._turn = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        name = f" {self.name}" if self.name else ""
+        return f"<adamd.aio.AsyncSession {self.id}{name} at step {self.step_number}>"
+
+    async def step(
+        self,
+        gradient: Any,
+        loss: Any = None,
+        *,
+        lr: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        out: Any = None,
+    ) -> Any:
+        """Take one step and return the parameters after it: as `adamd.Session.step`, with its arguments and errors.
+
+        The gradient must not change before it returns. Cancelled, it may count or not; the same call again is safe,
+        and tells.
+        """
+        async with self._turn:
+            return await self._shell.run(self._track.step(gradient, loss, lr, settings, metrics, out))
+
+    async def parameters(self, out: Any = None) -> Any:
+        """Return the current parameters and go on from their step: as `adamd.Session.parameters`."""
+        async with self._turn:
+            return await self._shell.run(self._track.parameters(out))
+
+    async def set_parameters(self, parameters: Any) -> None:
+        """Set the parameters, before step 1, all of them: as `adamd.Session.set_parameters`."""
+        async with self._turn:
+            await self._shell.run(self._track.set_parameters(parameters))
+
+    async def update(self, *, labels: Mapping[str, str] | None = None, **settings: Any) -> dict[str, Any]:
+        """Change settings (from the next step on) or labels: as `adamd.Session.update`."""
+        async with self._turn:
+            return await self._shell.run(self._track.update(labels, settings))
+
+    async def info(self) -> dict[str, Any]:
+        """Return the session's document as the server has it now; this client's own step stays what it is."""
+        return await self._shell.run(self._track.info())
+
+    async def refresh(self) -> dict[str, Any]:
+        """Accept the server's step, history and settings, whatever they are, and return the session's document."""
+        async with self._turn:
+            return await self._shell.run(self._track.refresh())
+
+    async def delete(self) -> None:
+        """End the session: the server says so for a day, and its name is free."""
+        async with self._turn:
+            await self._shell.run(self._track.delete())
+
+    @overload
+    async def export(self, path: None = None) -> bytes: ...
+
+    @overload
+    async def export(self, path: str | os.PathLike[str]) -> Path: ...
+
+    async def export(self, path: str | os.PathLike[str] | None = None) -> bytes | Path:
+        """Export the whole state as safetensors, into a file or as bytes: as `adamd.Session.export`."""
+        return await self._shell.run(self._track.export(path))

@@ -1,0 +1,175 @@
+"""Work side by side: asyncio's cancellation, and steps that a script sends ahead of itself."""
+
+import asyncio
+import threading
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+
+import adamd
+import adamd.aio
+from adamd import errors
+from contract.shells import url_of
+from sdk.peers import Relay
+
+PATIENT = adamd.Timeout(total=60)
+
+
+@pytest.fixture(params=["http"])
+def wire(request):
+    return request.param
+
+
+@pytest.fixture
+def relay(server, wire):
+    with Relay(server.grpc_port if wire == "grpc" else server.port) as made:
+        made.url = url_of(wire, made.port, made.port)
+        yield made
+
+
+def url(wire, server):
+    return url_of(wire, server.port, getattr(server, "grpc_port", 0))
+
+
+async def cancelled_midway(session, relay, gradient, out):
+    """Start a step, hold its bytes back, cancel it."""
+    relay.hold()
+    task = asyncio.create_task(session.step(gradient, out=out))
+    await asyncio.sleep(0.2)
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    relay.hold(False)
+
+
+@pytest.mark.parametrize("size", [100, 2_000_000])
+def test_a_cancelled_step_leaves_the_session_usable_and_the_memory_alone(relay, size):
+    first, second = (np.full(size, value, "f4") for value in (1, -2))
+
+    async def main():
+        async with adamd.aio.connect(relay.url, timeout=PATIENT) as client:
+            session, twin = [await client.create(np.zeros(size, "f4"), durability="memory") for _ in range(2)]
+            wanted = [await twin.step(first), await twin.step(second)]
+            out = np.full(size, 7, "f4")
+            await cancelled_midway(session, relay, first, out)
+            before = out.copy()
+            assert session.step_number == 0
+            await client.info()
+            assert (out == before).all()  # nobody writes into it any more
+            assert (await session.step(first) == wanted[0]).all()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    relay.hold()
+                    await session.step(second)
+            relay.hold(False)
+            assert (await session.step(second) == wanted[1]).all()
+            assert (await session.info())["step"] == 2
+            await session.delete()
+            await twin.delete()
+
+    asyncio.run(main())
+
+
+def test_a_step_cancelled_after_it_was_applied_is_replayed(server, wire, relay):
+    async def main():
+        async with adamd.aio.connect(relay.url, timeout=PATIENT) as client:
+            session = await client.create(np.zeros(3, "f4"))
+            await session.step(np.ones(3, "f4"))
+            same = await client.session(session.id)
+            relay.down.clear()
+            task = asyncio.create_task(same.step(np.ones(3, "f4")))
+            with adamd.connect(url(wire, server)) as other:
+                while other.session(session.id).step_number < 2:
+                    await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            relay.hold(False)
+            params = await same.step(np.ones(3, "f4"))
+            assert same.step_number == 2 == (await session.info())["step"]
+            assert (params == await same.parameters()).all()
+
+    asyncio.run(main())
+
+
+def test_sessions_side_by_side_and_one_sessions_calls_in_turn(server, wire):
+    async def train(client, seed):
+        session = await client.create(np.zeros(1000, "f4"), durability="memory")
+        for k in range(10):
+            params = await session.step(np.full(1000, seed + k + 1, "f4"))
+            assert len(set(params.tolist())) == 1
+        await session.delete()
+        return session.step_number
+
+    async def main():
+        async with adamd.aio.connect(url(wire, server)) as client:
+            shared = await client.create(np.zeros(3, "f4"))
+            async with asyncio.TaskGroup() as group:
+                own = [group.create_task(train(client, seed)) for seed in range(20)]
+                group.create_task(_many(shared))
+            assert {task.result() for task in own} == {10}
+            assert shared.step_number == 20 == (await shared.info())["step"]
+
+    async def _many(shared):
+        await asyncio.gather(*(shared.step(np.ones(3, "f4")) for _ in range(20)))
+
+    asyncio.run(main())
+
+
+# -- step_async
+
+
+@pytest.fixture
+def client(server, wire):
+    with adamd.connect(url(wire, server)) as made:
+        yield made
+
+
+def test_steps_sent_ahead_come_in_order_and_other_calls_after_them(client):
+    gradients = [np.random.default_rng(k).standard_normal(5).astype("f4") for k in range(6)]
+    session, twin = client.create(np.zeros(5, "f4")), client.create(np.zeros(5, "f4"))
+    wanted = [twin.step(gradient) for gradient in gradients]
+    futures = [session.step_async(gradient, loss=0.5) for gradient in gradients[:-1]]
+    last = session.step(gradients[-1])
+    assert all(future.done() for future in futures)
+    assert [future.result().tobytes() for future in futures] == [params.tobytes() for params in wanted[:-1]]
+    assert (last == wanted[-1]).all()
+    assert session.step_number == 6
+
+
+def test_a_failed_step_cancels_those_behind_it(relay):
+    with adamd.connect(relay.url) as client:
+        session = client.create(np.zeros(2, "f4"))
+        session.step(np.ones(2, "f4"))
+        relay.hold()
+        bad = session.step_async(np.float32([1, np.nan]))
+        behind = [session.step_async(np.ones(2, "f4")) for _ in range(2)]
+        relay.hold(False)
+        assert isinstance(bad.exception(), errors.BadGradient)
+        for future in behind:
+            assert isinstance(future.exception(), CancelledError)
+        assert session.step_number == 1
+        session.step_async(np.ones(2, "f4")).result()
+        assert session.info()["step"] == 2
+
+
+def test_a_callback_may_use_the_session(client):
+    session = client.create(np.zeros(2, "f4"))
+    came, over = [], threading.Event()
+
+    def then(future):
+        came.extend([future.result(), session.step(np.ones(2, "f4"))])
+        over.set()
+
+    session.step_async(np.ones(2, "f4")).add_done_callback(then)
+    assert over.wait(30)
+    assert session.step_number == 2 and (came[1] == session.parameters()).all()
+
+
+def test_what_does_not_fit_is_told_by_the_future(client):
+    session = client.create(np.zeros(2, "f4"))
+    with pytest.raises(errors.WrongLayout):
+        session.step_async(np.ones(3, "f4")).result()
+    assert session.step_number == 0
