@@ -83,8 +83,9 @@ class Head:
 class Record:
     """One applied update in the log: the gradient's bytes, every scalar used, the client's metrics.
 
-    The body is the flat concatenation, in layout order, of the gradients of the tensors that ``updates`` covers,
-    little-endian in ``dtype``. Small bodies lie ``inline``; others in chunks of the attempt.
+    The body is as it came: in ``encoding`` (`adamd.wire.encodings`), of values in ``dtype``. Where that is "raw", it is
+    the flat concatenation, in layout order, of the gradients of the tensors that ``updates`` covers, little-endian.
+    Small bodies lie ``inline``; others in chunks of the attempt.
     """
 
     step: int
@@ -99,6 +100,7 @@ class Record:
     settings: dict[str, Any] | None = None  # the change that this step carried, as the client sent it
     metrics: dict[str, Any] = field(default_factory=dict)
     numerics: str = "adamd-1"
+    encoding: str = "raw"
 
     @property
     def nbytes(self) -> int:

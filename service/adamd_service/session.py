@@ -113,13 +113,15 @@ def first_chain(incarnation: str, document: Mapping[str, Any], parameters: str) 
     return _sha256("session", incarnation, document, parameters)
 
 
-def digest_start(dtype: str, present: Sequence[int] | None, settings: Mapping[str, Any] | None) -> xxhash.xxh3_128:
-    """Begin a step's digest; the caller feeds the canonical body: flat, layout order, little-endian.
+def digest_start(
+    encoding: str, dtype: str, present: Sequence[int] | None, settings: Mapping[str, Any] | None
+) -> xxhash.xxh3_128:
+    """Begin a step's digest; the caller feeds the body as it is logged: flat, layout order, little-endian, encoded.
 
     XXH3-128 over (encoding, dtype, tensors present, settings carried, body). ``present`` lists the indices of
-    the tensors that are there, None for all.
+    the tensors that are there, None for all (and for a lazy one, whose body says it).
     """
-    return xxhash.xxh3_128(_canonical(["raw", dtype, present, settings]))
+    return xxhash.xxh3_128(_canonical([encoding, dtype, present, settings]))
 
 
 def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str | None) -> HistoryLost | None:

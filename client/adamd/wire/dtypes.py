@@ -58,6 +58,41 @@ def widen(data: Array, dtype: str, into: str, out: Array | None = None) -> Array
         return out
 
 
+def check_narrows(dtype: str, session_dtype: str) -> None:
+    """Refuse an answer's dtype that is unknown, or wider than the session's.
+
+    Raises:
+        WrongDtype: more bits would say no more.
+
+    """
+    if dtype not in ITEMSIZE:
+        raise WrongDtype(f"unknown dtype {dtype!r}; known are {', '.join(ITEMSIZE)}")
+    if ITEMSIZE[dtype] > ITEMSIZE[session_dtype]:
+        raise WrongDtype(f"an answer in {dtype} would say no more than one in {session_dtype}, which this session is")
+
+
+def narrow(data: Array, dtype: str, out: Array) -> None:
+    """Round float32 or float64 ``data`` to ``dtype``, to nearest, ties to even, once, into ``out``.
+
+    ``out`` is as long, of ``storage(dtype)``. What is too large becomes infinity, as IEEE 754 has it; NaN stays NaN.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if dtype == "bfloat16":
+            out[:] = narrow_bfloat16(_to_odd(data) if data.dtype == np.float64 else data)
+        else:
+            out[:] = data
+
+
+def _to_odd(data: Array) -> Array:
+    """Float64 to float32 by rounding to odd, which makes a second rounding to nearest as good as one alone."""
+    single = data.astype("<f4")
+    back = single.astype("<f8")
+    bits = single.view("<u4")
+    bits -= (np.abs(back) > np.abs(data)).astype("<u4")  # toward zero
+    bits |= ((back != data) & ~np.isnan(data)).astype("<u4")
+    return single
+
+
 def narrow_bfloat16(data: Array) -> Array:
     """Round float32 to bfloat16 (held as uint16), to nearest, ties to even. NaN stays NaN."""
     bits = np.ascontiguousarray(data, dtype="<f4").view("<u4")

@@ -9,6 +9,9 @@ PROBLEM = "application/problem+json"
 
 STEP = "Adamd-Step"
 DTYPE = "Adamd-Dtype"
+ENCODING = "Adamd-Encoding"
+ANSWER_DTYPE = "Adamd-Answer-Dtype"
+OVERFLOWED = "Adamd-Overflowed"
 DURABILITY = "Adamd-Durability"
 REPLAYED = "Adamd-Replayed"
 SETTINGS = "Adamd-Settings"
@@ -19,8 +22,8 @@ DIVERGED = "Adamd-Diverged"
 APPLIED_STEP = "Adamd-Applied-Step"
 IDEMPOTENCY = "Idempotency-Key"
 
-ASKED = (DTYPE, SETTINGS, METRICS)  # in requests
-TOLD = (STEP, DTYPE, DURABILITY, REPLAYED, DIVERGED, APPLIED_STEP)  # in answers
+ASKED = (DTYPE, ENCODING, ANSWER_DTYPE, SETTINGS, METRICS)  # in requests
+TOLD = (STEP, DTYPE, OVERFLOWED, DURABILITY, REPLAYED, DIVERGED, APPLIED_STEP)  # in answers
 
 MAX_STEP = 2**53
 NAME_PATTERN = r"[a-z0-9-]{1,63}"

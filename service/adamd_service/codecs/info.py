@@ -6,6 +6,8 @@ from importlib.metadata import version
 from typing import Any
 
 from adamd.wire import channel
+from adamd.wire.dtypes import SESSION_DTYPES
+from adamd.wire.encodings import ENCODINGS
 from adamd_service.engine import Engine
 from adamd_service.optim import NUMERICS_ID
 
@@ -32,7 +34,7 @@ def server_info(engine: Engine) -> dict[str, Any]:
             "calls": limits.calls,
             "least_ping_seconds": channel.LEAST_PING,
         },
-        "dtypes": ["float32", "float64"],
+        "dtypes": list(SESSION_DTYPES),
         "optimizers": ["adam", "adamw"],
-        "encodings": ["raw"],
+        "encodings": list(ENCODINGS),
     }

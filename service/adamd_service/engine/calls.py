@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamd.wire.buffers import Bytes
+from adamd.wire.encodings import RAW
 from adamd.wire.layout import Layout
 from adamd_service.records import Durability, Head, Spec
 
@@ -55,9 +56,10 @@ Decode = Callable[[memoryview, Spec], Gradient]
 class StepCall:
     """One step as it was asked for. ``number`` is None for POST; then ``key`` is the client's Idempotency-Key.
 
-    ``decode`` turns a whole body into a gradient; None says that the body is the flat vector itself, in ``dtype``
-    (the session's, if None), which can be checked and logged while it arrives. ``tensors`` names those that the
-    vector has, in the layout's order, where some are left out; empty: it has all.
+    ``decode`` turns a whole body into a gradient; None says that the body is the flat vector itself, in ``encoding``
+    and ``dtype`` (the session's, if None), which can be checked and logged while it arrives. ``tensors`` names those
+    that a raw vector has, in the layout's order, where some are left out; empty: it has all. ``answer_dtype`` asks for
+    the parameters rounded to it.
     """
 
     ref: str
@@ -65,6 +67,8 @@ class StepCall:
     body: Body
     dtype: str | None = None
     decode: Decode | None = None
+    encoding: str = RAW
+    answer_dtype: str | None = None
     if_match: str | None = None
     key: str | None = None
     settings: Mapping[str, Any] | None = None
@@ -112,15 +116,25 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Parameters at one step: a copy of its own, None where none were asked for."""
+    """Parameters at one step: a copy of its own, None where none were asked for.
+
+    ``dtype`` is theirs (bfloat16 is held as uint16). ``overflowed`` counts the finite ones that it made infinite.
+    """
 
     spec: Spec
     step: int
     chain: str
-    parameters: Floats | None
+    parameters: NDArray[Any] | None
     diverged: bool
     replayed: bool = False
     applied_step: int | None = None  # a repeated POST: the step that its gradient was applied as
+    answer_dtype: str | None = None
+    overflowed: int = 0
+
+    @property
+    def dtype(self) -> str:
+        """Of the parameters: what was asked for, else the session's."""
+        return self.answer_dtype or self.spec.dtype
 
 
 @dataclass(frozen=True, slots=True)

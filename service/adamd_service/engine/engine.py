@@ -16,10 +16,11 @@ import structlog
 
 from adamd.errors import AdamdError, SessionExists, ShuttingDown, TooLarge
 from adamd.wire.buffers import BufferPool
-from adamd.wire.dtypes import ITEMSIZE
+from adamd.wire.dtypes import ITEMSIZE, check_narrows
 from adamd.wire.layout import Layout
 from adamd_service.engine.admission import Budget
 from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Floats, StepCall, View
+from adamd_service.engine.copies import Copies
 from adamd_service.engine.directory import Directory
 from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.intake import receive_all
@@ -31,7 +32,7 @@ from adamd_service.engine.steps import Step, Stepper
 from adamd_service.engine.uploads import INLINE_BODY, Uploads
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import FusedKernel, Kernel, State
-from adamd_service.records import Head, IdempotencyKey
+from adamd_service.records import Head, IdempotencyKey, Spec
 from adamd_service.session import foresee
 from adamd_service.store import RedisStore
 
@@ -68,7 +69,8 @@ class Engine:
         self._workers = Workers(limits.threads)
         self._directory = Directory(store, self.hot, self._workers, replica, TENANT)
         self._rebuilder = Rebuilder(store, chosen, self.pool)
-        self._stepper = Stepper(store, self._rebuilder, chosen, kernels, self.pool, INLINE_BODY)
+        self._copies = Copies(self.pool)
+        self._stepper = Stepper(store, self._rebuilder, chosen, kernels, self._copies, INLINE_BODY)
         self._lifecycle = Lifecycle(store, self._rebuilder)
         self._snapshots = Snapshots(
             store,
@@ -173,13 +175,18 @@ class Engine:
                     flat = await self._workers.run(decode, memoryview(raw), head.spec, dtype)
                 return await self._locked(hot, self._lifecycle.set_parameters, hot, flat)
 
-    async def parameters(self, ref: str) -> Answer:
-        """Return a copy of the current parameters."""
+    async def parameters(self, ref: str, answer_dtype: str | None = None) -> Answer:
+        """Return a copy of the current parameters, rounded to ``answer_dtype`` where one is given.
+
+        Raises:
+            WrongDtype: it is wider than the session's.
+
+        """
 
         def copy(hot: Hot) -> Answer:
             spec = self._require_parameters(hot).spec
-            with self.in_flight.hold(spec.layout.size * ITEMSIZE[spec.dtype]) as held:
-                answer = self._stepper.answer(hot)
+            with self.in_flight.hold(_answered(spec, answer_dtype)) as held:
+                answer = self._copies.answer(hot, answer_dtype=answer_dtype)
                 held.leave(answer.parameters)
                 return answer
 
@@ -237,7 +244,7 @@ class Engine:
             head = await self._foreseen(hot, call)
             with _told(head):
                 expected = self._uploads.expected(head, call)
-                answered = head.spec.layout.size * ITEMSIZE[head.spec.dtype]
+                answered = _answered(head.spec, call.answer_dtype)
                 _require_room(call, answered)
                 with self.in_flight.hold(expected * call.body.weight + answered) as held:
                     step = await self._uploads.receive(hot, head, call, expected)
@@ -365,6 +372,13 @@ def _require_room(call: StepCall, answered: int) -> None:
             f"the answer has {answered} bytes; a single message takes at most {call.answer_limit}: use StepStream, "
             "or ask for no parameters"
         )
+
+
+def _answered(spec: Spec, answer_dtype: str | None) -> int:
+    """Return the bytes of an answer's parameters; raises WrongDtype where it cannot have that dtype."""
+    if answer_dtype is not None:
+        check_narrows(answer_dtype, spec.dtype)
+    return spec.layout.size * ITEMSIZE[answer_dtype or spec.dtype]
 
 
 def _state_bytes(layout: Layout, dtype: str, amsgrad: bool) -> int:

@@ -10,12 +10,10 @@ from contextlib import aclosing, asynccontextmanager
 import numpy as np
 import xxhash
 
-from adamd.errors import BadGradient, ShuttingDown, TooLarge, UploadTimeout, WrongLength
+from adamd.errors import ShuttingDown, TooLarge, UploadTimeout, WrongLength
 from adamd.wire.buffers import BufferPool, Bytes
-from adamd.wire.dtypes import ITEMSIZE, storage
 from adamd_service.engine.calls import Body
-from adamd_service.optim import check_gradient
-from adamd_service.records import Spec
+from adamd_service.optim import Encoded
 from adamd_service.store import Staging
 
 PIECE = 512 * 1024  # bytes handed to a thread at once; also a chunk in the store
@@ -28,19 +26,29 @@ class Reception:
     """One gradient's bytes: what arrived, their digest, and their way into the store.
 
     Args:
-        spec: the session.
-        dtype: of the bytes.
+        encoding: of the bytes.
+        dtype: of their values.
         buffer: where they go; may be filled already.
+        gradient: what they mean.
         digest: begun by `session.digest_start`; every piece is fed to it in order.
         staging: where the pieces are logged; None: not yet, or not at all.
 
     """
 
-    def __init__(self, spec: Spec, dtype: str, buffer: Bytes, digest: xxhash.xxh3_128, staging: Staging | None) -> None:
+    def __init__(
+        self,
+        encoding: str,
+        dtype: str,
+        buffer: Bytes,
+        gradient: Encoded,
+        digest: xxhash.xxh3_128,
+        staging: Staging | None,
+    ) -> None:
+        self.encoding = encoding
         self.dtype = dtype
         self.buffer = buffer
+        self.gradient = gradient
         self.staging = staging
-        self._session_dtype = storage(spec.dtype)
         self._digest = digest
         self._done = 0
 
@@ -48,11 +56,6 @@ class Reception:
     def piece(self) -> int:
         """Bytes to be handed over at once: a chunk, or a very large body would have more of them than it should."""
         return PIECE if self.staging is None else self.staging.piece
-
-    @property
-    def gradient(self) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-        """The flat gradient; bfloat16 as uint16."""
-        return self.buffer.view(storage(self.dtype))
 
     def digest(self) -> str:
         """XXH3-128 (hex), once everything was taken."""
@@ -63,18 +66,12 @@ class Reception:
 
         Raises:
             BadGradient: with the index of the first NaN, infinity, or value whose square overflows.
+            MalformedBody: indices out of order or range.
 
         """
         part = self.buffer[self._done : end]
         self._digest.update(part)
-        bad = check_gradient(part.view(storage(self.dtype)), self.dtype, self._session_dtype)
-        if bad >= 0:
-            index = self._done // ITEMSIZE[self.dtype] + bad
-            raise BadGradient(
-                f"element {index} of the gradient is {self.gradient[index]}: NaN, infinity, or a magnitude whose "
-                f"square overflows {self._session_dtype}. The step is not counted.",
-                index=index,
-            )
+        self.gradient.check(end)
         if self.staging is not None:
             self.staging.write(memoryview(part))
         self._done = end
@@ -87,7 +84,7 @@ async def receive_exactly(
 
     Raises:
         WrongLength: too few or too many bytes.
-        BadGradient: at once, without waiting for the rest.
+        BadGradient, MalformedBody: at once, without waiting for the rest.
         UploadTimeout: nothing came for ``gap`` seconds.
         ShuttingDown: the server is going down.
 

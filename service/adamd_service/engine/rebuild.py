@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from adamd.errors import InternalError, SessionDeleted
+from adamd.errors import AdamdError, InternalError, SessionDeleted
+from adamd.wire import encodings
 from adamd.wire.buffers import BufferPool, Bytes
-from adamd.wire.dtypes import ITEMSIZE, storage
+from adamd.wire.dtypes import storage
+from adamd.wire.encodings import LAZY, RAW
 from adamd.wire.layout import Layout
 from adamd_service.engine.hot import Hot, is_finite
-from adamd_service.optim import NUMERICS_ID, Kernel, State, Update, apply, updates_from_json
-from adamd_service.records import Head, Record, SnapshotRef
+from adamd_service.optim import NUMERICS_ID, Encoded, Kernel, Lazy, State, Update, apply, encoded, updates_from_json
+from adamd_service.records import Head, Record, SnapshotRef, Spec
 from adamd_service.session import digest_start, next_chain
 from adamd_service.store import ChunkMissing, RedisStore, Standing
 
@@ -137,7 +139,7 @@ class Rebuilder:
         body = self._pool.lease(record.nbytes)
         self._store.read_body(spec.id, record, body)
         check_digest(record, updates, spec.layout, body)
-        apply(state, body.view(storage(record.dtype)), updates, spec.layout.bounds, None, self._kernel)
+        apply(state, gradient_of(record, updates, spec, body), updates, spec.layout.bounds, None, self._kernel)
         return record.chain
 
 
@@ -148,8 +150,10 @@ def check_digest(record: Record, updates: tuple[Update, ...], layout: Layout, bo
         InternalError: the store's bytes have changed.
 
     """
-    covered = [index for update in updates for index in range(update.first, update.last)]
-    digest = digest_start(record.dtype, None if len(covered) == len(layout.tensors) else covered, record.settings)
+    covered = _covered(updates)
+    # What a lazy one covers is said by its body.
+    present = None if len(covered) == len(layout.tensors) or record.encoding == LAZY else covered
+    digest = digest_start(record.encoding, record.dtype, present, record.settings)
     digest.update(body)
     if digest.hexdigest() != record.digest:
         raise InternalError(f"the body of step {record.step} in the store is damaged: its digest does not match")
@@ -165,5 +169,32 @@ def check_body(record: Record, updates: tuple[Update, ...], layout: Layout) -> N
     if updates and updates[-1].last > len(layout.tensors):
         raise InternalError(f"the record of step {record.step} updates tensors that the layout does not have")
     covered = sum(layout.bounds[update.last] - layout.bounds[update.first] for update in updates)
-    if record.nbytes != covered * ITEMSIZE[record.dtype]:
-        raise InternalError(f"the record of step {record.step} has {record.nbytes} bytes for {covered} elements")
+    if record.encoding not in (RAW, LAZY) and covered != layout.size:
+        raise InternalError(f"the record of step {record.step} is {record.encoding} and covers {covered} elements")
+    size = covered if record.encoding == RAW else layout.size
+    try:
+        encodings.check_length(record.encoding, record.nbytes, size, record.dtype)
+    except AdamdError as error:
+        raise InternalError(f"the record of step {record.step} has another length: {error.detail}") from None
+
+
+def gradient_of(record: Record, updates: tuple[Update, ...], spec: Spec, body: Bytes) -> Encoded:
+    """Return the gradient that a record's body is; an encoded one is checked again, since it says where to write.
+
+    Raises:
+        InternalError: it is none, or one of other tensors.
+
+    """
+    gradient = encoded(record.encoding, record.dtype, body, spec.layout.size, storage(spec.dtype))
+    try:
+        if record.encoding != RAW:
+            gradient.check(body.nbytes)
+    except AdamdError as error:
+        raise InternalError(f"the body of step {record.step} in the store is damaged: {error.detail}") from None
+    if isinstance(gradient, Lazy) and list(gradient.touched(spec.layout.bounds)) != _covered(updates):
+        raise InternalError(f"the record of step {record.step} updates other tensors than its body names")
+    return gradient
+
+
+def _covered(updates: tuple[Update, ...]) -> list[int]:
+    return [index for update in updates for index in range(update.first, update.last)]

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-import numpy as np
+from numpy.typing import NDArray
 
 from adamd.errors import (
     IdempotencyMismatch,
@@ -21,9 +21,9 @@ from adamd.errors import (
     InvalidSettings,
     StoreUnavailable,
 )
-from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
-from adamd_service.engine.calls import Answer, Floats
+from adamd_service.engine.calls import Answer
+from adamd_service.engine.copies import Copies, rounded
 from adamd_service.engine.hot import Hot
 from adamd_service.engine.intake import Reception
 from adamd_service.engine.rebuild import Rebuilder
@@ -63,6 +63,7 @@ class Step:
     if_match: str | None
     key: str | None
     minimal: bool
+    answer_dtype: str | None
     attempt: str
     chunks: tuple[int, ...] | None = None
     committed: bool = False
@@ -82,14 +83,14 @@ class Stepper:
         rebuilder: Rebuilder,
         kernel: Kernel,
         kernels: threading.Semaphore,
-        pool: BufferPool,
+        copies: Copies,
         inline: int,
     ) -> None:
         self._store = store
         self._rebuilder = rebuilder
         self._kernel = kernel
         self._kernels = kernels
-        self._pool = pool
+        self._copies = copies
         self._inline = inline
 
     def run(self, hot: Hot, step: Step, *, inline: bool = False) -> Answer:
@@ -130,7 +131,7 @@ class Stepper:
         if isinstance(decision, Refuse):
             raise decision.error
         mine = hot.ring[decision.step].attempt == step.attempt
-        return self.answer(hot, minimal=step.minimal, replayed=not mine)
+        return self._known(hot, step, replayed=not mine)
 
     def _by_key(self, hot: Hot, step: Step) -> Answer | None:
         """Answer a repeated POST with the current parameters, and the step that its gradient was applied as.
@@ -153,7 +154,10 @@ class Stepper:
         self._rebuilder.current(hot)
         entry = hot.ring.get(applied)
         mine = entry is not None and entry.attempt == step.attempt
-        return replace(self.answer(hot, minimal=step.minimal, replayed=not mine), applied_step=applied)
+        return replace(self._known(hot, step, replayed=not mine), applied_step=applied)
+
+    def _known(self, hot: Hot, step: Step, *, replayed: bool) -> Answer:
+        return self._copies.answer(hot, minimal=step.minimal, replayed=replayed, answer_dtype=step.answer_dtype)
 
     def _apply(self, hot: Hot, step: Step, number: int, permit: Permit) -> Answer | None:
         """Commit and apply; None where another writer was first and the decision must be made again."""
@@ -169,7 +173,8 @@ class Stepper:
             settings_revision=head.settings_revision + (settings != hot.settings),
         )
         # Before the commit: whatever could fail must not come between it and the answer.
-        out = None if step.minimal else self.lease(head.spec.layout.size, head.spec.dtype)
+        dtype = step.answer_dtype or head.spec.dtype
+        out = None if step.minimal else self._copies.lease(head.spec.layout.size, dtype)
         if hot.durable:
             if not self._commit(hot, step, head, after, record):
                 return None
@@ -177,24 +182,38 @@ class Stepper:
             hot.keys[step.key] = (record.digest, number)
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
-        self._change(hot, state, step, updates, out, permit)
+        overflowed = self._change(hot, state, step, updates, out, permit)
         hot.advance(entry, settings, after, record.nbytes)
-        return Answer(head.spec, number, record.chain, out, hot.diverged)
+        answer = Answer(head.spec, number, record.chain, out, hot.diverged)
+        return replace(answer, answer_dtype=step.answer_dtype, overflowed=overflowed)
 
     def _change(
-        self, hot: Hot, state: State, step: Step, updates: tuple[Update, ...], out: Floats | None, permit: Permit
-    ) -> None:
-        """Apply what is committed. An error in the middle leaves arrays that no one may see: drop them."""
+        self,
+        hot: Hot,
+        state: State,
+        step: Step,
+        updates: tuple[Update, ...],
+        out: NDArray[Any] | None,
+        permit: Permit,
+    ) -> int:
+        """Apply what is committed; returns how many parameters the answer's dtype could not hold.
+
+        An error in the middle leaves arrays that no one may see: drop them.
+        """
         assert hot.head is not None
+        same = out is None or out.dtype == state.params.dtype  # then the kernel writes the answer in its own pass
+        overflowed = 0
         try:
             with permit:
-                diverged = apply(
-                    state, step.reception.gradient, updates, hot.head.spec.layout.bounds, out, self._kernel
-                )
+                gradient, bounds = step.reception.gradient, hot.head.spec.layout.bounds
+                diverged = apply(state, gradient, updates, bounds, out if same else None, self._kernel)
+                if out is not None and not same:
+                    overflowed = rounded(state.params, step.answer_dtype or hot.head.spec.dtype, out)
         except BaseException:
             hot.drop()
             raise
         hot.diverged = hot.diverged or diverged
+        return overflowed
 
     def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...]) -> Record:
         scalars = updates_to_json(updates)
@@ -210,6 +229,7 @@ class Stepper:
             prev_chain=head.chain,
             chain=next_chain(head.chain, number, digest, scalars, NUMERICS_ID),
             dtype=step.reception.dtype,
+            encoding=step.reception.encoding,
             updates=scalars,
             chunks=step.chunks or (),
             inline=inline,
@@ -280,21 +300,6 @@ class Stepper:
             self._store.discard(session_id, step.attempt, len(step.chunks or ()))
         except StoreUnavailable:
             return
-
-    def answer(self, hot: Hot, *, minimal: bool = False, replayed: bool = False) -> Answer:
-        """Copy the current parameters, under the lock: what is sent is never what the next step changes."""
-        head, state = hot.head, hot.state
-        assert head is not None and state is not None
-        out = None
-        if not minimal:
-            out = self.lease(head.spec.layout.size, head.spec.dtype)
-            np.copyto(out, state.params)
-        return Answer(head.spec, head.step, head.chain, out, hot.diverged, replayed=replayed)
-
-    def lease(self, size: int, dtype: str) -> Floats:
-        """Return an array from the pool; it is used again when its last view is gone."""
-        kind = storage(dtype)
-        return self._pool.lease(size * kind.itemsize).view(kind)
 
 
 def carried(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:

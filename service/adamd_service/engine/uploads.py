@@ -8,8 +8,10 @@ from contextlib import suppress
 from typing import Any
 
 from adamd.errors import AdamdError, InvalidRequest, TooLarge, WrongLayout, WrongLength
+from adamd.wire import encodings
 from adamd.wire.buffers import BufferPool, Bytes
-from adamd.wire.dtypes import ITEMSIZE, check_widens
+from adamd.wire.dtypes import ITEMSIZE, check_widens, storage
+from adamd.wire.encodings import LAZY, RAW, SPARSE
 from adamd.wire.layout import Layout, shown
 from adamd_service.engine.calls import Body, Gradient, StepCall
 from adamd_service.engine.hot import Hot
@@ -17,6 +19,7 @@ from adamd_service.engine.intake import INLINE, Reception, receive_all, receive_
 from adamd_service.engine.limits import Limits
 from adamd_service.engine.steps import Step
 from adamd_service.engine.workers import Workers
+from adamd_service.optim import Lazy, encoded
 from adamd_service.records import Head, Spec
 from adamd_service.session import digest_start
 from adamd_service.store import RedisStore, Staging
@@ -42,21 +45,28 @@ class Uploads:
         """Return the body's length in bytes, where it must be known; else the most that it may have.
 
         Raises:
-            TooLarge, WrongLength, WrongDtype: by what was declared, before anything is read.
+            TooLarge, WrongLength, WrongDtype, InvalidRequest: by what was declared, before anything is read.
 
         """
         spec, declared = head.spec, call.body.declared
         if call.decode is not None:
+            if call.encoding != RAW:
+                raise InvalidRequest(f"{call.encoding} is how a flat vector is written; send it as octet-stream")
             limit = self.most(spec, call.body)
             return limit if declared is None else declared
-        dtype = call.dtype or spec.dtype
-        check_widens(dtype, spec.dtype)
+        if call.encoding != RAW and call.tensors:
+            raise InvalidRequest(f"{call.encoding} covers the whole vector; tensors can be left out of a raw one only")
+        dtype = encodings.body_dtype(call.encoding, call.dtype, spec.dtype)
         size = sizes_of(spec.layout, present_of(spec.layout, call.tensors))
-        expected = size * ITEMSIZE[dtype]
+        expected = encodings.most(call.encoding, size, dtype)
+        if call.encoding in (SPARSE, LAZY):  # as long as it is said to be, or turns out to be
+            expected = min(expected, self._limits.body) if declared is None else declared
         if expected > self._limits.body:
             raise TooLarge(f"a gradient of {expected} bytes; at most {self._limits.body} are accepted", step=head.step)
-        if declared is not None and declared != expected:
+        if call.encoding == RAW and declared is not None and declared != expected:
             raise WrongLength(_explain(declared, dtype, spec, size), step=head.step)
+        if declared is not None:
+            encodings.check_length(call.encoding, declared, size, dtype)
         return expected
 
     def most(self, spec: Spec, body: Body) -> int:
@@ -75,24 +85,28 @@ class Uploads:
         """Receive, hash, check and (for a large durable one) log the body of a step."""
         attempt = secrets.token_hex(8)
         try:
-            if call.decode is None:
+            counted = call.encoding in (SPARSE, LAZY) and call.body.declared is None
+            if call.decode is None and not counted:
                 return await self._octets(hot, head, call, expected, attempt)
             raw = await receive_all(call.body, expected, self._pool, self._limits.upload_gap, self._draining)
-            return await self._taken(head, call, await self._decoded(call.decode, raw, head.spec), attempt)
+            if call.decode is not None:
+                return await self._taken(head, call, await self._decoded(call.decode, raw, head.spec), attempt)
+            dtype = call.dtype or head.spec.dtype
+            encodings.check_length(call.encoding, raw.nbytes, head.spec.layout.size, dtype)
+            return await self._taken(head, call, Gradient(dtype, raw), attempt)
         except AdamdError as error:
             if error.step is None:
                 error.step = head.step
             raise
 
     async def _octets(self, hot: Hot, head: Head, call: StepCall, expected: int, attempt: str) -> Step:
-        dtype = call.dtype or head.spec.dtype
+        dtype = encodings.body_dtype(call.encoding, call.dtype, head.spec.dtype)
         buffer = self._pool.lease(expected)
         staging = None
         if hot.durable and expected > INLINE_BODY and call.number in (None, head.step + 1):
             staging = self._store.stage(hot.id, attempt, expected)
         present = present_of(head.spec.layout, call.tensors)
-        digest = digest_start(dtype, present, call.settings)
-        reception = Reception(head.spec, dtype, buffer, digest, staging)
+        reception = _reception(head.spec, call, dtype, buffer, present, call.settings, staging)
         chunks = None
         try:
             gap = self._limits.upload_gap
@@ -103,6 +117,7 @@ class Uploads:
             if staging is not None:
                 self._workers.spawn(self._workers.run(self._give_up, hot.id, attempt, staging))
             raise
+        present = present if present is not None else _named(reception, head.spec)
         return _step(call, reception, present, call.settings, call.metrics, attempt, chunks)
 
     def _give_up(self, session_id: str, attempt: str, staging: Staging) -> None:
@@ -120,13 +135,33 @@ class Uploads:
         check_widens(gradient.dtype, head.spec.dtype)
         settings = _one_of("settings", call.settings, gradient.settings)
         metrics = _one_of("metrics", call.metrics or None, gradient.metrics) or {}
-        digest = digest_start(gradient.dtype, gradient.present, settings)
-        reception = Reception(head.spec, gradient.dtype, gradient.data, digest, None)
+        reception = _reception(head.spec, call, gradient.dtype, gradient.data, gradient.present, settings, None)
         if gradient.data.nbytes <= INLINE:
             reception.take(gradient.data.nbytes)
         else:
             await self._workers.run(reception.take, gradient.data.nbytes)
-        return _step(call, reception, gradient.present, settings, metrics, attempt, None)
+        present = gradient.present if gradient.present is not None else _named(reception, head.spec)
+        return _step(call, reception, present, settings, metrics, attempt, None)
+
+
+def _reception(
+    spec: Spec,
+    call: StepCall,
+    dtype: str,
+    buffer: Bytes,
+    present: tuple[int, ...] | None,
+    settings: Mapping[str, Any] | None,
+    staging: Staging | None,
+) -> Reception:
+    gradient = encoded(call.encoding, dtype, buffer, spec.layout.size, storage(spec.dtype))
+    digest = digest_start(call.encoding, dtype, present, settings)
+    return Reception(call.encoding, dtype, buffer, gradient, digest, staging)
+
+
+def _named(reception: Reception, spec: Spec) -> tuple[int, ...] | None:
+    """Return the tensors that a body brings: all of them (None), or those in which a lazy one names an element."""
+    gradient = reception.gradient
+    return gradient.touched(spec.layout.bounds) if isinstance(gradient, Lazy) else None
 
 
 def _one_of(what: str, beside: Mapping[str, Any] | None, inside: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -153,6 +188,7 @@ def _step(
         if_match=call.if_match,
         key=call.key,
         minimal=call.minimal,
+        answer_dtype=call.answer_dtype,
         attempt=attempt,
         chunks=chunks,
     )

@@ -51,11 +51,13 @@ def parameters(answer: Answer, kind: str) -> Response:
     flat = answer.parameters
     if flat is None:
         return Response(status_code=204, headers=extra | {"Preference-Applied": "return=minimal"})
-    extra[headers.DTYPE] = answer.spec.dtype
+    extra[headers.DTYPE] = answer.dtype
+    if answer.overflowed:
+        extra[headers.OVERFLOWED] = str(answer.overflowed)
     if kind == headers.OCTETS:
         return Response(raw(flat), 200, extra, kind)
     if kind == headers.SAFETENSORS:
-        tensors = ((t.name, answer.spec.dtype, t.shape) for t in answer.spec.layout.tensors)
+        tensors = ((t.name, answer.dtype, t.shape) for t in answer.spec.layout.tensors)
         head = safetensors.write_header(tensors, {"adamd": json.dumps({"step": answer.step})})
         return _pieces([memoryview(head), raw(flat)], extra)
     return _as_json(answer, flat, extra)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from adamd.wire import headers
+from adamd.wire.dtypes import ITEMSIZE
+from adamd.wire.encodings import ENCODINGS, RAW
 from adamd_service.codecs.bodies import MAX_LABEL_NAME, CreateDocument
 from adamd_service.codecs.documents import PatchDocument
 
@@ -62,6 +64,8 @@ _STANDING = {
 }
 _STEPPED = _STANDING | {
     headers.DIVERGED: _header("true where a parameter or a moment is no longer finite", {"enum": ["true"]}),
+    headers.DTYPE: _header("the dtype of an octet-stream's parameters", {"enum": list(ITEMSIZE)}),
+    headers.OVERFLOWED: _header("how many finite parameters Adamd-Answer-Dtype made infinite", {"type": "integer"}),
     headers.APPLIED_STEP: _header("a repeated POST: the step that its gradient was applied as", {"type": "integer"}),
 }
 
@@ -132,6 +136,13 @@ CREATED = _responses(
 )
 PAGE = _responses({200: _good(_LISTED, "a page of sessions")})
 EMPTY = _responses({204: _good(None, "done")})
+_ANSWER = {
+    "name": headers.ANSWER_DTYPE,
+    "in": "header",
+    "schema": {"enum": list(ITEMSIZE)},
+    "description": "round the answer's parameters to this (not in JSON), to nearest, ties to even",
+}
+READ: dict[str, Any] = {"parameters": [_ANSWER]}
 PARAMETERS = _responses({200: _good(_PARAMETERS, "the parameters", _STEPPED)})
 STEPPED = _responses(
     {
@@ -148,7 +159,14 @@ _HEADERS = [
         "schema": {"type": "string", "pattern": '^("[0-9a-f]{64}"|\\*)$'},
         "description": "the ETag that the answer of step n-1 had: the history that this step builds on",
     },
-    {"name": headers.DTYPE, "in": "header", "schema": {"enum": ["float16", "bfloat16", "float32", "float64"]}},
+    {"name": headers.DTYPE, "in": "header", "schema": {"enum": list(ITEMSIZE)}},
+    {
+        "name": headers.ENCODING,
+        "in": "header",
+        "schema": {"enum": list(ENCODINGS), "default": RAW},
+        "description": "how an octet-stream's gradient is written",
+    },
+    _ANSWER,
     {"name": headers.SETTINGS, "in": "header", "schema": {"type": "string"}, "description": "JSON"},
     {"name": headers.METRICS, "in": "header", "schema": {"type": "string"}, "description": "JSON"},
     {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": "return=minimal: no parameters"},

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from adamd.errors import InvalidRequest, MalformedBody, MediaType, NotAcceptable, WrongDtype
 from adamd.wire import headers
 from adamd.wire.dtypes import ITEMSIZE
+from adamd.wire.encodings import ENCODINGS, RAW
 from adamd.wire.layout import shown
 from adamd_service.codecs import checks
 from adamd_service.codecs.checks import parse_json
@@ -42,6 +43,39 @@ def dtype(request: Request) -> str | None:
     given = only(request, headers.DTYPE)
     if given is not None and given not in ITEMSIZE:
         raise WrongDtype(f"{headers.DTYPE}: unknown dtype {shown(given)}; known are {', '.join(ITEMSIZE)}")
+    return given
+
+
+def encoding(request: Request) -> str:
+    """Return Adamd-Encoding, raw where it is absent.
+
+    Raises:
+        MediaType: none of ours.
+
+    """
+    given = only(request, headers.ENCODING)
+    if given is not None and given not in ENCODINGS:
+        raise MediaType(f"{headers.ENCODING}: unknown encoding {shown(given)}; known are {', '.join(ENCODINGS)}")
+    return given or RAW
+
+
+def answer_dtype(request: Request, kind: str) -> str | None:
+    """Return Adamd-Answer-Dtype, None where it is absent.
+
+    Raises:
+        WrongDtype: none of ours.
+        InvalidRequest: the answer is JSON, whose numbers have no dtype.
+
+    """
+    given = only(request, headers.ANSWER_DTYPE)
+    if given is None:
+        return None
+    if given not in ITEMSIZE:
+        raise WrongDtype(f"{headers.ANSWER_DTYPE}: unknown dtype {shown(given)}; known are {', '.join(ITEMSIZE)}")
+    if kind == headers.JSON:
+        raise InvalidRequest(
+            f"{headers.ANSWER_DTYPE}: JSON's numbers have no dtype; leave it out, or Accept {headers.OCTETS}"
+        )
     return given
 
 

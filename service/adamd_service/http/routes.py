@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from adamd.errors import InvalidRequest
 from adamd.wire import headers
+from adamd.wire.encodings import RAW
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.checks import session_ref as _ref
 from adamd_service.codecs.documents import patch as patch_document
@@ -114,11 +115,12 @@ async def delete_session(request: Request, session: Ref) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/sessions/{session}/parameters", responses=documents.PARAMETERS)
+@router.get("/sessions/{session}/parameters", openapi_extra=documents.READ, responses=documents.PARAMETERS)
 async def get_parameters(request: Request, session: Ref) -> Response:
     """Return the current parameters."""
     kind = negotiation.accepted_type(request, headers.JSON)
-    return answers.parameters(await engine_of(request).parameters(_ref(session)), kind)
+    dtype = negotiation.answer_dtype(request, kind)
+    return answers.parameters(await engine_of(request).parameters(_ref(session), dtype), kind)
 
 
 @router.put("/sessions/{session}/parameters", openapi_extra=documents.TENSORS, responses=documents.SESSION)
@@ -126,6 +128,8 @@ async def put_parameters(request: Request, session: Ref) -> Response:
     """Set the parameters, before step 1."""
     kind = negotiation.media_type(request, headers.OCTETS)
     dtype = negotiation.dtype(request)
+    if negotiation.encoding(request) != RAW:
+        raise InvalidRequest(f"{headers.ENCODING}: parameters are sent as they are; encodings are for gradients")
 
     def decode(raw: memoryview, spec: Any, given: str | None) -> Any:
         return bodies.parameters_from(kind, raw, spec, given)
@@ -185,6 +189,8 @@ async def _step(request: Request, session: str, number: int | None, key: str | N
         body=_body(request, kind),
         dtype=dtype if kind == headers.OCTETS else None,
         decode=decode.get(kind),
+        encoding=negotiation.encoding(request),
+        answer_dtype=negotiation.answer_dtype(request, wanted),
         if_match=negotiation.if_match(request),
         key=key,
         settings=checks.settings(negotiation.json_header(request, headers.SETTINGS)),

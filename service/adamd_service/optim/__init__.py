@@ -2,6 +2,7 @@
 compiler.
 """
 
+from adamd_service.optim.encoded import Encoded, Lazy, Raw, encoded
 from adamd_service.optim.fused import FusedKernel, warm_up
 from adamd_service.optim.gradient import check_gradient
 from adamd_service.optim.kernel import Block, Kernel
@@ -31,10 +32,13 @@ from adamd_service.optim.state import State, apply, check_state
 __all__ = [
     "NUMERICS_ID",
     "Block",
+    "Encoded",
     "FusedKernel",
     "Group",
     "Hyper",
     "Kernel",
+    "Lazy",
+    "Raw",
     "ReferenceKernel",
     "Scalars",
     "Settings",
@@ -46,6 +50,7 @@ __all__ = [
     "check_groups",
     "check_scalars",
     "check_state",
+    "encoded",
     "merge_settings",
     "parse_settings",
     "plan",

@@ -52,6 +52,12 @@ def wire_dtype(gradient: NDArray[Any]) -> str:
     return WIRE_NAME.get(gradient.dtype) or str(gradient.dtype)
 
 
+def largest_fitting(dtype: str, session_dtype: np.dtype[Any]) -> float:
+    """The largest float32 or float64 magnitude that check_gradient lets through."""
+    _, limit = _bounds(dtype, session_dtype)
+    return float(np.array([limit]).view(STORED_AS[dtype])[0])
+
+
 @cache
 def _bounds(dtype: str, session_dtype: np.dtype[Any]) -> tuple[np.unsignedinteger[Any], np.unsignedinteger[Any]]:
     """The mask that drops the sign, and the bits of the largest magnitude whose square the session's dtype holds.

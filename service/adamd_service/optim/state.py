@@ -8,12 +8,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from adamd_service.optim.gradient import require_widening, wire_dtype
+from adamd_service.optim.encoded import SLICE, Encoded, Lazy, Raw
 from adamd_service.optim.kernel import Block, Floats, Kernel
 from adamd_service.optim.scalars import Update, typed
-from adamd_service.optim.widening import widen
-
-SLICE = 65_536  # elements: a slice widened to float32 is 256 KiB, still in the L2 cache when the kernel reads it
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +72,7 @@ class _Run:
 
 def apply(
     state: State,
-    gradient: NDArray[Any],
+    gradient: NDArray[Any] | Encoded,
     updates: Sequence[Update],
     bounds: Sequence[int],
     out: Floats | None,
@@ -86,17 +83,32 @@ def apply(
     """Apply one step's updates in place and count them; True where a touched parameter or second moment is now NaN or
     infinite.
 
-    gradient: flat and checked (check_gradient), float16, bfloat16 (as uint16), float32 or float64, no wider than the
-    session; either as long as the layout, or the updated tensors only, joined in layout order. bounds: the tensors'
-    element offsets, one more than there are tensors. out: receives ALL parameters after the step (session dtype, flat,
+    gradient: checked; flat, float16, bfloat16 (as uint16), float32 or float64, no wider than the session, or `encoded`;
+    either as long as the layout, or the updated tensors only, joined in layout order. bounds: the tensors' element
+    offsets, one more than there are tensors. out: receives ALL parameters after the step (session dtype, flat,
     contiguous, overlapping nothing), None to skip it.
     Raises ValueError, before anything is changed, where these do not fit together. An error from the kernel leaves the
     state half done: drop it.
     """
-    runs = _runs(state, gradient, updates, bounds, out)
-    widened = (
-        None if gradient.dtype == state.params.dtype else np.empty(min(slice_size, len(gradient)), state.params.dtype)
-    )
+    source = Raw.of(gradient, state.params.dtype) if isinstance(gradient, np.ndarray) else gradient
+    runs = _runs(state, source.size, updates, bounds, out)
+    if isinstance(source, Lazy):
+        diverged = _apply_named(state, source, runs, kernel, slice_size)
+        if out is not None:
+            out[:] = state.params
+    else:
+        diverged = _apply_all(state, source, runs, out, kernel, slice_size)
+    for run in runs:
+        for tensor in range(run.update.first, run.update.last):
+            state.counts[tensor] += 1
+    return diverged
+
+
+def _apply_all(
+    state: State, source: Encoded, runs: Sequence[_Run], out: Floats | None, kernel: Kernel, slice_size: int
+) -> bool:
+    """Every element of the updated tensors takes its step."""
+    widened = np.empty(0 if source.exact else min(slice_size, source.size), state.params.dtype)
     diverged = False
     done = 0
     for run in runs:
@@ -105,19 +117,37 @@ def apply(
         done = run.end
         # Only widening needs slices; without it one call covers the run. Every element is computed by itself, so the
         # bits are the same.
-        width = max(1, run.end - run.start) if widened is None else slice_size
+        width = max(1, run.end - run.start) if source.exact else slice_size
         for start in range(run.start, run.end, width):
             here = slice(start, min(start + width, run.end))
-            part = gradient[run.source + here.start - run.start : run.source + here.stop - run.start]
-            if widened is not None:
-                widen(part, widened[: len(part)])
-                part = widened[: len(part)]
+            ahead = run.source - run.start
+            part = source.part(here.start + ahead, here.stop + ahead, widened)
             diverged |= kernel(_block(state, here, part, out), run.update.scalars)
     if out is not None:
         out[done:] = state.params[done:]
+    return diverged
+
+
+def _apply_named(state: State, source: Lazy, runs: Sequence[_Run], kernel: Kernel, slice_size: int) -> bool:
+    """Only named elements take their step: they are gathered, the same kernel runs on them, they are put back."""
+    diverged = False
     for run in runs:
-        for tensor in range(run.update.first, run.update.last):
-            state.counts[tensor] += 1
+        first, last = source.named(run.start, run.end)
+        for start in range(first, last, slice_size):
+            where, gradient = source.taken(start, min(start + slice_size, last))
+            peak = state.max_exp_avg_sq
+            block = Block(
+                p=state.params[where],
+                g=gradient,
+                m=state.exp_avg[where],
+                v=state.exp_avg_sq[where],
+                v_max=None if peak is None else peak[where],
+                out=None,
+            )
+            diverged |= kernel(block, run.update.scalars)
+            state.params[where], state.exp_avg[where], state.exp_avg_sq[where] = block.p, block.m, block.v
+            if peak is not None:
+                peak[where] = block.v_max
     return diverged
 
 
@@ -137,7 +167,7 @@ def check_state(state: State) -> None:
 
 
 def _runs(
-    state: State, gradient: NDArray[Any], updates: Sequence[Update], bounds: Sequence[int], out: Floats | None
+    state: State, length: int, updates: Sequence[Update], bounds: Sequence[int], out: Floats | None
 ) -> tuple[_Run, ...]:
     """Where each update lies, once everything is known to fit."""
     size, dtype = len(state.params), state.params.dtype
@@ -150,21 +180,20 @@ def _runs(
         raise ValueError(
             f"bounds of {len(bounds) - 1} tensors; wanted {len(state.counts)} that cover {size} elements in order"
         )
-    require_widening(gradient, wire_dtype(gradient), dtype)
     if out is not None and (
         out.dtype != dtype or out.shape != (size,) or not out.flags.c_contiguous or not out.flags.writeable
     ):
         raise ValueError(f"out is {_kind(out)}; wanted contiguous, writable {dtype}[{size}]")
     spans = list(_spans(updates, bounds, dtype))
     covered = sum(end - start for _, start, end in spans)
-    if len(gradient) not in (size, covered):
+    if length not in (size, covered):
         raise ValueError(
-            f"a gradient of {len(gradient)} elements; wanted {size} for the layout or {covered} for the tensors updated"
+            f"a gradient of {length} elements; wanted {size} for the layout or {covered} for the tensors updated"
         )
     runs: list[_Run] = []
     source = 0
     for update, start, end in spans:
-        runs.append(_Run(update, start, end, start if len(gradient) == size else source))
+        runs.append(_Run(update, start, end, start if length == size else source))
         source += end - start
     return tuple(runs)
 

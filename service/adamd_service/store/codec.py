@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from adamd.errors import AdamdError, InternalError
 from adamd.wire import layout
 from adamd.wire.dtypes import ITEMSIZE, SESSION_DTYPES
+from adamd.wire.encodings import ENCODINGS, RAW
 from adamd_service.records import ArrayRef, Entry, Head, Record, SnapshotRef, Spec
 from adamd_service.store.outcomes import Standing
 
@@ -157,6 +158,7 @@ def record_meta(record: Record) -> str:
             "prev_chain": record.prev_chain,
             "chain": record.chain,
             "dtype": record.dtype,
+            "encoding": record.encoding,
             "updates": record.updates,
             "chunks": list(record.chunks),
             "settings": record.settings,
@@ -176,8 +178,9 @@ def record_from(step: int, meta: bytes, inline: bytes) -> Record:
 
     def read() -> Record:
         raw = json.loads(meta)
-        if raw["step"] != step or raw["dtype"] not in ITEMSIZE:
-            raise ValueError("step or dtype")
+        encoding = raw.get("encoding", RAW)  # the first records did not say it
+        if raw["step"] != step or raw["dtype"] not in ITEMSIZE or encoding not in ENCODINGS:
+            raise ValueError("step, dtype or encoding")
         chunks = tuple(_count(length) for length in raw["chunks"])
         return Record(
             step=step,
@@ -192,6 +195,7 @@ def record_from(step: int, meta: bytes, inline: bytes) -> Record:
             settings=None if raw["settings"] is None else _object(raw["settings"]),
             metrics=_object(raw["metrics"]),
             numerics=_text(raw["numerics"]),
+            encoding=encoding,
         )
 
     return _checked(f"the record of step {step}", read)

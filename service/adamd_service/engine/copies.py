@@ -1,0 +1,75 @@
+"""The parameters that an answer carries: copies, in the session's dtype or rounded to a narrower one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamd.wire.buffers import BufferPool
+from adamd.wire.dtypes import narrow, storage
+from adamd_service.engine.calls import Answer, Floats
+from adamd_service.engine.hot import Hot
+
+# The mask that drops the sign, and the bits of the largest finite number.
+_LARGEST: dict[str, tuple[np.unsignedinteger[Any], np.unsignedinteger[Any]]] = {
+    "float16": (np.uint16(0x7FFF), np.uint16(0x7BFF)),
+    "bfloat16": (np.uint16(0x7FFF), np.uint16(0x7F7F)),
+    "float32": (np.uint32(0x7FFFFFFF), np.uint32(0x7F7FFFFF)),
+}
+SLICE = 65_536  # elements rounded at once, so that what that needs stays in the cache
+
+
+class Copies:
+    """Makes answers out of a pool of buffers; each is used again when its last view is gone."""
+
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+
+    def lease(self, size: int, dtype: str) -> NDArray[Any]:
+        """Return uninitialised memory for ``size`` parameters; bfloat16 is held as uint16."""
+        kind = storage(dtype)
+        return self._pool.lease(size * kind.itemsize).view(kind)
+
+    def answer(
+        self, hot: Hot, *, minimal: bool = False, replayed: bool = False, answer_dtype: str | None = None
+    ) -> Answer:
+        """Copy the current parameters, under the lock: what is sent is never what the next step changes."""
+        head, state = hot.head, hot.state
+        assert head is not None and state is not None
+        out, overflowed = None, 0
+        if not minimal:
+            out = self.lease(head.spec.layout.size, answer_dtype or head.spec.dtype)
+            overflowed = rounded(state.params, answer_dtype or head.spec.dtype, out)
+        return Answer(
+            head.spec,
+            head.step,
+            head.chain,
+            out,
+            hot.diverged,
+            replayed=replayed,
+            answer_dtype=answer_dtype,
+            overflowed=overflowed,
+        )
+
+
+def rounded(parameters: Floats, dtype: str, out: NDArray[Any]) -> int:
+    """Write the parameters into ``out`` in ``dtype``; returns how many finite ones became infinite.
+
+    A step cannot be refused for that: it is committed, and whether its parameters fit is known only after it. So the
+    answer carries what IEEE 754 makes of them, and their number.
+    """
+    if out.dtype == parameters.dtype:
+        np.copyto(out, parameters)
+        return 0
+    mask, largest = _LARGEST[dtype]
+    bits = out.view(mask.dtype)
+    overflowed = 0
+    for start in range(0, len(parameters), SLICE):
+        wide, here = parameters[start : start + SLICE], out[start : start + SLICE]
+        narrow(wide, dtype, here)
+        beyond = (bits[start : start + SLICE] & mask) > largest
+        if beyond.any():
+            overflowed += int(np.count_nonzero(beyond & np.isfinite(wide)))
+    return overflowed
