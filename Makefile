@@ -32,4 +32,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean: ## remove what make made
-	rm -rf $(VENV) .venv-torch .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-torch .venv-jax .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -62,11 +62,11 @@ __all__ = [
 ]
 
 
-_LATER = ("aio", "torch")
+_LATER = ("aio", "optax", "torch")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import these when they are used: torch is an extra, and asyncio is not for everybody."""
+    """Import these when they are used: torch and JAX are extras, and asyncio is not for everybody."""
     if name not in _LATER:
         raise AttributeError(f"module 'adamd' has no attribute {name!r}")
     import importlib

@@ -20,7 +20,7 @@ def blocks(language):
 
 def test_every_block_is_of_a_kind_that_a_test_runs():
     assert {kind for kind, _ in BLOCKS} == {"console", "bash", "python"}
-    assert len(blocks("bash")) == 1 and len(blocks("python")) == 2
+    assert len(blocks("bash")) == 1 and len(blocks("python")) == 3
 
 
 def test_the_console_blocks_name_what_there_is():
@@ -56,6 +56,15 @@ def test_torch(server, tmp_path):
     run = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert server.url
+
+
+@pytest.mark.jax
+def test_optax(server, tmp_path):
+    snippet = blocks("python")[2].replace(THERE, server.url)
+    run = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    count, first = run.stdout.split(maxsplit=1)
+    assert int(count) == 100 and abs(float(first)) < 0.05
 
 
 def test_the_bounds_are_those_of_the_program():
