@@ -26,6 +26,7 @@ app = typer.Typer(
 COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability", "age")
 PIPED = 200  # columns for another program, which reads lines
 SOON = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
+GrpcPort = Annotated[str | None, typer.Option(help="0 takes a free one, off serves HTTP alone \\[50051]")]
 Url = Annotated[str | None, typer.Option(envvar="ADAMD_URL", help="the server, as in http://localhost:8000")]
 
 
@@ -33,9 +34,7 @@ Url = Annotated[str | None, typer.Option(envvar="ADAMD_URL", help="the server, a
 def serve(
     host: Annotated[str | None, typer.Option(help="where to listen \\[127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one \\[8000]")] = None,
-    grpc_port: Annotated[
-        str | None, typer.Option(help="for gRPC; 0 takes a free one, off serves HTTP alone \\[50051]")
-    ] = None,
+    grpc_port: GrpcPort = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
     ] = None,

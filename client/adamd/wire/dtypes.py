@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamd.errors import WrongDtype
+from adamd.errors import WrongDtype, WrongLength
 
 Array = NDArray[Any]
 
@@ -98,3 +98,28 @@ def narrow_bfloat16(data: Array) -> Array:
     bits = np.ascontiguousarray(data, dtype="<f4").view("<u4")
     rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
     return np.where(np.isnan(data), np.uint16(0x7FC0), rounded).astype("<u2")
+
+
+def vector_bytes(size: int, dtype: str | None, into: str) -> int:
+    """Return how many bytes ``size`` parameters have in ``dtype`` (``into``, if None).
+
+    Raises:
+        WrongDtype: it would have to be rounded to become ``into``.
+
+    """
+    check_widens(dtype or into, into, "parameter vector")
+    return size * ITEMSIZE[dtype or into]
+
+
+def vector(body: memoryview, size: int, dtype: str | None, into: str) -> Array:
+    """Read a flat vector of ``size`` parameters in ``dtype`` (``into``, if None) as ``into``.
+
+    Raises:
+        WrongDtype: it would have to be rounded.
+        WrongLength: it has another length.
+
+    """
+    expected = vector_bytes(size, dtype, into)
+    if body.nbytes != expected:
+        raise WrongLength(f"{body.nbytes} bytes; {size} {dtype or into} parameters are {expected}")
+    return widen(np.frombuffer(body, storage(dtype or into)), dtype or into, into)

@@ -10,10 +10,10 @@ import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adamd.errors import InvalidRequest, InvalidState, WrongLayout, WrongLength
+from adamd.errors import InvalidRequest, InvalidState, WrongLayout
 from adamd.wire import headers, layout, numbers, safetensors
 from adamd.wire.buffers import Bytes
-from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, widen
+from adamd.wire.dtypes import Array, check_widens, storage, vector, widen
 from adamd.wire.layout import Layout, Tensor, shown
 from adamd_service.codecs.checks import metrics, parse_json, settings
 from adamd_service.engine import CreateCall, Gradient, Moments
@@ -134,7 +134,7 @@ def create_from_vector(
         raise InvalidRequest(f"{missing}: missing; a session has a layout, and is float32 or float64", path=missing)
     made, flat = _layout(document), None
     if parameters is not None:
-        flat = vector(memoryview(parameters), made, dtype, document.dtype)
+        flat = vector(memoryview(parameters), made.size, dtype, document.dtype)
     return replace(_call(document, made, document.dtype, flat, None, key, memoryview(b"")), digest=digest)
 
 
@@ -228,28 +228,14 @@ def _layout(document: CreateDocument) -> Layout:
     return layout.from_json(document.layout, vector=document.vector is True)
 
 
-def parameters_from(kind: str, body: memoryview, spec: Spec, dtype: str | None) -> Array:
+def parameters_from_json(body: memoryview, spec: Spec) -> Array:
     """Read parameters for a session's layout; flat, in the session's dtype."""
-    if kind == headers.JSON:
-        return _match(_arrays(parse_json(body), spec.dtype), spec)
-    if kind == headers.SAFETENSORS:
-        return _match(_from_safetensors(body, spec.dtype), spec)
-    return vector(body, spec.layout, dtype, spec.dtype)
+    return _match(_arrays(parse_json(body), spec.dtype), spec)
 
 
-def vector(body: memoryview, made: Layout, dtype: str | None, into: str) -> Array:
-    """Read a flat vector of parameters in ``dtype`` (``into``, if None) as ``into``.
-
-    Raises:
-        WrongDtype: it would have to be rounded.
-        WrongLength: it is not the layout's.
-
-    """
-    dtype = dtype or into
-    check_widens(dtype, into, "parameter vector")
-    if body.nbytes != made.size * ITEMSIZE[dtype]:
-        raise WrongLength(f"{body.nbytes} bytes; {made.size} {dtype} parameters are {made.size * ITEMSIZE[dtype]}")
-    return widen(np.frombuffer(body, storage(dtype)), dtype, into)
+def parameters_from_safetensors(body: memoryview, spec: Spec) -> Array:
+    """Read parameters for a session's layout; flat, in the session's dtype."""
+    return _match(_from_safetensors(body, spec.dtype), spec)
 
 
 def _match(read: tuple[Layout, Array], spec: Spec) -> Array:

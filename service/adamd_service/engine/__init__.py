@@ -3,6 +3,7 @@
 from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Gradient, Moments, StepCall, View
 from adamd_service.engine.engine import Engine
 from adamd_service.engine.limits import Limits
+from adamd_service.engine.watching import Seen
 
 __all__ = [
     "Answer",
@@ -13,6 +14,7 @@ __all__ = [
     "Gradient",
     "Limits",
     "Moments",
+    "Seen",
     "StepCall",
     "View",
 ]

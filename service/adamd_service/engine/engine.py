@@ -9,15 +9,16 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
 from adamd.errors import AdamdError, SessionExists, ShuttingDown, TooLarge
 from adamd.wire.buffers import BufferPool
-from adamd.wire.dtypes import ITEMSIZE, check_narrows
-from adamd.wire.layout import Layout
+from adamd.wire.dtypes import ITEMSIZE
+from adamd_service.engine import sizes
 from adamd_service.engine.admission import Budget
 from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Floats, StepCall, View
 from adamd_service.engine.copies import Copies
@@ -29,7 +30,8 @@ from adamd_service.engine.limits import Limits
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.engine.snapshots import Snapshots
 from adamd_service.engine.steps import Step, Stepper
-from adamd_service.engine.uploads import INLINE_BODY, Uploads
+from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
+from adamd_service.engine.watching import Seen, Watchers
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import FusedKernel, Kernel, State
 from adamd_service.records import Head, IdempotencyKey, Spec
@@ -38,7 +40,6 @@ from adamd_service.store import RedisStore
 
 T = TypeVar("T")
 TENANT = "default"
-AROUND, AROUND_TENSOR = 128 * 1024, 1024  # bytes: head, ring, keys; a tensor's name, shape, place and count
 SMALL_STEP = 512 * 1024  # a memory step up to this is done on the event loop: a thread's hop would cost as much
 SNAPSHOTS = 2  # written at once: each is a second copy of a state, and takes a thread
 log = structlog.get_logger()
@@ -79,6 +80,7 @@ class Engine:
             records=limits.snapshot_records,
             pace=limits.snapshot_pace,
         )
+        self._watchers = Watchers(store, self.hot, self._workers, self._refuse_when_draining)
         self._uploads = Uploads(store, self.pool, self._workers, limits, self._is_draining)
 
     # -- sessions
@@ -113,7 +115,7 @@ class Engine:
         repeated = self._directory.repeated(key)
         if repeated is not None:
             return repeated
-        self.hot.add_memory(hot, _state_bytes(spec.layout, spec.dtype, _amsgrad(head)))
+        self.hot.add_memory(hot, sizes.state_bytes(spec.layout, spec.dtype, sizes.amsgrad(head)))
         self._directory.add(hot, spec.name, key)
         return View(head, hot.diverged)
 
@@ -136,7 +138,9 @@ class Engine:
         """Change settings from the next step on, and labels."""
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            return await self._locked(hot, self._lifecycle.patch, hot, optimizer, labels)
+            view = await self._locked(hot, self._lifecycle.patch, hot, optimizer, labels)
+            self._watchers.moved(hot.id)
+            return view
 
     async def delete(self, ref: str) -> None:
         """End a session; its name is free, it answers 410 for a day."""
@@ -154,6 +158,7 @@ class Engine:
                 self._workers.spawn(self._collect(session_id))
             self._directory.forget(hot)
             self.hot.forget(hot)
+            self._watchers.moved(session_id)
 
     async def _collect(self, session_id: str) -> None:
         try:
@@ -161,19 +166,24 @@ class Engine:
         except AdamdError as error:
             log.warning("garbage is left for later", session=session_id, reason=error.detail)
 
-    async def set_parameters(self, ref: str, body: Body, dtype: str | None, decode: Callable[..., Floats]) -> View:
-        """Set the parameters before step 1."""
+    async def set_parameters(
+        self, ref: str, body: Body, dtype: str | None, decode: Callable[[memoryview, Spec], Floats] | None
+    ) -> View:
+        """Set the parameters before step 1. Without ``decode`` the body is the flat vector itself, in ``dtype``."""
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             head = await self._known(hot)
             if head.step > 0:  # refused before the body is read, but not on the word of a cache
                 require_unfixed(await self._locked(hot, self._rebuilder.current, hot))
             with _told(head):
-                limit = self._uploads.most(head.spec, body)
+                limit = self._uploads.most_parameters(head.spec, body, dtype, flat=decode is None)
                 with self.in_flight.hold(body.weight * (limit if body.declared is None else body.declared)):
                     raw = await receive_all(body, limit, self.pool, self.limits.upload_gap, self._is_draining)
-                    flat = await self._workers.run(decode, memoryview(raw), head.spec, dtype)
-                return await self._locked(hot, self._lifecycle.set_parameters, hot, flat)
+                    read = decode or partial(flat_parameters, dtype=dtype)
+                    flat = await self._workers.run(read, memoryview(raw), head.spec)
+                view = await self._locked(hot, self._lifecycle.set_parameters, hot, flat)
+                self._watchers.moved(hot.id)
+                return view
 
     async def parameters(self, ref: str, answer_dtype: str | None = None) -> Answer:
         """Return a copy of the current parameters, rounded to ``answer_dtype`` where one is given.
@@ -185,7 +195,7 @@ class Engine:
 
         def copy(hot: Hot) -> Answer:
             spec = self._require_parameters(hot).spec
-            with self.in_flight.hold(_answered(spec, answer_dtype)) as held:
+            with self.in_flight.hold(sizes.parameter_bytes(spec, answer_dtype)) as held:
                 answer = self._copies.answer(hot, answer_dtype=answer_dtype)
                 held.leave(answer.parameters)
                 return answer
@@ -198,7 +208,7 @@ class Engine:
 
         def copy(hot: Hot) -> Exported:
             head = self._require_parameters(hot)
-            with self.in_flight.hold(_state_bytes(head.spec.layout, head.spec.dtype, _amsgrad(head))) as held:
+            with self.in_flight.hold(sizes.state_bytes(head.spec.layout, head.spec.dtype, sizes.amsgrad(head))) as held:
                 copied = self._snapshots.copy(hot)
                 for array in copied.state.arrays.values():
                     held.leave(array)
@@ -244,12 +254,12 @@ class Engine:
             head = await self._foreseen(hot, call)
             with _told(head):
                 expected = self._uploads.expected(head, call)
-                answered = _answered(head.spec, call.answer_dtype)
-                _require_room(call, answered)
+                answered = sizes.answer_bytes(head.spec, call)
                 with self.in_flight.hold(expected * call.body.weight + answered) as held:
                     step = await self._uploads.receive(hot, head, call, expected)
                     answer = await self._finish(hot, step)
                     held.leave(answer.parameters)
+            self._watchers.moved(hot.id)
             self._snapshot_if_due(hot)
             return answer
 
@@ -274,6 +284,18 @@ class Engine:
                 async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop
                     return self._stepper.run(hot, step, inline=True)
         return await self._locked(hot, self._stepper.run, hot, step)
+
+    async def watch(self, ref: str) -> AsyncGenerator[Seen]:
+        """Tell where a session stands: at once, and again when it has moved; steps that follow fast are told together.
+
+        Raises:
+            UnknownSession, SessionDeleted: there is none, or no more.
+            ShuttingDown: the server goes down.
+
+        """
+        async with aclosing(self._watchers.watch(await self._directory.resolve(ref))) as seen:
+            async for one in seen:
+                yield one
 
     # -- snapshots
 
@@ -320,12 +342,12 @@ class Engine:
         """Charge a session's state before it is loaded (law 6)."""
         if hot.durable and not hot.charged:
             spec, settings = await self._workers.run(self.store.load_spec, hot.id)
-            self.hot.charge(hot, _state_bytes(spec.layout, spec.dtype, settings.get("amsgrad") is True))
+            self.hot.charge(hot, sizes.state_bytes(spec.layout, spec.dtype, settings.get("amsgrad") is True))
 
     # -- bounds and shutdown
 
     def _check_size(self, call: CreateCall, amsgrad: bool) -> None:
-        nbytes = _state_bytes(call.layout, call.dtype, amsgrad)
+        nbytes = sizes.state_bytes(call.layout, call.dtype, amsgrad)
         limit = self.limits.memory_sessions if call.durability == "memory" else self.limits.hot
         if nbytes > limit:
             raise TooLarge(f"a state of {nbytes} bytes; this server keeps at most {limit} in memory")
@@ -363,31 +385,6 @@ def _told(head: Head) -> Iterator[None]:
         if error.step is None:
             error.step = head.step
         raise
-
-
-def _require_room(call: StepCall, answered: int) -> None:
-    """Refuse a step whose answer could not be sent (law 6): once it is applied, that is too late."""
-    if call.answer_limit is not None and not call.minimal and answered > call.answer_limit:
-        raise TooLarge(
-            f"the answer has {answered} bytes; a single message takes at most {call.answer_limit}: use StepStream, "
-            "or ask for no parameters"
-        )
-
-
-def _answered(spec: Spec, answer_dtype: str | None) -> int:
-    """Return the bytes of an answer's parameters; raises WrongDtype where it cannot have that dtype."""
-    if answer_dtype is not None:
-        check_narrows(answer_dtype, spec.dtype)
-    return spec.layout.size * ITEMSIZE[answer_dtype or spec.dtype]
-
-
-def _state_bytes(layout: Layout, dtype: str, amsgrad: bool) -> int:
-    """Return what a session takes in memory: its arrays, or what surrounds them where that is more."""
-    return max(layout.size * ITEMSIZE[dtype] * (4 if amsgrad else 3), AROUND + AROUND_TENSOR * len(layout.tensors))
-
-
-def _amsgrad(head: Head) -> bool:
-    return head.settings.get("amsgrad") is True
 
 
 def _token() -> str:

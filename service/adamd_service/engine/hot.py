@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class Hot:
     ring: dict[int, Entry] = field(default_factory=dict)
     keys: OrderedDict[str, tuple[str, int]] = field(default_factory=OrderedDict)  # memory sessions only
     diverged: bool = False
+    metrics: Mapping[str, Any] | None = None  # of the last step; None where it was not taken here
     charged: int = 0
     snapshot_step: int = 0
     log_bytes: int = 0
@@ -42,10 +44,12 @@ class Hot:
         self.head = self.state = self.settings = None
         self.ring = {}
         self.diverged = False
+        self.metrics = None
 
     def install(self, head: Head, state: State | None, ring: dict[int, Entry], *, diverged: bool) -> None:
         """Fill the cache with what the store says."""
         self.head, self.state, self.ring, self.diverged = head, state, ring, diverged
+        self.metrics = None
         self.settings = parse_settings(head.settings)
         self.snapshot_step = head.snapshots[-1].step if head.snapshots else head.step
         self.log_bytes = head.log_bytes

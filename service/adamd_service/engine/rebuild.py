@@ -16,7 +16,7 @@ from adamd_service.engine.hot import Hot, is_finite
 from adamd_service.optim import NUMERICS_ID, Encoded, Kernel, Lazy, State, Update, apply, encoded, updates_from_json
 from adamd_service.records import Head, Record, SnapshotRef, Spec
 from adamd_service.session import digest_start, next_chain
-from adamd_service.store import ChunkMissing, RedisStore, Standing
+from adamd_service.store import ChunkMissing, RedisStore
 
 TRIES = 5  # a reader that meets a missing chunk reloads the head and starts again
 PAGE = 64  # records read at once
@@ -54,8 +54,7 @@ class Rebuilder:
 
     def _moved(self, known: Head) -> Head | None:
         standing = self._store.standing(known.spec.id)
-        same = Standing(known.incarnation, known.step, known.chain, known.settings_revision, known.parameters_missing)
-        return None if standing == same else self._store.load_head(known.spec.id)
+        return None if standing.is_of(known) else self._store.load_head(known.spec.id)
 
     def _follow(self, hot: Hot, head: Head) -> None:
         for attempt in range(TRIES):

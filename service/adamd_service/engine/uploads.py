@@ -10,7 +10,7 @@ from typing import Any
 from adamd.errors import AdamdError, InvalidRequest, TooLarge, WrongLayout, WrongLength
 from adamd.wire import encodings
 from adamd.wire.buffers import BufferPool, Bytes
-from adamd.wire.dtypes import ITEMSIZE, check_widens, storage
+from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, vector, vector_bytes
 from adamd.wire.encodings import LAZY, RAW, SPARSE
 from adamd.wire.layout import Layout, shown
 from adamd_service.engine.calls import Body, Gradient, StepCall
@@ -80,6 +80,22 @@ class Uploads:
         if body.declared is not None and body.declared > limit:
             raise TooLarge(f"a body of {body.declared} bytes; at most {limit} are accepted here")
         return limit
+
+    def most_parameters(self, spec: Spec, body: Body, dtype: str | None, *, flat: bool) -> int:
+        """Return the most bytes that a body of parameters can have; a flat vector has exactly so many.
+
+        Raises:
+            TooLarge, WrongLength, WrongDtype: by what was declared, before anything is read.
+
+        """
+        if not flat:
+            return self.most(spec, body)
+        expected = vector_bytes(spec.layout.size, dtype, spec.dtype)
+        if expected > self._limits.body:
+            raise TooLarge(f"{expected} bytes of parameters; at most {self._limits.body} are accepted")
+        if body.declared is not None and body.declared != expected:
+            raise WrongLength(f"{body.declared} bytes; {spec.layout.size} {dtype or spec.dtype} are {expected}")
+        return expected
 
     async def receive(self, hot: Hot, head: Head, call: StepCall, expected: int) -> Step:
         """Receive, hash, check and (for a large durable one) log the body of a step."""
@@ -192,6 +208,11 @@ def _step(
         attempt=attempt,
         chunks=chunks,
     )
+
+
+def flat_parameters(body: memoryview, spec: Spec, *, dtype: str | None) -> Array:
+    """Read a flat vector of parameters, in the session's dtype."""
+    return vector(body, spec.layout.size, dtype, spec.dtype)
 
 
 def present_of(layout: Layout, names: tuple[str, ...]) -> tuple[int, ...] | None:

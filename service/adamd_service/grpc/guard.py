@@ -13,11 +13,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-import grpc
 from adamd.errors import AdamdError, Busy, InternalError, InvalidRequest, MalformedBody, ShuttingDown, UploadTimeout
 from adamd_service.grpc.status import rich, status_of
 from adamd_service.telemetry import Telemetry
@@ -25,6 +25,7 @@ from adamd_service.telemetry import Telemetry
 Context = Any  # grpc.aio.ServicerContext; its types say less than it has
 Streaming = Callable[[Context], Awaitable[None]]
 Single = Callable[[Any, Context], Awaitable[Any]]
+LAST_WORD = 5.0  # seconds that an error may take on its way; a reader that has stopped reading never takes it
 log = structlog.get_logger()
 
 
@@ -83,6 +84,16 @@ class Guard:
         return call
 
     async def _one(self, work: Single, context: Context) -> Any:
+        return await work(await self.first(context), context)
+
+    async def first(self, context: Context) -> Any:
+        """Wait for a call's first message.
+
+        Raises:
+            UploadTimeout: it did not come in whole.
+            InvalidRequest: the stream ended without one.
+
+        """
         try:
             async with asyncio.timeout(self._gap):
                 message = await read(context)
@@ -90,7 +101,7 @@ class Guard:
             raise UploadTimeout(f"the message was not whole after {self._gap:g} s; send it in a stream") from None
         if message is None:
             raise InvalidRequest("no message came")
-        return await work(message, context)
+        return message
 
     async def _run(self, name: str, work: Awaitable[Any], context: Context) -> Any:
         started, status = time.perf_counter(), "OK"
@@ -123,10 +134,11 @@ class Guard:
         elif error.status >= 500:
             log.info("refused", code=error.code, detail=error.detail)
         try:
-            await context.abort_with_status(rpc_status.to_status(rich(error)))
+            async with asyncio.timeout(LAST_WORD):
+                await context.abort_with_status(rpc_status.to_status(rich(error)))
         except grpc.aio.AbortError:
             raise
-        except grpc.aio.BaseError:  # nobody is there to hear it
+        except (grpc.aio.BaseError, TimeoutError):  # nobody is there to hear it, or to read what was sent before it
             raise asyncio.CancelledError from None
 
     async def idle(self, context: Context) -> Any:

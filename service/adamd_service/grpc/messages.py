@@ -58,11 +58,12 @@ def standing(answer: Answer) -> pb.Standing:
         step=answer.step,
         chain=answer.chain,
         durability=_TO_DURABILITY[answer.spec.durability],
-        dtype=_TO_DTYPE[answer.spec.dtype],
+        dtype=_TO_DTYPE[answer.dtype],
         nbytes=0 if answer.parameters is None else answer.parameters.nbytes,
         replayed=answer.replayed,
         diverged=answer.diverged,
         applied_step=answer.applied_step,
+        overflowed=answer.overflowed,
     )
 
 

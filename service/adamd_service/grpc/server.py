@@ -6,17 +6,19 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-import grpc
 from adamd.wire import channel, pieces
 from adamd.wire.channel import SERVICE
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.engine import Engine
+from adamd_service.grpc.bulk import Bulk, read_parameters, read_state
 from adamd_service.grpc.guard import Guard, Single, Streaming, reading
 from adamd_service.grpc.sessions import Sessions
 from adamd_service.grpc.steps import Steps
+from adamd_service.grpc.watch import Watch
 from adamd_service.telemetry import Telemetry
 
 SPARE = 16  # calls beyond the bound that are still heard, to be refused with details
@@ -79,7 +81,7 @@ class GrpcServer:
 
 
 def _methods(engine: Engine, guard: Guard) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    sessions, steps = Sessions(engine), Steps(engine, guard)
+    sessions, steps, bulk, watch = Sessions(engine), Steps(engine, guard), Bulk(engine, guard), Watch(engine, guard)
 
     def single(
         name: str, work: Single, read: Callable[[bytes], Any], write: Callable[[Any], bytes]
@@ -104,6 +106,18 @@ def _methods(engine: Engine, guard: Guard) -> dict[str, grpc.RpcMethodHandler[An
         "UpdateSession": plain("UpdateSession", sessions.update),
         "DeleteSession": plain("DeleteSession", sessions.delete),
         "GetServerInfo": plain("GetServerInfo", sessions.info),
+        "GetParameters": stream(
+            "GetParameters",
+            bulk.get_parameters,
+            pb.GetParametersRequest.FromString,
+            pieces.PARAMETERS_RESPONSE.write,
+        ),
+        "SetParameters": single("SetParameters", bulk.set_parameters, read_parameters, _serialized),
+        "ExportState": stream(
+            "ExportState", bulk.export_state, pb.ExportStateRequest.FromString, pieces.STATE_RESPONSE.write
+        ),
+        "RestoreSession": single("RestoreSession", bulk.restore, read_state, _serialized),
+        "WatchSession": stream("WatchSession", watch.watch_session, pb.WatchSessionRequest.FromString, _serialized),
         "Step": single("Step", steps.step, pieces.STEP_REQUEST.read, pieces.STEP_RESPONSE.write),
         "StepStream": stream("StepStream", steps.step_stream, pieces.STREAM_REQUEST.read, pieces.STREAM_RESPONSE.write),
     }

@@ -8,12 +8,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
+from grpc import StatusCode
 
 from adamd import errors
 from adamd.errors import AdamdError
 from adamd.wire.channel import ERROR_DOMAIN, PROBLEM
 from adamd_service.codecs.problems import problem_document
-from grpc import StatusCode
 
 LONGEST = 1000  # bytes of an error's words: they travel three times, in headers that may have 8 KiB together
 

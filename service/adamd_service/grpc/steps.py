@@ -6,14 +6,15 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from adamd.errors import AdamdError, InvalidRequest
-from adamd.wire.channel import UNARY, most_pieces
+from adamd.wire.channel import UNARY
 from adamd.wire.pieces import Data, Piece
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.codecs.states import raw
 from adamd_service.engine import Body, Engine, StepCall
 from adamd_service.grpc import messages
-from adamd_service.grpc.guard import Context, Guard, read
+from adamd_service.grpc.guard import Context, Guard
+from adamd_service.grpc.receiving import pieces
 from adamd_service.grpc.sending import Sender
 
 Message = Piece[pb.StepHeader]
@@ -71,10 +72,6 @@ def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> St
         AdamdError: what no session could take.
 
     """
-    encoding = messages.encoding(header.encoding)
-    answer_dtype = messages.dtype(header.answer_dtype, "answer_dtype")
-    if encoding != "raw" or answer_dtype is not None:
-        raise InvalidRequest("encoding and answer_dtype: this server knows raw gradients and exact answers only")
     if header.step == 0 and not header.idempotency_key:
         raise InvalidRequest(
             "step 0 (whatever is next) wants an idempotency_key, so that a retry cannot apply twice",
@@ -85,6 +82,8 @@ def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> St
         number=checks.step_number(header.step) if header.step else None,
         body=body,
         dtype=messages.dtype(header.dtype, "dtype"),
+        encoding=messages.encoding(header.encoding),
+        answer_dtype=messages.dtype(header.answer_dtype, "answer_dtype"),
         if_match=checks.chain(header.if_match, "if_match") if header.if_match else None,
         key=messages.key(header.idempotency_key),
         settings=checks.settings(messages.plain(header.settings)) if header.HasField("settings") else None,
@@ -97,39 +96,3 @@ def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> St
 
 async def _once(data: Data) -> AsyncGenerator[Data]:
     yield data
-
-
-async def pieces(message: Message, total: int, context: Context) -> AsyncGenerator[Data]:
-    """Give a body's pieces as they come: in order, without holes or overlaps, none empty, not too many.
-
-    Ends early where the stream does; whoever reads it knows how much there should be.
-
-    Raises:
-        InvalidRequest: they are not.
-
-    """
-    here, left = 0, most_pieces(total)
-    while True:
-        if message.offset != here:
-            what = "a hole, or a piece is missing" if message.offset > here else "an overlap, or a piece comes twice"
-            raise InvalidRequest(f"offset {message.offset}: the body goes on at {here}: {what}", path="offset")
-        here += len(message.data)
-        if here > total:
-            raise InvalidRequest(f"more than the {total} bytes came that the header tells", path="nbytes")
-        if message.data:
-            yield message.data
-        if here == total:
-            return
-        following = await read(context)
-        if following is None:
-            return
-        message, left = following, left - 1
-        if message.head is not None:
-            raise InvalidRequest(f"header: another step begins after {here} of {total} bytes", path="header")
-        if not message.data:
-            raise InvalidRequest("data: an empty piece", path="data")
-        if left <= 0:
-            raise InvalidRequest(
-                f"{total} bytes in more than {most_pieces(total)} pieces; send larger ones, best 256 KiB to 1 MiB",
-                path="data",
-            )

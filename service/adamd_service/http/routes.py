@@ -130,11 +130,8 @@ async def put_parameters(request: Request, session: Ref) -> Response:
     dtype = negotiation.dtype(request)
     if negotiation.encoding(request) != RAW:
         raise InvalidRequest(f"{headers.ENCODING}: parameters are sent as they are; encodings are for gradients")
-
-    def decode(raw: memoryview, spec: Any, given: str | None) -> Any:
-        return bodies.parameters_from(kind, raw, spec, given)
-
-    view = await engine_of(request).set_parameters(_ref(session), _body(request, kind), dtype, decode)
+    decode = {headers.JSON: bodies.parameters_from_json, headers.SAFETENSORS: bodies.parameters_from_safetensors}
+    view = await engine_of(request).set_parameters(_ref(session), _body(request, kind), dtype, decode.get(kind))
     return answers.session(view)
 
 

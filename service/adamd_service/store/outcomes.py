@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adamd.errors import StoreUnavailable
+from adamd_service.records import Head
 
 
 class StoreRefused(Exception):
@@ -53,3 +54,9 @@ class Standing:
     chain: str
     settings_revision: int
     parameters_missing: bool
+
+    def is_of(self, head: Head) -> bool:
+        """Say whether this is where ``head`` stands."""
+        return self == Standing(
+            head.incarnation, head.step, head.chain, head.settings_revision, head.parameters_missing
+        )

@@ -263,7 +263,7 @@ class StepHeader(_message.Message):
     def __init__(self, session: _Optional[str] = ..., step: _Optional[int] = ..., if_match: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., nbytes: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., tensors: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., minimal: bool = ..., answer_dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
 
 class Standing(_message.Message):
-    __slots__ = ("step", "chain", "durability", "dtype", "nbytes", "replayed", "diverged", "applied_step")
+    __slots__ = ("step", "chain", "durability", "dtype", "nbytes", "replayed", "diverged", "applied_step", "overflowed")
     STEP_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -272,6 +272,7 @@ class Standing(_message.Message):
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     DIVERGED_FIELD_NUMBER: _ClassVar[int]
     APPLIED_STEP_FIELD_NUMBER: _ClassVar[int]
+    OVERFLOWED_FIELD_NUMBER: _ClassVar[int]
     step: int
     chain: str
     durability: Durability
@@ -280,7 +281,8 @@ class Standing(_message.Message):
     replayed: bool
     diverged: bool
     applied_step: int
-    def __init__(self, step: _Optional[int] = ..., chain: _Optional[str] = ..., durability: _Optional[_Union[Durability, str]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., nbytes: _Optional[int] = ..., replayed: bool = ..., diverged: bool = ..., applied_step: _Optional[int] = ...) -> None: ...
+    overflowed: int
+    def __init__(self, step: _Optional[int] = ..., chain: _Optional[str] = ..., durability: _Optional[_Union[Durability, str]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., nbytes: _Optional[int] = ..., replayed: bool = ..., diverged: bool = ..., applied_step: _Optional[int] = ..., overflowed: _Optional[int] = ...) -> None: ...
 
 class StepRequest(_message.Message):
     __slots__ = ("header", "gradient")

@@ -1,0 +1,45 @@
+"""How many bytes things take, known before any of them exists (laws 6 and 7)."""
+
+from __future__ import annotations
+
+from adamd.errors import TooLarge
+from adamd.wire.dtypes import ITEMSIZE, check_narrows
+from adamd.wire.layout import Layout
+from adamd_service.engine.calls import StepCall
+from adamd_service.records import Head, Spec
+
+AROUND, AROUND_TENSOR = 128 * 1024, 1024  # bytes: head, ring, keys; a tensor's name, shape, place and count
+
+
+def answer_bytes(spec: Spec, call: StepCall) -> int:
+    """Return the bytes of the parameters that answer a step.
+
+    Raises:
+        TooLarge: they could not be sent: once the step is applied, that is too late.
+        WrongDtype: they cannot have the dtype that was asked for.
+
+    """
+    nbytes = parameter_bytes(spec, call.answer_dtype)
+    if call.answer_limit is not None and not call.minimal and nbytes > call.answer_limit:
+        raise TooLarge(
+            f"the answer has {nbytes} bytes; a single message takes at most {call.answer_limit}: use StepStream, "
+            "or ask for no parameters"
+        )
+    return nbytes
+
+
+def parameter_bytes(spec: Spec, answer_dtype: str | None) -> int:
+    """Return the bytes of a session's parameters; raises WrongDtype where they cannot have that dtype."""
+    if answer_dtype is not None:
+        check_narrows(answer_dtype, spec.dtype)
+    return spec.layout.size * ITEMSIZE[answer_dtype or spec.dtype]
+
+
+def state_bytes(layout: Layout, dtype: str, amsgrad: bool) -> int:
+    """Return what a session takes in memory: its arrays, or what surrounds them where that is more."""
+    return max(layout.size * ITEMSIZE[dtype] * (4 if amsgrad else 3), AROUND + AROUND_TENSOR * len(layout.tensors))
+
+
+def amsgrad(head: Head) -> bool:
+    """Say whether a session keeps a fourth array."""
+    return head.settings.get("amsgrad") is True

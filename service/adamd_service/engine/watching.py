@@ -1,0 +1,89 @@
+"""Who wants to know when a session moves, and what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from adamd.errors import SessionDeleted
+from adamd_service.engine.hot import HotSessions
+from adamd_service.engine.workers import Workers
+from adamd_service.records import Head
+from adamd_service.store import RedisStore
+
+POLL = 1.0  # seconds after which the store is asked: other replicas step the session too
+LEAST = 0.05  # seconds between two tellings
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Where a session stands. ``metrics`` are those of its last step; ``diverged``, as far as its state is here."""
+
+    head: Head
+    metrics: Mapping[str, Any]
+    diverged: bool
+
+
+class Watchers:
+    """Tells of sessions that move. Used on the event loop only."""
+
+    def __init__(self, store: RedisStore, hot: HotSessions, workers: Workers, draining: Callable[[], None]) -> None:
+        self._store = store
+        self._hot = hot
+        self._workers = workers
+        self._draining = draining
+        self._events: dict[str, set[asyncio.Event]] = {}
+
+    def moved(self, session_id: str) -> None:
+        """Wake those who watch this session."""
+        if self._events:
+            for event in self._events.get(session_id, ()):
+                event.set()
+
+    async def watch(self, session_id: str) -> AsyncGenerator[Seen]:
+        """Tell where a session stands: at once, and again when it has moved; see `Engine.watch`."""
+        told: Head | None = None
+        with self._listening(session_id) as moved:
+            while True:
+                self._draining()
+                moved.clear()
+                seen = await self._look(session_id, told)
+                if seen is not None:
+                    told = seen.head
+                    yield seen
+                    await asyncio.sleep(LEAST)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL):
+                        await moved.wait()
+
+    @contextmanager
+    def _listening(self, session_id: str) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        here = self._events.setdefault(session_id, set())
+        here.add(event)
+        try:
+            yield event
+        finally:
+            here.discard(event)
+            if not here and self._events.get(session_id) is here:
+                del self._events[session_id]
+
+    async def _look(self, session_id: str, told: Head | None) -> Seen | None:
+        """Return where the session stands, None where that was told; a state that is not here is not loaded for it."""
+        hot = self._hot.find(session_id)
+        if session_id.startswith("m_"):
+            if hot is None or hot.head is None:
+                raise SessionDeleted(f"the memory session {session_id} is no more")
+            return None if hot.head is told else Seen(hot.head, hot.metrics or {}, hot.diverged)
+        standing = await self._workers.run(self._store.standing, session_id)
+        if told is not None and standing.is_of(told):
+            return None
+        hot = self._hot.find(session_id)
+        if hot is not None and hot.head is not None and hot.metrics is not None and standing.is_of(hot.head):
+            return Seen(hot.head, hot.metrics, hot.diverged)
+        head = await self._workers.run(self._store.load_head, session_id)
+        records = await self._workers.run(self._store.records, session_id, head.step, head.step) if head.step else ()
+        return Seen(head, records[0].metrics if records else {}, diverged=False)

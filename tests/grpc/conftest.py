@@ -1,0 +1,33 @@
+"""A channel to the shared server, and servers that have to end without a complaint."""
+
+from contextlib import contextmanager
+
+import pytest
+from calling import Caller
+
+from servers import Server
+
+
+@pytest.fixture(scope="session")
+def grpc_server(tmp_path_factory):
+    """A server for these tests; at its end it has not written a traceback, and ends cleanly."""
+    with watched(tmp_path_factory.mktemp("grpc"), "--fsync", "everysec") as running:
+        yield running
+
+
+@pytest.fixture
+def caller(grpc_server):
+    one = Caller(grpc_server)
+    yield one
+    one.close()
+
+
+@contextmanager
+def watched(where, *options, env=None):
+    one = Server(where, *options, env=env).start()
+    try:
+        yield one
+    finally:
+        status = one.stop()
+    assert status == 0, one.log()
+    assert "Traceback" not in one.log() and "unexpected error" not in one.log(), one.log()
