@@ -54,8 +54,8 @@ GUARDS = [
             ),
             (
                 f"{ENGINE}/steps.py",
-                "        self._change(hot, state, step, updates, out, permit)\n        hot.advance(",
-                "        hot.advance(",
+                "        overflowed = self._change(hot, state, step, updates, out, permit)\n        hot.advance(",
+                "        overflowed = 0\n        hot.advance(",
             ),
             (
                 f"{ENGINE}/steps.py",
@@ -210,7 +210,13 @@ GUARDS = [
     ),
     (
         "9 transports know the engine only",
-        [("service/adamd_service/http/routes.py", "import re\n", "import re\n\nimport adamd_service.store\n")],
+        [
+            (
+                "service/adamd_service/http/routes.py",
+                "from adamd.errors import InvalidRequest\n",
+                "import adamd_service.store\nfrom adamd.errors import InvalidRequest\n",
+            )
+        ],
         "tests/house/test_house.py::test_imports_run_one_way",
     ),
 ]

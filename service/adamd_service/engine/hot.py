@@ -13,7 +13,7 @@ import numpy as np
 
 from adamd.errors import Busy, TooLarge
 from adamd_service.optim import Settings, State, parse_settings
-from adamd_service.records import RING, Entry, Head
+from adamd_service.records import RING, Entry, Head, Record
 
 
 @dataclass(slots=True, eq=False)
@@ -59,12 +59,13 @@ class Hot:
         self.ring[entry.step] = entry
         self.ring.pop(entry.step - RING, None)
 
-    def advance(self, entry: Entry, settings: Settings, head: Head, nbytes: int) -> None:
+    def advance(self, entry: Entry, settings: Settings, head: Head, record: Record) -> None:
         """Move on by one committed step."""
+        self.metrics = record.metrics  # before the head, which says that they are there
         self.remember(entry)
         self.settings = settings
         self.head = replace(head, step=entry.step, chain=entry.chain, prev_chain=head.chain)
-        self.log_bytes += nbytes
+        self.log_bytes += record.nbytes
 
 
 class HotSessions:

@@ -183,8 +183,7 @@ class Stepper:
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
         overflowed = self._change(hot, state, step, updates, out, permit)
-        hot.metrics = step.metrics  # before the head, which says that they are there
-        hot.advance(entry, settings, after, record.nbytes)
+        hot.advance(entry, settings, after, record)
         answer = Answer(head.spec, number, record.chain, out, hot.diverged)
         return replace(answer, answer_dtype=step.answer_dtype, overflowed=overflowed)
 
