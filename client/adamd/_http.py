@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from adamd._flow import Timeout
@@ -28,12 +28,12 @@ class HttpTransport:
         timeout: ``connect`` and ``inactivity`` count here; ``total`` comes with each operation as its deadline.
         clock: monotonic seconds.
         meter: draws long transfers.
-        headers: go with every request.
+        key: sent as a bearer token.
 
     """
 
     def __init__(
-        self, route: Route, timeout: Timeout, clock: Callable[[], float], meter: Meter, headers: Mapping[str, str]
+        self, route: Route, timeout: Timeout, clock: Callable[[], float], meter: Meter, key: str | None
     ) -> None:
         self.url = route.url
         self._route = route
@@ -44,7 +44,9 @@ class HttpTransport:
         self._idle: list[Wire] = []
         self._owner = os.getpid()
         self._closed = False
-        fixed = {"Host": route.authority, **route.extra_headers, **headers}
+        fixed = {"Host": route.authority, **route.extra_headers, "User-Agent": "adamd-python"}
+        if key:
+            fixed["Authorization"] = f"Bearer {key}"
         self._fixed = "".join(_field(name, value) for name, value in fixed.items())
 
     def send(self, operation: Operation, deadline: float, stop: Stop) -> Any:

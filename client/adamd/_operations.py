@@ -68,6 +68,7 @@ class Body:
         dtype: of the vector's elements; None where it has none.
         encoding: how a gradient's body is written.
         parts: where tensors are left out, or come in several dtypes: those that are there, instead of ``pieces``.
+        whole: no tensor is left out.
 
     """
 
@@ -75,6 +76,7 @@ class Body:
     dtype: str | None = None
     encoding: str = "raw"
     parts: tuple[Part, ...] = ()
+    whole: bool = True
 
 
 def body_of(parts: tuple[Part, ...], layout: Layout) -> Body:
@@ -82,7 +84,7 @@ def body_of(parts: tuple[Part, ...], layout: Layout) -> Body:
     kinds = {item.dtype for item in parts}
     if len(parts) == len(layout.tensors) and len(kinds) <= 1:
         return Body(pieces(item.array for item in parts), kinds.pop() if kinds else None)
-    return Body(parts=parts)
+    return Body(parts=parts, whole=len(parts) == len(layout.tensors))
 
 
 # -- operations

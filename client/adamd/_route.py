@@ -15,8 +15,10 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from adamd.errors import InvalidRequest, TransportError
+from adamd.wire.channel import DEFAULT_PORT as GRPC_PORT
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+PORTS = {"http": 80, "https": 443, "grpc": GRPC_PORT, "grpcs": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,12 @@ class Route:
     def authority(self) -> str:
         """The Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
+        return host if self.port == PORTS[self.scheme] and self.scheme in ("http", "https") else f"{host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """It is this machine; no proxy elsewhere can reach that."""
+        return _is_loopback(self.host)
 
     @property
     def url(self) -> str:
@@ -107,8 +114,8 @@ def route(url: str | None, proxies: Mapping[str, str] | None = None) -> Route:
     """Read a URL; None is ``$ADAMD_URL``, else this machine's port 8000.
 
     Args:
-        url: ``http://`` or ``https://``, with a path where the server lies under one.
-        proxies: by scheme; None reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+        url: ``http://`` or ``https://``, with a path where the server lies under one; ``grpc://`` or ``grpcs://``.
+        proxies: by scheme; None reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY. gRPC reads its own.
 
     Raises:
         InvalidRequest: no such URL.
@@ -119,13 +126,17 @@ def route(url: str | None, proxies: Mapping[str, str] | None = None) -> Route:
         parts = urlsplit(given if "://" in given else f"http://{given}")
     except ValueError as error:
         raise InvalidRequest(f"{given!r} is no server's URL: {error}") from None
-    if parts.scheme == "grpc":
-        raise InvalidRequest(f"{given}: this version speaks HTTP only; use http://host:8000")
-    if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in given):
-        raise InvalidRequest(f"{given!r} is no server's URL; wanted something as http://localhost:8000")
+    if parts.scheme not in PORTS or not parts.hostname or any(c.isspace() for c in given):
+        raise InvalidRequest(
+            f"{given!r} is no server's URL; wanted something as http://localhost:8000 or grpc://localhost:{GRPC_PORT}"
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InvalidRequest("a server's URL has no user, query or fragment; an API key goes into ADAMD_API_KEY")
-    port = _port(parts, 443 if parts.scheme == "https" else 80)
+    port = _port(parts, PORTS[parts.scheme])
+    if parts.scheme in ("grpc", "grpcs"):
+        if parts.path.strip("/"):
+            raise InvalidRequest(f"{given!r}: over gRPC a server lies under no path")
+        return Route(parts.scheme, parts.hostname, port)
     found = _proxy(parts.scheme, parts.hostname, port, getproxies() if proxies is None else proxies)
     return Route(parts.scheme, parts.hostname, port, parts.path.rstrip("/"), found)
 

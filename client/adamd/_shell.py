@@ -11,9 +11,10 @@ from adamd import _flow
 from adamd._flow import Got, Send, Timeout
 from adamd._operations import Operation
 from adamd._progress import meter
+from adamd._route import route
 from adamd._stop import Stop
 from adamd._track import Logic, Work
-from adamd.errors import AdamdError
+from adamd.errors import AdamdError, InvalidRequest
 
 T = TypeVar("T")
 
@@ -42,14 +43,23 @@ def transport(url: str | None, timeout: Timeout, api_key: str | None, progress: 
 
     Raises:
         InvalidRequest: no such URL or key.
+        ModuleNotFoundError: gRPC's packages are not there.
 
     """
-    from adamd._http import HttpTransport
-    from adamd._route import route
-
+    way, bars = route(url), meter(progress)
     key = api_key or os.environ.get("ADAMD_API_KEY")
-    sent = {"User-Agent": "adamd-python"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    return HttpTransport(route(url), timeout, time.monotonic, meter(progress), sent)
+    if key and not (key.isascii() and key.isprintable()):
+        raise InvalidRequest("the API key would have characters that are not printable ASCII")
+    if way.scheme in ("http", "https"):
+        from adamd._http import HttpTransport
+
+        return HttpTransport(way, timeout, time.monotonic, bars, key)
+    try:
+        from adamd._grpc import GrpcTransport
+    except ModuleNotFoundError as error:
+        said = f"{way.url} needs {error.name}: pip install 'adamd[grpc]', or use the server's http:// address"
+        raise ModuleNotFoundError(said, name=error.name) from error
+    return GrpcTransport(way, timeout, time.monotonic, bars, key)
 
 
 class Shell:

@@ -20,7 +20,7 @@ from adamd._operations import Operation
 from adamd._shell import Transport
 from adamd._stop import Stop
 from adamd._track import Logic, Work
-from adamd.errors import AdamdError
+from adamd.errors import AdamdError, TransportError
 
 T = TypeVar("T")
 AT_ONCE = 64  # calls of one client under way; pauses between attempts take no thread
@@ -33,10 +33,12 @@ class AsyncShell:
         self._transport = way
         self._timeout = timeout
         self._known = False  # the server has answered once
+        self._closed = False
         self._threads = ThreadPoolExecutor(AT_ONCE, "adamd")
 
     def close(self) -> None:
         """Let the threads end when their calls do."""
+        self._closed = True
         self._threads.shutdown(wait=False)
 
     async def run(self, logic: Logic[T]) -> T:
@@ -92,6 +94,8 @@ class AsyncShell:
             give_up: makes it end soon, and says whether it has to be waited for.
 
         """
+        if self._closed:
+            raise TransportError("this client is closed; connect again", phase="connect", permanent=True)
         job = self._threads.submit(run)
         try:
             return await asyncio.wrap_future(job)

@@ -16,7 +16,7 @@ def connect(kind, server):
     made = []
 
     def make(at=server, **options):
-        one = shells.connect(kind, shells.url_of(kind, at.port, getattr(at, "grpc_port", 0)), **options)
+        one = shells.connect(kind, shells.url_of(kind, at.port, at.grpc_port), **options)
         made.append(one)
         return one
 

@@ -29,7 +29,7 @@ def relay(server, wire):
 
 
 def url(wire, server):
-    return url_of(wire, server.port, getattr(server, "grpc_port", 0))
+    return url_of(wire, server.port, server.grpc_port)
 
 
 async def cancelled_midway(session, relay, gradient, out):

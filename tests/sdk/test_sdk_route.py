@@ -29,9 +29,23 @@ def test_the_url_comes_from_the_environment_else_is_this_machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("grpc://localhost", "grpc://localhost:50051"),
+        ("grpc://[::1]:81/", "grpc://[::1]:81"),
+        ("GRPCS://Example.com", "grpcs://example.com:443"),
+        ("grpc://x:80", "grpc://x:80"),
+    ],
+)
+def test_a_grpc_url_tells_its_port(url, wanted):
+    assert route(url, {"all": "http://proxy:3128"}).url == wanted
+
+
+@pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("grpc://x:1", "speaks HTTP only"),
+        ("grpc://x:1/under", "under no path"),
+        ("grpc://user:secret@x", "ADAMD_API_KEY"),
         ("ftp://x", "no server's URL"),
         ("http://", "no server's URL"),
         ("http://x:99999", "port"),

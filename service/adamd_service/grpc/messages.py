@@ -42,6 +42,7 @@ def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
         labels=spec.labels,
         parameters_missing=head.parameters_missing,
         diverged=diverged,
+        elements=spec.layout.size,
     )
     made.created_at.FromMicroseconds(round(spec.created_at * 1e6))
     if head.snapshots:

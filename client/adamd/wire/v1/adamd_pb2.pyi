@@ -63,7 +63,7 @@ class Layout(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., vector: bool = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("id", "name", "step", "chain", "incarnation", "optimizer", "settings_revision", "layout", "dtype", "durability", "labels", "created_at", "parameters_missing", "diverged", "snapshot_step")
+    __slots__ = ("id", "name", "step", "chain", "incarnation", "optimizer", "settings_revision", "layout", "dtype", "durability", "labels", "created_at", "parameters_missing", "diverged", "snapshot_step", "elements")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class Session(_message.Message):
     PARAMETERS_MISSING_FIELD_NUMBER: _ClassVar[int]
     DIVERGED_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_STEP_FIELD_NUMBER: _ClassVar[int]
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     step: int
@@ -101,7 +102,8 @@ class Session(_message.Message):
     parameters_missing: bool
     diverged: bool
     snapshot_step: int
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ...) -> None: ...
+    elements: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ..., elements: _Optional[int] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
     __slots__ = ("name", "optimizer", "layout", "dtype", "durability", "labels", "idempotency_key", "parameters", "parameters_dtype")

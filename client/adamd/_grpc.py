@@ -1,0 +1,187 @@
+"""Operations over gRPC, on one channel and a few kept streams. Blocking, and safe to use from many threads.
+
+Steps travel on a StepStream, which is kept for the next step, of whatever session: a stream's step takes half the time
+of a unary call's (ARCHITECTURE.md), and large vectors go in pieces anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from adamd import _grpc_messages as messages
+from adamd import _operations
+from adamd._flow import Timeout
+from adamd._grpc_calls import Call, Limits
+from adamd._grpc_stream import StepStream
+from adamd._operations import Operation, Stepped
+from adamd._progress import Meter
+from adamd._route import Route
+from adamd._stop import Stop
+from adamd._watch import Watch
+from adamd.errors import TransportError
+from adamd.wire import channel, pieces
+from adamd.wire.v1 import adamd_pb2 as pb
+
+KEPT = 16  # idle streams kept at most; each is a call at the server
+
+
+class GrpcTransport:
+    """Brings operations to one server. Not for use on both sides of a fork: gRPC's threads do not survive one.
+
+    Args:
+        route: the server.
+        timeout: ``connect`` and ``inactivity`` count here; ``total`` comes with each operation as its deadline.
+        clock: monotonic seconds.
+        meter: draws long transfers.
+        key: sent as a bearer token.
+
+    """
+
+    def __init__(
+        self, route: Route, timeout: Timeout, clock: Callable[[], float], meter: Meter, key: str | None
+    ) -> None:
+        self.url = route.url
+        self._route = route
+        self._timeout = timeout
+        self._clock = clock
+        self._meter = meter
+        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._idle: list[StepStream] = []
+        self._owner = os.getpid()
+        self._closed = False
+        self._watch = Watch(timeout.inactivity, clock)
+
+    def send(self, operation: Operation, deadline: float, stop: Stop) -> Any:
+        """Try one operation once, and return its result.
+
+        Raises:
+            TransportError: there is no answer; ``extra["phase"]`` says how far it came.
+            AdamdError: the server's refusal.
+
+        """
+        limits = Limits(deadline, self._timeout.inactivity, self._clock, stop, self._watch, self._meter)
+        call = Call(self._open(), limits, self._metadata)
+        match operation:
+            case _operations.Step():
+                return self._step(operation, call)
+            case _operations.Create():
+                return call.create(operation)
+            case _operations.Restore():
+                return call.restore(operation)
+            case _operations.ReadParameters():
+                return call.read_parameters(operation)
+            case _operations.SetParameters(ref, body):
+                return call.set_parameters(ref, body)
+            case _operations.Export():
+                return call.export(operation)
+            case _:
+                return call.small(operation)
+
+    def close(self) -> None:
+        """End every call and the connection; a later operation is refused."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            opened, self._channel = self._channel, None
+        if self._owner == os.getpid():
+            for stream in idle:
+                stream.cancel()
+            if opened is not None:
+                opened.close()
+            self._watch.close()
+
+    def _open(self) -> grpc.Channel:
+        with self._lock:
+            if self._closed:
+                raise TransportError("this client is closed; connect again", phase="connect", permanent=True)
+            if self._owner != os.getpid():
+                words = "gRPC does not survive a fork: connect in the child, or use the server's http:// address"
+                raise TransportError(words, phase="connect", permanent=True)
+            if self._channel is None:
+                self._channel = _channel(self._route, self._timeout)
+            return self._channel
+
+    def _step(self, operation: _operations.Step, call: Call) -> Stepped:
+        """Take a step; a kept stream that turns out to be dead is replaced at once."""
+        header, views = messages.step(operation)
+        kept = self._kept()
+        if kept is not None:
+            try:
+                return self._exchange(kept, operation, header, views, call)
+            except TransportError as error:
+                if error.extra.get("phase") != "silent" or call.limits.stop.given_up:
+                    raise
+        codecs = pieces.STREAM_REQUEST, pieces.STREAM_RESPONSE
+        stream = StepStream(call.method("stream_stream", "StepStream", *codecs), self._metadata)
+        return self._exchange(stream, operation, header, views, call)
+
+    def _exchange(
+        self,
+        stream: StepStream,
+        operation: _operations.Step,
+        header: pb.StepHeader,
+        views: tuple[memoryview, ...],
+        call: Call,
+    ) -> Stepped:
+        done = False
+        down = sum(view.nbytes for view in operation.into)
+        try:
+            with call.limits.guarded(header.nbytes, down) as guard:
+                guard.begin(stream)
+                told = stream.exchange(operation, header, views, guard.sent, guard.got)
+            done = True
+        finally:
+            self._give_back(stream, keep=done)
+        return told
+
+    def _kept(self) -> StepStream | None:
+        """Return an idle stream that still stands, the youngest first."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                stream = self._idle.pop()
+            if stream.alive:
+                return stream
+            stream.cancel()
+
+    def _give_back(self, stream: StepStream, *, keep: bool) -> None:
+        with self._lock:
+            if keep and not self._closed and len(self._idle) < KEPT:
+                self._idle.append(stream)
+                return
+        stream.cancel()
+
+
+def _channel(route: Route, timeout: Timeout) -> grpc.Channel:
+    connect = min(round(timeout.connect * 1000), 1_000_000)
+    options: list[tuple[str, int | str]] = [
+        *channel.client_options(),
+        # gRPC's own pauses between connections stay below the flow's, and each has Timeout's time.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.min_reconnect_backoff_ms", connect),
+        ("grpc.enable_retries", 0),  # the flow decides
+        ("grpc.use_local_subchannel_pool", 1),  # a connection of this client's own
+        ("grpc.primary_user_agent", "adamd-python"),
+    ]
+    if route.loopback:
+        options.append(("grpc.enable_http_proxy", 0))
+    if route.scheme == "grpc":
+        return grpc.insecure_channel(route.authority, options)
+    return grpc.secure_channel(route.authority, grpc.ssl_channel_credentials(_roots()), options)
+
+
+def _roots() -> bytes | None:
+    """Return what SSL_CERT_FILE names, else the system's trust; None leaves it to gRPC's own list."""
+    path = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
+    return Path(path).read_bytes() if path and Path(path).exists() else None

@@ -1,0 +1,244 @@
+"""One attempt over gRPC: its limits, what its errors are, and every operation but the step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from adamd import _grpc_messages as messages
+from adamd import _operations
+from adamd._grpc_messages import Filling, refusal
+from adamd._grpc_stream import Advance, numbered
+from adamd._operations import Body, Operation, Standing, Stepped, bad_answer, reference
+from adamd._progress import Meter
+from adamd._stop import Stop
+from adamd._watch import FOREVER, Watch, Watched
+from adamd.errors import AdamdError, TransportError
+from adamd.wire import channel, pieces
+from adamd.wire.pieces import Codec
+from adamd.wire.v1 import adamd_pb2 as pb
+
+DETAILS = "grpc-status-details-bin"
+
+
+class Guard:
+    """What is told of one call's progress, and a way to end it from any thread, even before it has begun."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._call: Any = None
+        self._ended = False
+        self.watched: Watched | None = None
+        self.bars: tuple[Advance, Advance] | None = None
+
+    def begin(self, call: Any) -> Any:
+        """Say which call it is."""
+        with self._lock:
+            self._call = call
+            ended = self._ended
+        if ended:
+            call.cancel()
+        return call
+
+    def end(self) -> None:
+        """End it."""
+        with self._lock:
+            self._ended, call = True, self._call
+        if call is not None:
+            call.cancel()
+
+    def sent(self, nbytes: int) -> None:
+        """Count bytes that left."""
+        self._moved(0, nbytes)
+
+    def got(self, nbytes: int) -> None:
+        """Count bytes that came."""
+        self._moved(1, nbytes)
+
+    def _moved(self, way: int, nbytes: int) -> None:
+        if self.watched is not None and self.bars is not None:
+            self.watched.moved()
+            self.bars[way](nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long an attempt may take, and who may end it."""
+
+    deadline: float
+    inactivity: float
+    clock: Callable[[], float]
+    stop: Stop
+    watch: Watch
+    meter: Meter
+
+    @property
+    def left(self) -> float:
+        """Seconds that a small call may take.
+
+        Raises:
+            TransportError: none.
+
+        """
+        left = min(self.deadline - self.clock(), self.inactivity, FOREVER)
+        if left <= 0:
+            raise TransportError("the whole call's time is over", phase="timeout")
+        return left
+
+    @contextmanager
+    def guarded(self, up: int, down: int) -> Iterator[Guard]:
+        """Surround a call of so many bytes each way. Its errors come out as ours, and end it."""
+        guard = Guard()
+        with (
+            self.stop.ends(guard.end),
+            self.watch.over(guard.end, self.deadline) as watched,
+            self.meter(up, down) as bars,
+        ):
+            guard.watched, guard.bars = watched, bars
+            try:
+                yield guard
+            except BaseException as error:
+                guard.end()
+                if isinstance(error, grpc.FutureCancelledError):
+                    raise TransportError("the call was cancelled", phase="silent") from None
+                if isinstance(error, grpc.RpcError):
+                    raise _refused(error) from error
+                raise
+
+
+def _refused(error: Any) -> AdamdError:
+    """Return what a call's end is; ``error`` is the call itself."""
+    trailing = dict(error.trailing_metadata() or ())
+    return refusal(error.code().name, error.details() or "", trailing.get(DETAILS))
+
+
+class Call:
+    """One attempt at one operation.
+
+    Args:
+        opened: where.
+        limits: how long.
+        metadata: goes with the call.
+
+    """
+
+    def __init__(self, opened: grpc.Channel, limits: Limits, metadata: Any) -> None:
+        self._channel = opened
+        self._metadata = metadata
+        self.limits = limits
+
+    def method(self, kind: str, name: str, request: Codec[Any] | None, response: Codec[Any] | type[Any]) -> Any:
+        """Return a method of the channel; a codec reads or writes by hand, protobuf does the rest."""
+        write = _serialized if request is None else request.write
+        read = response.read if isinstance(response, Codec) else response.FromString
+        return getattr(self._channel, kind)(f"/{channel.SERVICE}/{name}", write, read)
+
+    def unary(self, name: str, request: Any, response: type[Any]) -> Any:
+        """Make a call with a small message each way."""
+        method = self.method("unary_unary", name, None, response)
+        with self.limits.guarded(0, 0) as guard:
+            return guard.begin(method.future(request, timeout=self.limits.left, metadata=self._metadata)).result()
+
+    def small(self, operation: Operation) -> Any:
+        """Bring an operation without bulk to its result."""
+        match operation:
+            case _operations.View(ref):
+                told = self.unary("GetSession", pb.GetSessionRequest(session=reference(ref)), pb.GetSessionResponse)
+                return messages.standing(told.session)
+            case _operations.ListSessions():
+                return messages.page(self.unary("ListSessions", messages.listing(operation), pb.ListSessionsResponse))
+            case _operations.Update():
+                told = self.unary("UpdateSession", messages.update(operation), pb.UpdateSessionResponse)
+                return messages.standing(told.session)
+            case _operations.Delete(ref):
+                self.unary("DeleteSession", pb.DeleteSessionRequest(session=reference(ref)), pb.DeleteSessionResponse)
+                return None
+            case _operations.Info():
+                return messages.info(self.unary("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse))
+            case _:
+                raise AssertionError(f"{operation} has bulk")
+
+    def create(self, operation: _operations.Create) -> Standing:
+        """Make a session; many parameters follow it, unless an attempt before brought them."""
+        request, rest = messages.creation(operation)
+        made = messages.standing(self.unary("CreateSession", request, pb.CreateSessionResponse).session)
+        if rest is None or not made.document["parameters_missing"]:
+            return made
+        return self.set_parameters(made.id, rest)
+
+    def set_parameters(self, ref: str, body: Body) -> Standing:
+        """Send the parameters."""
+        dtype, views, _ = messages.flat(body)
+        first = {"session": reference(ref), "dtype": messages.DTYPES.get(dtype or "", pb.DTYPE_UNSPECIFIED)}
+        told = self._upload("SetParameters", pb.SetParametersRequest, first, views, pb.SetParametersResponse)
+        return messages.standing(told.session)
+
+    def restore(self, operation: _operations.Restore) -> Standing:
+        """Send an exported state."""
+        views = operation.pieces
+        first = {"idempotency_key": operation.key, "nbytes": sum(view.nbytes for view in views)}
+        told = self._upload("RestoreSession", pb.RestoreSessionRequest, first, views, pb.RestoreSessionResponse)
+        return messages.standing(told.session)
+
+    def _upload(
+        self, name: str, request: Any, first: dict[str, Any], views: tuple[memoryview, ...], response: type[Any]
+    ) -> Any:
+        """Send bytes in pieces, the first with what only the first has; return the one answer."""
+
+        def requests(sent: Advance) -> Iterator[Any]:
+            told = first
+            for piece in numbered(None, views):
+                yield request(offset=piece.offset, data=bytes(piece.data), **told)
+                told = {}
+                sent(len(piece.data))
+
+        method = self.method("stream_unary", name, None, response)
+        with self.limits.guarded(sum(view.nbytes for view in views), 0) as guard:
+            return guard.begin(method.future(requests(guard.sent), metadata=self._metadata)).result()
+
+    def read_parameters(self, operation: _operations.ReadParameters) -> Stepped:
+        """Read the parameters into the caller's memory."""
+        request = pb.GetParametersRequest(session=reference(operation.ref))
+        method = self.method("unary_stream", "GetParameters", None, pieces.PARAMETERS_RESPONSE)
+        told, filling = None, Filling(operation.into)
+        with self.limits.guarded(0, sum(view.nbytes for view in operation.into)) as guard:
+            for piece in guard.begin(method(request, metadata=self._metadata)):
+                told = told or messages.stepped(piece.head, operation)
+                filling.put(piece.offset, piece.data)
+                guard.got(len(piece.data))
+        if told is None or not filling.full:
+            raise bad_answer("parameters that end early")
+        return told
+
+    def export(self, operation: _operations.Export) -> bytearray:
+        """Read the whole state, into the file or into what is returned."""
+        request = pb.ExportStateRequest(session=reference(operation.ref))
+        method = self.method("unary_stream", "ExportState", None, pieces.STATE_RESPONSE)
+        body, here, wanted, file = bytearray(), 0, -1, operation.into
+        if file is not None:
+            file.seek(0)  # an earlier attempt may have left something
+            file.truncate()
+        with self.limits.guarded(0, operation.expected) as guard:
+            for piece in guard.begin(method(request, metadata=self._metadata)):
+                wanted = wanted if piece.head is None else piece.head.nbytes
+                if piece.offset != here or here + len(piece.data) > operation.limit:
+                    raise bad_answer(f"a piece of {len(piece.data)} bytes of a state at {piece.offset}, after {here}")
+                if file is None:
+                    body += piece.data
+                else:
+                    file.write(piece.data)
+                here += len(piece.data)
+                guard.got(len(piece.data))
+        if here != wanted:
+            raise bad_answer(f"a state of {here} bytes that should have {wanted}")
+        return body
+
+
+def _serialized(message: Any) -> bytes:
+    raw: bytes = message.SerializeToString()
+    return raw
