@@ -83,12 +83,10 @@ def serve(
             f"adamd: {error.name} is missing; the server is an extra: pip install 'adamd[service]'"
         ) from None
     try:
-        settings = ServerSettings(**given)
+        run(ServerSettings(**given), lambda line: print(line, flush=True))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise SystemExit(f"adamd: {faults}") from None
-    try:
-        run(settings, lambda line: print(line, flush=True))
     except (StoreRefused, AdamdError) as error:
         raise SystemExit(f"adamd: {error}") from None
 
