@@ -134,6 +134,10 @@ def _step(operation: Step) -> Request:
     sent = {**kind, "If-Match": f'"{operation.chain}"'}
     if operation.settings:
         sent[headers.SETTINGS] = json.dumps(operation.settings)
+    if operation.body.encoding != "raw":
+        sent[headers.ENCODING] = operation.body.encoding
+    if operation.rounded:
+        sent[headers.ANSWER_DTYPE] = operation.dtype
     if operation.metrics:
         sent[headers.METRICS] = json.dumps(operation.metrics)
     path = _path(operation.ref, f"/steps/{operation.number}")

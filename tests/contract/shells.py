@@ -7,7 +7,7 @@ import threading
 import adamd
 import adamd.aio
 
-KINDS = ("http", "http-aio")
+KINDS = ("http", "http-aio", "grpc", "grpc-aio")
 
 
 class Awaited:

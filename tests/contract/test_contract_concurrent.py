@@ -16,7 +16,7 @@ from sdk.peers import Relay
 PATIENT = adamd.Timeout(total=60)
 
 
-@pytest.fixture(params=["http"])
+@pytest.fixture(params=["http", "grpc"])
 def wire(request):
     return request.param
 
