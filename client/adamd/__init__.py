@@ -13,6 +13,7 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
+from adamd._encoding import Sparse, TopK
 from adamd._flow import Timeout
 from adamd.client import Client, connect
 from adamd.errors import (
@@ -49,9 +50,11 @@ __all__ = [
     "Session",
     "SessionError",
     "SessionExists",
+    "Sparse",
     "StepConflict",
     "StepSuperseded",
     "Timeout",
+    "TopK",
     "TransportError",
     "Unavailable",
     "UnknownSession",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from adamd.errors import WrongDtype, WrongLayout
-from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage
+from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, widen
 from adamd.wire.layout import Layout, Tensor, named_layout, vector_layout
 
 
@@ -28,7 +28,8 @@ class Part:
 class Landing:
     """Where an answer's parameters go, and what the caller then gets.
 
-    ``copies`` are (target, source): the memory that the answer came into could not be the caller's own.
+    ``copies`` are (target, source): the memory that the answer came into could not be the caller's own. A source of
+    uint16 is bfloat16.
     """
 
     result: Any
@@ -38,7 +39,7 @@ class Landing:
     def finish(self) -> Any:
         """Return the caller's arrays, once the buffers are full."""
         for target, source in self.copies:
-            np.copyto(target, source)
+            widen(source, "bfloat16" if source.dtype == np.uint16 else source.dtype.name, target.dtype.name, target)
         return self.result
 
 
@@ -184,6 +185,8 @@ def matching(values: Any, layout: Layout, dtype: str, what: str) -> tuple[Part, 
 def landing(layout: Layout, dtype: str, out: Any = None, source: tuple[Part, ...] = ()) -> Landing:
     """Prepare the memory for an answer's parameters: fresh, or the caller's ``out``.
 
+    NumPy has no bfloat16: parameters that come in it become float32, exactly.
+
     Where ``out`` overlaps what is being sent (``source``), the answer comes into fresh memory first: a retry
     must send what the first attempt sent.
 
@@ -191,16 +194,20 @@ def landing(layout: Layout, dtype: str, out: Any = None, source: tuple[Part, ...
         WrongLayout, WrongDtype: ``out`` is not what a step returns: the same shapes, C order, writable.
 
     """
+    kept = "float32" if dtype == "bfloat16" else dtype
     if out is None:
-        flat = np.empty(layout.size, storage(dtype))
-        return Landing(split(flat, layout), (raw_bytes(flat),))
+        flat = np.empty(layout.size, storage(kept))
+        if kept == dtype:
+            return Landing(split(flat, layout), (raw_bytes(flat),))
+        bits = np.empty(layout.size, storage(dtype))
+        return Landing(split(flat, layout), (raw_bytes(bits),), ((flat, bits),))
     if layout.vector == isinstance(out, Mapping):
         raise WrongLayout(f"out: wanted {'one array' if layout.vector else 'a dict of arrays'}, as a step returns")
     targets = []
     for tensor in layout.tensors:
         target = out if layout.vector else out.get(tensor.name)
-        targets.append(_target(target, tensor, dtype))
-    if not _overlap(targets, source):
+        targets.append(_target(target, tensor, kept))
+    if kept == dtype and not _overlap(targets, source):
         return Landing(out, pieces(targets))
     flat = np.empty(layout.size, storage(dtype))
     spans = (flat[start:end] for start, end in zip(layout.bounds, layout.bounds[1:], strict=False))

@@ -35,6 +35,7 @@ from adamd._operations import (
 )
 from adamd.errors import AdamdError
 from adamd.wire import headers, layout, safetensors
+from adamd.wire.encodings import RAW
 from adamd.wire.headers import JSON
 
 MAX_DOCUMENT = 64 * 1024 * 1024
@@ -112,7 +113,7 @@ def encode(operation: Operation) -> Request:
         case Delete(ref):
             return Request("DELETE", _path(ref))
         case ReadParameters(ref):
-            return Request("GET", _path(ref, "/parameters"), accept=headers.OCTETS, into=operation.into)
+            return Request("GET", _path(ref, "/parameters"), _rounded(operation), (), headers.OCTETS, operation.into)
         case SetParameters(ref):
             kind, body = _body(operation.body)
             return Request("PUT", _path(ref, "/parameters"), kind, body)
@@ -131,7 +132,7 @@ def encode(operation: Operation) -> Request:
 
 def _step(operation: Step) -> Request:
     kind, body = _body(operation.body)
-    sent = {**kind, "If-Match": f'"{operation.chain}"'}
+    sent = {**kind, **_rounded(operation), "If-Match": f'"{operation.chain}"'}
     if operation.settings:
         sent[headers.SETTINGS] = json.dumps(operation.settings)
     if operation.body.encoding != "raw":
@@ -142,6 +143,10 @@ def _step(operation: Step) -> Request:
         sent[headers.METRICS] = json.dumps(operation.metrics)
     path = _path(operation.ref, f"/steps/{operation.number}")
     return Request("PUT", path, sent, body, headers.OCTETS, operation.into)
+
+
+def _rounded(operation: Step | ReadParameters) -> dict[str, str]:
+    return {headers.ANSWER_DTYPE: operation.dtype} if operation.rounded else {}
 
 
 def _made(operation: Create | Restore) -> Request:
@@ -164,6 +169,8 @@ def _body(given: Body) -> tuple[dict[str, str], tuple[memoryview, ...]]:
     kind = {"Content-Type": headers.OCTETS}
     if given.dtype is not None:
         kind[headers.DTYPE] = given.dtype
+    if given.encoding != RAW:
+        kind[headers.ENCODING] = given.encoding
     return kind, given.pieces
 
 
@@ -285,6 +292,7 @@ def _stepped(response: Response, operation: Step | ReadParameters, wanted: int |
     given = response.headers
     told, came = given.get(headers.DTYPE.lower(), dtype), given.get(headers.STEP.lower(), "")
     etag = _ETAG.fullmatch(given.get("etag", ""))
+    overflowed = given.get(headers.OVERFLOWED.lower(), "")
     if told != dtype:
         raise bad_answer(f"{told} parameters; wanted {dtype}")
     if not (came.isascii() and came.isdigit()) or (wanted is not None and int(came) != wanted):
@@ -296,6 +304,7 @@ def _stepped(response: Response, operation: Step | ReadParameters, wanted: int |
         etag.group(1),
         given.get(headers.REPLAYED.lower()) == "true",
         given.get("adamd-diverged") == "true",
+        int(overflowed) if overflowed.isascii() and overflowed.isdigit() else 0,
     )
 
 

@@ -46,6 +46,7 @@ class Stepped:
     chain: str
     replayed: bool
     diverged: bool
+    overflowed: int = 0  # finite parameters that the answer's dtype made infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +141,12 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class ReadParameters:
-    """Read the parameters into ``into``, memory of exactly their length."""
+    """Read the parameters into ``into``, memory of exactly their length; see `Step` for the rest."""
 
     ref: str
     dtype: str
     into: tuple[memoryview, ...]
+    rounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from adamd import _arrays, _operations
+from adamd._encoding import Encoder, Encoding, checked, checked_answer
 from adamd._operations import Operation, Standing, Stepped, body_of
 from adamd.errors import AdamdError, BadGradient, HistoryLost, InvalidRequest
 from adamd.wire import safetensors
@@ -88,6 +90,33 @@ class Seen(Protocol):
         """A parameter is no longer finite; further steps are refused."""
         return self._track.now.diverged
 
+    @property
+    def encoding(self) -> Encoding:
+        """How gradients are sent, from the next step on: "raw", "float16", "bfloat16", "int8" or `adamd.TopK`."""
+        return self._track.encoder.encoding
+
+    @encoding.setter
+    def encoding(self, encoding: Encoding) -> None:
+        self._track.encoder.encoding = checked(encoding)
+
+    @property
+    def error_feedback(self) -> bool:
+        """What a lossy encoding drops goes along with the next gradient."""
+        return self._track.encoder.error_feedback
+
+    @error_feedback.setter
+    def error_feedback(self, on: bool) -> None:
+        self._track.encoder.error_feedback = bool(on)
+
+    @property
+    def answer_dtype(self) -> str | None:
+        """What parameters are rounded to on their way here; None: not at all."""
+        return self._track.encoder.answer_dtype
+
+    @answer_dtype.setter
+    def answer_dtype(self, dtype: str | None) -> None:
+        self._track.encoder.answer_dtype = checked_answer(dtype, self.dtype)
+
 
 class Track:
     """One session as one client follows it. One call at a time.
@@ -95,12 +124,14 @@ class Track:
     Attributes:
         now: what was seen acknowledged last.
         skipped: how many bad gradients were skipped.
+        encoder: how its gradients are sent.
 
     """
 
     def __init__(self, standing: Standing, on_bad_gradient: OnBadGradient) -> None:
         self.now = standing
         self.skipped = 0
+        self.encoder = Encoder()
         self._on_bad_gradient = on_bad_gradient
 
     def step(
@@ -116,33 +147,38 @@ class Track:
         carried = settings_document({**(settings or {}), "lr": lr} if lr is not None else settings or {})
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now = self.now
-        parts = _arrays.matching(gradient, now.layout, now.dtype, "gradient")
-        land = _arrays.landing(now.layout, now.dtype, out, parts)
-        operation = _operations.Step(
-            ref=now.id,
-            number=now.step + 1,
-            chain=now.chain,
-            body=body_of(parts, now.layout),
-            dtype=now.dtype,
-            into=land.buffers,
-            settings=carried,
-            metrics={name: _finite(name, value) for name, value in measured.items()},
-        )
+        answered = self.encoder.answer_dtype
         try:
-            told: Stepped = yield operation
+            written = self.encoder.write(gradient, now.layout, now.dtype)
+            land = _arrays.landing(now.layout, answered or now.dtype, out, written.parts)
+            told: Stepped = yield _operations.Step(
+                ref=now.id,
+                number=now.step + 1,
+                chain=now.chain,
+                body=written.body,
+                dtype=answered or now.dtype,
+                rounded=answered is not None,
+                into=land.buffers,
+                settings=carried,
+                metrics={name: _finite(name, value) for name, value in measured.items()},
+            )
         except BadGradient:
             if self._on_bad_gradient == "raise":
                 raise
             self.skipped += 1
             return (yield from self.parameters(out))
+        self.encoder.sent(written)
         self._advance(told, carried)
         return land.finish()
 
     def parameters(self, out: Any) -> Logic[Any]:
         """Read the parameters, and go on from their step."""
         now = self.now
-        land = _arrays.landing(now.layout, now.dtype, out)
-        told: Stepped = yield _operations.ReadParameters(now.id, now.dtype, land.buffers)
+        answered = self.encoder.answer_dtype
+        land = _arrays.landing(now.layout, answered or now.dtype, out)
+        told: Stepped = yield _operations.ReadParameters(
+            now.id, answered or now.dtype, land.buffers, rounded=answered is not None
+        )
         if told.step < now.step or (told.step == now.step and told.chain != now.chain):
             what = "another history" if told.step == now.step else "it went back"
             raise HistoryLost(
@@ -155,6 +191,13 @@ class Track:
 
     def _advance(self, told: Stepped, carried: Mapping[str, Any]) -> None:
         now = self.now
+        if told.overflowed:
+            warnings.warn(
+                f"{told.overflowed} parameters of session {now.id} at step {told.step} are too large for "
+                f"{self.encoder.answer_dtype} and came as infinity; session.answer_dtype = None reads them exactly",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         settings = now.settings if not carried else {**now.settings, **carried}
         self.now = replace(
             now, step=told.step, chain=told.chain, settings=settings, diverged=now.diverged or told.diverged
@@ -187,6 +230,7 @@ class Track:
 
     def refresh(self) -> Logic[dict[str, Any]]:
         """Accept what the server has now."""
+        self.encoder.forget()
         self.now = yield _operations.View(self.now.id)
         return self.now.document
 

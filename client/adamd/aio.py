@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self, overload
 
 from adamd import _opening
+from adamd._encoding import Encoding, Sending
 from adamd._flow import Timeout
 from adamd._opening import Durability, Source
 from adamd._shell import transport
@@ -82,21 +83,32 @@ class AsyncClient:
     ) -> AsyncSession:
         """Make a session that starts from ``parameters``, with the arguments and errors of `adamd.Client.create`."""
         bad = self._choice(on_bad_gradient)
-        return await self._session(_opening.create(parameters, lr, **options, on_bad_gradient=bad))
+        sending = Sending.taken(options)
+        return await self._session(_opening.create(parameters, lr, **options, on_bad_gradient=bad), sending)
 
     async def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> AsyncSession:
         """Resume the session ``name``, or create it, with the arguments and errors of `adamd.Client.open`."""
         bad = self._choice(options.pop("on_bad_gradient", None))
-        return await self._session(_opening.open_(name, parameters, lr, options, bad))
+        sending = Sending.taken(options)
+        return await self._session(_opening.open_(name, parameters, lr, options, bad), sending)
 
-    async def session(self, ref: str, *, on_bad_gradient: OnBadGradient | None = None) -> AsyncSession:
-        """Return the session with this id or name, as it stands now.
+    async def session(
+        self,
+        ref: str,
+        *,
+        on_bad_gradient: OnBadGradient | None = None,
+        encoding: Encoding = "raw",
+        error_feedback: bool = True,
+        answer_dtype: str | None = None,
+    ) -> AsyncSession:
+        """Return the session with this id or name, as it stands now; the options are those of `adamd.Client.create`.
 
         Raises:
             UnknownSession, SessionDeleted: there is none.
 
         """
-        return await self._session(_opening.attach(ref, None, self._choice(on_bad_gradient)))
+        sending = Sending.of(encoding, error_feedback, answer_dtype)
+        return await self._session(_opening.attach(ref, None, self._choice(on_bad_gradient)), sending)
 
     async def restore(
         self,
@@ -107,10 +119,14 @@ class AsyncClient:
         labels: Mapping[str, str] | None = None,
         settings: Mapping[str, Any] | None = None,
         on_bad_gradient: OnBadGradient | None = None,
+        encoding: Encoding = "raw",
+        error_feedback: bool = True,
+        answer_dtype: str | None = None,
     ) -> AsyncSession:
         """Make a new session from an exported state, with the arguments and errors of `adamd.Client.restore`."""
         bad = self._choice(on_bad_gradient)
-        return await self._session(_opening.restore(source, name, durability, labels, settings, bad))
+        sending = Sending.of(encoding, error_feedback, answer_dtype)
+        return await self._session(_opening.restore(source, name, durability, labels, settings, bad), sending)
 
     async def sessions(self, page_size: int = 100) -> AsyncIterator[dict[str, Any]]:
         """Yield every session of the server in short: id, name, step, optimizer, parameters, dtype, labels, …."""
@@ -129,8 +145,10 @@ class AsyncClient:
     def _choice(self, given: OnBadGradient | None) -> OnBadGradient:
         return _opening.choice(given or self._bad)
 
-    async def _session(self, logic: Logic[Track]) -> AsyncSession:
-        return AsyncSession(self._shell, await self._shell.run(logic))
+    async def _session(self, logic: Logic[Track], sending: Sending) -> AsyncSession:
+        track = await self._shell.run(logic)
+        track.encoder.choose(sending, track.now.dtype)
+        return AsyncSession(self._shell, track)
 
 
 class AsyncSession(Seen):

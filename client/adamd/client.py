@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from adamd import _opening
+from adamd._encoding import Encoding, Sending
 from adamd._flow import Timeout
 from adamd._opening import Durability, Source
 from adamd._shell import Shell, transport
@@ -87,6 +88,9 @@ class Client:
         durability: Durability = "committed",
         labels: Mapping[str, str] | None = None,
         on_bad_gradient: OnBadGradient | None = None,
+        encoding: Encoding = "raw",
+        error_feedback: bool = True,
+        answer_dtype: str | None = None,
     ) -> Session:
         """Make a session that starts from ``parameters``. Safe against lost answers: it is made once.
 
@@ -105,6 +109,11 @@ class Client:
             durability: "memory" stores nothing: the session ends with the server's process.
             labels: your own words, to find it in the list.
             on_bad_gradient: see `Session.step`; the client's by default.
+            encoding: how gradients travel: "raw" in their own dtype; rounded to "float16", "bfloat16" or "int8" (with a
+                scale for each 256); or only the largest, `adamd.TopK(0.01)`. `Session.encoding` changes it.
+            error_feedback: what such an encoding drops goes along with the next gradient.
+            answer_dtype: "float16", "bfloat16" or "float32": parameters are rounded to it on their way here. They come
+                as arrays of that dtype; bfloat16, which NumPy does not have, as float32 of the same value.
 
         Raises:
             SessionExists: the name is taken; ``extra["id"]`` and ``step`` say by what.
@@ -113,7 +122,8 @@ class Client:
 
         """
         given = {option: value for option, value in locals().items() if option not in ("self", "on_bad_gradient")}
-        return self._session(_opening.create(**given, on_bad_gradient=self._choice(on_bad_gradient)))
+        sending = Sending.taken(given)
+        return self._session(_opening.create(**given, on_bad_gradient=self._choice(on_bad_gradient)), sending)
 
     def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> Session:
         """Resume the session ``name``, or create it where there is none.
@@ -125,7 +135,7 @@ class Client:
             parameters: what it starts from if it is new; names, shapes and dtype must be those of a session that is
                 there. None only resumes.
             lr: of a new session.
-            **options: of a new session: as in `create`.
+            **options: of a new session: as in `create`; encoding, error_feedback and answer_dtype of either.
 
         Raises:
             UnknownSession: there is none, and no parameters to make it from.
@@ -133,16 +143,26 @@ class Client:
 
         """
         bad = self._choice(options.pop("on_bad_gradient", None))
-        return self._session(_opening.open_(name, parameters, lr, options, bad))
+        sending = Sending.taken(options)
+        return self._session(_opening.open_(name, parameters, lr, options, bad), sending)
 
-    def session(self, ref: str, *, on_bad_gradient: OnBadGradient | None = None) -> Session:
-        """Return the session with this id or name, as it stands now.
+    def session(
+        self,
+        ref: str,
+        *,
+        on_bad_gradient: OnBadGradient | None = None,
+        encoding: Encoding = "raw",
+        error_feedback: bool = True,
+        answer_dtype: str | None = None,
+    ) -> Session:
+        """Return the session with this id or name, as it stands now; the options are those of `create`.
 
         Raises:
             UnknownSession, SessionDeleted: there is none.
 
         """
-        return self._session(_opening.attach(ref, None, self._choice(on_bad_gradient)))
+        sending = Sending.of(encoding, error_feedback, answer_dtype)
+        return self._session(_opening.attach(ref, None, self._choice(on_bad_gradient)), sending)
 
     def restore(
         self,
@@ -153,6 +173,9 @@ class Client:
         labels: Mapping[str, str] | None = None,
         settings: Mapping[str, Any] | None = None,
         on_bad_gradient: OnBadGradient | None = None,
+        encoding: Encoding = "raw",
+        error_feedback: bool = True,
+        answer_dtype: str | None = None,
     ) -> Session:
         """Make a new session from an exported state: the same bits, step counts and all.
 
@@ -163,6 +186,9 @@ class Client:
             labels: the export's by default.
             settings: to change some, as ``{"lr": 1e-4}``.
             on_bad_gradient: see `Session.step`.
+            encoding: as in `create`.
+            error_feedback: as in `create`.
+            answer_dtype: as in `create`.
 
         Raises:
             InvalidRequest, MalformedBody, InvalidState: it is no export, or a broken one.
@@ -170,7 +196,8 @@ class Client:
 
         """
         bad = self._choice(on_bad_gradient)
-        return self._session(_opening.restore(source, name, durability, labels, settings, bad))
+        sending = Sending.of(encoding, error_feedback, answer_dtype)
+        return self._session(_opening.restore(source, name, durability, labels, settings, bad), sending)
 
     def sessions(self, page_size: int = 100) -> Iterator[dict[str, Any]]:
         """Yield every session of the server in short: id, name, step, optimizer, parameters, dtype, labels, …."""
@@ -188,5 +215,7 @@ class Client:
     def _choice(self, given: OnBadGradient | None) -> OnBadGradient:
         return _opening.choice(given or self._bad)
 
-    def _session(self, logic: Logic[Track]) -> Session:
-        return Session(self._shell.run, self._shell.run(logic))
+    def _session(self, logic: Logic[Track], sending: Sending) -> Session:
+        track = self._shell.run(logic)
+        track.encoder.choose(sending, track.now.dtype)
+        return Session(self._shell.run, track)

@@ -18,7 +18,6 @@ exact; nothing follows it, nothing is padded.
     normal number (2^-126); q = g / scale, rounded to nearest, ties to even. Then every element is within
     ``scale * (1/2 + 2^-16)`` of the gradient (the 2^-16 is what rounding scale, quotient and product in float32 adds),
     or, in a block of scale 0, within 127 * 2^-126.
-
 ``sparse``
     k indices of 4 bytes (uint32), then k values in the body's dtype, 0 <= k <= n: k follows from the body's length.
     Indices are below n and strictly ascending, so none comes twice. Elements that are not named are zero: the step is
@@ -120,7 +119,7 @@ def encode_int8(values: Floats) -> Bytes:
     """Write a flat float32 or float64 vector; see the module for the rounding and its bound.
 
     Raises:
-        BadGradient: an element is not finite, or (float64) too large for a float32 scale.
+        BadGradient: an element is not finite, or too large for a product in float32.
 
     """
     body = np.empty(most(INT8, values.size, "float32"), np.uint8)
@@ -132,7 +131,8 @@ def encode_int8(values: Floats) -> Bytes:
         with np.errstate(over="ignore"):
             largest = np.maximum(np.maximum.reduceat(part, starts), -np.minimum.reduceat(part, starts))
             here[:] = largest / part.dtype.type(LEVELS)
-        if not np.isfinite(here).all():
+            fits = np.isfinite(here * np.float32(LEVELS)).all()  # not NaN, nor beyond what float32 holds
+        if not fits:
             _refuse(part, start)
         here[here < np.finfo(np.float32).smallest_normal] = 0  # -0 too: a scale's sign bit is clear
         divisors = np.where(here == 0, part.dtype.type(np.inf), here)
@@ -143,9 +143,10 @@ def encode_int8(values: Floats) -> Bytes:
 
 def _refuse(part: Floats, start: int) -> None:
     with np.errstate(over="ignore"):
-        bad = int(np.flatnonzero(~np.isfinite((part / part.dtype.type(LEVELS)).astype(np.float32)))[0])
+        scaled = (part / part.dtype.type(LEVELS)).astype(np.float32) * np.float32(LEVELS)
+        bad = int(np.flatnonzero(~np.isfinite(scaled))[0])
     raise BadGradient(
-        f"element {start + bad} of the gradient is {part[bad]}: int8 wants finite numbers that float32 can scale",
+        f"element {start + bad} of the gradient is {part[bad]}: int8 wants finite numbers in float32's range",
         index=start + bad,
     )
 

@@ -1,0 +1,335 @@
+"""The SDK's encodings: error feedback by its equation, over a real server, and digits trained with it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import adamd
+from adamd import _demo_digits as digits
+from adamd._encoding import Encoder, Sending
+from adamd.errors import BadGradient, InvalidRequest, StepConflict, WrongDtype, WrongLayout
+from adamd.wire import encodings
+from adamd.wire.dtypes import narrow_bfloat16, storage, widen
+from adamd.wire.layout import named_layout, vector_layout
+
+LOSSY = ["float16", "bfloat16", "int8", adamd.TopK(0.1)]
+
+
+@pytest.fixture
+def client(server):
+    with adamd.connect(server.url) as one:
+        yield one
+
+
+def encoder(encoding="raw", feedback=True):
+    made = Encoder()
+    made.choose(Sending.of(encoding, feedback), "float32")
+    return made
+
+
+def meaning(body, size, dtype="float32"):
+    """The dense vector that a body says."""
+    raw = np.concatenate([np.frombuffer(piece, np.uint8) for piece in body.pieces] or [np.empty(0, np.uint8)])
+    if body.encoding == "int8":
+        out = np.empty(size, storage(dtype))
+        encodings.decode_int8(*encodings.int8_parts(raw, size), 0, out)
+        return out
+    if body.encoding.startswith("sparse"):
+        indices, values = encodings.sparse_parts(raw, body.dtype)
+        out = np.zeros(size, storage(dtype))
+        out[indices] = widen(np.array(values), body.dtype, dtype)
+        return out
+    return np.array(widen(raw.view(storage(body.dtype)), body.dtype, dtype))
+
+
+# -- pure
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("encoding", LOSSY, ids=str)
+def test_error_feedback_is_its_equation(encoding, dtype):
+    """sent = C(g + e), e' = (g + e) - decode(sent): recomputed beside it, bit for bit."""
+    size, rng = 70_001, np.random.default_rng(0)
+    layout, one = vector_layout((size,)), encoder(encoding)
+    left = np.zeros(size, dtype)
+    for _ in range(4):
+        gradient = (rng.standard_normal(size) * np.exp2(rng.integers(-20, 4, size))).astype(dtype)
+        kept = gradient.copy()
+        written = one.write(gradient, layout, dtype)
+        assert gradient.tobytes() == kept.tobytes()  # the caller's array is not ours to change
+        total = gradient + left
+        sent = meaning(written.body, size, dtype)
+        # C itself, without feedback, of the same total
+        plain = encoder(encoding, feedback=False).write(total, layout, dtype)
+        assert [bytes(p) for p in plain.body.pieces] == [bytes(p) for p in written.body.pieces]
+        left = total - sent
+        assert written.left.tobytes() == left.tobytes()
+        one.sent(written)
+    assert np.abs(left).max() > 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 700), st.integers(0, 2**32 - 1), st.sampled_from(LOSSY))
+def test_nothing_is_lost_for_good(size, seed, encoding):
+    """What was sent in all, and what is left, are what the gradients were in all."""
+    rng, one = np.random.default_rng(seed), encoder(encoding)
+    given, sent = np.zeros(size), np.zeros(size)
+    for _ in range(10):
+        gradient = rng.standard_normal(size).astype(np.float32)
+        written = one.write(gradient, vector_layout((size,)), "float32")
+        given += gradient
+        sent += meaning(written.body, size)
+        one.sent(written)
+    np.testing.assert_allclose(sent + written.left, given, rtol=0, atol=1e-4)
+
+
+def test_what_is_not_acknowledged_leaves_no_trace():
+    layout, rng = vector_layout((1000,)), np.random.default_rng(1)
+    one, gradients = encoder("int8"), rng.standard_normal((3, 1000)).astype(np.float32)
+    one.sent(one.write(gradients[0], layout, "float32"))
+    first = one.write(gradients[1], layout, "float32")
+    one.write(gradients[2], layout, "float32")  # refused
+    with pytest.raises(BadGradient):
+        one.write(gradients[2] * np.float32(np.nan), layout, "float32")
+    again = one.write(gradients[1], layout, "float32")
+    assert bytes(first.body.pieces[0]) == bytes(again.body.pieces[0])
+    assert first.left.tobytes() == again.left.tobytes()
+
+
+def test_raw_takes_what_was_left_along_once_and_is_uncopied_otherwise():
+    layout, one = vector_layout((1000,)), encoder("int8")
+    gradient = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
+    written = one.write(gradient, layout, "float32")
+    one.sent(written)
+    one.encoding = "raw"
+    flushed = one.write(gradient, layout, "float32")
+    assert meaning(flushed.body, 1000).tobytes() == (gradient + written.left).tobytes()
+    one.sent(flushed)
+    last = one.write(gradient, layout, "float32")
+    assert np.shares_memory(np.frombuffer(last.body.pieces[0], np.float32), gradient)
+    one.encoding = "int8"
+    one.sent(one.write(gradient, layout, "float32"))
+    one.error_feedback = False
+    assert one.write(gradient, layout, "float32").left is None
+
+
+def test_a_gradient_of_tensors_becomes_one_vector_and_has_to_be_whole():
+    layout, one = named_layout({"a": (3,), "b": (2, 2)}), encoder("float16", feedback=False)
+    parts = {"b": np.ones((2, 2), np.float16), "a": narrow_bfloat16(np.float32([1, 2, 3])).view(np.uint16)}
+    with pytest.raises(WrongDtype):
+        one.write(parts, layout, "float32")  # uint16 is not taken for bfloat16
+    parts["a"] = np.float32([1, 2, 3.0001])
+    assert meaning(one.write(parts, layout, "float32").body, 7).tolist() == [1, 2, 3, 1, 1, 1, 1]
+    for encoding in LOSSY:
+        one.encoding = encoding
+        with pytest.raises(WrongLayout, match="every tensor"):
+            one.write({"a": parts["a"]}, layout, "float32")
+    with pytest.raises(WrongDtype):  # float64 is not rounded silently on its way to being rounded
+        one.write({"a": np.float64([1, 2, 3]), "b": parts["b"]}, layout, "float32")
+
+
+@pytest.mark.parametrize("wrong", ["int4", "", None, 8, "sparse"])
+def test_an_unknown_encoding_is_refused(wrong):
+    with pytest.raises(InvalidRequest, match="wanted"):
+        Sending.of(wrong)
+
+
+@pytest.mark.parametrize("fraction", [0, -1, 1.5, float("nan")])
+def test_a_fraction_is_one(fraction):
+    with pytest.raises(InvalidRequest):
+        adamd.TopK(fraction)
+
+
+def sparse_of(gradient, shapes, dtype="float32", vector=False):
+    layout = vector_layout(shapes) if vector else named_layout(shapes)
+    body = encoder().write(gradient, layout, dtype).body
+    return body, meaning(body, layout.size, dtype)
+
+
+def test_sparse_elements_and_rows_find_their_places():
+    body, dense = sparse_of(adamd.Sparse([5, 0], np.float32([2, 1])), (2, 3), vector=True)
+    assert (body.encoding, dense.tolist()) == ("sparse", [1, 0, 0, 0, 0, 2])
+    rows = adamd.Sparse(np.array([2, 0]), np.float32([[5, 6], [1, 2]]), lazy=True)
+    body, dense = sparse_of({"b": rows, "a": None}, {"a": (3,), "b": (3, 2), "c": (2,)})
+    assert (body.encoding, dense.tolist()) == ("sparse-lazy", [0, 0, 0, 1, 2, 0, 0, 5, 6, 0, 0])
+    mixed = {
+        "a": adamd.Sparse([1], np.float16([0.5])),
+        "b": adamd.Sparse([], []),
+        "c": adamd.Sparse([0], np.float64([3])),
+    }
+    body, dense = sparse_of(mixed, {"a": (3,), "b": (3, 2), "c": (2,)}, "float64")
+    assert (body.dtype, body.encoding, dense[1], dense[9]) == ("float64", "sparse", 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "told"),
+    [
+        ({"a": adamd.Sparse([3], np.float32([1])), "b": adamd.Sparse([], [])}, "index 3"),
+        ({"a": adamd.Sparse([-1], np.float32([1])), "b": adamd.Sparse([], [])}, "index -1"),
+        ({"a": adamd.Sparse([1, 2, 1], np.float32([1, 2, 3])), "b": adamd.Sparse([], [])}, "comes twice"),
+        ({"a": adamd.Sparse([0, 1], np.float32([1])), "b": adamd.Sparse([], [])}, "wanted a flat list"),
+        ({"a": adamd.Sparse([0.5], np.float32([1])), "b": adamd.Sparse([], [])}, "wanted a flat list"),
+        ({"a": adamd.Sparse([0], np.float32([1]))}, "'b' is missing"),
+        ({"a": adamd.Sparse([0], np.float32([1])), "b": np.zeros((2, 2), np.float32)}, "every tensor as"),
+        ({"a": adamd.Sparse([0], np.float32([1])), "b": adamd.Sparse([], [], lazy=True)}, "every tensor as"),
+        ({"b": adamd.Sparse([0], np.float32([[1, 2, 3]]), lazy=True)}, "rows of shape"),
+        ({"x": adamd.Sparse([0], np.float32([1]), lazy=True)}, "no tensor 'x'"),
+        (adamd.Sparse([0], np.float32([1])), "wanted a dict"),
+    ],
+)
+def test_sparse_that_does_not_fit_is_refused_before_it_is_sent(gradient, told):
+    with pytest.raises(WrongLayout, match=told):
+        sparse_of(gradient, {"a": (3,), "b": (2, 2)})
+
+
+def test_sparse_values_are_not_rounded_silently():
+    with pytest.raises(WrongDtype):
+        sparse_of(adamd.Sparse([0], np.float64([1])), (3,), vector=True)
+
+
+# -- over a real server
+
+
+@pytest.mark.parametrize("encoding", LOSSY, ids=str)
+def test_a_session_sends_what_the_encoder_says(client, encoding):
+    """Beside a session that is sent, raw, what each body means: the same parameters, bit for bit."""
+    rng, size = np.random.default_rng(4), 5000
+    start = rng.standard_normal(size).astype(np.float32)
+    one, other = client.create(start, lr=0.05, encoding=encoding), client.create(start, lr=0.05)
+    beside = encoder(encoding)
+    assert (one.encoding, one.error_feedback, one.answer_dtype) == (encoding, True, None)
+    for _ in range(4):
+        gradient = rng.standard_normal(size).astype(np.float32)
+        written = beside.write(gradient, one.layout, "float32")
+        beside.sent(written)
+        assert one.step(gradient).tobytes() == other.step(meaning(written.body, size)).tobytes()
+
+
+def test_encodings_change_between_steps_and_bad_gradients_are_skipped(client):
+    session = client.create(np.zeros(300, np.float32), encoding="int8", on_bad_gradient="skip")
+    gradient = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    session.step(gradient)
+    left = session._track.encoder._left.copy()
+    for bad in (np.full(300, np.nan, np.float32), np.full(300, 1e38, np.float32)):  # refused here, refused there
+        session.step(bad)
+        assert session._track.encoder._left.tobytes() == left.tobytes()
+    assert (session.skipped, session.step_number) == (2, 1)
+    session.encoding = adamd.TopK(0.5)
+    session.step(gradient)
+    with pytest.raises(InvalidRequest):
+        session.encoding = "int3"
+    session.refresh()
+    assert session._track.encoder._left is None  # it belongs to a history
+
+
+def test_a_conflict_leaves_what_was_left(client):
+    one = client.create(np.zeros(300, np.float32), encoding="int8")
+    gradient = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    one.step(gradient)
+    left = one._track.encoder._left
+    client.session(one.id).step(gradient)
+    with pytest.raises(StepConflict):
+        one.step(-gradient)
+    assert one._track.encoder._left is left
+
+
+def test_sparse_steps_and_lazy_ones(client):
+    start = {"e": np.ones((50, 4), np.float32), "w": np.ones(3, np.float32)}
+    dense, sparse, lazy = (client.create(start, lr=0.1, encoding="int8") for _ in range(3))
+    rows, values = np.array([7, 2]), np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    whole = {"e": np.zeros((50, 4), np.float32), "w": np.zeros(3, np.float32)}
+    whole["e"][rows] = values
+    dense.encoding = "raw"
+    wanted = dense.step(whole)
+    got = sparse.step({"e": adamd.Sparse(rows, values), "w": adamd.Sparse([], [])})
+    assert all(got[name].tobytes() == wanted[name].tobytes() for name in wanted)
+    for _ in range(3):
+        got = lazy.step({"e": adamd.Sparse(rows, values, lazy=True)})
+    assert (got["w"] == 1).all() and (np.delete(got["e"], rows, axis=0) == 1).all()
+    assert (got["e"][rows] != 1).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "answer"),
+    [
+        ("float32", "float16"),
+        ("float32", "bfloat16"),
+        ("float64", "float32"),
+        ("float64", "bfloat16"),
+        ("float32", "float32"),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_answers_come_rounded(client, dtype, answer, named):
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(1000).astype(dtype)
+    given = {"a": start[:400].reshape(20, 20), "b": start[400:]} if named else start
+    exact, session = client.create(given), client.create(given, answer_dtype=answer)
+    kept = np.dtype("float32" if answer == "bfloat16" else answer)
+    gradient = {n: np.ones_like(a) for n, a in given.items()} if named else np.ones_like(given)
+
+    def rounded(array):
+        if answer != "bfloat16":
+            return array.astype(kept)
+        from adamd.wire.dtypes import narrow
+
+        bits = np.empty(array.shape, "<u2")
+        narrow(array, "bfloat16", bits)
+        return widen(bits, "bfloat16", "float32")
+
+    def same(got, wanted):
+        pairs = [(got[n], wanted[n]) for n in wanted] if named else [(got, wanted)]
+        for mine, theirs in pairs:
+            assert mine.dtype == kept and mine.shape == theirs.shape
+            assert mine.tobytes() == rounded(theirs).tobytes()
+
+    first = session.step(gradient)
+    same(first, exact.step(gradient))
+    again = session.step(gradient, out=first)
+    assert again is first
+    same(again, exact.step(gradient))
+    same(session.parameters(), exact.parameters())
+    session.answer_dtype = None
+    assert np.asarray(session.parameters()["b"] if named else session.parameters()).dtype == dtype
+
+
+def test_an_answer_that_overflows_says_so(client):
+    session = client.create(np.array([1e5, 1.0, -1e5], np.float32), answer_dtype="float16")
+    with pytest.warns(RuntimeWarning, match="2 parameters of session"):
+        got = session.step(np.ones(3, np.float32))
+    assert np.isinf(got[[0, 2]]).all() and np.isfinite(got[1]) and session.step_number == 1
+    assert not session.diverged
+    session.answer_dtype = None
+    assert np.isfinite(session.parameters()).all()
+
+
+@pytest.mark.parametrize("wrong", ["float64", "int8", "half"])
+def test_an_answer_is_rounded_to_what_there_is(client, wrong):
+    with pytest.raises(WrongDtype):
+        client.create(np.zeros(3, np.float32), answer_dtype=wrong)
+    with pytest.raises(WrongDtype):
+        client.create(np.zeros(3, np.float32)).answer_dtype = wrong
+
+
+def trained(client, epochs=20, **options):
+    train, test = digits.load()
+    start = {name: array.astype(np.float32) for name, array in digits.start().items()}
+    session = client.create(start, lr=0.003, durability="memory", **options)
+    params = start
+    for batch in digits.batches(train, epochs):
+        loss, gradient = digits.loss_and_gradient(params, train, batch)
+        params = session.step({name: array.astype(np.float32) for name, array in gradient.items()}, loss=loss)
+    session.delete()
+    return 100 * digits.right(params, test) / len(test)
+
+
+def test_digits_with_int8_and_error_feedback_are_read_as_well(client, capsys):
+    """The acceptance: within 0.5 points of float32's accuracy. The data, the network and the batches are the demo's."""
+    exact = trained(client)
+    found = {str(encoding): trained(client, encoding=encoding) for encoding in ("int8", "bfloat16", adamd.TopK(0.1))}
+    with capsys.disabled():
+        print(f"\ndigits read right: float32 {exact:.2f} %, " + ", ".join(f"{n} {v:.2f} %" for n, v in found.items()))
+    assert exact > 95
+    assert abs(found["int8"] - exact) <= 0.5
+    assert abs(found["bfloat16"] - exact) <= 0.5
