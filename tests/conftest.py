@@ -4,6 +4,22 @@ import pytest
 
 from servers import Server, Store, store_binaries
 
+LONG = 100_000  # characters
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_assertrepr_compare(config, left, right):
+    """Say where two states differ; do not lay them side by side.
+
+    Where CI is set, or at -vv, pytest makes a whole diff. Of 2 MB that takes hours, and a red test looks like a hung one.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if len(repr(left)) + len(repr(right)) > LONG:
+            patch.setattr(config.option, "verbose", 0)
+            for name in ("CI", "BUILD_NUMBER"):
+                patch.delenv(name, raising=False)
+        return (yield)
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import redis
@@ -23,6 +24,45 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def gone(process, within):
+    """Wait for a process that was told to end; returns its exit status. One that does not is killed, and told."""
+    try:
+        return process.wait(within)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
+def ended(command, *, within=120, env=None, cwd=None):
+    """Run a command to its end; returns what `subprocess.run` does, with its output as text.
+
+    One that is not done within so many seconds is shown where it stands. What it started goes with it: a process that
+    is left over holds the pipes open, and whoever reads them waits for ever.
+    """
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**(os.environ if env is None else env), "PYTHONFAULTHANDLER": "1"},
+        cwd=cwd,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        for number in (signal.SIGABRT, signal.SIGKILL):  # at the first, every Python among them writes its stacks
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+        out, err = process.communicate(timeout=5)
+        words = " ".join(map(str, command))
+        raise AssertionError(f"not done within {within} s: {words}\n{out[-3000:]}{err[-10_000:]}") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 class Server:
@@ -87,7 +127,7 @@ class Server:
         """SIGTERM; returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return gone(self.process, 60)
 
     def restart(self):
         if self.process.poll() is None:
@@ -130,7 +170,7 @@ class Store:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self):
-        return redis.Redis(host="127.0.0.1", port=self.port, protocol=2)
+        return redis.Redis(host="127.0.0.1", port=self.port, protocol=2, socket_timeout=10)
 
     def start(self, wait=True):
         options = {"port": str(self.port), "bind": "127.0.0.1", "dir": self.directory, **self.settings}
@@ -169,5 +209,5 @@ class Store:
         if self.process is not None and self.process.poll() is None:
             self.resume()
             self.process.terminate()
-            self.process.wait(30)
+            gone(self.process, 30)
         shutil.rmtree(self.directory, ignore_errors=True)

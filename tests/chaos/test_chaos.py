@@ -29,5 +29,6 @@ def test_a_short_storm(tmp_path):
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(3600)
 def test_a_long_storm(tmp_path):
     storm(Plan(SEED, servers=100, stores=30, large=300_000, every=20), tmp_path / "server")

@@ -1,7 +1,6 @@
 """The command, as a person types it."""
 
 import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -10,15 +9,13 @@ import numpy as np
 import pytest
 
 import adamd
-from servers import free_port
+from servers import ended, free_port
 
 ADAMD = Path(sys.executable).parent / "adamd"
 
 
 def adamd_command(*words, **environment):
-    return subprocess.run(
-        [ADAMD, *words], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120", **environment}
-    )
+    return ended([ADAMD, *words], env={**os.environ, "COLUMNS": "120", **environment})
 
 
 def test_help_teaches():

@@ -2,18 +2,17 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+from servers import ended
 
 ADAMD = Path(sys.executable).parent / "adamd"
 
 
 def demo(directory, *words):
     directory.mkdir(exist_ok=True)
-    return subprocess.run(
-        [ADAMD, "demo", *words], cwd=directory, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
-    )
+    return ended([ADAMD, "demo", *words], cwd=directory, within=240, env={**os.environ, "COLUMNS": "100"})
 
 
 def accuracy_of(said):

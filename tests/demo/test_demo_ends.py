@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from servers import ended
+
 ADAMD = Path(sys.executable).parent / "adamd"
 NEW_TERMINAL = {"COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"}
 
@@ -107,7 +109,7 @@ def test_ended_early_it_leaves_nothing(number, moment, tmp_path, temporary):
 
 @pytest.mark.slow  # the SDK gives a server ten seconds to come up
 def test_a_server_that_is_not_there_is_told_in_a_line(tmp_path):
-    run = subprocess.run([ADAMD, "demo", "--url", "http://127.0.0.1:9"], cwd=tmp_path, capture_output=True, text=True)
+    run = ended([ADAMD, "demo", "--url", "http://127.0.0.1:9"], cwd=tmp_path)
     assert run.returncode == 1
     said = run.stdout + run.stderr
     assert "connection refused" in said and "adamd serve" in said and "Traceback" not in said

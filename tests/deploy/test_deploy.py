@@ -1,32 +1,31 @@
 """The image and the composition, as far as they can be checked without an engine: by linters, and against the program."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import yaml
+
+from servers import ended
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
 def test_hadolint_has_nothing_to_say_about_the_dockerfile():
-    run = subprocess.run([BIN / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True)
+    run = ended([BIN / "hadolint", ROOT / "Dockerfile"])
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_yamllint_has_nothing_to_say_about_the_composition():
     rules = "{extends: default, rules: {line-length: {max: 120}, document-start: disable, brackets: {max-spaces-inside: 0}}}"
-    run = subprocess.run(
-        [BIN / "yamllint", "--strict", "-d", rules, ROOT / "deploy" / "compose.yaml"], capture_output=True, text=True
-    )
+    run = ended([BIN / "yamllint", "--strict", "-d", rules, ROOT / "deploy" / "compose.yaml"])
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_the_composition_says_what_the_program_knows():
     services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
-    told = subprocess.run([BIN / "adamd", "serve", "--help"], capture_output=True, text=True, check=True).stdout
+    told = ended([BIN / "adamd", "serve", "--help"]).stdout
     for option in services["adamd"]["command"]:
         if option.startswith("--"):
             assert option in told

@@ -2,11 +2,12 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from servers import ended
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
@@ -34,7 +35,7 @@ def test_the_console_blocks_name_what_there_is():
 def test_curl(server, tmp_path):
     script = blocks("bash")[0].replace(THERE, server.url)
     assert len([line for line in script.splitlines() if line.strip() and not line.startswith("#")]) <= 10
-    run = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    run = ended(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     assert re.search(r'"step": ?2, ?"parameters": ?\[0\.', run.stdout)
     assert (tmp_path / "run-7.safetensors").stat().st_size > 0
@@ -43,7 +44,7 @@ def test_curl(server, tmp_path):
 def test_the_sdk(server, tmp_path):
     snippet = blocks("python")[0].replace(THERE, server.url)
     for expected in ("300 [", "300 ["):  # the second run resumes, and has nothing left to do
-        run = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
+        run = ended([sys.executable, "-c", snippet], cwd=tmp_path)
         assert run.returncode == 0, run.stderr
         assert run.stdout.startswith(expected)
     first, second = (float(number) for number in re.findall(r"-?\d+\.\d*", run.stdout))
@@ -53,7 +54,7 @@ def test_the_sdk(server, tmp_path):
 @pytest.mark.torch
 def test_torch(server, tmp_path):
     snippet = blocks("python")[1].replace(THERE, server.url)
-    run = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
+    run = ended([sys.executable, "-c", snippet], cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert server.url
 

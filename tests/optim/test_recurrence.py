@@ -1,6 +1,5 @@
 """The text of a recurrence, what specialises it, and where its compiled form is kept."""
 
-import subprocess
 import sys
 import threading
 
@@ -11,6 +10,7 @@ from adamd_service.optim import FusedKernel, ReferenceKernel, Scalars, State, ap
 from adamd_service.optim.compiled import cache_directory, compile_loop
 from adamd_service.optim.fused import render
 from adamd_service.optim.recurrence import TextError, adam, specialise, where
+from servers import ended
 
 PLAIN = {"coupled": False, "amsgrad": False}
 
@@ -94,7 +94,7 @@ def test_warm_up_tells_its_progress():
 
 def test_importing_starts_no_compiler():
     code = "import sys, adamd_service.optim; sys.exit('numba' in sys.modules or 'fastapi' in sys.modules or 'asyncio' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert ended([sys.executable, "-c", code]).returncode == 0
 
 
 SOURCE = "def twice(x):\n    return x + x\n"

@@ -423,6 +423,7 @@ def certificate(tmp_path_factory):
         [*command.split(), "-addext", "subjectAltName=DNS:adamd.test,IP:127.0.0.1", "-keyout", key, "-out", cert],
         check=True,
         capture_output=True,
+        timeout=60,
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import redis
 
-from servers import Store, free_port
+from servers import Store, free_port, gone
 
 WAIT = 60
 
@@ -117,7 +117,7 @@ class Watched:
         return self
 
     def asked(self):
-        return redis.Redis(port=self.port, protocol=2)
+        return redis.Redis(port=self.port, protocol=2, socket_timeout=10)
 
     @property
     def primary_port(self):
@@ -132,7 +132,7 @@ class Watched:
     def stop(self):
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(30)
+            gone(self.process, 30)
         self.primary.stop()
         self.replica.stop()
         shutil.rmtree(self.directory)

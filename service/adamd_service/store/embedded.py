@@ -142,12 +142,13 @@ class EmbeddedStore:
         pid = _read_pid(self._data / "valkey.pid")
         if pid is None or not _is_store(pid, self._data):
             return
-        os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP
-        while _is_store(pid, self._data):
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
+        with suppress(ProcessLookupError):  # it was ending by itself
+            os.kill(pid, signal.SIGTERM)
+            while _is_store(pid, self._data):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(0.02)
 
     def _launch(self) -> None:
         assert self._socket is not None
