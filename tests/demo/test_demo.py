@@ -12,7 +12,7 @@ ADAMD = Path(sys.executable).parent / "adamd"
 
 def demo(directory, *words):
     directory.mkdir(exist_ok=True)
-    return ended([ADAMD, "demo", *words], cwd=directory, within=240, env={**os.environ, "COLUMNS": "100"})
+    return ended([ADAMD, "demo", *words], cwd=directory, within=200, env={**os.environ, "COLUMNS": "100"})
 
 
 def accuracy_of(said):

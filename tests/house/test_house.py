@@ -57,5 +57,5 @@ def test_imports_run_one_way():
 
 def test_ruff_and_mypy_are_clean():
     for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
-        run = ended([Path(sys.executable).parent / command[0], *command[1:]], cwd=ROOT, within=240)
+        run = ended([Path(sys.executable).parent / command[0], *command[1:]], cwd=ROOT, within=200)
         assert run.returncode == 0, run.stdout + run.stderr

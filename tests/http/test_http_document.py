@@ -44,7 +44,7 @@ def schemathesis(told, where, examples):
         f"{told.url}/openapi.json",
     ]
     command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--seed", "1", "-n", str(examples)]
-    run = ended(command, cwd=where, within=280 if examples < 100 else 400)
+    run = ended(command, cwd=where, within=200 if examples < 100 else 400)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr
     return int(re.search(r"(\d+) generated", run.stdout)[1])
 
