@@ -248,7 +248,7 @@ def stepped(told: pb.Standing | None, operation: Step | ReadParameters) -> Stepp
         raise bad_answer(f"step {told.step}; wanted {operation.number}")
     if _CHAIN.fullmatch(told.chain) is None:
         raise bad_answer("no chain of a session")
-    return Stepped(told.step, told.chain, told.replayed, told.diverged)
+    return Stepped(told.step, told.chain, told.replayed, told.diverged, told.overflowed)
 
 
 def plain(value: Struct) -> dict[str, Any]:
