@@ -215,6 +215,13 @@ def _short(session: pb.Session) -> dict[str, Any]:
     return told | {"optimizer": document["optimizer"].get("name"), "parameters": session.elements}
 
 
+def sight(response: pb.WatchSessionResponse) -> dict[str, Any]:
+    """Read where a watched session stands."""
+    told = response.standing
+    document = {"step": told.step, "chain": told.chain, "settings": plain(response.optimizer)}
+    return document | {"diverged": told.diverged, "metrics": dict(response.metrics)}
+
+
 def info(response: pb.GetServerInfoResponse) -> dict[str, Any]:
     """Read what a server says of itself, in HTTP's words."""
     return {
