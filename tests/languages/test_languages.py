@@ -53,6 +53,21 @@ def test_node_over_http(server, wanted):
     assert bits(output("node", EXAMPLES / "node" / "http.mjs", server.url)) == wanted
 
 
+def test_the_sdk_over_grpc(server, wanted):
+    assert bits(output(sys.executable, EXAMPLES / "python" / "rosenbrock.py", server.grpc_url)) == wanted
+
+
+def test_node_over_grpc(server, wanted):
+    need("node", MODULES / "@grpc")
+    assert bits(output("node", EXAMPLES / "node" / "grpc.mjs", server.grpc_url)) == wanted
+
+
+def test_cpp_over_grpc(server, wanted, tmp_path):
+    need("make", "g++", "protoc", "grpc_cpp_plugin", "pkg-config")
+    output("make", "-j2", "-f", EXAMPLES / "cpp" / "Makefile", cwd=tmp_path)
+    assert bits(output(tmp_path / "rosenbrock", server.grpc_url)) == wanted
+
+
 def test_fortran(server, wanted, tmp_path):
     need("gfortran", "make", "curl-config")
     output("make", "-B", "-f", EXAMPLES / "fortran" / "Makefile", f"VPATH={EXAMPLES / 'fortran'}", cwd=tmp_path)
