@@ -83,6 +83,8 @@ class GrpcTransport:
                 return call.set_parameters(ref, body)
             case _operations.Export():
                 return call.export(operation)
+            case _operations.Watch():
+                return call.watch(operation)
             case _:
                 return call.small(operation)
 

@@ -23,6 +23,7 @@ from adamd.wire import channel, pieces
 from adamd.wire.pieces import Codec
 from adamd.wire.v1 import adamd_pb2 as pb
 
+WATCHED = 20.0  # seconds that one look at a session waits for it to move
 DETAILS = "grpc-status-details-bin"
 
 
@@ -203,7 +204,8 @@ class Call:
 
     def read_parameters(self, operation: _operations.ReadParameters) -> Stepped:
         """Read the parameters into the caller's memory."""
-        request = pb.GetParametersRequest(session=reference(operation.ref))
+        dtype = messages.DTYPES[operation.dtype] if operation.rounded else pb.DTYPE_UNSPECIFIED
+        request = pb.GetParametersRequest(session=reference(operation.ref), dtype=dtype)
         method = self.method("unary_stream", "GetParameters", None, pieces.PARAMETERS_RESPONSE)
         told, filling = None, Filling(operation.into)
         with self.limits.guarded(0, sum(view.nbytes for view in operation.into)) as guard:
@@ -237,6 +239,23 @@ class Call:
         if here != wanted:
             raise bad_answer(f"a state of {here} bytes that should have {wanted}")
         return body
+
+    def watch(self, operation: _operations.Watch) -> dict[str, Any] | None:
+        """Wait until a session has moved; None where it has not, for a while."""
+        request = pb.WatchSessionRequest(session=reference(operation.ref))
+        method = self.method("unary_stream", "WatchSession", None, pb.WatchSessionResponse)
+        try:
+            with self.limits.guarded(0, 0) as guard:
+                wait = min(self.limits.left, WATCHED)
+                for response in guard.begin(method(request, timeout=wait, metadata=self._metadata)):
+                    seen = messages.sight(response)
+                    if seen["chain"] != operation.since:
+                        guard.end()
+                        return seen
+        except TransportError as error:
+            if error.extra.get("phase") != "timeout" or operation.since is None:
+                raise
+        return None
 
 
 def _serialized(message: Any) -> bytes:

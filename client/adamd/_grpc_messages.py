@@ -215,6 +215,13 @@ def _short(session: pb.Session) -> dict[str, Any]:
     return told | {"optimizer": document["optimizer"].get("name"), "parameters": session.elements}
 
 
+def sight(response: pb.WatchSessionResponse) -> dict[str, Any]:
+    """Read where a watched session stands."""
+    told = response.standing
+    document = {"step": told.step, "chain": told.chain, "settings": plain(response.optimizer)}
+    return document | {"diverged": told.diverged, "metrics": dict(response.metrics)}
+
+
 def info(response: pb.GetServerInfoResponse) -> dict[str, Any]:
     """Read what a server says of itself, in HTTP's words."""
     return {
@@ -248,7 +255,7 @@ def stepped(told: pb.Standing | None, operation: Step | ReadParameters) -> Stepp
         raise bad_answer(f"step {told.step}; wanted {operation.number}")
     if _CHAIN.fullmatch(told.chain) is None:
         raise bad_answer("no chain of a session")
-    return Stepped(told.step, told.chain, told.replayed, told.diverged)
+    return Stepped(told.step, told.chain, told.replayed, told.diverged, told.overflowed)
 
 
 def plain(value: Struct) -> dict[str, Any]:

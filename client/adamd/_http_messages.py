@@ -30,6 +30,7 @@ from adamd._operations import (
     Stepped,
     Update,
     View,
+    Watch,
     bad_answer,
     reference,
 )
@@ -101,7 +102,7 @@ def encode(operation: Operation) -> Request:
             return _step(operation)
         case Create() | Restore():
             return _made(operation)
-        case View(ref):
+        case View(ref) | Watch(ref):
             return Request("GET", _path(ref))
         case ListSessions(size, token):
             after = "" if token is None else f"&page_token={quote(token, safe='')}"
@@ -210,6 +211,10 @@ def decode(operation: Operation, response: Response) -> Any:
             if response.media_type != headers.SAFETENSORS:
                 raise bad_answer(f"{response.media_type or 'no media type'} where a state was asked for")
             return response.body
+        case Watch():
+            now = _standing(response)
+            told = {"step": now.step, "chain": now.chain, "settings": now.settings, "diverged": now.diverged}
+            return told | {"metrics": None}
         case Info():
             return _document(response)
         case Delete():

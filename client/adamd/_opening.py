@@ -13,7 +13,7 @@ import numpy as np
 
 from adamd import _arrays, _operations
 from adamd._arrays import Given
-from adamd._operations import Create, Info, ListSessions, Page, Restore, Standing, View
+from adamd._operations import Create, Info, ListSessions, Page, Restore, Standing, View, Watch
 from adamd._track import Logic, OnBadGradient, Track, settings_document
 from adamd.errors import InvalidRequest, SessionDeleted, SessionExists, UnknownSession, WrongLayout
 from adamd.wire import safetensors
@@ -99,6 +99,12 @@ def info() -> Logic[dict[str, Any]]:
     """Read what the server says of itself."""
     told: dict[str, Any] = yield Info()
     return told
+
+
+def watch(ref: str, since: str | None) -> Logic[dict[str, Any] | None]:
+    """Look where a session stands; None where it has not moved."""
+    seen: dict[str, Any] | None = yield Watch(_operations.reference(ref), since)
+    return None if seen is None or seen["chain"] == since else seen
 
 
 def choice(given: str) -> OnBadGradient:

@@ -199,12 +199,31 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """Look where a session stands; where a server can tell, wait until it is no longer at the chain ``since``."""
+
+    ref: str
+    since: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Info:
     """Describe the server."""
 
 
 Operation: TypeAlias = (
-    Create | Restore | View | ListSessions | Update | Delete | ReadParameters | SetParameters | Export | Step | Info
+    Create
+    | Restore
+    | View
+    | ListSessions
+    | Update
+    | Delete
+    | ReadParameters
+    | SetParameters
+    | Export
+    | Step
+    | Watch
+    | Info
 )
 # Error codes that are worth another attempt, besides what every operation is repeated for.
 RETRIED: Mapping[type[Operation], frozenset[str]] = {Update: frozenset({"settings_conflict"})}
@@ -236,6 +255,7 @@ _DOING: Mapping[type[Operation], str] = {
     ReadParameters: "reading the parameters of",
     SetParameters: "setting the parameters of",
     Export: "exporting",
+    Watch: "watching",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -207,6 +208,28 @@ class Client:
             yield from page.sessions
             if (token := page.token) is None:
                 return
+
+    def watch(self, ref: str, every: float = 0.5) -> Iterator[dict[str, Any]]:
+        """Yield where a session stands, now and whenever it has moved, until it is deleted.
+
+        Args:
+            ref: its id or name.
+            every: seconds between two looks at least; steps in between are told together.
+
+        Yields:
+            step, chain, settings, diverged, and the last step's metrics: None over HTTP, which does not tell them.
+
+        Raises:
+            UnknownSession, SessionDeleted: there is none, or no more.
+
+        """
+        since: str | None = None
+        while True:
+            seen = self._shell.run(_opening.watch(ref, since))
+            if seen is not None:
+                since = seen["chain"]
+                yield seen
+            time.sleep(every)
 
     def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +29,7 @@ COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability
 PIPED = 200  # columns for another program, which reads lines
 SOON = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
 GrpcPort = Annotated[str | None, typer.Option(help="0 takes a free one, off serves HTTP alone \\[50051]")]
+WATCHING = adamd.Timeout(first=2.0, total=math.inf)
 Url = Annotated[str | None, typer.Option(envvar="ADAMD_URL", help="the server, as in http://localhost:8000")]
 
 
@@ -107,14 +110,53 @@ def sessions(url: Url = None) -> None:
             for item in client.sessions():
                 table.add_row(*_row(item))
     except TransportError as error:
-        raise SystemExit(
-            f"adamd: no adamd server answers at {client.url} ({_reason(error)}).\n"
-            "Start one here: adamd serve. Or name another: --url http://host:8000, or ADAMD_URL in the environment."
-        ) from None
-    except AdamdError as error:
+        raise SystemExit(_unanswered(client.url, error)) from None
+    except (AdamdError, ModuleNotFoundError) as error:
         raise SystemExit(f"adamd: {error}") from None
     console = Console() if sys.stdout.isatty() else Console(width=PIPED)
     console.print(table if table.row_count else "no sessions yet: client.create(…) or POST /v1/sessions makes one")
+
+
+@app.command()
+def watch(
+    session: Annotated[str, typer.Argument(help="its id or its name")],
+    url: Url = None,
+) -> None:
+    """Show where a session stands, live, until Ctrl-C: its step, loss and lr.
+
+    Over gRPC it is told of every change, with the loss; over HTTP it looks twice a second, and no loss is told.
+
+    Example: adamd watch run-7 --url grpc://localhost:50051
+    """
+    console = Console()
+    try:
+        live = console.status(f"{session}: …") if console.is_terminal else nullcontext()
+        with adamd.connect(url, timeout=WATCHING) as client, live as line:
+            for seen in client.watch(session):
+                if line is None:
+                    print(_sight(session, seen), flush=True)
+                else:
+                    line.update(_sight(session, seen))
+    except TransportError as error:
+        raise SystemExit(_unanswered(client.url, error)) from None
+    except (AdamdError, ModuleNotFoundError) as error:
+        raise SystemExit(f"adamd: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(0) from None
+
+
+def _sight(session: str, seen: dict[str, Any]) -> str:
+    loss = (seen["metrics"] or {}).get("loss")
+    told = "—" if loss is None else f"{loss:.6g}"
+    words = f"{session}  step {seen['step']:,}  loss {told}  lr {seen['settings'].get('lr', float('nan')):g}"
+    return f"{words}  diverged" if seen["diverged"] else words
+
+
+def _unanswered(url: str, error: TransportError) -> str:
+    return (
+        f"adamd: no adamd server answers at {url} ({_reason(error)}).\n"
+        "Start one here: adamd serve. Or name another: --url http://host:8000, or ADAMD_URL in the environment."
+    )
 
 
 def _reason(error: TransportError) -> str:

@@ -1,4 +1,4 @@
-"""A storm: clients that step, and kill -9 of the server and of its store at random moments."""
+"""A storm: clients that step, over HTTP and over gRPC, and kill -9 of the server and of its store at random moments."""
 
 import os
 import signal
@@ -102,13 +102,13 @@ class Storm:
                 client.create(one.start, name=one.name, optimizer=one.settings.get("name", "adam"), **settings)
 
     def _writers(self):
-        url, of, seed = self.server.url, self.journals, self.plan.seed
+        url, grpc, of, seed = self.server.url, self.server.grpc_url, self.journals, self.plan.seed
         places = {}
         return [
             Owner("owner a", url, [of["a-small"], of["a-large"]], (seed, 1)),
-            Owner("owner b", url, [of["b-small"], of["b-large"]], (seed, 2)),
+            Owner("owner b", grpc, [of["b-small"], of["b-large"]], (seed, 2)),
             Racer("racer a", url, of["race"], (seed, 3), places),
-            Racer("racer b", url, of["race"], (seed, 4), places),
+            Racer("racer b", grpc, of["race"], (seed, 4), places),
             Poster("poster a", url, of["post"], (seed, 5)),
             Poster("poster b", url, of["post"], (seed, 6)),
         ]

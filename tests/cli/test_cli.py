@@ -1,6 +1,8 @@
 """The command, as a person types it."""
 
 import os
+import signal
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +23,12 @@ def adamd_command(*words, **environment):
 def test_help_teaches():
     told = adamd_command("--help")
     assert told.returncode == 0
-    for word in ("serve", "sessions", "demo", "version", "http://127.0.0.1:8000"):
+    for word in ("serve", "sessions", "watch", "demo", "version", "http://127.0.0.1:8000"):
         assert word in told.stdout
     assert adamd_command().stdout.split() == told.stdout.split()  # no words: the help
 
 
-@pytest.mark.parametrize("command", ["serve", "sessions", "demo"])
+@pytest.mark.parametrize("command", ["serve", "sessions", "watch", "demo"])
 def test_each_command_has_its_help(command):
     told = adamd_command(command, "--help")
     assert told.returncode == 0 and "Usage:" in told.stdout
@@ -71,6 +73,40 @@ def test_sessions_in_a_line_each(server):
     (line,) = [line for line in told.stdout.splitlines() if session.id in line]
     assert line.split()[:7] == [session.id, "—", "0", "adamw", "12,345", "float64", "memory"]
     assert told.stdout.split()[:2] == ["id", "name"]
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_sessions_and_watch_over_both(server, transport):
+    url = server.grpc_url if transport == "grpc" else server.url
+    with adamd.connect(server.url) as client:
+        session = client.create(np.zeros(3, np.float32), name=f"watched-{transport}", lr=0.25)
+        line = next(line for line in adamd_command("sessions", "--url", url).stdout.splitlines() if session.id in line)
+        assert line.split()[:7] == [session.id, session.name, "0", "adam", "3", "float32", "committed"]
+        watching = subprocess.Popen(
+            [ADAMD, "watch", session.name, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert watching.stdout.readline().split() == f"{session.name} step 0 loss — lr 0.25".split()
+            session.step(np.ones(3, np.float32), loss=0.5, lr=0.125)
+            loss = "0.5" if transport == "grpc" else "—"
+            assert watching.stdout.readline().split() == f"{session.name} step 1 loss {loss} lr 0.125".split()
+            session.delete()
+            assert watching.wait(60) == 1
+            assert "deleted" in watching.stderr.read()
+        finally:
+            watching.kill()
+            watching.communicate()
+
+
+def test_a_watch_ends_in_order(server):
+    with adamd.connect(server.url) as client:
+        session = client.create(np.zeros(3, np.float32))
+        watching = subprocess.Popen([ADAMD, "watch", session.id, "--url", server.grpc_url], stdout=subprocess.PIPE)
+        watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(30) == 0
+        watching.communicate()
+        session.delete()
 
 
 def test_no_server_there():

@@ -18,6 +18,12 @@ class Awaited:
     def __init__(self, inner):
         self._inner = inner
 
+    def __setattr__(self, name, value):
+        if name == "_inner":
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._inner, name, value)
+
     def __getattr__(self, name):
         found = getattr(self._inner, name)
         if not inspect.isroutine(found):

@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from servers import ended
 
 ADAMD = Path(sys.executable).parent / "adamd"
@@ -29,8 +31,9 @@ def test_the_server_dies_and_nothing_is_lost(tmp_path):
     assert [path.name for path in work.iterdir()] == ["demo-loss.png"]  # nothing else is left
 
 
-def test_a_server_that_is_there_is_used_and_left_alive(server, tmp_path):
-    done = demo(tmp_path, "--url", server.url)
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_server_that_is_there_is_used_and_left_alive(server, tmp_path, transport):
+    done = demo(tmp_path, "--url", server.grpc_url if transport == "grpc" else server.url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert accuracy_of(done.stdout) >= 0.95
     assert "will not be killed" in done.stdout and "killed and resumed" not in done.stdout

@@ -62,7 +62,7 @@ def test_torch(server, tmp_path):
 @pytest.mark.jax
 def test_optax(server, tmp_path):
     snippet = blocks("python")[2].replace(THERE, server.url)
-    run = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
+    run = ended([sys.executable, "-c", snippet], cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     count, first = run.stdout.split(maxsplit=1)
     assert int(count) == 100 and abs(float(first)) < 0.05

@@ -45,6 +45,7 @@ def application(engine: Engine, telemetry: Telemetry, doors: Doors) -> FastAPI:
         summary="Adam as a daemon: optimization as a service.",
         description="PUT a gradient, get parameters. A step is applied exactly as often as it was acknowledged.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        generate_unique_id_function=lambda route: route.name,  # generated clients get these names
         redirect_slashes=False,  # a redirect is no answer to a program that put 40 MB there
     )
     app.state.engine = engine

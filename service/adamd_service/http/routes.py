@@ -25,7 +25,7 @@ from adamd_service.engine import Body, Engine, StepCall
 from adamd_service.http import answers, direct, documents, negotiation
 
 T = TypeVar("T")
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", tags=["sessions"])
 JSON_WEIGHT = 14  # bytes of memory that a byte of JSON becomes at worst, on its way to an array
 MAX_PATCH = 1024 * 1024
 INLINE = 64 * 1024  # a longer body is parsed in a thread
@@ -115,7 +115,12 @@ async def delete_session(request: Request, session: Ref) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/sessions/{session}/parameters", openapi_extra=documents.READ, responses=documents.PARAMETERS)
+@router.get(
+    "/sessions/{session}/parameters",
+    response_class=Response,
+    openapi_extra=documents.READ,
+    responses=documents.PARAMETERS,
+)
 async def get_parameters(request: Request, session: Ref) -> Response:
     """Return the current parameters."""
     kind = negotiation.accepted_type(request, headers.JSON)
@@ -135,13 +140,18 @@ async def put_parameters(request: Request, session: Ref) -> Response:
     return answers.session(view)
 
 
-@router.get("/sessions/{session}/state", responses=documents.STATE)
+@router.get("/sessions/{session}/state", response_class=Response, responses=documents.STATE)
 async def get_state(request: Request, session: Ref) -> Response:
     """Export the whole state as safetensors; POST it to /v1/sessions to restore it as a new session."""
     return answers.state(await engine_of(request).export(_ref(session)))
 
 
-@router.put("/sessions/{session}/steps/{number}", openapi_extra=documents.GRADIENT, responses=documents.STEPPED)
+@router.put(
+    "/sessions/{session}/steps/{number}",
+    openapi_extra=documents.GRADIENT,
+    response_class=Response,
+    responses=documents.STEPPED,
+)
 async def put_step(request: Request, session: Ref, number: Number) -> Response:
     """The gradient at step n-1's parameters in, the parameters at step n out."""
     return await _step(request, session, negotiation.step_number(number), negotiation.idempotency_key(request))
@@ -166,7 +176,9 @@ async def _put_step(request: Request) -> Response:
     return await put_step(request, request.path_params["session"], request.path_params["number"])
 
 
-@router.post("/sessions/{session}/steps", openapi_extra=documents.POSTED, responses=documents.STEPPED)
+@router.post(
+    "/sessions/{session}/steps", openapi_extra=documents.POSTED, response_class=Response, responses=documents.STEPPED
+)
 async def post_step(request: Request, session: Ref) -> Response:
     """Apply at whatever step is next; for asynchronous clients."""
     key = negotiation.idempotency_key(request)
