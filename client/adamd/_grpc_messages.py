@@ -325,21 +325,26 @@ def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
     foreign = _FOREIGN.get(status)
     if foreign is not None:
         return foreign(f"{status}: {words[:200]}")
-    if "CERTIFICATE_VERIFY_FAILED" in words:
-        said = "untrusted certificate; SSL_CERT_FILE may name your authority's"
-        return TransportError(said, phase="connect", permanent=True)
+    for sign, said in _HOPELESS.items():
+        if sign in words:
+            return TransportError(said, phase="connect", permanent=True)
     if status == "DEADLINE_EXCEEDED":
         return TransportError("no answer came within the time that one may take", phase="timeout")
     if status in ("UNAVAILABLE", "CANCELLED") or any(
         sign in words for sign in ("RST_STREAM", "Stream removed", "GOAWAY")
     ):
-        if "failed to connect" in words.lower() or "connections to all backends" in words:
+        if any(sign in words.lower() for sign in _UNCONNECTED):
             said = f"no connection: {words[:300]}; is the server running? `adamd serve` starts one"
             return TransportError(said, phase="connect")
         return TransportError(f"the connection ended before the answer did: {words[:300]}", phase="silent")
     return bad_answer(f"the gRPC status {status}: {words[:200]!r}")
 
 
+_HOPELESS = {
+    "CERTIFICATE_VERIFY_FAILED": "untrusted certificate; SSL_CERT_FILE may name your authority's",
+    "http1.x server": "that server speaks HTTP at this port: use its http:// address, or its port for gRPC",
+}
+_UNCONNECTED = ("failed to connect", "connections to all backends", "resolv", "handshake")
 _ENDED = ("RST_STREAM", "Stream removed", "GOAWAY")  # how gRPC tells of a connection that ended, by other statuses
 _FOREIGN: Mapping[str, type[AdamdError]] = {
     "RESOURCE_EXHAUSTED": errors.Busy,
