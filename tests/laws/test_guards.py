@@ -14,7 +14,9 @@ from servers import ended
 
 ROOT = Path(__file__).parents[2]
 LAWS = "tests/engine/test_laws.py"
+ENCODED = "tests/engine/test_engine_encodings.py"
 ENGINE = "service/adamd_service/engine"
+OPTIM = "service/adamd_service/optim"
 LUA = "service/adamd_service/store/lua"
 
 # law, what is taken out, [(file, what stands there, what is put in its place)], the test that sees it
@@ -150,6 +152,48 @@ GUARDS = [
         "6 every number is checked",
         [(f"{ENGINE}/intake.py", "        self.gradient.check(end)\n", "")],
         f"{LAWS}::test_law_6_what_is_refused_changes_nothing_and_reads_nothing",
+    ),
+    (
+        "3 the digest covers the encoding",
+        [
+            (
+                "service/adamd_service/session.py",
+                "_canonical([encoding, dtype, present, settings])",
+                "_canonical([dtype, present, settings])",
+            )
+        ],
+        f"{ENCODED}::test_law_3_the_digest_covers_the_encoding",
+    ),
+    (
+        "6 indices are in order and in range",
+        [(f"{OPTIM}/encoded.py", "        self._check_order(start, self._ordered)\n", "")],
+        f"{ENCODED}::test_law_6_hostile_bodies_change_nothing_and_leave_nothing[inline]",
+    ),
+    (
+        "6 scales are finite and have no sign",
+        [(f"{OPTIM}/encoded.py", "        self._check_scales(start, self._scales_checked)\n", "")],
+        f"{ENCODED}::test_law_6_hostile_bodies_change_nothing_and_leave_nothing[inline]",
+    ),
+    (
+        "6 every product of a scale is checked",
+        [(f"{OPTIM}/encoded.py", "        while self._checked < end - begin:", "        while False:")],
+        f"{ENCODED}::test_law_6_hostile_bodies_change_nothing_and_leave_nothing[chunks]",
+    ),
+    (
+        "6 the length of an encoded body is refused before it is read",
+        [
+            (
+                f"{ENGINE}/uploads.py",
+                "            encodings.check_length(call.encoding, declared, size, dtype)\n",
+                "            pass\n",
+            )
+        ],
+        f"{ENCODED}::test_law_6_a_length_is_refused_before_a_byte_is_read",
+    ),
+    (
+        "1 what an encoded record says is checked again before it is applied",
+        [(f"{ENGINE}/rebuild.py", "            gradient.check(body.nbytes)\n", "            pass\n")],
+        f"{ENCODED}::test_a_record_that_lies_consistently_says_nowhere_to_write[covered0]",
     ),
     (
         "6 a refused upload leaves nothing in the store",
