@@ -63,10 +63,10 @@ class Uploads:
             expected = min(expected, self._limits.body) if declared is None else declared
         if expected > self._limits.body:
             raise TooLarge(f"a gradient of {expected} bytes; at most {self._limits.body} are accepted", step=head.step)
-        if call.encoding == RAW and declared is not None and declared != expected:
-            raise WrongLength(_explain(declared, dtype, spec, size), step=head.step)
-        if declared is not None:
+        if declared is not None and call.encoding != RAW:
             encodings.check_length(call.encoding, declared, size, dtype)
+        elif declared is not None and declared != expected:
+            raise WrongLength(_explain(declared, dtype, spec, size), step=head.step)
         return expected
 
     def most(self, spec: Spec, body: Body) -> int:
