@@ -25,6 +25,32 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Flat:
+    """The whole vector of a layout as pieces of memory, in order: a gradient, or room for an answer.
+
+    For an adapter that keeps flat buffers, and has checked shapes when it made them: a thousand small tensors cost
+    nothing each. As `Session.step`'s gradient and ``out`` at once; they must not overlap.
+    """
+
+    layout: Layout
+    dtype: str
+    pieces: tuple[memoryview, ...]
+
+    def checked(self, layout: Layout, what: str) -> Flat:
+        """Return it, if it is of this layout."""
+        wanted, came = layout.size * ITEMSIZE[self.dtype], sum(piece.nbytes for piece in self.pieces)
+        if (self.layout is not layout and self.layout != layout) or came != wanted:
+            raise WrongLayout(f"{what}: {came} bytes of another layout; wanted {wanted} bytes of this session's")
+        return self
+
+    def parts(self) -> tuple[Part, ...]:
+        """Return a copy of it, tensor by tensor."""
+        flat = np.frombuffer(b"".join(self.pieces), storage(self.dtype))
+        pairs = zip(self.layout.tensors, self.layout.bounds, self.layout.bounds[1:], strict=False)
+        return tuple(Part(t.name, self.dtype, flat[start:end].reshape(t.shape)) for t, start, end in pairs)
+
+
+@dataclass(frozen=True, slots=True)
 class Landing:
     """Where an answer's parameters go, and what the caller then gets.
 
@@ -201,6 +227,10 @@ def landing(layout: Layout, dtype: str, out: Any = None, source: tuple[Part, ...
             return Landing(split(flat, layout), (raw_bytes(flat),))
         bits = np.empty(layout.size, storage(dtype))
         return Landing(split(flat, layout), (raw_bytes(bits),), ((flat, bits),))
+    if isinstance(out, Flat):
+        if out.dtype != dtype:
+            raise WrongDtype(f"out is {out.dtype}; the answer is {dtype}")
+        return Landing(out, out.checked(layout, "out").pieces)
     if layout.vector == isinstance(out, Mapping):
         raise WrongLayout(f"out: wanted {'one array' if layout.vector else 'a dict of arrays'}, as a step returns")
     targets = []

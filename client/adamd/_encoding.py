@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TypeAlias
 import numpy as np
 
 from adamd import _arrays
-from adamd._arrays import Part, raw_bytes
+from adamd._arrays import Flat, Part, raw_bytes
 from adamd._operations import Body, body_of
 from adamd.errors import InvalidRequest, WrongDtype, WrongLayout
 from adamd.wire import encodings
@@ -130,7 +130,13 @@ class Encoder:
         """
         if _is_sparse(gradient):
             return Written(_sparse(gradient, layout, dtype), (), self._left)
-        parts = _arrays.matching(gradient, layout, dtype, "gradient")
+        if isinstance(gradient, Flat):
+            check_widens(gradient.checked(layout, "gradient").dtype, dtype)
+            if self.encoding == "raw" and (self._left is None or not self.error_feedback):
+                return Written(Body(gradient.pieces, gradient.dtype), (), None)
+            parts = gradient.parts()
+        else:
+            parts = _arrays.matching(gradient, layout, dtype, "gradient")
         whole = len(parts) == len(layout.tensors)
         left = self._left if self.error_feedback else None
         if self.encoding == "raw" and (left is None or not whole):

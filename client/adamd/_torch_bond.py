@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,17 +32,22 @@ class Bond:
 
     def __init__(self, session: Session, groups: Groups, *, adopt: bool) -> None:
         self.session = session
-        self._places = _torch_layout.places(groups)
-        dtype = _torch_layout.check(self._places)
-        mine = {place.name: tuple(place.tensor.shape) for place in self._places}
+        found = _torch_layout.places(groups)
+        dtype = _torch_layout.check(found)
+        mine = {place.name: tuple(place.tensor.shape) for place in found}
         if mine != {tensor.name: tensor.shape for tensor in session.layout.tensors} or session.dtype != dtype:
             raise WrongLayout("the session's tensors are not the parameters of this optimizer")
-        self._mirror = Mirror(self._places)
+        named = {place.name: place for place in found}
+        self._places = tuple(named[name] for name in session.layout.names)
+        self._held = {id(place.tensor) for place in found}
+        self._members = _torch_settings.members(found)
+        self._mirror = Mirror(self._places, session.layout, dtype)
         with torch.no_grad():
             if adopt:
-                session.parameters(out=self._mirror.out)
+                with self._answered():
+                    session.parameters(out=self._mirror.room)
                 _torch_settings.adopt(groups, self._places, session.settings)
-                self._mirror.write(self._places)
+                self._mirror.write()
             else:
                 self._mirror.read()
         self._seen = session.chain
@@ -64,12 +70,13 @@ class Bond:
         settings = self._changed(groups)
         skipped = session.skipped
         try:
-            session.step(gradient, loss, settings=settings, out=self._mirror.out)
+            with self._answered():
+                session.step(gradient, loss, settings=settings, out=self._mirror.room)
         except BaseException:
             self._mirror.read()  # an answer may have broken off in it
             raise
         # Where a bad gradient was skipped, the parameters were read anew, and others may have moved all of them.
-        self._mirror.write(present if session.skipped == skipped else self._places)
+        self._mirror.write(present if session.skipped == skipped else None)
         self._seen = session.chain
 
     def state(self) -> _torch_state.State:
@@ -90,10 +97,19 @@ class Bond:
             )
         return found.state
 
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Have answers come in the model's dtype; whoever else reads the session gets what they chose."""
+        before, self.session.answer_dtype = self.session.answer_dtype, self._mirror.answer
+        try:
+            yield
+        finally:
+            self.session.answer_dtype = before
+
     def _present(self, groups: Groups) -> list[Place]:
         """Return the parameters that have a gradient."""
         given = {id(tensor) for group in groups for tensor in group["params"]}
-        if given != {id(place.tensor) for place in self._places}:
+        if given != self._held:
             raise InvalidRequest(
                 "the parameters in param_groups are not those that the session was made with; add some with "
                 "optimizer.add_param_group(), or make a new optimizer"
@@ -106,7 +122,7 @@ class Bond:
     def _changed(self, groups: Groups) -> dict[str, Any]:
         """Return the settings that the session does not have yet."""
         known = self.session.settings
-        wanted = _torch_settings.settings(groups, self._places)
+        wanted = _torch_settings.settings(groups, self._members)
         found = {key: value for key, value in wanted.items() if value != known.get(key)}
         if not found.keys().isdisjoint(("name", "amsgrad")):
             raise InvalidRequest("amsgrad and decoupled_weight_decay are fixed; make a new optimizer to change them")
@@ -127,17 +143,16 @@ class Bond:
         suspects = self._mirror.suspects(every=session.step_number == 0)
         if not suspects:
             return
-        for place in suspects:
-            if _torch_layout.DTYPES.get(place.tensor.dtype) != session.dtype:
-                raise WrongDtype(
-                    f"{place} was converted to {place.tensor.dtype}; the session is {session.dtype}. Make the "
-                    "optimizer after the conversion"
-                )
+        for place in self._mirror.converted():
+            raise WrongDtype(
+                f"{place} was converted to {place.tensor.dtype}, the session was made before. Make the optimizer after "
+                "the conversion"
+            )
         differ = self._mirror.differ(suspects)
         if not differ:  # swapped out and back again, as for an average of the weights
             self._mirror.mark()
         elif session.step_number == 0:
-            session.set_parameters({place.name: place.tensor for place in self._places})
+            session.set_parameters({place.name: place.tensor.detach() for place in self._places})
             self._mirror.read()
             self._seen = session.chain
         else:

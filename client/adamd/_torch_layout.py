@@ -10,7 +10,9 @@ import torch
 
 from adamd.errors import InvalidRequest, WrongDtype, WrongLayout
 
-DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+# Their master, the session's parameter, is float32.
+NARROW = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,10 @@ def places(groups: Sequence[dict[str, Any]]) -> tuple[Place, ...]:
 
 
 def check(given: Iterable[Place]) -> str:
-    """Return the dtype that all parameters have, "float32" or "float64".
+    """Return the session's dtype: "float64" where all parameters are that, else "float32".
 
     Raises:
-        WrongDtype: complex, narrow or mixed ones.
+        WrongDtype: complex ones, or float64 among others.
         WrongLayout: some overlap in memory, have no memory yet, or are split over processes.
 
     """
@@ -64,13 +66,13 @@ def check(given: Iterable[Place]) -> str:
     for place in held:
         _check_kind(place)
     kinds = {place.tensor.dtype: place for place in held}
-    if len(kinds) > 1:
+    if len(kinds) > 1 and torch.float64 in kinds:
         raise WrongDtype(
-            f"{' and '.join(f'{place} is {kind}' for kind, place in kinds.items())}; a session has one dtype. Convert "
-            "the model (model.float()), or give each dtype an optimizer of its own"
+            f"{' and '.join(f'{place} is {kind}' for kind, place in kinds.items())}; a session is float64 or float32 "
+            "as a whole. Convert the model (model.float()), or give each dtype an optimizer of its own"
         )
     _check_apart(held)
-    return DTYPES[held[0].tensor.dtype]
+    return "float64" if torch.float64 in kinds else "float32"
 
 
 def _check_kind(place: Place) -> None:
@@ -85,8 +87,8 @@ def _check_kind(place: Place) -> None:
         raise WrongDtype(f"{place} is {tensor.dtype}; train its real view instead: torch.view_as_real(x)")
     if tensor.dtype not in DTYPES:
         raise WrongDtype(
-            f"{place} is {tensor.dtype}; float32 and float64 parameters can be trained. Keep the model in float32 "
-            "(model.float()) and compute in the narrow dtype: with torch.autocast('cuda', torch.bfloat16)"
+            f"{place} is {tensor.dtype}; float32, float64, bfloat16 and float16 parameters can be trained. Keep the "
+            "model in one of these, and compute in the narrower dtype"
         )
     if tensor.layout is not torch.strided or tensor.is_meta:
         what = "on the meta device" if tensor.is_meta else f"{tensor.layout}"

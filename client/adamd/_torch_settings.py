@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,20 +38,31 @@ def kind(groups: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     return "adamw" if decoupled else "adam", amsgrad
 
 
-def settings(groups: Sequence[Mapping[str, Any]], places: Sequence[Place]) -> dict[str, Any]:
-    """Return the whole settings that these groups mean, as a session's document has them.
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The names in each group, and which group is the session's own: the one whose names are longest together.
 
-    The group whose names are longest together is the session's own, the others are overrides of what they have
-    otherwise: so an lr that is the same everywhere travels without a name.
+    The others are overrides of what they have otherwise: so an lr that is the same everywhere travels without a name.
     """
-    values = [_values(group) for group in groups]
-    weights, members = Counter[int](), defaultdict[int, list[str]](list)
+
+    base: int
+    names: dict[int, list[str]]
+
+
+def members(places: Sequence[Place]) -> Members:
+    """Return the names in each group."""
+    weights, names = Counter[int](), defaultdict[int, list[str]](list)
     for place in places:
         weights[place.group] += len(place.name) + 4
-        members[place.group].append(place.name)
-    base = max(range(len(groups)), key=lambda index: (weights[index], -index))
+        names[place.group].append(place.name)
+    return Members(max(names, key=lambda index: (weights[index], -index)), dict(sorted(names.items())))
+
+
+def settings(groups: Sequence[Mapping[str, Any]], given: Members) -> dict[str, Any]:
+    """Return the whole settings that these groups mean, as a session's document has them."""
+    values, base = [_values(group) for group in groups], given.base
     overrides = []
-    for index, names in sorted(members.items()):
+    for index, names in given.names.items():
         over = {key: value for key, value in values[index].items() if value != values[base][key]}
         if over:
             overrides.append({"tensors": names, **over})

@@ -3,7 +3,7 @@
 Export: safetensors with ``param:<name>``, ``exp_avg:<name>``, ``exp_avg_sq:<name>``, with amsgrad
 ``max_exp_avg_sq:<name>``, and each tensor's count of updates in the metadata. torch: for each parameter that was ever
 updated ``{"step": float32 scalar, "exp_avg", "exp_avg_sq"[, "max_exp_avg_sq"]}``, in the parameter's own dtype, device
-and memory format.
+and memory format. Of a bfloat16 or float16 parameter they are float32, and so is its master, "master_param".
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
-from adamd._torch_layout import DTYPES, Place
+from adamd._torch_layout import NARROW, Place
 from adamd.errors import InvalidState
 from adamd.wire import safetensors
 from adamd.wire.dtypes import storage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LARGEST = "max_exp_avg_sq"
+MASTER = "master_param"  # as transformer_engine's FusedAdam calls it
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -47,14 +49,16 @@ def unpack(export: bytes, places: Sequence[Place]) -> Unpacked:
         if not counts[place.name]:
             continue
         mine = {"step": _count(counts[place.name])}
-        for array in (*MOMENTS, LARGEST):
-            item = stored.get(f"{array}:{place.name}")
+        narrow = place.tensor.dtype in NARROW
+        for array in (*MOMENTS, LARGEST, *((MASTER,) if narrow else ())):
+            item = stored.get(f"{'param' if array == MASTER else array}:{place.name}")
             if item is None:  # no amsgrad
                 continue
             flat = np.frombuffer(
                 body[header.data_start + item.start : header.data_start + item.end], storage(item.dtype)
             )
-            mine[array] = torch.empty_like(place.tensor, requires_grad=False)
+            dtype = torch.float32 if narrow else place.tensor.dtype
+            mine[array] = torch.empty_like(place.tensor, dtype=dtype, requires_grad=False)
             mine[array].copy_(torch.from_numpy(flat.reshape(item.tensor.shape)))
         state[place.tensor] = mine
     return Unpacked(told["step"], told["chain"], state)
@@ -64,12 +68,12 @@ def pack(places: Sequence[Place], state: Mapping[torch.Tensor, Any], settings: M
     """Write the export of a session with the parameters as they are now and this state.
 
     Args:
-        places: all parameters, of one dtype.
+        places: all parameters, as `_torch_layout.check` wants them.
         state: in torch's layout, checked by `check`.
         settings: the whole of them, with name and amsgrad.
 
     """
-    dtype = DTYPES[places[0].tensor.dtype]
+    dtype = "float64" if any(place.tensor.dtype == torch.float64 for place in places) else "float32"
     arrays = ("param", *MOMENTS, *((LARGEST,) if settings["amsgrad"] else ()))
     counts = {place.name: int(state.get(place.tensor, {}).get("step", 0)) for place in places}
     told = {
@@ -87,10 +91,28 @@ def pack(places: Sequence[Place], state: Mapping[torch.Tensor, Any], settings: M
     for array in arrays:
         for place in places:
             end = start + place.tensor.numel()
-            mine = place.tensor.detach() if array == "param" else state.get(place.tensor, {}).get(array)
+            mine = _parameter(place, state) if array == "param" else state.get(place.tensor, {}).get(array)
             _fill(rest[start:end].view(place.tensor.shape), mine)
             start = end
     return memoryview(body)
+
+
+def _parameter(place: Place, state: Mapping[torch.Tensor, Any]) -> torch.Tensor:
+    """Return a parameter's master, if the model has not been given another value since."""
+    tensor = place.tensor.detach()
+    master = state.get(place.tensor, {}).get(MASTER) if tensor.dtype in NARROW else None
+    return tensor if master is None or not torch.equal(master.to(tensor), tensor) else master
+
+
+def uncast(state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
+    """Put back the float32 that `torch.optim.Optimizer.load_state_dict` has cast to a narrow parameter's dtype."""
+    keys = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    tensors = chain.from_iterable(group["params"] for group in groups)
+    for key, tensor in zip(keys, tensors, strict=True):
+        if tensor.dtype in NARROW and key in saved["state"]:
+            for name, value in saved["state"][key].items():
+                if isinstance(value, torch.Tensor) and name != "step":
+                    state[tensor][name] = value.to(tensor.device, torch.float32)
 
 
 def _fill(target: torch.Tensor, source: torch.Tensor | None) -> None:
@@ -116,7 +138,7 @@ def check(places: Sequence[Place], state: Mapping[Any, Any], *, amsgrad: bool) -
             if array not in mine:
                 hint = "; it was saved without amsgrad" if array == LARGEST else ""
                 raise InvalidState(f"the state of {place} has no {array!r}{hint}; wanted Adam's, with step and moments")
-        for array in wanted:
+        for array in (*wanted, *((MASTER,) if MASTER in mine else ())):
             if mine[array].shape != place.tensor.shape:
                 raise InvalidState(
                     f"{array} of {place} has shape {list(mine[array].shape)}, the parameter {list(place.tensor.shape)}"

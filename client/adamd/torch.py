@@ -52,8 +52,9 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
 
     Args:
         params: tensors, (name, tensor) pairs as of ``model.named_parameters()``, or dicts of them with settings of
-            their own (param groups); all float32 or all float64. The names become the session's; without names they are
-            group.index, as "0.3".
+            their own (param groups); all float64, or any of float32, bfloat16 and float16. The narrow ones have a
+            float32 master at the server, and are its value rounded to nearest even. The names become the session's;
+            without names they are group.index, as "0.3".
         lr: a number, or a tensor of one element.
         betas: decay rates of exp_avg and exp_avg_sq, each in [0, 1).
         eps: added outside the square root.
@@ -72,8 +73,8 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
         timeout: of a whole call, in seconds, or an `adamd.Timeout`.
 
     Raises:
-        WrongDtype, WrongLayout: parameters that no session takes: bfloat16, complex, mixed, sharing memory, …; or not
-            those of the session that is resumed.
+        WrongDtype, WrongLayout: parameters that no session takes: complex, float64 among others, sharing memory, …; or
+            not those of the session that is resumed.
         InvalidSettings: a setting is out of range, or the session is of another kind.
         RetriesExhausted: no server there.
 
@@ -174,6 +175,8 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the settings in the layout of `torch.optim.Adam.state_dict`, read from the server.
 
+        Of narrow parameters the moments are float32, and their float32 value is beside them as "master_param".
+
         Raises:
             HistoryLost, StepSuperseded: the session is elsewhere than this model; `refresh` follows it.
 
@@ -191,7 +194,8 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
         """Go on from a state: this class's, or `torch.optim.Adam`'s.
 
         The next step (or ``optimizer.session``) makes a new session from it and the model's parameters as they are
-        then; a name moves to it, and the old session is deleted. So the model may be loaded before or after, and
+        then (of narrow ones the "master_param", if it rounds to what the model has); a name moves to it, and the old
+        session is deleted. So the model may be loaded before or after, and
         ``optimizer.load_state_dict(optimizer.state_dict())`` goes on from parameters that were changed by hand.
 
         Args:
@@ -203,8 +207,14 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
 
         """
         before = self.state, self.param_groups
-        super().load_state_dict(state_dict)
+        given = list[dict[str, Any]]()
+        last = self.register_load_state_dict_pre_hook(lambda _, found: given.append(found))  # after the user's own
         try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        try:
+            _torch_state.uncast(self.state, self.param_groups, given[0])
             self._check()
             places = _torch_layout.places(self.param_groups)
             _torch_state.check(places, self.state, amsgrad=self.param_groups[0]["amsgrad"])
@@ -262,7 +272,7 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
     def _made(self, name: str | None) -> Session:
         """Create the first session, or open the one of this name."""
         places = _torch_layout.places(self.param_groups)
-        settings = _torch_settings.settings(self.param_groups, places)
+        settings = _torch_settings.settings(self.param_groups, _torch_settings.members(places))
         given = {place.name: place.tensor for place in places}
         options = {"optimizer": settings.pop("name"), **settings, **self._options}
         return self._client.create(given, **options) if name is None else self._client.open(name, given, **options)
@@ -291,7 +301,8 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
         old = self._latest()
         places = _torch_layout.places(self.param_groups)
         _torch_layout.check(places)
-        body = _torch_state.pack(places, self.state, _torch_settings.settings(self.param_groups, places))
+        settings = _torch_settings.settings(self.param_groups, _torch_settings.members(places))
+        body = _torch_state.pack(places, self.state, settings)
         options = {**self._options, **_handed_down(old)}
         new = self._client.restore(body, **options)
         with suppress(*_GONE):

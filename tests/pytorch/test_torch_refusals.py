@@ -28,10 +28,18 @@ def overlapping_columns():
 
 
 PARAMETERS = {
-    "bfloat16": (lambda: [parameter(2, dtype=torch.bfloat16)], errors.WrongDtype, "autocast"),
-    "float16": (lambda: [parameter(2, dtype=torch.float16)], errors.WrongDtype, "autocast"),
+    "float8": (
+        lambda: [torch.nn.Parameter(torch.ones(2).to(torch.float8_e4m3fn), requires_grad=False)],
+        errors.WrongDtype,
+        "float8_e4m3fn; float32",
+    ),
     "complex": (lambda: [parameter(2, dtype=torch.complex64)], errors.WrongDtype, "view_as_real"),
     "mixed": (lambda: [parameter(2), parameter(2, dtype=torch.float64)], errors.WrongDtype, "of its own"),
+    "narrow and float64": (
+        lambda: [parameter(2, dtype=torch.bfloat16), parameter(2, dtype=torch.float64)],
+        errors.WrongDtype,
+        "of its own",
+    ),
     "overlapping": (overlapping, errors.WrongLayout, "'0.0' and parameter '0.2' share memory"),
     "overlapping columns": (overlapping_columns, errors.WrongLayout, "share memory"),
     "the same twice": (lambda: [torch.nn.Parameter(torch.ones(3))] * 2, errors.WrongLayout, "share memory"),
