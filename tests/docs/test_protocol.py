@@ -156,4 +156,4 @@ def test_links_lead_somewhere():
         for line in TEXT.splitlines()
         if line.startswith("## ")
     }
-    assert {target for target in re.findall(r"\]\(#([^)]+)\)", TEXT)} == anchors
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) == anchors
