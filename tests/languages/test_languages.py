@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import subprocess
 import sys
 import urllib.request
 
@@ -41,6 +42,24 @@ def test_a_bit_more_or_less_is_seen(wanted):
     y = struct.unpack(">d", bytes.fromhex(wanted[20])[8:])[0]
     assert bits(f"20 {x!r} {y:.17g}")[20] == wanted[20]
     assert bits(f"20 {x:.15g} {y!r}")[20] != wanted[20]
+
+
+def test_the_standard_library(server, wanted):
+    assert bits(output(sys.executable, EXAMPLES / "python" / "plain.py", server.url)) == wanted
+
+
+def test_a_client_written_from_the_text_alone_survives_the_server(server_factory, wanted):
+    """kill -9 under way, again and again: the same bits, each step once."""
+    server = server_factory()
+    command = [sys.executable, EXAMPLES / "python" / "plain.py", server.url, "survivor"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        lines = []
+        for line in client.stdout:
+            lines.append(line)
+            if len(lines) in (3, 7, 12):
+                server.restart()
+    assert client.returncode == 0
+    assert bits("".join(lines)) == wanted and len(lines) == 20
 
 
 def test_curl(server, wanted):
