@@ -12,16 +12,25 @@ from servers import ended
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-THERE = "http://127.0.0.1:8000"
+THERE, GRPC = "http://127.0.0.1:8000", "grpc://127.0.0.1:50051"
 
 
 def blocks(language):
     return [text for kind, text in BLOCKS if kind == language]
 
 
+def run_python(holding, server, directory):
+    """Run the one snippet that holds these words; return what it prints."""
+    (snippet,) = [text for text in blocks("python") if holding in text]
+    snippet = snippet.replace(THERE, server.url).replace(GRPC, server.grpc_url)
+    run = ended([sys.executable, "-c", snippet], cwd=directory)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 def test_every_block_is_of_a_kind_that_a_test_runs():
     assert {kind for kind, _ in BLOCKS} == {"console", "bash", "python"}
-    assert len(blocks("bash")) == 1 and len(blocks("python")) == 3
+    assert len(blocks("bash")) == 1 and len(blocks("python")) == 5
 
 
 def test_the_console_blocks_name_what_there_is():
@@ -42,29 +51,30 @@ def test_curl(server, tmp_path):
 
 
 def test_the_sdk(server, tmp_path):
-    snippet = blocks("python")[0].replace(THERE, server.url)
-    for expected in ("300 [", "300 ["):  # the second run resumes, and has nothing left to do
-        run = ended([sys.executable, "-c", snippet], cwd=tmp_path)
-        assert run.returncode == 0, run.stderr
-        assert run.stdout.startswith(expected)
-    first, second = (float(number) for number in re.findall(r"-?\d+\.\d*", run.stdout))
+    for _ in range(2):  # the second run resumes, and has nothing left to do
+        said = run_python('client.open("fit"', server, tmp_path)
+        assert said.startswith("300 [")
+    first, second = (float(number) for number in re.findall(r"-?\d+\.\d*", said))
     assert abs(first - 3) < 0.01 and abs(second + 2) < 0.01
+
+
+def test_asyncio_over_grpc(server, tmp_path):
+    said = run_python("adamd.aio", server, tmp_path)
+    assert [round(float(number), 1) for number in re.findall(r"-?\d+\.\d*", said)] == [0.5, 0.5, -0.5, -0.5]
+
+
+def test_step_async(server, tmp_path):
+    assert run_python("step_async", server, tmp_path).startswith("499500 [-0.09999999")
 
 
 @pytest.mark.torch
 def test_torch(server, tmp_path):
-    snippet = blocks("python")[1].replace(THERE, server.url)
-    run = ended([sys.executable, "-c", snippet], cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert server.url
+    run_python("adamd.torch", server, tmp_path)
 
 
 @pytest.mark.jax
 def test_optax(server, tmp_path):
-    snippet = blocks("python")[2].replace(THERE, server.url)
-    run = ended([sys.executable, "-c", snippet], cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    count, first = run.stdout.split(maxsplit=1)
+    count, first = run_python("adamd.optax", server, tmp_path).split(maxsplit=1)
     assert int(count) == 100 and abs(float(first)) < 0.05
 
 
