@@ -13,7 +13,7 @@ import numpy as np
 
 from adamd import _arrays, _operations
 from adamd._arrays import Given
-from adamd._operations import Create, Info, ListSessions, Page, Restore, Standing, View, Watch
+from adamd._operations import Create, Info, ListSessions, Page, Restore, SetParameters, Standing, View, Watch, body_of
 from adamd._track import Logic, OnBadGradient, Track, settings_document
 from adamd.errors import InvalidRequest, SessionDeleted, SessionExists, UnknownSession, WrongLayout
 from adamd.wire import safetensors
@@ -65,10 +65,12 @@ def open_(
 
 
 def attach(ref: str, given: Given | None, on_bad_gradient: OnBadGradient) -> Logic[Track]:
-    """Find a session; where parameters are ``given``, they must fit it."""
+    """Find a session; where parameters are ``given``, they must fit it, and become its first if it has none yet."""
     standing: Standing = yield View(_operations.reference(ref))
     if given is not None:
         _check_same(standing, given)
+        if standing.document.get("parameters_missing"):  # whoever made it did not come to send them
+            standing = yield SetParameters(standing.id, body_of(given.parts, given.layout))
     return Track(standing, on_bad_gradient)
 
 

@@ -138,6 +138,16 @@ class AsyncClient:
             if (token := page.token) is None:
                 return
 
+    async def watch(self, ref: str, every: float = 0.5) -> AsyncIterator[dict[str, Any]]:
+        """Yield where a session stands, now and whenever it has moved: as `adamd.Client.watch`."""
+        since: str | None = None
+        while True:
+            seen = await self._shell.run(_opening.watch(ref, since))
+            if seen is not None:
+                since = seen["chain"]
+                yield seen
+            await asyncio.sleep(every)
+
     async def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""
         return await self._shell.run(_opening.info())

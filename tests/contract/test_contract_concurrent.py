@@ -118,6 +118,23 @@ def test_sessions_side_by_side_and_one_sessions_calls_in_turn(server, wire):
     asyncio.run(main())
 
 
+def test_a_watch_tells_what_has_moved(server, wire):
+    async def main():
+        async with adamd.aio.connect(url(wire, server)) as client:
+            session = await client.create(np.zeros(3, "f4"), lr=0.5)
+            told = []
+            with pytest.raises(errors.SessionDeleted):
+                async for seen in client.watch(session.id, every=0.01):
+                    told.append((seen["step"], seen["chain"] == session.chain, seen["settings"]["lr"]))
+                    if session.step_number == 2:
+                        await session.delete()
+                    else:
+                        await session.step(np.ones(3, "f4"), lr=0.25)
+            assert told == [(0, True, 0.5), (1, True, 0.25), (2, True, 0.25)]
+
+    asyncio.run(main())
+
+
 # -- step_async
 
 

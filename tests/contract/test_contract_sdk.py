@@ -1,6 +1,8 @@
 """What every shell of the SDK promises: HTTP and gRPC, blocking and asyncio, from one source."""
 
+import json
 import os
+import urllib.request
 import uuid
 from dataclasses import replace
 from types import SimpleNamespace
@@ -166,6 +168,21 @@ def test_open_creates_then_resumes(client, name):
             call()
     with pytest.raises(errors.UnknownSession):
         client.open(f"{name}-other")
+
+
+@pytest.mark.parametrize("size", [2, 800_000])
+def test_open_sends_the_parameters_that_its_maker_did_not_come_to_send(server, client, name, size):
+    document = {"name": name, "layout": [{"name": "parameters", "shape": [size]}], "vector": True, "dtype": "float32"}
+    request = urllib.request.Request(
+        f"{server.url}/v1/sessions", json.dumps(document).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request).close()
+    with pytest.raises(errors.ParametersMissing):
+        client.open(name).step(np.ones(size, "f4"))
+    session = client.open(name, np.full(size, 3, "f4"))
+    assert (session.parameters() == 3).all()
+    session.step(np.ones(size, "f4"))
+    assert (client.open(name, np.zeros(size, "f4")).parameters() < 3).all()
 
 
 def test_update_and_list(client, name):
