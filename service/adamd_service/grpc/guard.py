@@ -112,8 +112,11 @@ class Guard:
                 raise Busy(f"{self._most} calls are under way, no more are possible; try again", retry_after=0.5)
             return await work
         except AdamdError as error:
-            status = status_of(error).name
-            await self._refuse(name, context, error)
+            status, failed = status_of(error).name, error
+            if isinstance(error, InternalError):
+                log.error("internal error", method=name, detail=error.detail, exc_info=error)
+            elif error.status >= 500:
+                log.info("refused", code=error.code, detail=error.detail)
         except asyncio.CancelledError:
             status = "CANCELLED"
             raise
@@ -123,23 +126,11 @@ class Guard:
         except Exception as error:
             status = "INTERNAL"
             log.error("unexpected error", method=name, exc_info=error)
-            await self._refuse(name, context, InternalError(f"{type(error).__name__}; the server's log has the rest"))
+            failed = InternalError(f"{type(error).__name__}; the server's log has the rest")
         finally:
             self._running -= 1
             self._telemetry.request("gRPC", name, status, time.perf_counter() - started)
-
-    async def _refuse(self, name: str, context: Context, error: AdamdError) -> None:
-        if isinstance(error, InternalError):
-            log.error("internal error", method=name, detail=error.detail)
-        elif error.status >= 500:
-            log.info("refused", code=error.code, detail=error.detail)
-        try:
-            async with asyncio.timeout(LAST_WORD):
-                await context.abort_with_status(rpc_status.to_status(rich(error)))
-        except grpc.aio.AbortError:
-            raise
-        except (grpc.aio.BaseError, TimeoutError):  # nobody is there to hear it, or to read what was sent before it
-            raise asyncio.CancelledError from None
+        return await _refuse(context, failed)
 
     async def idle(self, context: Context) -> Any:
         """Wait for a message for as long as it takes; None at the stream's end.
@@ -187,3 +178,19 @@ async def read(context: Context) -> Any:
 def going_down() -> ShuttingDown:
     """Return what a call is told when the server goes down."""
     return ShuttingDown("the server is shutting down; try again, at this address", retry_after=1.0)
+
+
+async def _refuse(context: Context, error: AdamdError) -> None:
+    """End a call with an error.
+
+    gRPC keeps the exception that ends a call in a cycle with its frames. So what the error has seen on its way, buffers
+    among them, is let go of first.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    try:
+        async with asyncio.timeout(LAST_WORD):
+            await context.abort_with_status(rpc_status.to_status(rich(error)))
+    except grpc.aio.AbortError:
+        raise
+    except (grpc.aio.BaseError, TimeoutError):  # nobody is there to hear it, or to read what was sent before it
+        raise asyncio.CancelledError from None

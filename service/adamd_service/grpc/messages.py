@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.struct_pb2 import ListValue, Struct, Value
+from google.protobuf.struct_pb2 import Struct, Value
 
 from adamd.errors import InvalidRequest
 from adamd.wire.v1 import adamd_pb2 as pb
@@ -23,7 +23,6 @@ _TO_DTYPE = {
 _DURABILITIES = {0: "committed", 1: "committed", 2: "memory"}
 _TO_DURABILITY = {"committed": pb.DURABILITY_COMMITTED, "memory": pb.DURABILITY_MEMORY}
 _ENCODINGS = {0: "raw", 1: "raw", 2: "int8", 3: "sparse", 4: "sparse-lazy"}
-DEEPEST = 32  # a setting within a setting within …
 
 
 def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
@@ -88,34 +87,17 @@ def struct(value: Mapping[str, Any]) -> Struct:
 
 
 def plain(value: Struct) -> dict[str, Any]:
-    """Return a Struct as JSON's parser would give it: whole numbers as integers, as JSON writes them.
-
-    Raises:
-        InvalidRequest: nested too deeply.
-
-    """
-    return _object(value, 0)
+    """Return a Struct as JSON's parser would give it. Protobuf's own parser bounds how deep it goes."""
+    return {name: _plain(item) for name, item in value.fields.items()}
 
 
-def _object(value: Struct, depth: int) -> dict[str, Any]:
-    return {name: _plain(item, depth + 1) for name, item in value.fields.items()}
-
-
-def _plain(value: Value, depth: int) -> Any:
-    if depth > DEEPEST:
-        raise InvalidRequest(f"settings are nested more than {DEEPEST} deep")
+def _plain(value: Value) -> Any:
     kind = value.WhichOneof("kind")
-    if kind == "number_value":
-        return value.number_value
     if kind == "struct_value":
-        return _object(value.struct_value, depth)
+        return plain(value.struct_value)
     if kind == "list_value":
-        return _list(value.list_value, depth)
+        return [_plain(item) for item in value.list_value.values]
     return None if kind in (None, "null_value") else getattr(value, kind)
-
-
-def _list(value: ListValue, depth: int) -> list[Any]:
-    return [_plain(item, depth + 1) for item in value.values]
 
 
 def dtype(value: int, where: str) -> str | None:

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Iterator
 from typing import Any, TypeVar
 
-from adamd.errors import AdamdError, UploadTimeout
+import grpc
+
+from adamd.errors import UploadTimeout
 from adamd.wire.channel import PIECE
 from adamd.wire.pieces import Data, Piece
 from adamd.wire.v1 import adamd_pb2 as pb
@@ -30,7 +32,11 @@ async def write(context: Context, message: Any, gap: float) -> None:
         async with asyncio.timeout(gap):
             await context.write(message)
     except TimeoutError:
-        raise UploadTimeout(f"nothing of the answer was read for {gap:g} s; it was given up") from None
+        raise _unread(gap) from None
+
+
+def _unread(gap: float) -> UploadTimeout:
+    return UploadTimeout(f"nothing of the answer was read for {gap:g} s; it was given up")
 
 
 async def write_all(context: Context, standing: pb.Standing, views: list[memoryview], gap: float) -> None:
@@ -53,6 +59,9 @@ def _parts(views: list[memoryview]) -> Iterator[Data]:
 class Sender:
     """Sends a stream's answers one after the other, a large one in the background.
 
+    A reader that stops reading ends the call: it is noticed while the call waits for something else. No exception is
+    kept for that, because its frames would keep the answer.
+
     Args:
         context: the call.
         gap: seconds that a piece may take.
@@ -64,48 +73,59 @@ class Sender:
         self._gap = gap
         self._main = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
-        self._stuck: AdamdError | None = None
+        self._stuck = asyncio.Event()
+        self._waking = False
 
     async def send(self, answer: Answer) -> None:
         """Begin to send, once the answer before has left."""
         await self.done()
-        if answer.parameters is None or answer.parameters.nbytes <= INLINE:
-            await self._send(answer)
-            return
-        self._task = asyncio.ensure_future(self._send(answer))
-        self._task.add_done_callback(self._look)
-
-    async def _send(self, answer: Answer) -> None:
         views = [] if answer.parameters is None else [raw(answer.parameters)]
         standing = messages.standing(answer)
-        del answer
+        if answer.parameters is None or answer.parameters.nbytes <= INLINE:
+            await write_all(self._context, standing, views, self._gap)
+        else:
+            self._task = asyncio.ensure_future(self._send(standing, views))
+
+    async def _send(self, standing: pb.Standing, views: list[memoryview]) -> None:
         try:
             await write_all(self._context, standing, views, self._gap)
-        finally:
-            views.clear()  # or an error's traceback would hold them
-
-    def _look(self, task: asyncio.Task[None]) -> None:
-        """End what the call waits for where nobody reads its answers."""
-        error = None if task.cancelled() else task.exception()
-        if error is not None and self._main is not None:
-            self._stuck = error if isinstance(error, AdamdError) else None
+        except UploadTimeout:
+            self._stuck.set()
+        except grpc.aio.BaseError:  # the other end has gone: the call is about to be cancelled
+            return
+        if self._stuck.is_set() and self._waking and self._main is not None:
             self._main.cancel()
 
     async def unless_stuck(self, work: Awaitable[T]) -> T:
-        """Wait for ``work``, but not beyond the end of the sending by an error."""
+        """Wait for ``work``, but no longer where nobody reads what was sent.
+
+        Raises:
+            UploadTimeout: nobody does.
+
+        """
+        if self._stuck.is_set():
+            raise _unread(self._gap)
+        self._waking = True
         try:
             return await work
         except asyncio.CancelledError:
-            if self._stuck is None or self._main is None:
+            if not self._stuck.is_set() or self._main is None:
                 raise
             self._main.uncancel()
-            raise self._stuck from None
+        finally:
+            self._waking = False
+        raise _unread(self._gap)
 
     async def done(self) -> None:
         """Wait until the last answer has left."""
         task, self._task = self._task, None
         if task is not None:
-            await self.unless_stuck(task)
+            try:
+                await task
+            finally:
+                task.cancel()
+        if self._stuck.is_set():
+            raise _unread(self._gap)
 
     def give_up(self) -> None:
         """Send nothing more."""

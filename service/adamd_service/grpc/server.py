@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +79,10 @@ class GrpcServer:
     async def stop(self, grace: float) -> None:
         """Wait for the calls under way, at most ``grace`` seconds, then end them."""
         await self._server.stop(grace)
+        # The calls have ended, but not quite their tasks, and gRPC would write a traceback for each that is cancelled.
+        last = [task for task in asyncio.all_tasks() if task.get_name() == "rpc_task"]
+        if last:
+            await asyncio.wait(last, timeout=1.0)
 
 
 def _methods(engine: Engine, guard: Guard) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:

@@ -21,6 +21,8 @@ LONGEST = 1000  # bytes of an error's words: they travel three times, in headers
 STATUS: dict[type[AdamdError], StatusCode] = {
     AdamdError: StatusCode.INTERNAL,
     errors.RequestError: StatusCode.INVALID_ARGUMENT,
+    errors.OriginNotAllowed: StatusCode.PERMISSION_DENIED,  # HTTP's alone, as the next
+    errors.HostNotAllowed: StatusCode.PERMISSION_DENIED,
     errors.TooLarge: StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself says of a message
     errors.UploadTimeout: StatusCode.DEADLINE_EXCEEDED,
     errors.SessionError: StatusCode.FAILED_PRECONDITION,

@@ -15,7 +15,7 @@ from adamd_service.engine import Body, Engine, StepCall
 from adamd_service.grpc import messages
 from adamd_service.grpc.guard import Context, Guard
 from adamd_service.grpc.receiving import pieces
-from adamd_service.grpc.sending import Sender
+from adamd_service.grpc.sending import INLINE, Sender
 
 Message = Piece[pb.StepHeader]
 
@@ -36,8 +36,10 @@ class Steps:
         answer = await self._engine.step(step_call(header, body, UNARY))
         if answer.parameters is None:
             return Piece(messages.standing(answer), 0, b"")
-        # The answer keeps its share of the bytes in flight until it has left.
-        context.add_done_callback(lambda _context, kept=answer.parameters: None)
+        if answer.parameters.nbytes > INLINE:
+            # It keeps its share of the bytes in flight until it has left; gRPC keeps the callback for longer.
+            kept = [answer.parameters]
+            context.add_done_callback(lambda _context: kept.clear())
         return Piece(messages.standing(answer), 0, raw(answer.parameters))
 
     async def step_stream(self, context: Context) -> None:
