@@ -24,7 +24,8 @@ class Body:
     ``declared`` is its length in bytes, None where the sender does not know it. ``limit`` is what a body of its kind
     may have, whatever the server's own bound; ``weight``, how many bytes of memory each of its bytes may become.
     ``fill`` is the short way for a body whose length is known: straight into memory of exactly that length, telling
-    how much of it is filled. Either ``fill`` or ``chunks`` is used, once.
+    how much of it is filled. ``whole`` is a body that is here already, of the
+    declared length. One of the three is used, once.
     """
 
     declared: int | None
@@ -32,6 +33,7 @@ class Body:
     limit: int | None = None
     weight: int = 1
     fill: Callable[[memoryview], AsyncGenerator[int]] | None = None
+    whole: bytes | memoryview | None = None
 
 
 @dataclass(frozen=True, slots=True)

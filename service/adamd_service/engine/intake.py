@@ -91,6 +91,10 @@ async def receive_exactly(
     """
     buffer = reception.buffer
     total = buffer.nbytes
+    if body.whole is not None:
+        buffer[:] = np.frombuffer(body.whole, dtype=np.uint8)
+        await _take_rest(reception, executor, 0)
+        return
     loop = asyncio.get_running_loop()
     started = loop.time()
     here = done = 0
@@ -112,15 +116,24 @@ async def receive_exactly(
         if work is not None:
             await asyncio.wait([work])
             work.result()
-        if total - done > QUICK or reception.staging is not None:
-            work = loop.run_in_executor(executor, reception.take, total)
-            await asyncio.wait([work])
-            work.result()
-        else:
-            reception.take(total)
     finally:
         if work is not None:
             await _settled(work)
+    await _take_rest(reception, executor, done)
+
+
+async def _take_rest(reception: Reception, executor: Executor, done: int) -> None:
+    """Work on what is in and was not worked on: in a thread where it is much, or has to be logged."""
+    total = reception.buffer.nbytes
+    if total - done <= QUICK and reception.staging is None:
+        reception.take(total)
+        return
+    work = asyncio.get_running_loop().run_in_executor(executor, reception.take, total)
+    try:
+        await asyncio.wait([work])
+        work.result()
+    finally:
+        await _settled(work)
 
 
 async def receive_all(body: Body, limit: int, pool: BufferPool, gap: float, draining: Callable[[], bool]) -> Bytes:

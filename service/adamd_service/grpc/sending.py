@@ -82,7 +82,7 @@ class Sender:
         views = [] if answer.parameters is None else [raw(answer.parameters)]
         standing = messages.standing(answer)
         if answer.parameters is None or answer.parameters.nbytes <= INLINE:
-            await write_all(self._context, standing, views, self._gap)
+            await write(self._context, Piece(standing, 0, views[0] if views else b""), self._gap)
         else:
             self._task = asyncio.ensure_future(self._send(standing, views))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from adamd.errors import AdamdError, InvalidRequest
 from adamd.wire.channel import UNARY
-from adamd.wire.pieces import Data, Piece
+from adamd.wire.pieces import Piece
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.codecs.states import raw
@@ -32,7 +31,7 @@ class Steps:
         header = _header(message)
         if header.nbytes not in (0, len(message.data)):
             raise InvalidRequest(f"nbytes: {header.nbytes} are told, {len(message.data)} came", path="nbytes")
-        body = Body(len(message.data), _once(message.data))
+        body = Body(len(message.data), pieces(message, len(message.data), context), whole=message.data)
         answer = await self._engine.step(step_call(header, body, UNARY))
         if answer.parameters is None:
             return Piece(messages.standing(answer), 0, b"")
@@ -48,7 +47,8 @@ class Steps:
         try:
             while (first := await sender.unless_stuck(self._guard.idle(context))) is not None:
                 header = _header(first)
-                body = Body(header.nbytes, pieces(first, header.nbytes, context))
+                whole = first.data if len(first.data) == header.nbytes and first.offset == 0 else None
+                body = Body(header.nbytes, pieces(first, header.nbytes, context), whole=whole)
                 answer = await sender.unless_stuck(self._engine.step(step_call(header, body, None)))
                 await sender.send(answer)
                 del answer
@@ -94,7 +94,3 @@ def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> St
         tensors=tuple(header.tensors),
         answer_limit=answer_limit,
     )
-
-
-async def _once(data: Data) -> AsyncGenerator[Data]:
-    yield data
