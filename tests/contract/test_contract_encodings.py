@@ -1,5 +1,7 @@
 """Encodings and rounded answers through every shell, over real servers; and digits trained with them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ import adamd
 from adamd import _demo_digits as digits
 from adamd.errors import InvalidRequest, StepConflict, WrongDtype
 from adamd.wire.dtypes import narrow, widen
+from sdk.peers import Relay
 from sdk.test_sdk_encodings import LOSSY, encoder, meaning
 
 
@@ -51,6 +54,31 @@ def test_a_conflict_leaves_what_was_left(client):
     with pytest.raises(StepConflict):
         one.step(-gradient)
     assert one._track.encoder._left is left
+
+
+@pytest.mark.parametrize("encoding", LOSSY, ids=str)
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_step_whose_answer_was_lost_sends_the_same_bytes_and_moves_on_once(
+    client, connect, kind, server, encoding, direction
+):
+    """Wherever the connection is cut, parameters and what is left are those of a session that met no trouble."""
+    rng, size = np.random.default_rng(8), 300
+    gradients = rng.standard_normal((4, size)).astype(np.float32)
+    session, twin = (client.create(np.zeros(size, np.float32), encoding=encoding) for _ in range(2))
+    wanted = [twin.step(gradient).tobytes() for gradient in gradients]
+    limits = [0, 100, 600, 1000, 2000]
+
+    def cut(number):
+        limit = limits[number] if number < len(limits) else None
+        return (limit, None, False) if direction == "up" else (None, limit, False)
+
+    with Relay(server.grpc_port if kind.startswith("grpc") else server.port, cut) as relay:
+        at = SimpleNamespace(port=relay.port, grpc_port=relay.port)
+        same = connect(at, timeout=adamd.Timeout(total=30, first=2)).session(session.id, encoding=encoding)
+        assert [same.step(gradient).tobytes() for gradient in gradients] == wanted
+        assert relay.connections > 3
+    assert same._track.encoder._left.tobytes() == twin._track.encoder._left.tobytes()
+    assert session.info()["step"] == 4
 
 
 def test_sparse_steps_and_lazy_ones(client):
@@ -135,7 +163,7 @@ def http(server):
         yield one
 
 
-def trained(client, epochs=20, **options):
+def trained(client, epochs=40, **options):
     train, test = digits.load()
     start = {name: array.astype(np.float32) for name, array in digits.start().items()}
     session = client.create(start, lr=0.003, durability="memory", **options)
@@ -156,3 +184,4 @@ def test_digits_with_int8_and_error_feedback_are_read_as_well(http, capsys):
     assert exact > 95
     assert abs(found["int8"] - exact) <= 0.5
     assert abs(found["bfloat16"] - exact) <= 0.5
+    assert abs(found["TopK(fraction=0.1)"] - exact) <= 1.0

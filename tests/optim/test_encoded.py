@@ -1,5 +1,7 @@
 """Encoded gradients meet the state: the same bits from every kernel, whatever the slices; hostile bodies refused."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -231,6 +233,26 @@ def test_indices_out_of_order_or_range_are_told_by_their_place(kind, indices, to
     body = encodings.encode_sparse(np.array(indices), np.ones(len(indices), np.float32))
     with pytest.raises(MalformedBody, match=told):
         encoded(kind, "float32", body, 10, F32).check(4 * len(indices))  # before the values are there
+
+
+@pytest.mark.parametrize("encoding", [INT8, SPARSE, LAZY])
+def test_no_dense_copy_is_made_of_an_encoded_gradient(encoding):
+    size = 4_000_000
+    values = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    chosen = np.arange(0, size, 40)
+    body = encodings.encode_int8(values) if encoding == INT8 else encodings.encode_sparse(chosen, values[chosen])
+    state, out = State.fresh(values, 1, False), np.empty(size, np.float32)
+    updates = plan(parse_settings({}), ["w"], [0], [True], F32)
+    apply(state, encoded(encoding, "float32", body, size, F32), updates, [0, size], out, FUSED)  # whatever is made once
+    gradient = encoded(encoding, "float32", body, size, F32)
+    tracemalloc.start()
+    try:
+        gradient.check(body.nbytes)
+        apply(state, gradient, updates, [0, size], out, FUSED)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3_000_000  # some slices; as a dense copy it would be 16 MB
 
 
 @pytest.mark.torch
