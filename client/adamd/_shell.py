@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from typing import Any, Protocol, TypeVar
@@ -10,11 +9,9 @@ from typing import Any, Protocol, TypeVar
 from adamd import _flow
 from adamd._flow import Got, Send, Timeout
 from adamd._operations import Operation
-from adamd._progress import meter
-from adamd._route import route
 from adamd._stop import Stop
 from adamd._track import Logic, Work
-from adamd.errors import AdamdError, InvalidRequest
+from adamd.errors import AdamdError
 
 T = TypeVar("T")
 
@@ -36,30 +33,6 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Close every connection; a later operation is refused."""
-
-
-def transport(url: str | None, timeout: Timeout, api_key: str | None, progress: bool | None) -> Transport:
-    """Return the way to a server that its URL asks for.
-
-    Raises:
-        InvalidRequest: no such URL or key.
-        ModuleNotFoundError: gRPC's packages are not there.
-
-    """
-    way, bars = route(url), meter(progress)
-    key = api_key or os.environ.get("ADAMD_API_KEY")
-    if key and not (key.isascii() and key.isprintable()):
-        raise InvalidRequest("the API key would have characters that are not printable ASCII")
-    if way.scheme in ("http", "https"):
-        from adamd._http import HttpTransport
-
-        return HttpTransport(way, timeout, time.monotonic, bars, key)
-    try:
-        from adamd._grpc import GrpcTransport
-    except ModuleNotFoundError as error:
-        said = f"{way.url} needs {error.name}: pip install 'adamd[grpc]', or use the server's http:// address"
-        raise ModuleNotFoundError(said, name=error.name) from error
-    return GrpcTransport(way, timeout, time.monotonic, bars, key)
 
 
 class Shell:

@@ -23,9 +23,9 @@ from adamd import _opening
 from adamd._encoding import Encoding, Sending
 from adamd._flow import Timeout
 from adamd._opening import Durability, Source
-from adamd._shell import transport
 from adamd._shell_aio import AsyncShell
 from adamd._track import Logic, OnBadGradient, Seen, Track
+from adamd._transports import transport
 
 __all__ = ["AsyncClient", "AsyncSession", "connect"]
 

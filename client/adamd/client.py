@@ -10,8 +10,9 @@ from adamd import _opening
 from adamd._encoding import Encoding, Sending
 from adamd._flow import Timeout
 from adamd._opening import Durability, Source
-from adamd._shell import Shell, transport
+from adamd._shell import Shell
 from adamd._track import Logic, OnBadGradient, Track
+from adamd._transports import transport
 from adamd.session import Session
 
 __all__ = ["Client", "Durability", "connect"]

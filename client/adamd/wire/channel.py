@@ -46,6 +46,7 @@ def _both() -> Options:
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         ("grpc.max_send_message_length", MAX_MESSAGE),
+        ("grpc.http2.max_frame_size", PIECE),  # of 16 KiB each, 80 MB took a fifth longer
         ("grpc.keepalive_time_ms", _ms(PING)),
         ("grpc.keepalive_timeout_ms", _ms(PING_TIMEOUT)),
         ("grpc.keepalive_permit_without_calls", 1),
