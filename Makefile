@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test bench chaos check clean
+.PHONY: help demo test bench chaos proto check clean
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -20,6 +20,9 @@ bench: $(STAMP) ## one table: floor, kernel, memory, committed, naive
 chaos: $(STAMP) ## 100 kill -9 of the server and 30 of the store, and not one bit lost
 	@$(BIN)/python -m pytest -q -m chaos tests/chaos -s
 
+proto: ## adamd.proto linted, compared with the released one, and its Python code written anew
+	@.ci/proto
+
 check: $(STAMP) ## ruff, mypy, the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
@@ -32,4 +35,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean: ## remove what make made
-	rm -rf $(VENV) .venv-torch .venv-jax .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-proto .venv-torch .venv-jax .pytest_cache .mypy_cache .ruff_cache .hypothesis
