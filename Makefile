@@ -14,7 +14,7 @@ demo: $(STAMP) ## train on real images through a server that is killed in the mi
 test: $(STAMP) ## the tests, on a real store that they start themselves
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-bench: $(STAMP) ## one table: floor, kernel, memory, committed, naive
+bench: $(STAMP) ## adamd beside torch RPC, MXNet, Ray, a naive service and local Adam; under load
 	@$(BIN)/python -m bench
 
 chaos: $(STAMP) ## 100 kill -9 of the server and 30 of the store, and not one bit lost
@@ -35,4 +35,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean: ## remove what make made
-	rm -rf $(VENV) .venv-proto .venv-torch .venv-jax .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench .venv-proto .venv-torch .venv-jax .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,109 +6,90 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from adamd_service.settings import ServerSettings
-from bench import plan, processes, run, table
-from bench.run import Measured
+from bench import load, park, plan, plot, processes, results, run, table
+from bench.environments import PEERS
 
 HERE = Path(__file__).parent
 OUT = HERE / "out"
-SELF = 300.0  # MB that a server may take for itself
-EACH = 32  # bytes that it may take for a parameter
+Say = Callable[[str], None]
 
 
 def main() -> None:
     """Run it and write it down."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="half a minute, without the 10 M: a smoke test, not a measurement"
-    )
-    parser.add_argument("--only", type=int, nargs="+", metavar="PARAMETERS", help="these sizes alone")
-    asked = parser.parse_args()
-    sizes = [
-        size for size in (plan.QUICK if asked.quick else plan.FULL) if not asked.only or size.parameters in asked.only
-    ]
-    console, began = Console(), time.monotonic()
+    asked = _asked()
+    offered = () if asked.load else plan.QUICK if asked.quick else plan.FULL
+    sizes = tuple(size for size in offered if not asked.only or size.parameters in asked.only)
+    crowd = None if asked.only else plan.QUICK_LOAD if asked.quick else plan.FULL_LOAD
+    console, began = Console(soft_wrap=True), time.monotonic()
 
     def say(line: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.1f} s[/dim]  {line}", highlight=False)
+        console.print(f"[dim]{time.monotonic() - began:6.1f} s[/dim]  {line}", highlight=False, markup=True)
 
-    measured = _measured(sizes, say)
-    for one in table.shown(measured):
-        console.print(one)
-    rest = _rest(measured)
-    console.print("\n".join(rest), highlight=False)
-    OUT.mkdir(exist_ok=True)
-    (OUT / "times.json").write_text(json.dumps([asdict(one) for one in measured]))
-    (OUT / "table.md").write_text(_results(measured, rest))
-    if not asked.quick and not asked.only:
+    found = _run(sizes, crowd, asked.peers, say)
+    for one in table.tables(found.sizes, found.absent, found.loads):
+        console.print(one.shown())
+    console.print("\n".join(results.rest(found)), highlight=False, markup=False)
+    (OUT / "times.json").write_text(json.dumps(asdict(found)))
+    (OUT / "table.md").write_text(results.page(found))
+    if found.sizes:
+        plot.picture(OUT / "results.png", found.sizes, processes.machine())
+    whole = not (asked.quick or asked.only or asked.load)
+    if whole:
         shutil.copy(OUT / "table.md", HERE / "RESULTS.md")
-    say(f"written: {OUT / 'table.md'}" + ("" if asked.quick or asked.only else f" and {HERE / 'RESULTS.md'}"))
+        shutil.copy(OUT / "results.png", HERE / "results.png")
+    say(f"written: {OUT}/table.md" + (f", {HERE}/RESULTS.md and results.png" if whole else ""))
 
 
-def _measured(sizes: list[plan.Size], say: run.Say) -> list[Measured]:
+def _asked() -> argparse.Namespace:
+    names = [one.name for one in PEERS]
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute, without the 10 M: a smoke test, not a measurement"
+    )
+    parser.add_argument("--only", type=int, nargs="+", metavar="PARAMETERS", help="these sizes alone, without the load")
+    parser.add_argument("--load", action="store_true", help="200 sessions and 32 clients alone")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=names,
+        metavar="PEER",
+        help=f"of {', '.join(names)}; all of them, if absent, and with --quick those of torch",
+    )
+    parser.add_argument("--no-peers", action="store_true", help="adamd, the naive service and the floor alone")
+    asked = parser.parse_args()
+    if asked.no_peers:
+        asked.peers = []
+    elif asked.peers is None:
+        asked.peers = ["local", "rpc"] if asked.quick else names
+    return asked
+
+
+def _run(sizes: tuple[plan.Size, ...], crowd: plan.Load | None, peers: list[str], say: Say) -> results.Found:
     data = OUT / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     try:
         with ExitStack() as stack:
-            park = run.start(stack, data, say)
-            return [run.measure(park, size, _prefixed(say, size)) for size in sizes]
+            everyone = park.start(stack, OUT, peers, say)
+            found = results.Found([], [], everyone.absent)
+            for size in sizes:
+                found.sizes.append(run.measure(everyone, size, _prefixed(say, size)))
+            if crowd:
+                found.loads.extend(load.measure(everyone, crowd, say))
+            return found
     finally:
         shutil.rmtree(data, ignore_errors=True)
 
 
-def _prefixed(say: run.Say, size: plan.Size) -> run.Say:
+def _prefixed(say: Say, size: plan.Size) -> Say:
     return lambda line: say(f"{size.parameters:,}: {line}")
-
-
-def _rest(measured: list[Measured]) -> list[str]:
-    """Return what the table does not say."""
-    defaults = {name: field.default for name, field in ServerSettings.model_fields.items()}
-    counts = ", ".join(f"{one.snapshots} at {one.parameters:,}" for one in measured)
-    lines = [
-        f"Snapshots that fell into the committed blocks: {sum(one.snapshots for one in measured)} ({counts}); "
-        f"ratio {defaults['snapshot_ratio']:g}, pace {defaults['snapshot_pace'] / processes.MIB:g} MiB/s: the defaults."
-    ]
-    last = measured[-1]
-    bound = SELF + EACH * last.parameters / 1e6
-    for name, (resident, peak) in last.memory.items():
-        owed = f", owed ≤ {bound:.0f}" if name.startswith("adamd") else ""
-        lines.append(f"Memory at {last.parameters:,}, {name}: {resident:.0f} MB resident, {peak:.0f} at most{owed}.")
-    return lines
-
-
-def _results(measured: list[Measured], rest: list[str]) -> str:
-    counts = {row.name: row.count for row in table.rows(measured[-1])}
-    return "\n".join(
-        [
-            "# One run of `make bench`",
-            "",
-            f"{datetime.now(UTC):%Y-%m-%d}, {processes.machine()}; client, servers and stores all on it, over "
-            "loopback. Only the ratios carry over. The disk under the stores is noisy from minute to minute, so "
-            "everything is measured in turns: floor, kernel, memory and SDK step by step; then, on one store "
-            "process, blocks of bulk writer, naive and committed steps in rotating order. "
-            f"With few steps (at {measured[-1].parameters:,}: {counts['memory']} memory, {counts['committed, always']} "
-            f"committed, {counts['naive, always']} naive a store) p99 is close to the worst. Before the timing, three "
-            "steps of every session equalled the NumPy reference bit for bit, and the naive service's within 1e-6.",
-            "",
-            table.markdown(measured),
-            "",
-            *(f"- {line}" for line in rest),
-            "",
-            "floor: raw sockets, the vector up and as much down, reused buffers, another process as peer. kernel: the "
-            "fused kernel alone on one thread. bulk writer: the product's `store.stage(…)`, `write`, `finish` of the "
-            "same bytes, without a server. naive: bench/naive.py. committed and naive share one store process for each "
-            "`appendfsync`, with the settings of adamd's own embedded store.",
-            "",
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -1,87 +1,15 @@
-"""What is compared: each contender makes one step of the same size, from the same gradient, into a reused buffer."""
+"""What runs in the bench's own process: the socket's other end, the kernel alone, the product's bulk writer."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import secrets
-from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-import adamd
 from adamd_service.optim import FusedKernel, State, apply, parse_settings, plan
 from adamd_service.store import RedisStore
+from bench.clock import Floats, timed
 from bench.floor import Floor
-from bench.processes import Service
-
-OCTETS = "application/octet-stream"
-Floats = NDArray[np.float32]
-Durability = Literal["committed", "memory"]
-
-
-class Contender(Protocol):
-    """One row of the table, at one size."""
-
-    name: str
-
-    def step(self) -> None:
-        """Do what is timed."""
-
-    def settle(self) -> None:
-        """Tidy up after some steps; not timed."""
-
-    def close(self) -> None:
-        """Let go of everything, at the other end too."""
-
-
-class Bare:
-    """A client with nothing that could be slow: http.client, one sendall, readinto one buffer."""
-
-    def __init__(self, service: Service) -> None:
-        self._connection = http.client.HTTPConnection(service.host, service.port, timeout=120)
-
-    def exchange(self, method: str, path: str, body: memoryview, into: memoryview) -> http.client.HTTPResponse:
-        """Send ``body``, fill ``into`` with the answer."""
-        connection = self._connection
-        connection.putrequest(method, path, skip_accept_encoding=True)
-        connection.putheader("Content-Type", OCTETS)
-        connection.putheader("Content-Length", str(body.nbytes))
-        connection.endheaders()
-        connection.sock.sendall(body)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise SystemExit(f"{method} {path}: {response.status} {response.read(500)!r}")
-        while into:
-            count = response.readinto(into)
-            if not count:
-                raise SystemExit(f"{method} {path}: the answer is {into.nbytes} bytes short")
-            into = into[count:]
-        response.read()
-        return response
-
-    def json(self, method: str, path: str, document: Any = None) -> Any:
-        """Make a small request."""
-        body = None if document is None else json.dumps(document)
-        self._connection.request(method, path, body, {} if body is None else {"Content-Type": "application/json"})
-        return self._answer(method, path)
-
-    def raw(self, method: str, path: str, body: Floats) -> Any:
-        """Send a flat vector."""
-        self._connection.request(method, path, memoryview(body).cast("B"), {"Content-Type": OCTETS})
-        return self._answer(method, path)
-
-    def _answer(self, method: str, path: str) -> Any:
-        response = self._connection.getresponse()
-        raw = response.read()
-        if response.status >= 300:
-            raise SystemExit(f"{method} {path}: {response.status} {raw[:500]!r}")
-        return json.loads(raw) if raw else None
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
 
 
 class SocketFloor:
@@ -94,6 +22,7 @@ class SocketFloor:
         self._up = memoryview(gradient).cast("B")
         self._down = memoryview(bytearray(gradient.nbytes))
 
+    @timed
     def step(self) -> None:
         self._floor.exchange(self._up, self._down)
 
@@ -117,6 +46,7 @@ class KernelAlone:
         self._settings = parse_settings({"name": "adam"})
         self._kernel = FusedKernel()
 
+    @timed
     def step(self) -> None:
         updates = plan(self._settings, ("vector",), self._state.counts, (True,), self._state.params.dtype)
         apply(self._state, self._gradient, updates, self._bounds, self._out, self._kernel)
@@ -128,63 +58,6 @@ class KernelAlone:
         pass
 
 
-class Session:
-    """A session of adamd, by the bare client."""
-
-    def __init__(
-        self, name: str, service: Service, durability: Durability, parameters: Floats, gradient: Floats
-    ) -> None:
-        self.name = name
-        self._bare = Bare(service)
-        layout = [{"name": "vector", "shape": [len(parameters)]}]
-        asked = {"layout": layout, "dtype": "float32", "durability": durability, "optimizer": {"name": "adam"}}
-        self._path = f"/v1/sessions/{self._bare.json('POST', '/v1/sessions', asked)['id']}"
-        self._bare.raw("PUT", f"{self._path}/parameters", parameters)
-        self._up = memoryview(gradient).cast("B")
-        self.answer = np.empty_like(parameters)
-        self._down = memoryview(self.answer).cast("B")
-        self.number = 0
-
-    def step(self) -> None:
-        self.number += 1
-        self._bare.exchange("PUT", f"{self._path}/steps/{self.number}", self._up, self._down)
-
-    def settle(self) -> None:
-        pass
-
-    def snapshot_step(self) -> int:
-        """Return the step of the newest snapshot."""
-        found: int | None = self._bare.json("GET", self._path)["snapshot_step"]
-        return found or 0
-
-    def close(self) -> None:
-        self._bare.json("DELETE", self._path)
-        self._bare.close()
-
-
-class BySdk:
-    """A session of adamd, by its own SDK."""
-
-    def __init__(
-        self, name: str, service: Service, durability: Durability, parameters: Floats, gradient: Floats
-    ) -> None:
-        self.name = name
-        self._client = adamd.connect(f"http://{service.host}:{service.port}", progress=False)
-        self._session = self._client.create(parameters, lr=1e-3, durability=durability)
-        self._gradient = gradient
-        self.answer = np.empty_like(parameters)
-
-    def step(self) -> None:
-        self._session.step(self._gradient, out=self.answer)
-
-    def settle(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._session.delete()
-        self._client.close()
-
-
 class BulkWriter:
     """The product's own way of writing a body into the store, with nothing around it."""
 
@@ -194,6 +67,7 @@ class BulkWriter:
         self._bytes = memoryview(gradient).cast("B")
         self._written: list[tuple[str, int]] = []
 
+    @timed
     def step(self) -> None:
         attempt = secrets.token_hex(8)
         staging = self._store.stage("s_bench", attempt, self._bytes.nbytes)
@@ -208,26 +82,3 @@ class BulkWriter:
     def close(self) -> None:
         self.settle()
         self._store.close()
-
-
-class Naive:
-    """The naive service, by the bare client."""
-
-    def __init__(self, name: str, service: Service, parameters: Floats, gradient: Floats) -> None:
-        self.name = name
-        self._bare = Bare(service)
-        self._path = f"/{secrets.token_hex(4)}"
-        self._bare.raw("PUT", self._path, parameters)
-        self._up = memoryview(gradient).cast("B")
-        self.answer = np.empty_like(parameters)
-        self._down = memoryview(self.answer).cast("B")
-
-    def step(self) -> None:
-        self._bare.exchange("POST", f"{self._path}/step", self._up, self._down)
-
-    def settle(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._bare.json("DELETE", self._path)
-        self._bare.close()

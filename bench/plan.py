@@ -8,6 +8,7 @@ from dataclasses import dataclass
 # (and the counts) make that every 13th step. A block of 13 committed steps so pays for exactly one snapshot.
 SNAPSHOT_PERIOD = 13
 SNAPSHOT_PHASE = 8  # steps before the timed ones, so that the snapshot falls due, and is written, inside a block
+SMALL = 100_000  # parameters; calls that carry a whole body in one message are compared up to here
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class Size:
 
     parameters: int
     rounds: int
-    interleaved: int  # floor, kernel, memory, SDK: one of each, in turns
+    interleaved: int  # floor, kernel, memory, peers: in turns of ``burst`` steps
+    burst: int  # small steps come in bursts: between single ones, every contender would find its caches cold
     committed: int
     bulk: int
     naive: int
@@ -27,14 +29,27 @@ class Size:
         return self.parameters >= 100_000
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Many sessions stepped by many clients at once: each client steps its own share, one after the other."""
+
+    sessions: int
+    parameters: int
+    clients: int
+    steps: int  # of each session, timed
+    warm: int  # of each session, before
+
+
 FULL = (
-    Size(1_000, rounds=9, interleaved=60, committed=39, bulk=39, naive=39),
-    Size(100_000, rounds=9, interleaved=30, committed=SNAPSHOT_PERIOD, bulk=13, naive=13),
-    Size(1_000_000, rounds=9, interleaved=10, committed=SNAPSHOT_PERIOD, bulk=13, naive=6),
-    Size(10_000_000, rounds=9, interleaved=6, committed=SNAPSHOT_PERIOD, bulk=13, naive=3),
+    Size(1_000, rounds=9, interleaved=60, burst=20, committed=39, bulk=39, naive=39),
+    Size(100_000, rounds=9, interleaved=30, burst=5, committed=SNAPSHOT_PERIOD, bulk=13, naive=13),
+    Size(1_000_000, rounds=9, interleaved=10, burst=2, committed=SNAPSHOT_PERIOD, bulk=13, naive=6),
+    Size(10_000_000, rounds=9, interleaved=6, burst=1, committed=SNAPSHOT_PERIOD, bulk=13, naive=3),
 )
 QUICK = (
-    Size(1_000, rounds=3, interleaved=20, committed=13, bulk=13, naive=13),
-    Size(100_000, rounds=3, interleaved=10, committed=SNAPSHOT_PERIOD, bulk=4, naive=4),
-    Size(1_000_000, rounds=3, interleaved=4, committed=SNAPSHOT_PERIOD, bulk=3, naive=2),
+    Size(1_000, rounds=3, interleaved=20, burst=10, committed=13, bulk=13, naive=13),
+    Size(100_000, rounds=3, interleaved=10, burst=5, committed=SNAPSHOT_PERIOD, bulk=4, naive=4),
+    Size(1_000_000, rounds=3, interleaved=4, burst=2, committed=SNAPSHOT_PERIOD, bulk=3, naive=2),
 )
+FULL_LOAD = Load(200, 10_000, clients=32, steps=50, warm=3)
+QUICK_LOAD = Load(200, 10_000, clients=32, steps=5, warm=1)

@@ -1,139 +1,110 @@
-"""From times to the table: mean, p50 and p99, and ratios from medians of paired rounds."""
+"""The tables: times by contender, comparisons by size, and what was owed; for a terminal and for RESULTS.md."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
 
-import numpy as np
-from rich.table import Table
+from rich.table import Table as Shown
 
-from bench.run import POLICIES, Measured
-
-ROWS = (
-    "floor",
-    "kernel",
-    "memory",
-    "memory, SDK",
-    *(f"{what}, {policy}" for policy in POLICIES for what in ("bulk writer", "committed", "naive")),
-)
+from bench import ratios
+from bench.load import Loaded
+from bench.run import Measured
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One contender at one size, in ms."""
+class Table:
+    """Heads and rows of text; the first column is words, the others are figures."""
 
-    name: str
-    count: int
-    mean: float
-    p50: float
-    p99: float
+    head: list[str]
+    body: list[list[str]]
+
+    def shown(self) -> Shown:
+        """Return it for a terminal."""
+        made = Shown()
+        for number, name in enumerate(self.head):
+            made.add_column(name, justify="right" if number else "left", overflow="fold")
+        for cells in self.body:
+            made.add_row(*cells)
+        return made
+
+    def markdown(self) -> str:
+        """Return it for a page."""
+        rule = ["---", *["---:"] * (len(self.head) - 1)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.head, rule, *self.body))
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """A ratio, what it has to be, and where it should go."""
-
-    name: str
-    value: float
-    owed: float | None = None
-    direction: float | None = None
-
-
-def rows(measured: Measured) -> list[Row]:
-    """Return the rows of one size. With fewer than 100 times, p99 is close to the worst one."""
+def tables(sizes: Sequence[Measured], absent: Mapping[str, str], loads: Sequence[Loaded]) -> list[Table]:
+    """Return all tables of a run."""
     made = []
-    for name in ROWS:
-        times = 1000 * np.array([t for one in measured.times[name] for t in one])
-        p50, p99 = np.percentile(times, (50, 99))
-        made.append(Row(name, len(times), float(times.mean()), float(p50), float(p99)))
+    if sizes:
+        made += [_times(sizes, absent), _compared(sizes), _owed(sizes)]
+    if loads:
+        made.append(_loads(loads))
     return made
 
 
-def ratios(measured: Measured) -> list[Ratio]:
-    """Return the ratios of one size.
-
-    memory: steps that were measured one after the other, the median of their ratios. committed: blocks, so that the
-    snapshots count; the median of the ratios of their means.
-    """
-    large = measured.parameters >= 10_000_000
-    floor, kernel = (_flat(measured, name) for name in ("floor", "kernel"))
-    made = []
-    for name in ("memory", "memory, SDK"):
-        pairs = zip(_flat(measured, name), floor, kernel, strict=True)
-        owed = (1.3, 1.15) if large and name == "memory" else (None, None)
-        made.append(Ratio(f"{name} ÷ (floor + kernel)", median(t / (f + k) for t, f, k in pairs), *owed))
-    for policy in POLICIES:
-        committed, naive, bulk = (_means(measured, f"{w}, {policy}") for w in ("committed", "naive", "bulk writer"))
-        beside = _means(measured, "kernel")
-        owed = (0.25, 0.1) if large else (None, None)
-        pairs_naive = median(c / n for c, n in zip(committed, naive, strict=True))
-        pairs_bulk = median(c / (b + k) for c, b, k in zip(committed, bulk, beside, strict=True))
-        made.append(Ratio(f"committed ÷ naive, {policy}", pairs_naive, *owed))
-        direction = 1.3 if large else None
-        made.append(Ratio(f"committed ÷ (bulk writer + kernel), {policy}", pairs_bulk, None, direction))
-    return made
+def _times(sizes: Sequence[Measured], absent: Mapping[str, str]) -> Table:
+    names = list(dict.fromkeys(name for measured in sizes for name in measured.times))
+    body = [[name, *(_cell(ratios.times(measured, name)) for measured in sizes)] for name in names]
+    body += [[f"{name}: {why}", *["absent" for _ in sizes]] for name, why in absent.items()]
+    return Table(["ms: mean / p50 / p99", *_heads(sizes)], body)
 
 
-def _flat(measured: Measured, name: str) -> list[float]:
-    return [t for one in measured.times[name] for t in one]
+def _compared(sizes: Sequence[Measured]) -> Table:
+    body = []
+    for line in ratios.lines():
+        values = [line.of(measured) for measured in sizes]
+        if any(value is not None for value in values):
+            body.append([line.name, *("–" if value is None else f"{value:.2f}" for value in values)])
+    return Table(["ratio (median of paired rounds)", *_heads(sizes)], body)
 
 
-def _means(measured: Measured, name: str) -> list[float]:
-    return [fmean(one) for one in measured.times[name]]
-
-
-def shown(sizes: list[Measured]) -> list[Table]:
-    """Return the tables for a terminal."""
-    times = Table("ms (mean / p50 / p99)", title="Adam over loopback, float32")
+def _owed(sizes: Sequence[Measured]) -> Table:
+    body = []
     for measured in sizes:
-        times.add_column(f"{measured.parameters:,}", justify="right")
-    for name, cells in _time_lines(sizes):
-        times.add_row(name, *cells)
-    compared = Table("ratio (median of paired rounds)")
-    for measured in sizes:
-        compared.add_column(f"{measured.parameters:,}", justify="right")
-    compared.add_column("owed at 10 M", justify="right")
-    compared.add_column("direction", justify="right")
-    for name, cells in _ratio_lines(sizes):
-        compared.add_row(name, *cells)
-    return [times, compared]
+        for line in ratios.lines():
+            bound = line.bound(measured.parameters)
+            if not bound:
+                continue
+            value = line.of(measured)
+            told = "not measured" if value is None else f"{value:.2f}"
+            holds = {None: "", True: "yes", False: "**no**"}[line.holds(measured)]
+            body.append([line.name, f"{measured.parameters:,}", bound, told, holds])
+    return Table(["owed", "parameters", "bound", "measured", "holds"], body)
 
 
-def markdown(sizes: list[Measured]) -> str:
-    """Return the same tables for RESULTS.md."""
-    heads = [f"{measured.parameters:,}" for measured in sizes]
-    times = _pipe(["ms: mean / p50 / p99", *heads], [[name, *cells] for name, cells in _time_lines(sizes)])
-    compared = _pipe(
-        ["ratio (median of paired rounds)", *heads, "owed at 10 M", "direction"],
-        [[name, *cells] for name, cells in _ratio_lines(sizes)],
-    )
-    return f"{times}\n\n{compared}"
-
-
-def _pipe(head: list[str], body: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
-
-
-def _time_lines(sizes: list[Measured]) -> list[tuple[str, list[str]]]:
-    by_size = [rows(measured) for measured in sizes]
-    return [
-        (name, [f"{_ms(one[i].mean)} / {_ms(one[i].p50)} / {_ms(one[i].p99)}" for one in by_size])
-        for i, name in enumerate(ROWS)
+def _loads(loads: Sequence[Loaded]) -> Table:
+    body = []
+    for one in loads:
+        p50, p99 = one.percentile(50), one.percentile(99)
+        body.append(
+            [
+                one.name,
+                f"{one.speed:,.0f}",
+                f"{_ms(1000 * p50)} / {_ms(1000 * p99)}",
+                f"{p99 / p50:.1f}",
+                "told" if one.bound is None else "yes" if p99 <= one.bound * p50 else "**no**",
+                f"{one.resident:,.0f} / {one.peak:,.0f}",
+            ]
+        )
+    head = [
+        "200 sessions, 32 clients",
+        "steps per second",
+        "ms: p50 / p99",
+        "p99 ÷ p50",
+        "≤ 5",
+        "MB: now / peak",
     ]
+    return Table(head, body)
 
 
-def _ratio_lines(sizes: list[Measured]) -> list[tuple[str, list[str]]]:
-    by_size = [ratios(measured) for measured in sizes]
-    return [
-        (last.name, [*(f"{one[i].value:.2f}" for one in by_size), _bound(last.owed), _bound(last.direction)])
-        for i, last in enumerate(by_size[-1])
-    ]
+def _heads(sizes: Sequence[Measured]) -> list[str]:
+    return [f"{measured.parameters:,}" for measured in sizes]
 
 
-def _bound(value: float | None) -> str:
-    return "" if value is None else f"≤ {value:g}"
+def _cell(times: ratios.Times | None) -> str:
+    return "–" if times is None else f"{_ms(times.mean)} / {_ms(times.p50)} / {_ms(times.p99)}"
 
 
 def _ms(value: float) -> str:

@@ -1,0 +1,1 @@
+"""Programs that run in their peers' own environments: they import NumPy, the peer, and ``turns``; nothing of adamd."""

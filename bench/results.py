@@ -1,0 +1,95 @@
+"""What a run found, and the page that tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from adamd_service.settings import ServerSettings
+from bench import processes, ratios, table
+from bench.load import Loaded
+from bench.run import Measured
+
+SELF = 300.0  # MB that a server may take for itself
+EACH = 32  # bytes that it may take for a parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Everything that was measured; ``absent`` says for each row that has no figures why."""
+
+    sizes: list[Measured]
+    loads: list[Loaded]
+    absent: dict[str, str]
+
+
+def rest(found: Found) -> list[str]:
+    """Return what the tables do not say."""
+    if not found.sizes:
+        return []
+    defaults = {name: field.default for name, field in ServerSettings.model_fields.items()}
+    counts = ", ".join(f"{one.snapshots} at {one.parameters:,}" for one in found.sizes)
+    lines = [
+        f"Snapshots that fell into the committed blocks: {sum(one.snapshots for one in found.sizes)} ({counts}); "
+        f"ratio {defaults['snapshot_ratio']:g}, pace {defaults['snapshot_pace'] / processes.MIB:g} MiB/s: the defaults."
+    ]
+    last = found.sizes[-1]
+    bound = SELF + EACH * last.parameters / 1e6
+    for name, (resident, peak) in last.memory.items():
+        owed = f", owed ≤ {bound:.0f}" if name.startswith("adamd") else ""
+        lines.append(f"Memory at {last.parameters:,}, {name}: {resident:.0f} MB resident, {peak:.0f} at most{owed}.")
+    return lines
+
+
+def page(found: Found) -> str:
+    """Return RESULTS.md."""
+    tables = table.tables(found.sizes, found.absent, found.loads)
+    return "\n".join(
+        [
+            "# One run of `make bench`",
+            "",
+            f"{datetime.now(UTC):%Y-%m-%d}, {processes.machine()}; clients, servers, peers and stores all on it, over "
+            "loopback. Only the ratios carry over. The disk under the stores is noisy from minute to minute, so "
+            "everything is measured in turns: floor, kernel, memory and the peers step by step (small ones in bursts); "
+            "then, on one store process, blocks of bulk writer, naive and committed steps in rotating order."
+            f"{_counts(found.sizes)}",
+            "",
+            "![time by size](results.png)",
+            "",
+            *(part for one in tables for part in (one.markdown(), "")),
+            *(f"- {line}" for line in rest(found)),
+            "",
+            EXPLAINED,
+            "",
+        ]
+    )
+
+
+def _counts(sizes: Sequence[Measured]) -> str:
+    if not sizes:
+        return ""
+    last = sizes[-1]
+    told = {name: one.count for name in last.times if (one := ratios.times(last, name))}
+    return (
+        f" With few steps (at {last.parameters:,}: {told['memory']} memory, {told['committed, always']} committed, "
+        f"{told['naive, always']} naive a store) p99 is close to the worst. Before the timing, three steps of every "
+        "session equalled the NumPy reference bit for bit, those of the naive service and of every peer within 1e-6."
+    )
+
+
+EXPLAINED = """\
+**floor**: raw sockets, the vector up and as much down, reused buffers, another process as peer. **kernel**: the
+fused kernel alone on one thread. **memory**: a session in `memory` over HTTP by a bare client; **SDK**: by adamd's
+own. **bulk writer**: the product's `store.stage(…)`, `write`, `finish` of the same bytes, without a server.
+**naive**: bench/naive.py. committed and naive share one store process for each `appendfsync`, with the settings of
+adamd's own embedded store.
+
+**torch RPC**: two processes on TensorPipe, `rpc_sync` of the gradient, `torch.optim.Adam` at the server, its
+default for a CPU and fused. **MXNet**: push and pull of one key, Adam at the server. **Ray**: an actor with
+torch's Adam. **local Adam**: `torch.optim.Adam` in the program, nothing sent anywhere. Each peer runs in an
+environment of its own (`bench/environments.py`) and times itself; torch and Ray use as many threads as they like.
+
+The load: every client steps its own share of the sessions, one after the other, and has one step under way;
+adamd's by one thread that only sends and counts bytes, torch's by as many threads of one process. Afterwards every
+session of adamd equalled the reference bit for bit: no step lost, none applied twice."""
