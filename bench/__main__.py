@@ -15,6 +15,7 @@ from rich.console import Console
 
 from bench import load, park, plan, plot, processes, results, run, table
 from bench.environments import PEERS
+from bench.table import Found
 
 HERE = Path(__file__).parent
 OUT = HERE / "out"
@@ -32,19 +33,26 @@ def main() -> None:
     def say(line: str) -> None:
         console.print(f"[dim]{time.monotonic() - began:6.1f} s[/dim]  {line}", highlight=False, markup=True)
 
-    found = _run(sizes, crowd, asked.peers, say)
-    for one in table.tables(found.sizes, found.absent, found.loads):
+    found = Found([], [], {})
+    try:
+        _run(found, sizes, crowd, asked.peers, say)
+    finally:  # a part that fails takes nothing away from those before it
+        _write(found)
+    for one in table.tables(found):
         console.print(one.shown())
     console.print("\n".join(results.rest(found)), highlight=False, markup=False)
-    (OUT / "times.json").write_text(json.dumps(asdict(found)))
-    (OUT / "table.md").write_text(results.page(found))
-    if found.sizes:
-        plot.picture(OUT / "results.png", found.sizes, processes.machine())
     whole = not (asked.quick or asked.only or asked.load)
     if whole:
         shutil.copy(OUT / "table.md", HERE / "RESULTS.md")
         shutil.copy(OUT / "results.png", HERE / "results.png")
     say(f"written: {OUT}/table.md" + (f", {HERE}/RESULTS.md and results.png" if whole else ""))
+
+
+def _write(found: Found) -> None:
+    (OUT / "times.json").write_text(json.dumps(asdict(found)))
+    (OUT / "table.md").write_text(results.page(found))
+    if found.sizes:
+        plot.picture(OUT / "results.png", found.sizes, processes.machine())
 
 
 def _asked() -> argparse.Namespace:
@@ -71,19 +79,18 @@ def _asked() -> argparse.Namespace:
     return asked
 
 
-def _run(sizes: tuple[plan.Size, ...], crowd: plan.Load | None, peers: list[str], say: Say) -> results.Found:
+def _run(found: Found, sizes: tuple[plan.Size, ...], crowd: plan.Load | None, peers: list[str], say: Say) -> None:
     data = OUT / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     try:
         with ExitStack() as stack:
             everyone = park.start(stack, OUT, peers, say)
-            found = results.Found([], [], everyone.absent)
+            found.absent.update(everyone.absent)
             for size in sizes:
                 found.sizes.append(run.measure(everyone, size, _prefixed(say, size)))
             if crowd:
                 found.loads.extend(load.measure(everyone, crowd, say))
-            return found
     finally:
         shutil.rmtree(data, ignore_errors=True)
 

@@ -40,7 +40,7 @@ class Client:
         if following is None:
             return False
         path, number = following
-        head = f"PUT {path}/steps/{number} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"PUT {path}/steps/{number} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         self.filled = self.whole = 0
         self.sent = time.perf_counter()
         self.connection.sendall(head.encode() + body)
@@ -158,7 +158,8 @@ class Crowd:
         return json.loads(raw) if raw else None
 
     def _bytes(self, method: str, path: str, body: bytes = b"", media: str = "application/octet-stream") -> bytes:
-        self._control.request(method, path, body or None, {"Content-Type": media} if body else {})
+        about = {"Content-Type": media} if body else {"Accept": media}
+        self._control.request(method, path, body or None, about)
         response = self._control.getresponse()
         raw = response.read()
         if response.status >= 300:

@@ -64,7 +64,7 @@ def start(stack: ExitStack, out: Path, asked: Sequence[str], say: Callable[[str]
         if one.name not in asked:
             absent |= dict.fromkeys(one.rows, "not asked for")
             continue
-        say(f"starting {', '.join(one.rows)} (the first time, its environment is made: minutes)")
+        say(f"starting {', '.join(one.rows)} (its environment is made first, where it is not there yet: minutes)")
         try:
             children.append(enter(child.child(one, directory, out)))
         except Absent as why:

@@ -25,6 +25,7 @@ class Service:
     pid: int
     host: str
     port: int
+    grpc: str = ""  # host:port, of an adamd
 
 
 @contextmanager
@@ -42,7 +43,8 @@ def store(directory: Path, fsync: str) -> Iterator[EmbeddedStore]:
 def adamd(name: str, redis_url: str, directory: Path) -> Iterator[Service]:
     """Run ``adamd serve`` on a store."""
     options = ["serve", "--port", "0", "--grpc-port", "0", "--redis-url", redis_url, "--data-dir", str(directory)]
-    with _service(name, ["-m", "adamd_service", *options], r"adamd is ready at http://([^:]+):(\d+)") as found:
+    ready = r"adamd is ready at http://([^:]+):(\d+) and grpc://(\S+)"
+    with _service(name, ["-m", "adamd_service", *options], ready) as found:
         yield found
 
 
@@ -65,7 +67,7 @@ def _service(name: str, arguments: list[str], ready: str) -> Iterator[Service]:
         for line in process.stdout:
             said.append(line)
             if found := re.search(ready, line):
-                yield Service(name, process.pid, found[1], int(found[2]))
+                yield Service(name, process.pid, found[1], int(found[2]), *found.groups()[2:])
                 return
         raise SystemExit(f"{name} did not start:\n{''.join(said[-20:])}")
     finally:

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from adamd_service.settings import ServerSettings
 from bench import processes, ratios, table
-from bench.load import Loaded
 from bench.run import Measured
+from bench.table import Found
 
 SELF = 300.0  # MB that a server may take for itself
 EACH = 32  # bytes that it may take for a parameter
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Everything that was measured; ``absent`` says for each row that has no figures why."""
-
-    sizes: list[Measured]
-    loads: list[Loaded]
-    absent: dict[str, str]
 
 
 def rest(found: Found) -> list[str]:
@@ -44,7 +34,7 @@ def rest(found: Found) -> list[str]:
 
 def page(found: Found) -> str:
     """Return RESULTS.md."""
-    tables = table.tables(found.sizes, found.absent, found.loads)
+    tables = table.tables(found)
     return "\n".join(
         [
             "# One run of `make bench`",
@@ -81,9 +71,10 @@ def _counts(sizes: Sequence[Measured]) -> str:
 EXPLAINED = """\
 **floor**: raw sockets, the vector up and as much down, reused buffers, another process as peer. **kernel**: the
 fused kernel alone on one thread. **memory**: a session in `memory` over HTTP by a bare client; **SDK**: by adamd's
-own. **bulk writer**: the product's `store.stage(…)`, `write`, `finish` of the same bytes, without a server.
-**naive**: bench/naive.py. committed and naive share one store process for each `appendfsync`, with the settings of
-adamd's own embedded store.
+own. **gRPC stream**: by adamd's own over `grpc://`; unary, lockstep, pipelined (20 steps ahead): by grpcio. **bulk
+writer**: the product's `store.stage(…)`, `write`, `finish` of the same bytes, without a server. **naive**:
+bench/naive.py. committed and naive share one store process for each `appendfsync`, with the settings of adamd's
+own embedded store.
 
 **torch RPC**: two processes on TensorPipe, `rpc_sync` of the gradient, `torch.optim.Adam` at the server, its
 default for a CPU and fused. **MXNet**: push and pull of one key, Adam at the server. **Ray**: an actor with

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bench import parity
+from bench.by_grpc import Lockstep, Pipelined, Unary
 from bench.clock import Compared, Contender, Floats
 from bench.contenders import BulkWriter, KernelAlone, SocketFloor
 from bench.park import POLICIES, Park
-from bench.plan import SNAPSHOT_PERIOD, SNAPSHOT_PHASE, Size
+from bench.plan import SMALL, SNAPSHOT_PERIOD, SNAPSHOT_PHASE, Size
 from bench.processes import forget_peak, memory
 from bench.sessions import BySdk, Naive, Session
 
@@ -75,12 +76,18 @@ def measure(park: Park, size: Size, say: Say) -> Measured:
 
 
 def _field(park: Park, parameters: Floats, gradient: Floats) -> Field:
+    http, stream = f"http://{park.sdk.host}:{park.sdk.port}", f"grpc://{park.sdk.grpc}"
     fast: list[Contender] = [SocketFloor(park.floor, gradient), KernelAlone(parameters, gradient)]
     compared: list[Compared] = [
         Session("memory", park.memory, "memory", parameters, gradient),
-        BySdk("memory, SDK", park.sdk, "memory", parameters, gradient),
-        *(row for child in park.children for row in child.rows(parameters, gradient)),
+        BySdk("memory, SDK", http, "memory", parameters, gradient),
+        BySdk("memory, gRPC stream", stream, "memory", parameters, gradient),
     ]
+    if len(parameters) <= SMALL:
+        fast.append(Pipelined("memory, gRPC stream, pipelined", park.memory, parameters, gradient))
+        compared.append(Unary("memory, gRPC unary", park.memory, parameters, gradient))
+        compared.append(Lockstep("memory, gRPC stream, lockstep", park.memory, parameters, gradient))
+    compared += [row for child in park.children for row in child.rows(parameters, gradient)]
     durable = []
     for policy in POLICIES:
         bulk = BulkWriter(f"bulk writer, {policy}", park.stores[policy].url, gradient)

@@ -107,11 +107,9 @@ class BySdk:
 
     tolerance = 0.0
 
-    def __init__(
-        self, name: str, service: Service, durability: Durability, parameters: Floats, gradient: Floats
-    ) -> None:
+    def __init__(self, name: str, url: str, durability: Durability, parameters: Floats, gradient: Floats) -> None:
         self.name = name
-        self._client = adamd.connect(f"http://{service.host}:{service.port}", progress=False)
+        self._client = adamd.connect(url, progress=False)
         self._session = self._client.create(parameters, lr=1e-3, durability=durability)
         self._gradient = gradient
         self.answer = np.empty_like(parameters)

@@ -13,6 +13,15 @@ from bench.run import Measured
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """Everything that was measured; ``absent`` says for each row that has no figures why."""
+
+    sizes: list[Measured]
+    loads: list[Loaded]
+    absent: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """Heads and rows of text; the first column is words, the others are figures."""
 
@@ -34,13 +43,13 @@ class Table:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.head, rule, *self.body))
 
 
-def tables(sizes: Sequence[Measured], absent: Mapping[str, str], loads: Sequence[Loaded]) -> list[Table]:
+def tables(found: Found) -> list[Table]:
     """Return all tables of a run."""
     made = []
-    if sizes:
-        made += [_times(sizes, absent), _compared(sizes), _owed(sizes)]
-    if loads:
-        made.append(_loads(loads))
+    if found.sizes:
+        made += [_times(found.sizes, found.absent), _compared(found.sizes), _owed(found.sizes)]
+    if found.loads:
+        made.append(_loads(found.loads))
     return made
 
 

@@ -1,4 +1,4 @@
-"""A small Transformer that learns Shakespeare's sonnets letter by letter, beside the same training with torch's own Adam.
+"""A small Transformer that learns Shakespeare's sonnets letter by letter, beside the same training with torch's Adam.
 
 Start a server (`adamd serve`), then: python examples/char_transformer.py [steps] [curves.png]
 """
@@ -36,6 +36,7 @@ class Transformer(nn.Module):
         self.scores = nn.Linear(WIDTH, len(letters))
 
     def forward(self, given):
+        """(batch, length) codes of letters -> (batch, length, letters) scores."""
         length = given.shape[1]
         x = self.letter(given) + self.place(torch.arange(length))
         future = nn.Transformer.generate_square_subsequent_mask(length)
@@ -45,6 +46,7 @@ class Transformer(nn.Module):
 
 
 def batches():
+    """The same for every run: BATCH pieces of CONTEXT letters, and the letter after each."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         begins = torch.randint(len(codes) - CONTEXT - 1, (BATCH, 1), generator=generator)
@@ -52,6 +54,7 @@ def batches():
 
 
 def loss_of(network, batch):
+    """Cross-entropy of every next letter."""
     scores = network(batch[:, :-1])
     return nn.functional.cross_entropy(scores.flatten(0, 1), batch[:, 1:].flatten())
 

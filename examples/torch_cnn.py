@@ -28,12 +28,14 @@ model = torch.nn.Sequential(
 
 
 def batches():
+    """The same for every run: the numbers of 64 images."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         yield torch.randint(TRAINED, (64,), generator=generator)
 
 
 def loss_of(network, picked):
+    """Cross-entropy over the picked images."""
     return torch.nn.functional.cross_entropy(network(images[picked]), labels[picked])
 
 
