@@ -18,6 +18,7 @@ ENCODED = "tests/engine/test_engine_encodings.py"
 ENGINE = "service/adamd_service/engine"
 OPTIM = "service/adamd_service/optim"
 LUA = "service/adamd_service/store/lua"
+GRPC = "service/adamd_service/grpc"
 
 # law, what is taken out, [(file, what stands there, what is put in its place)], the test that sees it
 GUARDS = [
@@ -260,6 +261,64 @@ GUARDS = [
                 "service/adamd_service/http/routes.py",
                 "from adamd.errors import InvalidRequest\n",
                 "import adamd_service.store\nfrom adamd.errors import InvalidRequest\n",
+            )
+        ],
+        "tests/house/test_house.py::test_imports_run_one_way",
+    ),
+    (
+        "6 pieces follow each other without holes or overlaps",
+        [(f"{GRPC}/receiving.py", "        if message.offset != here:", "        if False:")],
+        "tests/grpc/test_grpc_hostile.py::test_pieces_that_do_not_fit_are_refused[1-out of order]",
+    ),
+    (
+        "6 an answer that no message can have is refused before the step",
+        [(f"{ENGINE}/sizes.py", "and nbytes > call.answer_limit:", "and False:")],
+        "tests/grpc/test_grpc_errors.py::test_what_no_single_message_can_answer_is_refused_before_it_is_applied",
+    ),
+    (
+        "7 gRPC calls at once are bounded",
+        [(f"{GRPC}/guard.py", "            if self._running > self._most:", "            if False:")],
+        "tests/grpc/test_grpc_hostile.py::test_calls_at_once_are_bounded",
+    ),
+    (
+        "7 a body's pieces are bounded in number",
+        [(f"{GRPC}/receiving.py", "        if count > most_pieces(here):", "        if False:")],
+        "tests/grpc/test_grpc_hostile.py::test_a_million_tiny_messages_are_not_waited_for[1]",
+    ),
+    (
+        "7 a reader that has stopped reading is given up",
+        [
+            (
+                f"{GRPC}/sending.py",
+                "        async with asyncio.timeout(gap):\n",
+                "        async with asyncio.timeout(None):\n",
+            )
+        ],
+        "tests/grpc/test_grpc_hostile.py::test_a_reader_that_never_reads_is_given_up[StepStream]",
+    ),
+    (
+        "7 what an error has seen is let go of before the call ends",
+        [(f"{GRPC}/guard.py", "    error.__traceback__ = error.__context__ = error.__cause__ = None\n", "")],
+        "tests/grpc/test_grpc_hostile.py::test_a_refused_body_leaves_no_memory_behind[1]",
+    ),
+    (
+        "9 gRPC knows the engine only",
+        [
+            (
+                f"{GRPC}/steps.py",
+                "from adamd.wire.channel import UNARY\n",
+                "import adamd_service.session\nfrom adamd.wire.channel import UNARY\n",
+            )
+        ],
+        "tests/house/test_house.py::test_imports_run_one_way",
+    ),
+    (
+        "9 one transport does not know the other",
+        [
+            (
+                f"{GRPC}/steps.py",
+                "from adamd.wire.channel import UNARY\n",
+                "import adamd_service.http\nfrom adamd.wire.channel import UNARY\n",
             )
         ],
         "tests/house/test_house.py::test_imports_run_one_way",
