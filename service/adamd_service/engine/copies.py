@@ -8,17 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamd.wire.buffers import BufferPool
-from adamd.wire.dtypes import narrow, storage
+from adamd.wire.dtypes import storage
 from adamd_service.engine.calls import Answer, Floats
 from adamd_service.engine.hot import Hot
-
-# The mask that drops the sign, and the bits of the largest finite number.
-_LARGEST: dict[str, tuple[np.unsignedinteger[Any], np.unsignedinteger[Any]]] = {
-    "float16": (np.uint16(0x7FFF), np.uint16(0x7BFF)),
-    "bfloat16": (np.uint16(0x7FFF), np.uint16(0x7F7F)),
-    "float32": (np.uint32(0x7FFFFFFF), np.uint32(0x7F7FFFFF)),
-}
-SLICE = 65_536  # elements rounded at once, so that what that needs stays in the cache
+from adamd_service.optim import narrow
 
 
 class Copies:
@@ -63,13 +56,4 @@ def rounded(parameters: Floats, dtype: str, out: NDArray[Any]) -> int:
     if out.dtype == parameters.dtype:
         np.copyto(out, parameters)
         return 0
-    mask, largest = _LARGEST[dtype]
-    bits = out.view(mask.dtype)
-    overflowed = 0
-    for start in range(0, len(parameters), SLICE):
-        wide, here = parameters[start : start + SLICE], out[start : start + SLICE]
-        narrow(wide, dtype, here)
-        beyond = (bits[start : start + SLICE] & mask) > largest
-        if beyond.any():
-            overflowed += int(np.count_nonzero(beyond & np.isfinite(wide)))
-    return overflowed
+    return narrow(parameters, dtype, out)

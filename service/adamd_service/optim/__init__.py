@@ -6,6 +6,7 @@ from adamd_service.optim.encoded import Encoded, Lazy, Raw, encoded
 from adamd_service.optim.fused import FusedKernel, warm_up
 from adamd_service.optim.gradient import check_gradient
 from adamd_service.optim.kernel import Block, Kernel
+from adamd_service.optim.narrowing import narrow
 from adamd_service.optim.reference import ReferenceKernel
 from adamd_service.optim.scalars import (
     NUMERICS_ID,
@@ -52,6 +53,7 @@ __all__ = [
     "check_state",
     "encoded",
     "merge_settings",
+    "narrow",
     "parse_settings",
     "plan",
     "resolve",

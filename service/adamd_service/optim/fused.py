@@ -17,6 +17,7 @@ import numpy as np
 from adamd_service.optim.compiled import Compiled, compile_loop
 from adamd_service.optim.gradient import compile_scans
 from adamd_service.optim.kernel import Block
+from adamd_service.optim.narrowing import compile_narrowing
 from adamd_service.optim.recurrence import Recurrence, Text, adam, specialise
 from adamd_service.optim.scalars import Scalars, typed
 from adamd_service.optim.widening import compile_widening
@@ -49,6 +50,7 @@ def warm_up(dtypes: Iterable[np.dtype[Any]], progress: Callable[[str], None] | N
     say("gradients")
     compile_scans()
     compile_widening()
+    compile_narrowing()
     for dtype, (coupled, amsgrad, with_out) in product(dtypes, product((False, True), repeat=3)):
         say(f"{dtype.name} adam{' coupled' * coupled}{' amsgrad' * amsgrad}{' with answer' * with_out}")
         _loop(adam, dtype, coupled, amsgrad, with_out)
