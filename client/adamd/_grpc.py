@@ -70,6 +70,14 @@ class GrpcTransport:
         """
         limits = Limits(deadline, self._timeout.inactivity, self._clock, stop, self._watch, self._meter)
         call = Call(self._open(), limits, self._metadata)
+        try:
+            return self._sent(operation, call)
+        except ValueError as error:  # gRPC's word for a channel that was closed under the call
+            if self._closed:
+                raise _closed() from error
+            raise
+
+    def _sent(self, operation: Operation, call: Call) -> Any:
         match operation:
             case _operations.Step():
                 return self._step(operation, call)
@@ -104,7 +112,7 @@ class GrpcTransport:
     def _open(self) -> grpc.Channel:
         with self._lock:
             if self._closed:
-                raise TransportError("this client is closed; connect again", phase="connect", permanent=True)
+                raise _closed()
             if self._owner != os.getpid():
                 words = "gRPC does not survive a fork: connect in the child, or use the server's http:// address"
                 raise TransportError(words, phase="connect", permanent=True)
@@ -162,6 +170,10 @@ class GrpcTransport:
                 self._idle.append(stream)
                 return
         stream.cancel()
+
+
+def _closed() -> TransportError:
+    return TransportError("this client is closed; connect again", phase="connect", permanent=True)
 
 
 def _channel(route: Route, timeout: Timeout) -> grpc.Channel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -49,6 +50,21 @@ Data = bytes | memoryview
 # -- out
 
 
+@contextmanager
+def sayable(what: str) -> Iterator[None]:
+    """Surround the making of a message.
+
+    Raises:
+        InvalidRequest: a value that no message can hold: another type, a number out of range, no Unicode.
+
+    """
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise errors.InvalidRequest(f"{what} cannot be said over gRPC: {error}") from None
+
+
+@sayable("what the session is to be")
 def creation(operation: Create) -> tuple[pb.CreateSessionRequest, Body | None]:
     """Return the request, and the parameters that have to follow it because they are many."""
     given, told = operation.given, operation.document
@@ -72,6 +88,7 @@ def creation(operation: Create) -> tuple[pb.CreateSessionRequest, Body | None]:
     return request, None
 
 
+@sayable("the settings or labels")
 def update(operation: Update) -> pb.UpdateSessionRequest:
     """Return the request."""
     request = pb.UpdateSessionRequest(session=reference(operation.ref))
@@ -82,11 +99,13 @@ def update(operation: Update) -> pb.UpdateSessionRequest:
     return request
 
 
+@sayable("the page")
 def listing(operation: ListSessions) -> pb.ListSessionsRequest:
     """Return the request."""
     return pb.ListSessionsRequest(page_size=operation.size, page_token=operation.token or "")
 
 
+@sayable("the step's settings or metrics")
 def step(operation: Step) -> tuple[pb.StepHeader, tuple[memoryview, ...]]:
     """Return a step's header and its body."""
     dtype, views, names = flat(operation.body)

@@ -89,6 +89,25 @@ def test_ends_that_no_adamd_server_gives_are_not_tried_again(status):
     assert found.extra["permanent"] and status in str(found)
 
 
+def test_what_no_message_can_say_is_refused(server):
+    with adamd.connect(server.grpc_url) as client:
+        session = client.create(np.zeros(2, "f4"))
+        for call in (
+            lambda: client.create(np.zeros(2, "f4"), name=3),
+            lambda: client.create(np.zeros(2, "f4"), labels={"k": 1}),
+            lambda: client.create(np.zeros(2, "f4"), lr=10**400),
+            lambda: client.create(np.zeros(2, "f4"), durability="forever"),
+            lambda: session.update(labels={"k": "\ud800"}),
+            lambda: session.update(lr=10**400),
+            lambda: session.step(np.ones(2, "f4"), settings={"lr": 10**400}),
+            lambda: next(client.sessions(page_size=-1)),
+            lambda: next(client.sessions(page_size=2**40)),
+        ):
+            with pytest.raises(errors.InvalidRequest):
+                call()
+        assert session.info()["step"] == 0
+
+
 # -- peers
 
 
@@ -272,6 +291,28 @@ def test_many_threads_share_a_client(direct, server):
     assert {one.info()["step"] for one in made} == {5}
     for one in made:
         one.delete()
+
+
+def test_a_client_may_be_closed_under_its_calls(direct, server):
+    for _ in range(20):
+        client = adamd.connect(server.grpc_url)
+        session = client.create(np.zeros(100, "f4"), durability="memory")
+        ended = []
+
+        def work():
+            try:
+                while True:
+                    session.step(np.ones(100, "f4"))
+            except Exception as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        session.info()
+        client.close()
+        thread.join(20)
+        assert [type(error) for error in ended] == [TransportError] and "closed" in str(ended[0])
+        direct.session(session.id).delete()
 
 
 def test_a_stopped_attempt_is_not_made(server):
