@@ -29,8 +29,9 @@ def connect(
     """Return a client of the server at ``url``. Nothing is sent before its first call.
 
     Args:
-        url: as ``http://localhost:8000``; by default ``$ADAMD_URL``, else this machine's port 8000. HTTP_PROXY,
-            HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured.
+        url: as ``http://localhost:8000`` or ``grpc://localhost:50051`` (``https://``, ``grpcs://``: TLS); by default
+            ``$ADAMD_URL``, else this machine's port 8000. HTTP_PROXY, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are
+            honoured. A gRPC client does not survive a fork: connect in the child.
         timeout: per phase and overall; a number is the overall one, in seconds.
         api_key: sent as a bearer token; by default ``$ADAMD_API_KEY``.
         on_bad_gradient: what `Session.step` does with NaN or infinity, unless a session says otherwise.
@@ -38,6 +39,7 @@ def connect(
 
     Raises:
         InvalidRequest: no such URL or option.
+        ModuleNotFoundError: ``grpc://`` without ``pip install 'adamd[grpc]'``.
 
     """
     return Client(url, timeout, api_key, on_bad_gradient, progress)

@@ -249,18 +249,18 @@ def refused(call):
 
 
 def faults(client):
-    """Return what each wrong call of this shell is told."""
+    """Return what each wrong call of this shell is told. No whole numbers: protobuf would say 2.0 where JSON says 2."""
     session = client.create(np.zeros(2, "f4"))
     other = client.create(np.float32([3.3e38, 0]), lr=3e37)
     other.step(np.float32([-1, 0]))
     assert other.diverged
     return [
-        refused(lambda: client.create(np.zeros(2, "f4"), lr=-1)),
+        refused(lambda: client.create(np.zeros(2, "f4"), lr=-1.5)),
         refused(lambda: client.create(np.zeros(2, "f4"), name="Not A Name")),
         refused(lambda: client.create(np.zeros(2, "f4"), groups=[{"tensors": ["x"], "lr": 1}])),
-        refused(lambda: session.update(lr=1e300, betas=[2, 3])),
+        refused(lambda: session.update(lr=1e300, betas=[2.5, 3.5])),
         refused(lambda: session.update(learning_rate=1)),
-        refused(lambda: session.step(np.ones(2, "f4"), settings={"lr": -2})),
+        refused(lambda: session.step(np.ones(2, "f4"), settings={"lr": -2.5})),
         refused(lambda: session.step(np.float32([np.inf, 1]))),
         refused(lambda: other.step(np.float32([1, 0])))[:2],
         refused(lambda: client.session("no-such-session")),
@@ -274,8 +274,7 @@ def test_errors_are_typed_and_worded_the_same(server, connect):
         wanted = faults(plain)
     told = faults(connect())
     for one, two in zip(told, wanted, strict=True):
-        assert one[0] is two[0]
-        assert one[2:] == two[2:]
+        assert one == two
 
 
 # -- networks and servers that fail
