@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,95 @@ from adamd._torch_layout import Place
 from adamd._torch_memory import Mirror
 from adamd.errors import HistoryLost, InvalidRequest, StepSuperseded, WrongDtype, WrongLayout
 from adamd.session import Session
+from adamd.wire.layout import Layout
 
 Groups = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The parameters in a session's order, their tensors' ids, and the session's values beside them."""
+
+    places: tuple[Place, ...]
+    held: frozenset[int]
+    mirror: Mirror
+
+
+def found_in(groups: Groups, layout: Layout, dtype: str | None = None) -> Kept:
+    """Find a session's tensors in the groups.
+
+    Raises:
+        WrongLayout: they are others, or of another dtype than the session's.
+
+    """
+    found = _torch_layout.places(groups)
+    kind = _torch_layout.check(found)
+    mine = {place.name: tuple(place.tensor.shape) for place in found}
+    if mine != {tensor.name: tensor.shape for tensor in layout.tensors} or dtype not in (None, kind):
+        raise WrongLayout("the session's tensors are not the parameters of this optimizer")
+    named = {place.name: place for place in found}
+    places = tuple(named[name] for name in layout.names)
+    return Kept(places, frozenset(id(place.tensor) for place in found), Mirror(places, layout, kind))
+
+
+def present_in(kept: Kept, groups: Groups) -> list[Place]:
+    """Return the parameters that have a gradient."""
+    if {id(tensor) for group in groups for tensor in group["params"]} != kept.held:
+        raise InvalidRequest(
+            "the parameters in param_groups are not those that the session was made with; add some with "
+            "optimizer.add_param_group(), or make a new optimizer"
+        )
+    present = [place for place in kept.places if place.tensor.grad is not None]
+    for place in present:
+        _torch_layout.check_gradient(place)
+    return present
+
+
+def check_untouched(mirror: Mirror, step: int) -> bool:
+    """Refuse a model that others have written to: the answer would overwrite it. Before step 1, say whether they did.
+
+    Raises:
+        InvalidRequest, WrongDtype: they have, or have converted it.
+
+    """
+    suspects = mirror.suspects(every=step == 0)
+    if not suspects:
+        return False
+    for place in mirror.converted():
+        raise WrongDtype(
+            f"{place} was converted to {place.tensor.dtype}, the session was made before. Make the optimizer after "
+            "the conversion"
+        )
+    differ = mirror.differ(suspects)
+    if not differ:  # swapped out and back again, as for an average of the weights
+        mirror.mark()
+    elif step > 0:
+        names = ", ".join(str(place) for place in differ[:4]) + (", …" if len(differ) > 4 else "")
+        raise InvalidRequest(
+            f"{names}: changed since step {step} by something else than this optimizer, and the "
+            "session's own would overwrite it. To go on from the changed values: "
+            "optimizer.load_state_dict(optimizer.state_dict()); to drop them: optimizer.refresh()",
+            step=step,
+        )
+    return bool(differ)
+
+
+def read_state(session: Session, places: Sequence[Place], step: int, chain: str) -> _torch_state.State:
+    """Read the state from the server, where it stands as this model does, at ``step`` of ``chain``.
+
+    Raises:
+        HistoryLost, StepSuperseded: it does not.
+
+    """
+    found = _torch_state.unpack(session.export(), places)
+    if found.chain != chain:
+        kind = StepSuperseded if found.step > step else HistoryLost
+        raise kind(
+            f"the server is at step {found.step}, on another history than this model at {step}; "
+            "optimizer.refresh() follows it",
+            step=found.step,
+        )
+    return found.state
 
 
 class Bond:
@@ -32,24 +120,17 @@ class Bond:
 
     def __init__(self, session: Session, groups: Groups, *, adopt: bool) -> None:
         self.session = session
-        found = _torch_layout.places(groups)
-        dtype = _torch_layout.check(found)
-        mine = {place.name: tuple(place.tensor.shape) for place in found}
-        if mine != {tensor.name: tensor.shape for tensor in session.layout.tensors} or session.dtype != dtype:
-            raise WrongLayout("the session's tensors are not the parameters of this optimizer")
-        named = {place.name: place for place in found}
-        self._places = tuple(named[name] for name in session.layout.names)
-        self._held = {id(place.tensor) for place in found}
-        self._members = _torch_settings.members(found)
-        self._mirror = Mirror(self._places, session.layout, dtype)
+        self.kept = found_in(groups, session.layout, session.dtype)
+        self._members = _torch_settings.members(self.kept.places)
+        mirror = self.kept.mirror
         with torch.no_grad():
             if adopt:
                 with self._answered():
-                    session.parameters(out=self._mirror.room)
-                _torch_settings.adopt(groups, self._places, session.settings)
-                self._mirror.write()
+                    session.parameters(out=mirror.room)
+                _torch_settings.adopt(groups, self.kept.places, session.settings)
+                mirror.write()
             else:
-                self._mirror.read()
+                mirror.read()
         self._seen = session.chain
 
     def step(self, groups: Groups, loss: float | None) -> None:
@@ -60,64 +141,58 @@ class Bond:
             AdamdError: whatever `Session.step` raises. The model is as it was, after any of them.
 
         """
-        present = self._present(groups)
+        present = present_in(self.kept, groups)
         if not present:
             return
-        session = self.session
-        self._check_followed()
-        self._check_untouched()
-        gradient = self._mirror.gradients(present)
+        self.check(present)
+        every = self.take(present, groups, loss)
+        self.kept.mirror.write(None if every else present)
+
+    def check(self, present: Sequence[Place]) -> None:
+        """Check that model and session are what they were; before step 1 the session takes the model's values."""
+        if not present:
+            return
+        session, mirror = self.session, self.kept.mirror
+        if session.chain != self._seen:
+            now = session.step_number
+            raise InvalidRequest(
+                f"the session was moved to step {now} past this optimizer: these gradients are not for its parameters; "
+                "optimizer.refresh() copies them into the model",
+                step=now,
+            )
+        if check_untouched(mirror, session.step_number):
+            session.set_parameters({place.name: place.tensor.detach() for place in self.kept.places})
+            mirror.read()
+            self._seen = session.chain
+
+    def take(self, present: Sequence[Place], groups: Groups, loss: float | None) -> bool:
+        """Take the step, into the buffer; return whether all parameters have to be written, not only those present."""
+        session, mirror = self.session, self.kept.mirror
+        gradient = mirror.gradients(present)
         settings = self._changed(groups)
         skipped = session.skipped
         try:
             with self._answered():
-                session.step(gradient, loss, settings=settings, out=self._mirror.room)
+                session.step(gradient, loss, settings=settings, out=mirror.room)
         except BaseException:
-            self._mirror.read()  # an answer may have broken off in it
+            mirror.read()  # an answer may have broken off in it
             raise
-        # Where a bad gradient was skipped, the parameters were read anew, and others may have moved all of them.
-        self._mirror.write(present if session.skipped == skipped else None)
         self._seen = session.chain
+        # Where a bad gradient was skipped, the parameters were read anew, and others may have moved all of them.
+        return session.skipped != skipped
 
     def state(self) -> _torch_state.State:
-        """Read the state from the server, where it stands as this model does.
-
-        Raises:
-            HistoryLost, StepSuperseded: it does not.
-
-        """
-        session = self.session
-        found = _torch_state.unpack(session.export(), self._places)
-        if found.chain != session.chain:
-            kind = StepSuperseded if found.step > session.step_number else HistoryLost
-            raise kind(
-                f"the server is at step {found.step}, on another history than this model at {session.step_number}; "
-                "optimizer.refresh() follows it",
-                step=found.step,
-            )
-        return found.state
+        """Read the state from the server, where it stands as this model does; raises as `read_state`."""
+        return read_state(self.session, self.kept.places, self.session.step_number, self.session.chain)
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
         """Have answers come in the model's dtype; whoever else reads the session gets what they chose."""
-        before, self.session.answer_dtype = self.session.answer_dtype, self._mirror.answer
+        before, self.session.answer_dtype = self.session.answer_dtype, self.kept.mirror.answer
         try:
             yield
         finally:
             self.session.answer_dtype = before
-
-    def _present(self, groups: Groups) -> list[Place]:
-        """Return the parameters that have a gradient."""
-        given = {id(tensor) for group in groups for tensor in group["params"]}
-        if given != self._held:
-            raise InvalidRequest(
-                "the parameters in param_groups are not those that the session was made with; add some with "
-                "optimizer.add_param_group(), or make a new optimizer"
-            )
-        present = [place for place in self._places if place.tensor.grad is not None]
-        for place in present:
-            _torch_layout.check_gradient(place)
-        return present
 
     def _changed(self, groups: Groups) -> dict[str, Any]:
         """Return the settings that the session does not have yet."""
@@ -127,39 +202,3 @@ class Bond:
         if not found.keys().isdisjoint(("name", "amsgrad")):
             raise InvalidRequest("amsgrad and decoupled_weight_decay are fixed; make a new optimizer to change them")
         return found
-
-    def _check_followed(self) -> None:
-        if self.session.chain != self._seen:
-            now = self.session.step_number
-            raise InvalidRequest(
-                f"the session was moved to step {now} past this optimizer: these gradients are not for its parameters; "
-                "optimizer.refresh() copies them into the model",
-                step=now,
-            )
-
-    def _check_untouched(self) -> None:
-        """Refuse a model that others have written to: the answer would overwrite it. Before step 1, take it over."""
-        session = self.session
-        suspects = self._mirror.suspects(every=session.step_number == 0)
-        if not suspects:
-            return
-        for place in self._mirror.converted():
-            raise WrongDtype(
-                f"{place} was converted to {place.tensor.dtype}, the session was made before. Make the optimizer after "
-                "the conversion"
-            )
-        differ = self._mirror.differ(suspects)
-        if not differ:  # swapped out and back again, as for an average of the weights
-            self._mirror.mark()
-        elif session.step_number == 0:
-            session.set_parameters({place.name: place.tensor.detach() for place in self._places})
-            self._mirror.read()
-            self._seen = session.chain
-        else:
-            names = ", ".join(str(place) for place in differ[:4]) + (", …" if len(differ) > 4 else "")
-            raise InvalidRequest(
-                f"{names}: changed since step {session.step_number} by something else than this optimizer, and the "
-                "session's own would overwrite it. To go on from the changed values: "
-                "optimizer.load_state_dict(optimizer.state_dict()); to drop them: optimizer.refresh()",
-                step=session.step_number,
-            )

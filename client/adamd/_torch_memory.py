@@ -42,7 +42,8 @@ class Mirror:
         dtype: the session's.
 
     Attributes:
-        room: the buffer, for `Session.step`.
+        flat: the buffer.
+        room: the same, for `Session.step`.
         answer: the dtype that answers have to come in; None: the session's.
 
     """
@@ -54,10 +55,10 @@ class Mirror:
         self._bounds = layout.bounds
         one = self._dtypes[0] if len(set(self._dtypes)) == 1 else torch.float32
         self.answer = DTYPES[one] if one in NARROW else None
-        flat = self._empty(one)
-        self._views = self._split(flat)
+        self.flat = self._empty(one)
+        self._views = self._split(self.flat)
         self._layout = layout
-        self.room = Flat(layout, self.answer or dtype, (_bytes(flat),))
+        self.room = Flat(layout, self.answer or dtype, (_bytes(self.flat),))
         self._runs = self._planned()
         self._staged: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # made when it is needed
         self.mark()

@@ -15,6 +15,10 @@ server, not the model, holds the parameters:
   (``p.data.clamp_()``) leaves no trace in torch and is lost: write under ``torch.no_grad()`` instead.
 - `torch.optim.Adam`'s ``foreach``, ``fused``, ``capturable`` choose between implementations; here they only travel.
 - The optimizer cannot be pickled or deep-copied; its ``state_dict()`` can.
+
+Where `torch.distributed` is initialised, the optimizers of all ranks are one, as under DistributedDataParallel: rank 0
+sends its gradients (DDP has averaged them) and the others get the answer. So they are made, stepped and refreshed on
+all ranks together, and what fails on one raises on all. Rank 0's settings count. ``state_dict()`` may be called on any.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ except ModuleNotFoundError as error:
 
 from adamd import _torch_layout, _torch_settings, _torch_state
 from adamd._torch_bond import Bond
+from adamd._torch_ranks import Ensemble, Ranks
 from adamd.client import Client, Durability, connect
 from adamd.errors import AdamdError, InvalidRequest, SessionDeleted, StepSuperseded, UnknownSession, WrongReplica
 from adamd.session import OnBadGradient, Session
@@ -71,6 +76,8 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
         on_bad_gradient: "skip" leaves the parameters alone where a gradient has NaN or infinity, and counts it in
             ``optimizer.session.skipped``; "raise" raises `BadGradient`.
         timeout: of a whole call, in seconds, or an `adamd.Timeout`.
+        process_group: the ranks that train this model; None is torch.distributed's default group, where that is
+            initialised. False: this process by itself.
 
     Raises:
         WrongDtype, WrongLayout: parameters that no session takes: complex, float64 among others, sharing memory, …; or
@@ -101,15 +108,19 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
         labels: Mapping[str, str] | None = None,
         on_bad_gradient: OnBadGradient = "raise",
         timeout: Any = None,
+        process_group: Any = None,
     ) -> None:
-        self._bond: Bond | None = None
+        self._bond: Bond | Ensemble | None = None
+        self._made_up = False  # the constructor is through
         self._replaced: Session | None = None  # the one before load_state_dict or add_param_group
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         super().__init__(
             params,
             defaults | {"maximize": maximize, **_torch_settings.PASSIVE, "decoupled_weight_decay": self._decoupled},
         )
-        self._check()
+        self._ranks = Ranks.of(process_group)
+        if self._ranks is None:  # else all ranks check together, in Ensemble
+            self._check()
         if client is not None and (url is not None or timeout is not None):
             raise InvalidRequest("give a client, or a url and a timeout of a new one, not both")
         self._client = connect(url, timeout=timeout) if client is None else client
@@ -119,11 +130,14 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
             "labels": labels,
             "on_bad_gradient": on_bad_gradient,
         }
-        self._bond = Bond(self._made(session), self.param_groups, adopt=session is not None)
+        self._bond = self._bound(lambda: self._made(session), adopt=session is not None)
+        self._made_up = True
 
     @property
     def session(self) -> Session:
-        """The session, made now if `load_state_dict` or `add_param_group` asked for a new one."""
+        """The session, made now if `load_state_dict` or `add_param_group` asked for a new one; on ranks, by a step."""
+        if self._bond is None and self._ranks is not None:
+            raise InvalidRequest("the new session is made by the next step, on all ranks together")
         return self._bonded().session
 
     def close(self) -> None:
@@ -152,7 +166,8 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if any(tensor.grad is not None for group in self.param_groups for tensor in group["params"]):
+        given = (tensor.grad for group in self.param_groups for tensor in group["params"])
+        if self._ranks is not None or any(gradient is not None for gradient in given):
             bond = self._bonded()
             with torch.no_grad():
                 bond.step(self.param_groups, _scalar(loss))
@@ -167,9 +182,7 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
             UnknownSession, SessionDeleted, WrongReplica: it is gone; `load_state_dict` makes a new one.
 
         """
-        session = self._latest()
-        session.refresh()
-        self._bond = Bond(session, self.param_groups, adopt=True)
+        self._bond = self._bound(self._refreshed, adopt=True)
         self.state, self._replaced = defaultdict(dict), None
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,11 +249,11 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
 
         """
         super().add_param_group(param_group)
-        if self._bond is None and self._replaced is None:
-            return  # the constructor's own
+        if not self._made_up:
+            return
         try:
             self._check()
-            if self._bond is not None:
+            if self._bond is not None and self._leads():
                 self.state = defaultdict(dict, self._bond.state())
         except BaseException:
             self.param_groups.pop()
@@ -277,6 +290,20 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
         options = {"optimizer": settings.pop("name"), **settings, **self._options}
         return self._client.create(given, **options) if name is None else self._client.open(name, given, **options)
 
+    def _leads(self) -> bool:
+        return self._ranks is None or self._ranks.leads
+
+    def _bound(self, make: Callable[[], Session], *, adopt: bool) -> Bond | Ensemble:
+        """Bind the model to a session, which rank 0 makes."""
+        if self._ranks is None:
+            return Bond(make(), self.param_groups, adopt=adopt)
+        return Ensemble(self._ranks, make, self.param_groups, adopt=adopt, client=self._client)
+
+    def _refreshed(self) -> Session:
+        session = self._latest()
+        session.refresh()
+        return session
+
     def _latest(self) -> Session:
         """Return the session that there is, or the one that is about to be replaced."""
         session = self._replaced if self._bond is None else self._bond.session
@@ -285,11 +312,11 @@ class Adam(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wher
 
     def _unbind(self) -> None:
         """Let the next step make a new session from ``self.state``."""
-        self._replaced, self._bond = self._latest(), None
+        self._replaced, self._bond = self._latest() if self._leads() else None, None
 
-    def _bonded(self) -> Bond:
+    def _bonded(self) -> Bond | Ensemble:
         if self._bond is None:
-            self._bond = Bond(self._restored(), self.param_groups, adopt=False)
+            self._bond = self._bound(self._restored, adopt=False)
             self._replaced, self.state = None, defaultdict(dict)
         return self._bond
 
