@@ -423,3 +423,23 @@ def test_a_refused_body_leaves_no_memory_behind(grpc_server, caller, durability)
         stream.begin(session, 1, gradient)
         assert refused(stream.answer, S.INVALID_ARGUMENT, "bad_gradient").extra["index"] == LARGE - 1
     comes_back(grpc_server, 3)
+
+
+def test_messages_do_not_ask_the_kernel_for_fresh_pages_each_time(grpc_server, caller):
+    """Without `keep_memory` 16 MB both ways take 5,000 page faults a step, with it 65."""
+
+    def faults():
+        with open(f"/proc/{grpc_server.pid}/stat") as stat:
+            return int(stat.read().rsplit(")", 1)[1].split()[7])
+
+    size = 4_000_000
+    session = caller.create(size)
+    gradient = np.ones(size, "<f4").tobytes()
+    stream = caller.stream()
+    for n in range(1, 9):
+        stream.step(session, n, gradient)
+    before = faults()
+    for n in range(9, 17):
+        stream.step(session, n, gradient)
+    assert (faults() - before) / 8 < 1500
+    stream.end()

@@ -15,6 +15,7 @@ from adamd.wire import channel, pieces
 from adamd.wire.channel import SERVICE
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.engine import Engine
+from adamd_service.grpc.allocator import keep_memory
 from adamd_service.grpc.bulk import Bulk, read_parameters, read_state
 from adamd_service.grpc.guard import Guard, Single, Streaming, reading
 from adamd_service.grpc.sessions import Sessions
@@ -36,6 +37,7 @@ class GrpcServer:
 
     def __init__(self, engine: Engine, telemetry: Telemetry) -> None:
         logging.getLogger("grpc._cython.cygrpc").addFilter(_of_interest)
+        keep_memory()
         limits = engine.limits
         self._guard = Guard(telemetry, limits.calls, limits.upload_gap, lambda: engine.draining)
         self._server = grpc.aio.server(
