@@ -2,6 +2,7 @@
 
 import json
 import queue
+from contextlib import contextmanager
 
 import grpc
 import numpy as np
@@ -12,6 +13,7 @@ from grpc_status import rpc_status
 from adamd.errors import from_problem
 from adamd.wire import channel
 from adamd.wire.v1 import adamd_pb2 as pb
+from servers import Server
 
 MIB = 1 << 20
 F4 = pb.DTYPE_FLOAT32
@@ -189,3 +191,15 @@ class Stream:
     def cancel(self):
         self._requests.put(None)
         self.call.cancel()
+
+
+@contextmanager
+def watched(where, *options, env=None):
+    """A server of a test's own; at its end it has not written a traceback, and ends cleanly."""
+    one = Server(where, *options, env=env).start()
+    try:
+        yield one
+    finally:
+        status = one.stop()
+    assert status == 0, one.log()
+    assert "Traceback" not in one.log() and "unexpected error" not in one.log(), one.log()

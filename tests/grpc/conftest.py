@@ -1,11 +1,7 @@
 """A channel to the shared server, and servers that have to end without a complaint."""
 
-from contextlib import contextmanager
-
 import pytest
-from calling import Caller
-
-from servers import Server
+from calling import Caller, watched
 
 
 @pytest.fixture(scope="session")
@@ -20,14 +16,3 @@ def caller(grpc_server):
     one = Caller(grpc_server)
     yield one
     one.close()
-
-
-@contextmanager
-def watched(where, *options, env=None):
-    one = Server(where, *options, env=env).start()
-    try:
-        yield one
-    finally:
-        status = one.stop()
-    assert status == 0, one.log()
-    assert "Traceback" not in one.log() and "unexpected error" not in one.log(), one.log()

@@ -15,11 +15,10 @@ import time
 import grpc
 import numpy as np
 import pytest
-from calling import MIB, Caller, refused, whole
+from calling import MIB, Caller, refused, watched, whole
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from adamd.wire.v1 import adamd_pb2 as pb
-from conftest import watched
 
 S = grpc.StatusCode
 LARGE = 2_000_000  # elements of a gradient that is received in many pieces
