@@ -172,17 +172,23 @@ def test_a_failed_step_cancels_those_behind_it(relay):
         assert session.info()["step"] == 2
 
 
-def test_a_callback_may_use_the_session(client):
-    session = client.create(np.zeros(2, "f4"))
+def test_a_callback_may_use_the_session(relay):
+    """It runs in the thread that makes the steps, while others are queued behind it."""
     came, over = [], threading.Event()
 
     def then(future):
         came.extend([future.result(), session.step(np.ones(2, "f4"))])
         over.set()
 
-    session.step_async(np.ones(2, "f4")).add_done_callback(then)
-    assert over.wait(30)
-    assert session.step_number == 2 and (came[1] == session.parameters()).all()
+    with adamd.connect(relay.url) as client:
+        session = client.create(np.zeros(2, "f4"))
+        relay.hold()
+        session.step_async(np.ones(2, "f4")).add_done_callback(then)
+        behind = session.step_async(np.ones(2, "f4"))
+        relay.hold(False)
+        assert over.wait(30)
+        behind.result()
+        assert session.step_number == 3 and came[0][0] > came[1][0] > behind.result()[0]
 
 
 def test_what_does_not_fit_is_told_by_the_future(client):

@@ -16,15 +16,17 @@ from peers import Relay, Scripted, answer
 from test_sdk_network import certificate, tls  # noqa: F401 - a fixture
 
 import adamd
+from adamd import _arrays, errors
 from adamd import _grpc_messages as messages
-from adamd import errors
 from adamd._flow import Timeout
 from adamd._grpc import KEPT, GrpcTransport
+from adamd._operations import Info, Step, body_of
 from adamd._progress import meter
 from adamd._route import route
 from adamd._stop import Stop
 from adamd.errors import RetriesExhausted, TransportError
 from adamd.wire import channel, pieces
+from adamd.wire.layout import vector_layout
 from adamd.wire.pieces import Piece
 from adamd.wire.v1 import adamd_pb2 as pb
 
@@ -123,7 +125,7 @@ def test_the_api_key_is_sent_and_kept_out_of_what_is_shown(monkeypatch):
 
 
 class Fake:
-    """A gRPC server that answers as it is told: `steps(header)` gives the pieces of an answer."""
+    """A gRPC server that answers as it is told: `steps(header)` gives the pieces of an answer, None ends the stream."""
 
     def __init__(self, steps=lambda header: ()):
         from concurrent.futures import ThreadPoolExecutor
@@ -145,7 +147,10 @@ class Fake:
         def stream(requests, _context):
             self.streams += 1
             for request in requests:
-                yield from self.steps(request.head)
+                answer = self.steps(request.head)
+                if answer is None:
+                    return
+                yield from answer
 
         codecs = pieces.STREAM_REQUEST.read, pieces.STREAM_RESPONSE.write
         methods = {
@@ -258,18 +263,35 @@ def test_a_step_without_an_answer_is_ended_and_tried_again():
     assert tries[0] == tries[1]
 
 
-def test_kept_streams_are_reused_and_dead_ones_replaced_without_a_pause(direct, server):
+def test_kept_streams_are_reused_and_dead_ones_replaced(direct, server):
     session = direct.create(np.zeros(3, "f4"))
-    no_patience = Timeout(total=1e9)
-    with Relay(server.grpc_port) as relay:
-        with adamd.connect(f"grpc://127.0.0.1:{relay.port}", timeout=no_patience) as client:
-            same = client.session(session.id)
-            for _ in range(5):
-                same.step(np.ones(3, "f4"))
-            assert len(client._transport._idle) == 1
-            relay.drop()
+    with Relay(server.grpc_port) as relay, adamd.connect(f"grpc://127.0.0.1:{relay.port}") as client:
+        same = client.session(session.id)
+        for _ in range(5):
             same.step(np.ones(3, "f4"))
+        assert len(client._transport._idle) == 1
+        relay.drop()
+        same.step(np.ones(3, "f4"))
     assert session.info()["step"] == 6
+
+
+def test_a_kept_stream_that_dies_under_a_step_is_replaced_within_one_attempt():
+    answers = [1, 1, None, 1, None, None]  # the third step's stream dies under it; the fifth's fresh one too
+    given = iter(answers)
+    with Fake(lambda header: next(given) and (Piece(GOOD, 0, PARAMS),)) as fake:
+        transport = GrpcTransport(route(fake.url), QUICK, time.monotonic, meter(False), None)
+        layout, deadline = vector_layout((2,)), time.monotonic() + 20
+        body = body_of(_arrays.matching(np.ones(2, "f4"), layout, "float32", "gradient"), layout)
+        into = (memoryview(bytearray(8)),)
+        step = Step("s_1", 1, "a" * 64, body, "float32", into, settings={}, metrics={})
+        for streams in (1, 1, 2):
+            assert transport.send(step, deadline, Stop()).step == 1
+            assert fake.streams == streams
+        with pytest.raises(TransportError) as caught:
+            transport.send(step, deadline, Stop())
+        assert caught.value.extra["phase"] == "silent" and fake.streams == 3
+        assert bytes(into[0]) == PARAMS
+        transport.close()
 
 
 def test_many_threads_share_a_client(direct, server):
@@ -319,8 +341,6 @@ def test_a_stopped_attempt_is_not_made(server):
     transport = GrpcTransport(route(server.grpc_url), QUICK, time.monotonic, meter(False), None)
     stop = Stop()
     assert stop.set() is False
-    from adamd._operations import Info
-
     with pytest.raises(TransportError, match="cancelled"):
         transport.send(Info(), time.monotonic() + 20, stop)
     transport.close()
