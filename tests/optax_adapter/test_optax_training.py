@@ -20,7 +20,7 @@ pytestmark = pytest.mark.jax
 def test_100_steps_under_jit_are_optaxs(client, dtype, kind, capsys):
     start, given = parameters(dtype), batches(100, dtype)
     options = {} if kind == "adam" else {"weight_decay": 0.05}
-    tx = getattr(adamd.optax, kind)(1e-2, 0.8, 0.99, 1e-6, client=client, **options)
+    tx = getattr(adamd.optax, kind)(1e-2, 0.8, 0.99, 1e-6, client=client, durability="memory", **options)
     ours, state = train(tx, start, given)
     theirs, _ = train(getattr(optax, kind)(1e-2, 0.8, 0.99, 1e-6, **options), start, given)
     with capsys.disabled():
@@ -101,7 +101,7 @@ def test_narrow_parameters_have_a_float32_master_and_every_bit(client, kind):
 def test_schedules(client, dtype):
     start, given = parameters(dtype), batches(30, dtype)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 30)
-    tx = adamd.optax.adam(schedule, client=client)
+    tx = adamd.optax.adam(schedule, client=client, durability="memory")
     ours, state = train(tx, start, given)
     theirs, _ = train(optax.adam(schedule), start, given)
     assert distance(ours, theirs) <= bound(dtype)
