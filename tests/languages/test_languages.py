@@ -44,6 +44,15 @@ def test_a_bit_more_or_less_is_seen(wanted):
     assert bits(f"20 {x:.15g} {y!r}")[20] != wanted[20]
 
 
+def test_what_is_absent_fails_where_all_must_be_there(monkeypatch):
+    monkeypatch.setenv("ADAMD_REQUIRE_ALL", "1")
+    with pytest.raises(pytest.fail.Exception, match="no-such-compiler"):
+        need("curl", "no-such-compiler")
+    monkeypatch.delenv("ADAMD_REQUIRE_ALL")
+    with pytest.raises(pytest.skip.Exception, match="no-such-compiler"):
+        need("curl", "no-such-compiler")
+
+
 def test_the_standard_library(server, wanted):
     assert bits(output(sys.executable, EXAMPLES / "python" / "plain.py", server.url)) == wanted
 
