@@ -1,6 +1,7 @@
 """The clients of a storm: threads that step sessions and write down what was acknowledged."""
 
 import http.client
+import sys
 import threading
 import time
 import traceback
@@ -71,7 +72,13 @@ class Crew:
             wanted = self.by_writer[writer] + more
             came = self.changed.wait_for(lambda: self.by_writer[writer] >= wanted or self.faults, within)
         self.check()
-        assert came, f"only {more - wanted + self.by_writer[writer]} of {more} steps of {writer} in {within} s"
+        done = more - wanted + self.by_writer[writer]
+        assert came, f"only {done} of {more} steps of {writer} in {within} s; it stands at\n{self.where(writer)}"
+
+    def where(self, writer):
+        """Return the stack of a writer's thread."""
+        (ident,) = [one.ident for one in self.members if one.name == writer]
+        return "".join(traceback.format_stack(sys._current_frames()[ident])[-6:])
 
     def check(self):
         assert not self.faults, "\n".join(self.faults)
@@ -126,6 +133,7 @@ class Racer:
         self.name, self.journal, self.seed = name, journal, seed
         self.client = adamd.connect(url, timeout=PATIENCE)
         self.session = self.client.session(journal.name)
+        self.rng = np.random.default_rng(seed)
         self.places = places  # where each racer is; shared
         places[name] = 0
 
@@ -146,6 +154,7 @@ class Racer:
             return
         assert self.session.step_number == number
         crew.note(self.journal, Acknowledged(number, seed, number, self.session.chain, digest(params)))
+        time.sleep(self.rng.uniform(0, 0.02))  # or the one with the faster transport would win for ever
 
     def close(self):
         self.client.close()
