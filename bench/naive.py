@@ -73,7 +73,7 @@ def update(p: Floats, m: Floats, v: Floats, g: Floats, t: int) -> None:
 
 def main() -> None:
     """Serve on a free port of this machine."""
-    app = application(redis.Redis.from_url(sys.argv[1], protocol=2))
+    app = application(redis.Redis.from_url(sys.argv[1], protocol=2, socket_timeout=120))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         print(f"naive is ready at http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
         config = uvicorn.Config(

@@ -31,7 +31,7 @@ def picture(path: Path, sizes: Sequence[Measured], machine: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(13, 6.5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     times, ratios = figure.subplots(1, 2)
     for name, (colour, line) in STYLES.items():
@@ -54,7 +54,7 @@ def picture(path: Path, sizes: Sequence[Measured], machine: str) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(alpha=0.25, which="both", linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
-    times.legend(frameon=False, fontsize=9)
+    figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     figure.suptitle(f"Adam over loopback: the gradient up, the parameters down. {machine}", fontsize=11)
     figure.savefig(path)
 

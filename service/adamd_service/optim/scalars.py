@@ -125,10 +125,9 @@ def typed(scalars: Scalars, dtype: np.dtype[Any]) -> tuple[np.floating[Any], ...
 
     Raises ValueError where `dtype` does not hold one exactly: they were rounded for another session.
     """
-    exact = np.array(scalars, np.float64)
     with np.errstate(over="ignore", under="ignore"):
-        values = exact.astype(dtype)
-    if (values != exact).any():  # as arrays: NumPy would first round a Python float to the other side's dtype
+        values = np.array(scalars, np.float64).astype(dtype)
+    if values.tolist() != list(scalars):  # both as Python's: NumPy would first round one to the other side's dtype
         raise ValueError(f"scalars that are not rounded to {dtype}: {scalars}")
     return tuple(values)
 
