@@ -4,6 +4,7 @@ from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Gradi
 from adamd_service.engine.engine import Engine
 from adamd_service.engine.limits import Limits
 from adamd_service.engine.watching import Seen
+from adamd_service.engine.workers import to_its_end
 
 __all__ = [
     "Answer",
@@ -17,4 +18,5 @@ __all__ = [
     "Seen",
     "StepCall",
     "View",
+    "to_its_end",
 ]

@@ -13,6 +13,7 @@ import xxhash
 from adamd.errors import ShuttingDown, TooLarge, UploadTimeout, WrongLength
 from adamd.wire.buffers import BufferPool, Bytes
 from adamd_service.engine.calls import Body
+from adamd_service.engine.workers import settled
 from adamd_service.optim import Encoded
 from adamd_service.store import Staging
 
@@ -118,7 +119,7 @@ async def receive_exactly(
             work.result()
     finally:
         if work is not None:
-            await _settled(work)
+            await settled(work)  # it must not write into memory that is used again
     await _take_rest(reception, executor, done)
 
 
@@ -133,7 +134,7 @@ async def _take_rest(reception: Reception, executor: Executor, done: int) -> Non
         await asyncio.wait([work])
         work.result()
     finally:
-        await _settled(work)
+        await settled(work)  # it must not write into memory that is used again
 
 
 async def receive_all(body: Body, limit: int, pool: BufferPool, gap: float, draining: Callable[[], bool]) -> Bytes:
@@ -206,12 +207,3 @@ def _still_coming(patience: asyncio.Timeout, gap: float, draining: Callable[[], 
     if draining():
         raise ShuttingDown("the server is shutting down; send the step again, to this address", retry_after=1.0)
     patience.reschedule(min(asyncio.get_running_loop().time(), due) + gap)
-
-
-async def _settled(work: asyncio.Future[None]) -> None:
-    """Wait until a thread is done with the buffer, whatever becomes of us: it must not write into reused memory."""
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError:
-            continue

@@ -18,12 +18,12 @@ class Workers:
         self._tasks: set[asyncio.Future[Any]] = set()
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """Run blocking work in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
+        """Run blocking work in a thread; see `to_its_end`."""
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(self.threads, work, *args))
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for ``work``, and let it run to its end even if the caller is cancelled."""
-        return await asyncio.shield(self.spawn(work))
+        """Begin ``work``, and wait for it; see `to_its_end`."""
+        return await to_its_end(self.spawn(work))
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin ``work``; `close` waits for it."""
@@ -40,7 +40,29 @@ class Workers:
         self.threads.shutdown(wait=True)
 
 
-def _observed(task: asyncio.Task[Any]) -> None:
+async def to_its_end(work: asyncio.Future[T]) -> T:
+    """Wait for what cannot be cut off. A caller that is cancelled is so only when it is over.
+
+    Until then the work uses memory that the caller holds of a budget, and takes one of the places for calls: one that
+    left at once would give both back too early, and the next would be let in beside it, without end.
+    """
+    try:
+        return await asyncio.shield(work)
+    finally:
+        await settled(work)
+
+
+async def settled(work: asyncio.Future[Any]) -> None:
+    """Wait until work is over, however often the waiting is cancelled; its outcome is looked at."""
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            continue
+    _observed(work)
+
+
+def _observed(task: asyncio.Future[Any]) -> None:
     """Look at the outcome, so that asyncio does not complain where the caller went away."""
     if not task.cancelled():
         task.exception()

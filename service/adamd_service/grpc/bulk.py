@@ -10,7 +10,7 @@ from adamd.wire.pieces import Piece
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.states import raw, state_pieces
-from adamd_service.engine import Body, Engine
+from adamd_service.engine import Body, Engine, to_its_end
 from adamd_service.grpc import messages
 from adamd_service.grpc.guard import Context, Guard
 from adamd_service.grpc.receiving import pieces
@@ -60,7 +60,7 @@ class Bulk:
         key, nbytes = messages.key(first.head.idempotency_key), first.head.nbytes
         body = Body(nbytes, pieces(first, nbytes, context), weight=bodies.SAFETENSORS_WEIGHT)
         async with self._engine.whole(body) as read:
-            call = await asyncio.to_thread(bodies.create_from_safetensors, read, key)
+            call = await to_its_end(asyncio.ensure_future(asyncio.to_thread(bodies.create_from_safetensors, read, key)))
             view = await self._engine.create(call)
         made = messages.session(view.head, diverged=view.diverged)
         return pb.RestoreSessionResponse(session=made, replayed=view.repeated)
