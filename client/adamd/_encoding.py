@@ -5,7 +5,9 @@
 C rounds or leaves out (`adamd.wire.encodings`); e is what it dropped, and goes along with the next gradient, so that
 nothing is lost for good. Seide et al. 2014 (1-bit SGD); Karimireddy et al. 2019, arXiv:1901.09847, algorithm 1. It is
 kept in the session's dtype, and moves on only with a step that was acknowledged: a repeated step sends the same bytes,
-and a gradient that was refused has no part in it.
+and a gradient that was refused has no part in it. Where an answer was lost for good, and the script goes on from the
+parameters instead of repeating the step, nobody can tell whether e_t was applied: e is dropped, since it must not count
+twice.
 """
 
 from __future__ import annotations
@@ -106,6 +108,7 @@ class Encoder:
         encoding: from the next step on.
         error_feedback: whether what an encoding drops goes along with the next gradient.
         answer_dtype: what parameters are rounded to on their way here; None: not at all.
+        in_doubt: a gradient was sent, and whether it counts is not known.
 
     """
 
@@ -113,6 +116,7 @@ class Encoder:
         self.encoding: Encoding = "raw"
         self.error_feedback = True
         self.answer_dtype: str | None = None
+        self.in_doubt = False
         self._left: Array | None = None
 
     def choose(self, sending: Sending, dtype: str) -> None:
@@ -153,10 +157,21 @@ class Encoder:
     def sent(self, written: Written) -> None:
         """Note that a gradient was acknowledged."""
         self._left = written.left
+        self.in_doubt = False
 
     def forget(self) -> None:
         """Drop what was left over: the history that it belongs to is no longer this session's."""
         self._left = None
+        self.in_doubt = False
+
+    def moved(self) -> None:
+        """Note that the session went on without an acknowledgement of ours.
+
+        Where a gradient is in doubt, it may be what moved it: then what was left over before it has been applied, and
+        would count twice. So it is dropped, as what cannot be known.
+        """
+        if self.in_doubt:
+            self.forget()
 
 
 def checked(encoding: Any) -> Encoding:

@@ -22,7 +22,7 @@ import numpy as np
 from adamd import _arrays, _operations
 from adamd._encoding import Encoder, Encoding, checked, checked_answer
 from adamd._operations import Operation, Standing, Stepped, body_of
-from adamd.errors import AdamdError, BadGradient, HistoryLost, InvalidRequest
+from adamd.errors import AdamdError, BadGradient, HistoryLost, InvalidRequest, StepConflict, StepSuperseded
 from adamd.wire import safetensors
 from adamd.wire.layout import Layout
 
@@ -148,10 +148,11 @@ class Track:
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now = self.now
         answered = self.encoder.answer_dtype
+        doubtful = self.encoder.in_doubt
         try:
             written = self.encoder.write(gradient, now.layout, now.dtype)
             land = _arrays.landing(now.layout, answered or now.dtype, out, written.parts)
-            told: Stepped = yield _operations.Step(
+            asked = _operations.Step(
                 ref=now.id,
                 number=now.step + 1,
                 chain=now.chain,
@@ -162,7 +163,14 @@ class Track:
                 settings=carried,
                 metrics={name: _finite(name, value) for name, value in measured.items()},
             )
+            self.encoder.in_doubt = True
+            told: Stepped = yield asked
+        except (StepConflict, StepSuperseded) as error:
+            if not error.extra.get("applied"):  # not this gradient; one before it, whose answer was lost, perhaps
+                self.encoder.in_doubt = doubtful
+            raise
         except BadGradient:
+            self.encoder.in_doubt = doubtful
             if self._on_bad_gradient == "raise":
                 raise
             self.skipped += 1
@@ -186,6 +194,8 @@ class Track:
                 f"session.refresh() accepts it; then go on from session.parameters()",
                 step=told.step,
             )
+        if told.step != now.step:
+            self.encoder.moved()
         self._advance(told, {})
         return land.finish()
 

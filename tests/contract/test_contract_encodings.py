@@ -81,6 +81,32 @@ def test_a_step_whose_answer_was_lost_sends_the_same_bytes_and_moves_on_once(
     assert session.info()["step"] == 4
 
 
+def test_what_was_left_does_not_count_twice_where_an_answer_is_lost_for_good(client, connect, kind, server):
+    rng, size = np.random.default_rng(9), 3000
+    gradients = rng.standard_normal((2, size)).astype(np.float32)
+    session = client.create(np.zeros(size, np.float32), encoding="raw")
+    lossy = []
+
+    def cut(number):
+        return (None, 100 if lossy else None, False)
+
+    with Relay(server.grpc_port if kind.startswith("grpc") else server.port, cut) as relay:
+        at = SimpleNamespace(port=relay.port, grpc_port=relay.port)
+        same = connect(at, timeout=adamd.Timeout(total=3)).session(session.id, encoding=adamd.TopK(0.1))
+        same.step(gradients[0])
+        assert same._track.encoder._left.any()
+        lossy.append(True)
+        relay.drop()
+        with pytest.raises(adamd.RetriesExhausted):
+            same.step(gradients[1])
+        assert session.info()["step"] == 2  # it counts, and with it what was left
+        lossy.clear()
+        with pytest.raises(StepConflict):  # with the very gradient whose answer was lost
+            same.step(-gradients[1])
+        same.parameters()
+        assert same.step_number == 2 and same._track.encoder._left is None
+
+
 def test_sparse_steps_and_lazy_ones(client):
     start = {"e": np.ones((50, 4), np.float32), "w": np.ones(3, np.float32)}
     dense, sparse, lazy = (client.create(start, lr=0.1, encoding="int8") for _ in range(3))
