@@ -424,6 +424,25 @@ def test_a_refused_body_leaves_no_memory_behind(grpc_server, caller, durability)
     comes_back(grpc_server, 3)
 
 
+def test_an_idle_stream_keeps_no_message(tmp_path):
+    size = 1_000_000
+    with watched(tmp_path, "--fsync", "everysec") as running:
+        caller = Caller(running)
+        session, gradient = caller.create(size), np.ones(size, np.float32)
+        for number in range(1, 9):
+            stream = caller.stream()
+            stream.step(session, number, gradient, piece=gradient.nbytes)
+            stream.end()
+        before, kept = running.resident(), []
+        for number in range(9, 69):
+            kept.append(caller.stream())
+            kept[-1].step(session, number, gradient, piece=gradient.nbytes)
+        assert running.resident() - before < 20 * gradient.nbytes  # of 60 that came
+        for stream in kept:
+            stream.end()
+        caller.close()
+
+
 def test_messages_do_not_ask_the_kernel_for_fresh_pages_each_time(grpc_server, caller):
     """Without `keep_memory` 16 MB both ways take 5,000 page faults a step, with it 65."""
 

@@ -106,6 +106,21 @@ def test_sessions_are_listed_page_by_page(grpc_server, caller):
     refused(lambda: caller("ListSessions", page_token="x" * 201), S.INVALID_ARGUMENT, "invalid_request")
 
 
+def test_a_page_is_as_long_as_a_message_may_be(grpc_server, caller):
+    labels = {f"label-{i}": "x" * 1024 for i in range(64)}
+    made = {caller.create(1, labels=labels) for _ in range(70)}  # 4.6 MB of labels
+    try:
+        found, token, pages = set(), "", 0
+        while pages == 0 or token:
+            page = caller("ListSessions", page_token=token)
+            found |= {session.id for session in page.sessions}
+            token, pages = page.next_page_token, pages + 1
+        assert made <= found and pages > 1
+    finally:
+        for session in made:
+            caller("DeleteSession", session=session)
+
+
 @BOTH
 @pytest.mark.parametrize("size", [0, 1, 1000, 700_000])
 def test_many_steps_on_one_stream_equal_as_many_alone(caller, durability, size):

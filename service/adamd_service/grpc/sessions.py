@@ -7,6 +7,7 @@ from typing import Any
 import xxhash
 
 from adamd.errors import InvalidRequest
+from adamd.wire.channel import UNARY
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.documents import change
@@ -49,9 +50,13 @@ class Sessions:
             raise InvalidRequest(f"page_size: {size}; at most {LONGEST_PAGE}", path="page_size")
         if len(request.page_token) > LONGEST_TOKEN:
             raise InvalidRequest("page_token: it comes from the page before, as it is", path="page_token")
-        heads, token = await self._engine.list(size, request.page_token or None)
-        made = [messages.session(head, diverged=False, layout=False) for head in heads]
-        return pb.ListSessionsResponse(sessions=made, next_page_token=token or "")
+        while True:
+            heads, token = await self._engine.list(size, request.page_token or None)
+            made = [messages.session(head, diverged=False, layout=False) for head in heads]
+            response = pb.ListSessionsResponse(sessions=made, next_page_token=token or "")
+            if response.ByteSize() <= UNARY or size == 1:
+                return response
+            size = max(1, size // 2)  # long labels: the page ends where the message would be too long
 
     async def update(self, request: pb.UpdateSessionRequest, _context: Context) -> pb.UpdateSessionResponse:
         """Change settings, from the next step on, and labels."""

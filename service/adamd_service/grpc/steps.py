@@ -51,7 +51,7 @@ class Steps:
                 body = Body(header.nbytes, pieces(first, header.nbytes, context), whole=whole)
                 answer = await sender.unless_stuck(self._engine.step(step_call(header, body, None)))
                 await sender.send(answer)
-                del answer
+                del answer, first, whole, body  # a stream may be idle for ever, and keeps no message meanwhile
             await sender.done()
         except AdamdError:
             with suppress(AdamdError):  # the first fault is told; what was answered before it arrives first
