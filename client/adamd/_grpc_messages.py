@@ -341,6 +341,8 @@ def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
     found = _problem(details) if details else None
     if found is not None:
         return found
+    if "larger than max" in words:  # gRPC's own, at either end: no other attempt makes it shorter
+        return errors.TooLarge(f"{status}: {words[:200]}")
     foreign = _FOREIGN.get(status)
     if foreign is not None:
         return foreign(f"{status}: {words[:200]}")

@@ -1,16 +1,19 @@
 """Errors: one status for each class, the whole problem in the details, and nothing changed by what is refused."""
 
 import inspect
+import tracemalloc
 
 import grpc
 import numpy as np
 import pytest
 from calling import F4, Caller, refused, whole
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from adamd import errors
+from adamd.errors import WrongLayout
 from adamd.wire import channel
 from adamd.wire.v1 import adamd_pb2 as pb
+from adamd_service.grpc import messages
 from adamd_service.grpc.status import LONGEST, STATUS, rich, status_of
 
 S = grpc.StatusCode
@@ -152,6 +155,46 @@ CREATIONS = {
 def test_bad_creations_are_refused(caller, bad):
     fields, code = CREATIONS[bad]
     refused(lambda: caller("CreateSession", **fields), S.INVALID_ARGUMENT, code)
+
+
+def test_small_bytes_that_would_be_many_objects_are_refused_by_their_number(caller):
+    """A list of a million empty lists is 4 MB on the wire; unfolded, it held the event loop for seconds."""
+    session = caller.create()
+    before = caller.standing(session)
+    bomb = struct(lr=[])
+    bomb.fields["lr"].list_value.values.extend([Value(list_value=ListValue())] * 500_000)
+    layout, labels = pb.Layout(tensors=[pb.Tensor()] * 100_000), {str(i): "" for i in range(10_000)}
+    fields = {"layout": layout, "dtype": F4}
+    calls = [
+        (
+            lambda: caller.step(session, 1, ONES, settings=bomb),
+            "invalid_settings",
+            f"{bomb.ByteSize()} bytes; at most 1048576",
+        ),
+        (
+            lambda: caller("UpdateSession", session=session, optimizer=bomb),
+            "invalid_settings",
+            f"{bomb.ByteSize()} bytes",
+        ),
+        (lambda: caller("CreateSession", **fields, optimizer=bomb), "invalid_settings", f"{bomb.ByteSize()} bytes"),
+        (lambda: caller("CreateSession", **fields), "wrong_layout", "100000 tensors; at most 16384"),
+        (lambda: caller("CreateSession", **fields, labels=labels), "invalid_request", "labels: 10000; at most 64"),
+        (
+            lambda: caller("UpdateSession", session=session, labels=pb.Labels(labels=labels)),
+            "invalid_request",
+            "labels: 10000; at most 64",
+        ),
+    ]
+    for call, code, words in calls:
+        assert words in refused(call, S.INVALID_ARGUMENT, code).detail
+    assert caller.standing(session) == before
+    tracemalloc.start()
+    try:
+        with pytest.raises(WrongLayout):
+            messages.layout(layout)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_setting_nested_without_end_is_refused(caller):

@@ -75,6 +75,7 @@ def test_bytes_are_cut_into_equal_pieces_and_land_whole(sizes, seed):
         ("UNKNOWN", "Stream removed", TransportError, "silent"),
         ("DEADLINE_EXCEEDED", "", TransportError, "timeout"),
         ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", errors.Busy, None),
+        ("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max (9 vs. 8)", errors.TooLarge, None),
         ("UNAUTHENTICATED", "who are you", errors.RequestError, None),
     ],
 )

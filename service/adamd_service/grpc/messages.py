@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.struct_pb2 import Struct, Value
 
-from adamd.errors import InvalidRequest
+from adamd.errors import InvalidRequest, InvalidSettings, WrongLayout
+from adamd.wire.layout import MAX_TENSORS
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
-from adamd_service.engine import Answer
+from adamd_service.codecs.bodies import MAX_LABELS
+from adamd_service.engine import Answer, to_its_end
 from adamd_service.records import Head, Spec
 
+QUICK = 32 * 1024  # bytes of settings up to which a hop to a thread costs more than unfolding them
 _DTYPES = {1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
 _TO_DTYPE = {
     "float16": pb.DTYPE_FLOAT16,
@@ -84,6 +88,43 @@ def struct(value: Mapping[str, Any]) -> Struct:
     made = Struct()
     made.update(value)
     return made
+
+
+async def unfolded(value: Struct, where: str) -> dict[str, Any]:
+    """Return settings as JSON's parser would give them: a Struct's every number costs a hundred times what JSON's does.
+
+    Raises:
+        InvalidSettings: far too many.
+
+    """
+    nbytes = value.ByteSize()
+    if nbytes > checks.MAX_SETTINGS:
+        raise InvalidSettings(f"{where}: {nbytes} bytes; at most {checks.MAX_SETTINGS}", path=where)
+    return plain(value) if nbytes <= QUICK else await to_its_end(asyncio.ensure_future(asyncio.to_thread(plain, value)))
+
+
+def layout(value: pb.Layout) -> list[dict[str, Any]]:
+    """Return a layout as the JSON document has it.
+
+    Raises:
+        WrongLayout: more tensors than any layout has: each would become objects before it is checked.
+
+    """
+    if len(value.tensors) > MAX_TENSORS:
+        raise WrongLayout(f"{len(value.tensors)} tensors; at most {MAX_TENSORS} are possible")
+    return [{"name": tensor.name, "shape": list(tensor.shape)} for tensor in value.tensors]
+
+
+def labels(value: Mapping[str, str]) -> dict[str, str]:
+    """Return labels.
+
+    Raises:
+        InvalidRequest: more than a session has, as in `layout`.
+
+    """
+    if len(value) > MAX_LABELS:
+        raise InvalidRequest(f"labels: {len(value)}; at most {MAX_LABELS}", path="labels")
+    return dict(value)
 
 
 def plain(value: Struct) -> dict[str, Any]:

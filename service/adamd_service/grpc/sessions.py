@@ -33,7 +33,7 @@ class Sessions:
         size = 0 if given is None else len(given)
         with self._engine.in_flight.hold(bodies.SAFETENSORS_WEIGHT * size):
             kind = messages.dtype(request.parameters_dtype, "parameters_dtype")
-            call = bodies.create_from_vector(_creation(request), given, kind, key, digest)
+            call = bodies.create_from_vector(await _creation(request), given, kind, key, digest)
             view = await self._engine.create(call)
         made = messages.session(view.head, diverged=view.diverged)
         return pb.CreateSessionResponse(session=made, replayed=view.repeated)
@@ -63,9 +63,9 @@ class Sessions:
         ref = checks.session_ref(request.session)
         document: dict[str, Any] = {}
         if request.HasField("optimizer"):
-            document["optimizer"] = messages.plain(request.optimizer)
+            document["optimizer"] = await messages.unfolded(request.optimizer, "optimizer")
         if request.HasField("labels"):
-            document["labels"] = dict(request.labels.labels)
+            document["labels"] = messages.labels(request.labels.labels)
         patch = change(document)
         view = await self._engine.patch(ref, patch.optimizer, patch.labels)
         return pb.UpdateSessionResponse(session=messages.session(view.head, diverged=view.diverged))
@@ -94,17 +94,18 @@ class Sessions:
         )
 
 
-def _creation(request: pb.CreateSessionRequest) -> dict[str, Any]:
+async def _creation(request: pb.CreateSessionRequest) -> dict[str, Any]:
     """Return a creation as the JSON document would say it."""
-    document: dict[str, Any] = {"durability": messages.durability(request.durability), "labels": dict(request.labels)}
+    durability, labels = messages.durability(request.durability), messages.labels(request.labels)
+    document: dict[str, Any] = {"durability": durability, "labels": labels}
     if request.name:
         document["name"] = request.name
     if request.HasField("optimizer"):
-        document["optimizer"] = messages.plain(request.optimizer)
+        document["optimizer"] = await messages.unfolded(request.optimizer, "optimizer")
     kind = messages.dtype(request.dtype, "dtype")
     if kind is not None:
         document["dtype"] = kind
     if request.HasField("layout"):
         document["vector"] = request.layout.vector
-        document["layout"] = [{"name": t.name, "shape": list(t.shape)} for t in request.layout.tensors]
+        document["layout"] = messages.layout(request.layout)
     return document

@@ -32,7 +32,7 @@ class Steps:
         if header.nbytes not in (0, len(message.data)):
             raise InvalidRequest(f"nbytes: {header.nbytes} are told, {len(message.data)} came", path="nbytes")
         body = Body(len(message.data), pieces(message, len(message.data), context), whole=message.data)
-        answer = await self._engine.step(step_call(header, body, UNARY))
+        answer = await self._engine.step(await step_call(header, body, UNARY))
         if answer.parameters is None:
             return Piece(messages.standing(answer), 0, b"")
         if answer.parameters.nbytes > INLINE:
@@ -49,7 +49,7 @@ class Steps:
                 header = _header(first)
                 whole = first.data if len(first.data) == header.nbytes and first.offset == 0 else None
                 body = Body(header.nbytes, pieces(first, header.nbytes, context), whole=whole)
-                answer = await sender.unless_stuck(self._engine.step(step_call(header, body, None)))
+                answer = await sender.unless_stuck(self._engine.step(await step_call(header, body, None)))
                 await sender.send(answer)
                 del answer, first, whole, body  # a stream may be idle for ever, and keeps no message meanwhile
             await sender.done()
@@ -67,7 +67,7 @@ def _header(message: Message) -> pb.StepHeader:
     return message.head
 
 
-def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> StepCall:
+async def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> StepCall:
     """Read a step's header.
 
     Raises:
@@ -79,6 +79,7 @@ def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> St
             "step 0 (whatever is next) wants an idempotency_key, so that a retry cannot apply twice",
             path="idempotency_key",
         )
+    settings = await messages.unfolded(header.settings, "settings") if header.HasField("settings") else None
     return StepCall(
         ref=checks.session_ref(header.session),
         number=checks.step_number(header.step) if header.step else None,
@@ -88,7 +89,7 @@ def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> St
         answer_dtype=messages.dtype(header.answer_dtype, "answer_dtype"),
         if_match=checks.chain(header.if_match, "if_match") if header.if_match else None,
         key=messages.key(header.idempotency_key),
-        settings=checks.settings(messages.plain(header.settings)) if header.HasField("settings") else None,
+        settings=checks.settings(settings),
         metrics=checks.metrics(dict(header.metrics)) or {},
         minimal=header.minimal,
         tensors=tuple(header.tensors),
