@@ -81,7 +81,7 @@ class ServerSettings(BaseSettings):
     in_flight_bytes: int = Field(default_factory=lambda: max(512 * MIB, _physical() // 4), ge=1)
     hot_bytes: int = Field(default_factory=lambda: max(256 * MIB, _physical() // 2), ge=1)
     memory_session_bytes: int = Field(default_factory=lambda: max(256 * MIB, _physical() // 4), ge=1)
-    idle_buffer_bytes: int = Field(160 * MIB, ge=0)
+    idle_buffer_bytes: int = Field(128 * MIB, ge=0)
     upload_gap: float = Field(30.0, gt=0)
     shutdown_grace: float = Field(30.0, gt=0)
     threads: int = Field(32, ge=2, le=256)
