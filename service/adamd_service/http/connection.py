@@ -54,7 +54,7 @@ class GuardedConnection(DirectConnection):
         self._reader_timer: asyncio.TimerHandle | None = None
         self._unsent = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         """Begin to wait for the first head."""
         super().connection_made(transport)
         self._head_timer = self.loop.call_later(self.gap, self._head_is_late)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Any, cast
+from typing import cast
 
 import redis
 
@@ -25,7 +25,9 @@ def collect(client: Client, keys: SessionKeys) -> int:
         for entry in entries:
             found = json.loads(entry)
             if found["kind"] == "snapshot":
-                unlinked += _unlink(client, _snapshot_keys(keys, found["snapshot"]))
+                snapshot = found["snapshot"]
+                arrays = ((array["name"], len(array["chunks"])) for array in snapshot["arrays"] or ())
+                unlinked += _unlink(client, keys.snapshot_chunks(snapshot["id"], arrays))
             else:
                 unlinked += _records(client, keys, int(found["first"]), int(found["last"]))
             client.lrem(keys.garbage, 1, entry.decode())
@@ -49,14 +51,6 @@ def sweep(client: Client, tenant: str) -> int:
     return unlinked
 
 
-def _snapshot_keys(keys: SessionKeys, snapshot: dict[str, Any]) -> list[str]:
-    return [
-        keys.snapshot(snapshot["id"], array["name"], index)
-        for array in snapshot["arrays"] or ()
-        for index in range(len(array["chunks"]))
-    ]
-
-
 def _records(client: Client, keys: SessionKeys, first: int, last: int) -> int:
     """Unlink records and their bodies, the bodies first: a record that is left names them again."""
     unlinked = 0
@@ -68,7 +62,7 @@ def _records(client: Client, keys: SessionKeys, first: int, last: int) -> int:
             count = len(codec.record_from(step, meta, b"").chunks)
         except InternalError:  # damaged: what it had is unlinked all the same, or it would stay for ever
             count = chunks.MOST
-        unlinked += _unlink(client, [keys.chunk(attempt.decode(), i) for i in range(count)])
+        unlinked += _unlink(client, keys.body(attempt.decode(), count))
         unlinked += _unlink(client, [keys.record(step)])
     return unlinked
 

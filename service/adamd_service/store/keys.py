@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adamd_service.records import RING
@@ -52,9 +53,17 @@ class SessionKeys:
         """String: a chunk of a body."""
         return self._key("body", attempt, index)
 
+    def body(self, attempt: str, count: int) -> list[str]:
+        """Every chunk of a body, in order."""
+        return [self.chunk(attempt, index) for index in range(count)]
+
     def snapshot(self, snapshot: str, array: str, index: int) -> str:
         """String: a chunk of a snapshot's array."""
         return self._key("snapshot", snapshot, array, index)
+
+    def snapshot_chunks(self, snapshot: str, arrays: Iterable[tuple[str, int]]) -> list[str]:
+        """Every chunk of a snapshot, in order; ``arrays`` are (name, how many chunks)."""
+        return [self.snapshot(snapshot, name, index) for name, count in arrays for index in range(count)]
 
     def fence(self, attempt: str) -> str:
         """String with a TTL: this attempt must not commit any more."""

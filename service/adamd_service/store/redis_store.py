@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import redis
@@ -218,7 +219,7 @@ class RedisStore:
     def discard(self, session_id: str, attempt: str, count: int) -> None:
         """Unlink the chunks of an attempt that can no longer commit; their TTL does the same, later."""
         names = SessionKeys(session_id)
-        chunks.unlink(self._client, [names.chunk(attempt, i) for i in range(count)])
+        chunks.unlink(self._client, names.body(attempt, count))
 
     def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
         """Put one record into the log and move the head, or say why not. Never sent twice.
@@ -228,7 +229,7 @@ class RedisStore:
 
         """
         names, record, key = SessionKeys(session_id), commit.record, commit.idempotency
-        body = [names.chunk(record.attempt, i) for i in range(len(record.chunks))]
+        body = names.body(record.attempt, len(record.chunks))
         client_key = names.idempotency("" if key is None else key.key)
         named = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
         entry = Entry(record.step, record.digest, record.attempt, record.chain)
@@ -310,9 +311,7 @@ class RedisStore:
             memoryview(into)[:] = record.inline
             return
         names = SessionKeys(session_id)
-        chunks.read_chunks(
-            self._client, [names.chunk(record.attempt, i) for i in range(len(record.chunks))], record.chunks, into
-        )
+        chunks.read_chunks(self._client, names.body(record.attempt, len(record.chunks)), record.chunks, into)
 
     def read_array(self, session_id: str, snapshot: str, ref: ArrayRef, into: Bytes) -> None:
         """Fill ``into`` with an array of a snapshot; raises ChunkMissing."""
@@ -393,12 +392,8 @@ def _outcome(verdict: list[bytes]) -> CommitOutcome:
 
 
 def _chunk_keys(names: SessionKeys, snapshots: tuple[SnapshotRef, ...]) -> list[str]:
-    return [
-        names.snapshot(ref.id, array.name, i)
-        for ref in snapshots
-        for array in ref.arrays
-        for i in range(len(array.chunks))
-    ]
+    found = (names.snapshot_chunks(ref.id, ((a.name, len(a.chunks)) for a in ref.arrays)) for ref in snapshots)
+    return list(chain.from_iterable(found))
 
 
 def _lengths(snapshots: tuple[SnapshotRef, ...]) -> list[int]:
