@@ -37,7 +37,8 @@ def _compile(source: str, name: str, signature: tuple[Any, ...], filename: str, 
     import numba
     import numpy as np
 
-    namespace: dict[str, Any] = {"sqrt": np.sqrt, "uint32": np.uint32, "float32": np.float32, "__name__": __name__}
+    types = {"uint32": np.uint32, "float32": np.float32, "float64": np.float64}
+    namespace: dict[str, Any] = {"sqrt": np.sqrt, **types, "__name__": __name__}
     exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - our own text, generated from the recurrence
     decorate = numba.njit([signature], cache=cache, **OPTIONS)
     loop: Compiled = decorate(namespace[name])
