@@ -35,4 +35,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean: ## remove what make made
-	rm -rf $(VENV) .bench .venv-proto .venv-torch .venv-jax .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench .venv-proto .venv-torch .venv-jax .nvrtc .pytest_cache .mypy_cache .ruff_cache .hypothesis
