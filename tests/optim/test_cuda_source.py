@@ -66,7 +66,8 @@ def test_1000_idle_steps(case, dtype):
         run(kernel, [{**scalars, **constants, **mine, "g": gradient}], 1, 1)
         for name, array in arrays.items():
             assert differing(array, mine[name]) == 0, (name, t)
-            subnormal += int(np.count_nonzero((array != 0) & (np.abs(array) < np.finfo(dtype).smallest_normal)))
+            if name != "p":  # a parameter may be subnormal; what decays beside it may not
+                subnormal += int(np.count_nonzero((array != 0) & (np.abs(array) < np.finfo(dtype).smallest_normal)))
     assert subnormal == 0
 
 
