@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 
-_LATER = ("aio", "optax", "torch")
+_LATER = ("aio", "checkpoints", "optax", "torch")
 
 
 def __getattr__(name: str) -> ModuleType:

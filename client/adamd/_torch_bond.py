@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adamd import _torch_layout, _torch_settings, _torch_state
+from adamd._torch_kinds import Kind, kind_of
 from adamd._torch_layout import Place
 from adamd._torch_memory import Mirror
 from adamd.errors import HistoryLost, InvalidRequest, StepSuperseded, WrongDtype, WrongLayout
@@ -87,17 +88,17 @@ def check_untouched(mirror: Mirror, step: int) -> bool:
     return bool(differ)
 
 
-def read_state(session: Session, places: Sequence[Place], step: int, chain: str) -> _torch_state.State:
+def read_state(session: Session, places: Sequence[Place], kind: Kind, step: int, chain: str) -> _torch_state.State:
     """Read the state from the server, where it stands as this model does, at ``step`` of ``chain``.
 
     Raises:
         HistoryLost, StepSuperseded: it does not.
 
     """
-    found = _torch_state.unpack(session.export(), places)
+    found = _torch_state.unpack(session.export(), places, kind)
     if found.chain != chain:
-        kind = StepSuperseded if found.step > step else HistoryLost
-        raise kind(
+        moved = StepSuperseded if found.step > step else HistoryLost
+        raise moved(
             f"the server is at step {found.step}, on another history than this model at {step}; "
             "optimizer.refresh() follows it",
             step=found.step,
@@ -120,6 +121,7 @@ class Bond:
 
     def __init__(self, session: Session, groups: Groups, *, adopt: bool) -> None:
         self.session = session
+        self._kind = kind_of(groups)
         self.kept = found_in(groups, session.layout, session.dtype)
         self._members = _torch_settings.members(self.kept.places)
         mirror = self.kept.mirror
@@ -183,7 +185,7 @@ class Bond:
 
     def state(self) -> _torch_state.State:
         """Read the state from the server, where it stands as this model does; raises as `read_state`."""
-        return read_state(self.session, self.kept.places, self.session.step_number, self.session.chain)
+        return read_state(self.session, self.kept.places, self._kind, self.session.step_number, self.session.chain)
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
@@ -199,6 +201,6 @@ class Bond:
         known = self.session.settings
         wanted = _torch_settings.settings(groups, self._members)
         found = {key: value for key, value in wanted.items() if value != known.get(key)}
-        if not found.keys().isdisjoint(("name", "amsgrad")):
-            raise InvalidRequest("amsgrad and decoupled_weight_decay are fixed; make a new optimizer to change them")
+        if not found.keys().isdisjoint(("name", *self._kind.fixed)):
+            raise InvalidRequest(f"{', '.join(self._kind.fixed)} are fixed; make a new optimizer to change them")
         return found

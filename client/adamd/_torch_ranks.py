@@ -14,6 +14,7 @@ from torch import distributed
 
 from adamd import _torch_layout, _torch_settings
 from adamd._torch_bond import Bond, Groups, check_untouched, found_in, present_in, read_state
+from adamd._torch_kinds import kind_of
 from adamd._torch_memory import Mirror
 from adamd._torch_state import State
 from adamd.client import Client
@@ -96,7 +97,7 @@ class Ensemble:
     def __init__(
         self, ranks: Ranks, make: Callable[[], Session], groups: Groups, *, adopt: bool, client: Client
     ) -> None:
-        self._ranks, self._client = ranks, client
+        self._ranks, self._client, self._kind = ranks, client, kind_of(groups)
         self._bond: Bond | None = None  # on rank 0
         self._followed: Session | None = None
         told = ranks.agree(lambda: _described(groups))
@@ -169,7 +170,7 @@ class Ensemble:
         if self._bond is not None:
             return self._bond.state()
         _, step, chain = self._told
-        return read_state(self.session, self._kept.places, step, chain)
+        return read_state(self.session, self._kept.places, self._kind, step, chain)
 
     @property
     def _mirror(self) -> Mirror:
@@ -184,7 +185,7 @@ class Ensemble:
 def _described(groups: Groups) -> Any:
     places = _torch_layout.places(groups)
     _torch_layout.check(places)
-    _torch_settings.kind(groups)
+    _torch_settings.fixed(groups)
     return [(place.name, place.group, tuple(place.tensor.shape), str(place.tensor.dtype)) for place in places]
 
 

@@ -9,33 +9,31 @@ from typing import Any
 
 import torch
 
+from adamd._torch_kinds import Kind, kind_of
 from adamd._torch_layout import Place
 from adamd.errors import InvalidRequest, InvalidSettings
 
-# Those that may differ between groups and change between steps.
-CHANGING = ("lr", "betas", "eps", "weight_decay", "maximize")
-# What else torch 2.13's Adam keeps in a group. They choose between its own implementations; here they only travel
-# through state_dict(), so that it loads there unchanged.
-PASSIVE = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
+Groups = Sequence[Mapping[str, Any]]
 
 
-def kind(groups: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
-    """Return what a session is made with for good: "adam" or "adamw", and whether it is amsgrad.
+def fixed(groups: Groups) -> dict[str, Any]:
+    """Return what a session is made with for good: its name, whether it is amsgrad, ….
 
     Raises:
         InvalidRequest: the groups disagree, or want something that a remote step cannot do.
 
     """
-    found = {(bool(group["decoupled_weight_decay"]), bool(group["amsgrad"])) for group in groups}
-    if len(found) > 1:
+    kind = kind_of(groups)
+    found = [({"name": kind.name(group), **kind.settled(group)}, kind.arrays(group)) for group in groups]
+    if any(other != found[0] for other in found):
+        once = sorted({*kind.fixed, *(("momentum",) if "momentum" in kind.changing else ())})
         raise InvalidRequest(
-            "param groups differ in amsgrad or decoupled_weight_decay, which a session has for all of its tensors; "
+            f"param groups differ in {' or '.join(once)}, which a session has for all of its tensors; "
             "give each kind an optimizer of its own"
         )
     if any(group["differentiable"] for group in groups):
         raise InvalidRequest("differentiable=True: a step at a server cannot be differentiated through")
-    ((decoupled, amsgrad),) = found
-    return "adamw" if decoupled else "adam", amsgrad
+    return found[0][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +56,16 @@ def members(places: Sequence[Place]) -> Members:
     return Members(max(names, key=lambda index: (weights[index], -index)), dict(sorted(names.items())))
 
 
-def settings(groups: Sequence[Mapping[str, Any]], given: Members) -> dict[str, Any]:
+def settings(groups: Groups, given: Members) -> dict[str, Any]:
     """Return the whole settings that these groups mean, as a session's document has them."""
-    values, base = [_values(group) for group in groups], given.base
+    kind, once = kind_of(groups), fixed(groups)
+    values, base = [_values(group, kind) for group in groups], given.base
     overrides = []
     for index, names in given.names.items():
         over = {key: value for key, value in values[index].items() if value != values[base][key]}
         if over:
             overrides.append({"tensors": names, **over})
-    name, amsgrad = kind(groups)
-    return {"name": name, "amsgrad": amsgrad, **values[base], "groups": overrides}
+    return {**once, **values[base], "groups": overrides}
 
 
 def adopt(groups: Sequence[dict[str, Any]], places: Sequence[Place], known: Mapping[str, Any]) -> None:
@@ -77,45 +75,69 @@ def adopt(groups: Sequence[dict[str, Any]], places: Sequence[Place], known: Mapp
         InvalidSettings: it has different ones for tensors of one group, or is of another kind; nothing was written.
 
     """
-    mine, theirs = kind(groups), (known.get("name"), known.get("amsgrad"))
-    if mine != theirs:
-        raise InvalidSettings(
-            f"the session is {theirs[0]} with amsgrad={theirs[1]}, this optimizer {mine[0]} with amsgrad={mine[1]}; "
-            f"make it as adamd.torch.{'AdamW' if theirs[0] == 'adamw' else 'Adam'}(…, amsgrad={theirs[1]})"
-        )
+    kind = kind_of(groups)
+    check_kind(groups, known)
     over = {name: group for group in known.get("groups", ()) for name in group["tensors"]}
     found: dict[int, dict[str, Any]] = {}
     for place in places:
-        resolved = {key: over.get(place.name, {}).get(key, known[key]) for key in CHANGING}
+        resolved = {key: over.get(place.name, {}).get(key, known[key]) for key in kind.changing}
         if found.setdefault(place.group, resolved) != resolved:
             raise InvalidSettings(
                 f"{place} has other settings in the session than the rest of param group {place.group}; give the "
                 "parameters in the groups that the session was made with"
             )
     for index, resolved in found.items():
-        _write(groups[index], resolved)
+        _write(groups[index], resolved, kind)
 
 
-def _values(group: Mapping[str, Any]) -> dict[str, Any]:
-    beta1, beta2 = group["betas"]
-    return {
-        "lr": _number(group["lr"]),
-        "betas": [_number(beta1), _number(beta2)],
-        "eps": _number(group["eps"]),
-        "weight_decay": _number(group["weight_decay"]),
-        "maximize": bool(group["maximize"]),
-    }
+def check_kind(groups: Groups, known: Mapping[str, Any]) -> None:
+    """Compare a session's settings with the groups in what is fixed.
+
+    Raises:
+        InvalidSettings: it is of another kind.
+
+    """
+    mine = fixed(groups)
+    theirs = {key: known.get(key) for key in mine}
+    if mine != theirs:
+        differ = [key for key in mine if mine[key] != theirs[key]]
+        raise InvalidSettings(
+            f"the session is {_told(theirs, differ)}, this optimizer {_told(mine, differ)}; make it as adamd.torch."
+            f"{_class(str(theirs['name']))}(…{''.join(f', {key}={theirs[key]}' for key in differ if key != 'name')})"
+        )
 
 
-def _write(group: dict[str, Any], resolved: Mapping[str, Any]) -> None:
-    mine = _values(group)
+def _told(found: Mapping[str, Any], differ: Sequence[str]) -> str:
+    said = [f"{key}={found[key]}" for key in differ if key != "name"]
+    return str(found["name"]) + (f" with {', '.join(said)}" if said else "")
+
+
+def _class(name: str) -> str:
+    known = {"adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "radam": "RAdam", "rmsprop": "RMSprop", "sgd": "SGD"}
+    return known.get(name, name.capitalize())
+
+
+def _values(group: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, default in kind.changing.items():
+        if isinstance(default, bool):
+            found[key] = bool(group[key])
+        elif isinstance(default, tuple):
+            found[key] = [_number(value) for value in group[key]]
+        else:
+            found[key] = _number(group[key])
+    return found
+
+
+def _write(group: dict[str, Any], resolved: Mapping[str, Any], kind: Kind) -> None:
+    mine = _values(group, kind)
     for key, value in resolved.items():
         if value == mine[key]:
             continue
         if isinstance(group[key], torch.Tensor):  # who gave a tensor may hold on to it, as a scheduler does
             group[key].fill_(value)
         else:
-            group[key] = tuple(value) if key == "betas" else value
+            group[key] = tuple(value) if isinstance(value, list) else value
 
 
 def _number(value: Any) -> float:

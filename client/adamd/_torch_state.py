@@ -1,30 +1,29 @@
-"""A session's exported state as `torch.optim.Adam`'s ``optimizer.state``, and back.
+"""A session's exported state as a torch optimizer's ``optimizer.state``, and back.
 
-Export: safetensors with ``param:<name>``, ``exp_avg:<name>``, ``exp_avg_sq:<name>``, with amsgrad
-``max_exp_avg_sq:<name>``, and each tensor's count of updates in the metadata. torch: for each parameter that was ever
-updated ``{"step": float32 scalar, "exp_avg", "exp_avg_sq"[, "max_exp_avg_sq"]}``, in the parameter's own dtype, device
-and memory format. Of a bfloat16 or float16 parameter they are float32, and so is its master, "master_param".
+torch keeps for each parameter that was ever updated ``{"step": float32 scalar, "exp_avg", "exp_avg_sq", …}``, the
+arrays in the parameter's own dtype, device and memory format. Of a bfloat16 or float16 parameter they are float32, and
+so is its master, "master_param".
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 
+from adamd import _export
+from adamd._export import PARAMETERS, Draft, Export
+from adamd._torch_kinds import Kind
 from adamd._torch_layout import NARROW, Place
 from adamd.errors import InvalidState
-from adamd.wire import safetensors
-from adamd.wire.dtypes import storage
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-LARGEST = "max_exp_avg_sq"
 MASTER = "master_param"  # as transformer_engine's FusedAdam calls it
+ASKED = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}  # by which setting
+MOST = 2**53  # a float64 counts so far
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -37,64 +36,73 @@ class Unpacked:
     state: State
 
 
-def unpack(export: bytes, places: Sequence[Place]) -> Unpacked:
+def unpack(export: bytes, places: Sequence[Place], kind: Kind) -> Unpacked:
     """Read an export. Parameters that were never updated have no state, as in torch."""
-    body = memoryview(bytearray(export))  # writable, which torch wants of memory that it looks at
-    header = safetensors.read_header(body)
-    told = json.loads(header.metadata["adamd"])
-    stored = {item.tensor.name: item for item in header.tensors}
-    counts: dict[str, int] = told["state"]["counts"]
+    found = _export.read(export)
+    return Unpacked(found.step, found.chain, laid_out(found, places, kind))
+
+
+def laid_out(found: Export, places: Sequence[Place], kind: Kind) -> State:
+    """Return the state in torch's layout, in memory of its own."""
     state: State = {}
     for place in places:
-        if not counts[place.name]:
-            continue
-        mine = {"step": _count(counts[place.name])}
+        count = found.counts[place.name]
         narrow = place.tensor.dtype in NARROW
-        for array in (*MOMENTS, LARGEST, *((MASTER,) if narrow else ())):
-            item = stored.get(f"{'param' if array == MASTER else array}:{place.name}")
-            if item is None:  # no amsgrad
+        if not count and not kind.always:
+            continue
+        mine = {"step": _number(count)} if kind.counts else {}
+        for number in kind.numbers:
+            mine[number] = _number(found.carried[place.name][number])
+        for array, values in found.arrays.items():
+            if array == PARAMETERS and not narrow:
                 continue
-            flat = np.frombuffer(
-                body[header.data_start + item.start : header.data_start + item.end], storage(item.dtype)
-            )
             dtype = torch.float32 if narrow else place.tensor.dtype
-            mine[array] = torch.empty_like(place.tensor, dtype=dtype, requires_grad=False)
-            mine[array].copy_(torch.from_numpy(flat.reshape(item.tensor.shape)))
-        state[place.tensor] = mine
-    return Unpacked(told["step"], told["chain"], state)
+            held = torch.empty_like(place.tensor, dtype=dtype, requires_grad=False)
+            mine[MASTER if array == PARAMETERS else array] = held.copy_(torch.from_numpy(values[place.name]))
+        if mine:
+            state[place.tensor] = mine
+    return state
 
 
-def pack(places: Sequence[Place], state: Mapping[torch.Tensor, Any], settings: Mapping[str, Any]) -> memoryview:
+def pack(
+    places: Sequence[Place], state: Mapping[torch.Tensor, Any], settings: Mapping[str, Any], kind: Kind, step: int = 0
+) -> memoryview:
     """Write the export of a session with the parameters as they are now and this state.
 
     Args:
         places: all parameters, as `_torch_layout.check` wants them.
         state: in torch's layout, checked by `check`.
-        settings: the whole of them, with name and amsgrad.
+        settings: the whole of them, with the name.
+        kind: what the state is of.
+        step: the session's, where it is more than the largest count.
 
     """
-    dtype = "float64" if any(place.tensor.dtype == torch.float64 for place in places) else "float32"
-    arrays = ("param", *MOMENTS, *((LARGEST,) if settings["amsgrad"] else ()))
-    counts = {place.name: int(state.get(place.tensor, {}).get("step", 0)) for place in places}
-    told = {
-        "optimizer": dict(settings),
-        "dtype": dtype,
-        "state": {"step": max(counts.values()), "counts": counts},
-    }
-    tensors = [(f"{array}:{place.name}", dtype, tuple(place.tensor.shape)) for array in arrays for place in places]
-    head = safetensors.write_header(tensors, {"adamd": json.dumps(told, allow_nan=False)})
-    itemsize = storage(dtype).itemsize
-    body = np.empty(len(head) + len(arrays) * itemsize * sum(place.tensor.numel() for place in places), np.uint8)
-    body[: len(head)] = np.frombuffer(head, np.uint8)
-    rest = torch.from_numpy(body[len(head) :].view(storage(dtype)))  # the header is padded, so this is aligned
-    start = 0
-    for array in arrays:
-        for place in places:
-            end = start + place.tensor.numel()
-            mine = _parameter(place, state) if array == "param" else state.get(place.tensor, {}).get(array)
-            _fill(rest[start:end].view(place.tensor.shape), mine)
-            start = end
-    return memoryview(body)
+    wide = any(place.tensor.dtype == torch.float64 for place in places)
+    names = kind.arrays(settings)
+    kept = {place.name: state.get(place.tensor) or {} for place in places}
+    body, views = Draft(
+        dtype="float64" if wide else "float32",
+        shapes={place.name: tuple(place.tensor.shape) for place in places},
+        settings=settings,
+        names=names,
+        counts={name: _count(mine, kind, names) for name, mine in kept.items()},
+        carried={n: {key: float(mine.get(key, 1.0)) for key in kind.numbers} for n, mine in kept.items()}
+        if kind.numbers
+        else {},
+        step=step,
+    ).laid_out()
+    for place in places:
+        _fill(views[PARAMETERS][place.name], _parameter(place, state))
+        for array in names:
+            _fill(views[array][place.name], kept[place.name].get(array))
+    return body
+
+
+def _count(mine: Mapping[str, Any], kind: Kind, names: Iterable[str]) -> int:
+    """Return how often a parameter was updated. SGD tells only whether, by its buffer."""
+    if kind.counts:
+        return int(mine.get("step", 0))
+    return int(any(mine.get(array) is not None for array in names))
 
 
 def _parameter(place: Place, state: Mapping[torch.Tensor, Any]) -> torch.Tensor:
@@ -115,39 +123,76 @@ def uncast(state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], saved: Ma
                     state[tensor][name] = value.to(tensor.device, torch.float32)
 
 
-def _fill(target: torch.Tensor, source: torch.Tensor | None) -> None:
+def _fill(target: Any, source: torch.Tensor | None) -> None:
+    held = torch.from_numpy(target)
     if source is None:  # never updated
-        target.zero_()
+        held.zero_()
     else:
-        target.copy_(source)
+        held.copy_(source)
 
 
-def check(places: Sequence[Place], state: Mapping[Any, Any], *, amsgrad: bool) -> None:
+def check(places: Sequence[Place], state: Mapping[Any, Any], settings: Mapping[str, Any], kind: Kind) -> None:
     """Check a loaded state against the parameters.
 
     Raises:
-        InvalidState: an entry is missing, or of another shape.
+        InvalidState: an entry is missing, or of another shape, or none that an optimizer could have.
 
     """
-    wanted = (*MOMENTS, LARGEST) if amsgrad else MOMENTS
+    arrays = kind.arrays(settings)
     for place in places:
         mine = state.get(place.tensor)
         if not mine:
             continue
-        for array in ("step", *wanted):
-            if array not in mine:
-                hint = "; it was saved without amsgrad" if array == LARGEST else ""
-                raise InvalidState(f"the state of {place} has no {array!r}{hint}; wanted Adam's, with step and moments")
-        for array in (*wanted, *((MASTER,) if MASTER in mine else ())):
-            if mine[array].shape != place.tensor.shape:
+        if not kind.counts and all(mine.get(array) is None for array in arrays):
+            continue  # SGD keeps None where there is no buffer yet
+        wanted = (*(("step",) if kind.counts else ()), *kind.numbers, *arrays)
+        for entry in wanted:
+            if mine.get(entry) is None:
+                hint = f"; it was saved without {ASKED[entry]}" if entry in ASKED else ""
                 raise InvalidState(
-                    f"{array} of {place} has shape {list(mine[array].shape)}, the parameter {list(place.tensor.shape)}"
+                    f"the state of {place} has no {entry!r}{hint}; it has {_listed(mine)}, and {kind.torch} wants "
+                    f"{_listed(wanted)}"
                 )
-        if not 0 <= float(mine["step"]) < 2**53 or float(mine["step"]) % 1:
-            raise InvalidState(f"the step of {place} is {float(mine['step'])!r}; wanted a count")
+        for array in (*arrays, *((MASTER,) if MASTER in mine else ())):
+            _check_array(place, array, mine[array])
+        _check_numbers(place, mine, kind)
 
 
-def _count(count: int) -> torch.Tensor:
-    """Return a count as torch keeps it: float32, float64 where that is the default dtype (or where it must be)."""
-    wide = torch.get_default_dtype() == torch.float64 or count > 2**24
-    return torch.tensor(float(count), dtype=torch.float64 if wide else torch.float32)
+def _check_array(place: Place, array: str, given: Any) -> None:
+    if not isinstance(given, torch.Tensor) or given.is_complex() or not given.is_floating_point():
+        kind = given.dtype if isinstance(given, torch.Tensor) else type(given).__name__
+        raise InvalidState(f"{array} of {place} is {kind}; wanted a tensor of floats")
+    if given.shape != place.tensor.shape:
+        raise InvalidState(
+            f"{array} of {place} has shape {list(given.shape)}, the parameter {list(place.tensor.shape)}"
+        )
+
+
+def _check_numbers(place: Place, mine: Mapping[str, Any], kind: Kind) -> None:
+    if kind.counts:
+        step = _float(place, "step", mine["step"])
+        if not 0 <= step < MOST or step % 1:
+            raise InvalidState(f"the step of {place} is {step!r}; wanted a count")
+    for number in kind.numbers:
+        value = _float(place, number, mine[number])
+        if not math.isfinite(value):
+            raise InvalidState(f"{number} of {place} is {value!r}; wanted a finite number")
+
+
+def _float(place: Place, entry: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidState(
+            f"{entry} of {place} is {type(value).__name__} {str(value)[:40]!r}; wanted a number"
+        ) from None
+
+
+def _listed(entries: Iterable[Any]) -> str:
+    return ", ".join(str(entry)[:40] for entry in list(entries)[:12]) or "nothing"
+
+
+def _number(value: float) -> torch.Tensor:
+    """Return a number as torch keeps it: float32, float64 where that is the default dtype (or where it must be)."""
+    wide = torch.get_default_dtype() == torch.float64 or value > 2**24
+    return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32)

@@ -1,0 +1,184 @@
+"""Torch's optimizers that a session can be: their groups' settings, and what they keep of a parameter.
+
+The names are torch's in both: a session's settings and state arrays are called as `torch.optim` calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from adamd.errors import InvalidState
+
+Group = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One class of `torch.optim`.
+
+    Attributes:
+        torch: its name there.
+        marks: settings of a group that tell it from the others, together with `lacks`.
+        lacks: settings that others with these marks have.
+        changing: settings that may differ between groups and change between steps, with torch's defaults.
+        fixed: settings that a session has for all of its tensors and for good, with torch's defaults.
+        passive: what else torch 2.13 keeps in a group. They choose between its own implementations; here they only
+            travel through ``state_dict()``, so that it loads there unchanged.
+        arrays: the state arrays that a session with a group's settings has.
+        numbers: what torch keeps of a parameter beside arrays and "step": numbers, which a session carries.
+        counts: torch keeps "step". Of `torch.optim.SGD` only whether there was a step is known, by its buffer.
+        always: torch keeps the state of parameters that were never updated too.
+
+    """
+
+    torch: str
+    marks: tuple[str, ...]
+    changing: Mapping[str, Any]
+    arrays: Callable[[Group], tuple[str, ...]]
+    lacks: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    passive: Mapping[str, Any] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
+    counts: bool = True
+    always: bool = False
+
+    def name(self, group: Group) -> str:
+        """Return what a session of it is called: "adam" or "adamw", "nadam", …."""
+        if self.torch == "Adam":
+            return "adamw" if group["decoupled_weight_decay"] else "adam"
+        return self.torch.lower()
+
+    def settled(self, group: Group) -> dict[str, Any]:
+        """Return the fixed settings of a group, as a session has them: "adam" and "adamw" say it by their name."""
+        own = {key: group[key] for key in self.fixed if (self.torch, key) != ("Adam", "decoupled_weight_decay")}
+        return {key: bool(value) if isinstance(value, bool | int) else float(value) for key, value in own.items()}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a group of it has, beside its parameters."""
+        return {**self.changing, **self.fixed, **self.passive}
+
+
+def _moments(group: Group) -> tuple[str, ...]:
+    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group.get("amsgrad") else ("exp_avg", "exp_avg_sq")
+
+
+def _rmsprop(group: Group) -> tuple[str, ...]:
+    momentum = ("momentum_buffer",) if group["momentum"] > 0 else ()
+    return ("square_avg", *momentum, *(("grad_avg",) if group["centered"] else ()))
+
+
+def _sgd(group: Group) -> tuple[str, ...]:
+    return ("momentum_buffer",) if group["momentum"] else ()
+
+
+_PLAIN = {"foreach": None, "capturable": False, "differentiable": False}
+_FUSED = {"foreach": None, "differentiable": False, "fused": None}
+_ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "maximize": False}
+
+ADAM = Kind(
+    torch="Adam",
+    marks=("betas", "amsgrad"),
+    changing=_ADAM,
+    fixed={"amsgrad": False, "decoupled_weight_decay": False},
+    passive={**_PLAIN, "fused": None},
+    arrays=_moments,
+)
+NADAM = Kind(
+    torch="NAdam",
+    marks=("betas", "momentum_decay"),
+    changing={**_ADAM, "lr": 2e-3, "momentum_decay": 4e-3},
+    fixed={"decoupled_weight_decay": False},
+    passive=_PLAIN,
+    arrays=_moments,
+    numbers=("mu_product",),
+)
+RADAM = Kind(
+    torch="RAdam",
+    marks=("betas", "decoupled_weight_decay"),
+    lacks=("amsgrad", "momentum_decay"),
+    changing=_ADAM,
+    fixed={"decoupled_weight_decay": False},
+    passive=_PLAIN,
+    arrays=_moments,
+)
+ADAMAX = Kind(
+    torch="Adamax",
+    marks=("betas",),
+    lacks=("amsgrad", "momentum_decay", "decoupled_weight_decay"),
+    changing={**_ADAM, "lr": 2e-3},
+    passive=_PLAIN,
+    arrays=lambda group: ("exp_avg", "exp_inf"),
+)
+ADAGRAD = Kind(
+    torch="Adagrad",
+    marks=("lr_decay",),
+    changing={"lr": 1e-2, "lr_decay": 0, "eps": 1e-10, "weight_decay": 0, "maximize": False},
+    fixed={"initial_accumulator_value": 0.0},
+    passive=_FUSED,
+    arrays=lambda group: ("sum",),
+    always=True,
+)
+RMSPROP = Kind(
+    torch="RMSprop",
+    marks=("alpha", "centered"),
+    changing={"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "maximize": False},
+    fixed={"centered": False},
+    passive=_PLAIN,
+    arrays=_rmsprop,
+)
+SGD = Kind(
+    torch="SGD",
+    marks=("dampening", "nesterov"),
+    changing={"lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False},
+    passive=_FUSED,
+    arrays=_sgd,
+    counts=False,
+)
+KINDS = (ADAM, NADAM, RADAM, ADAMAX, ADAGRAD, RMSPROP, SGD)
+
+
+def kind_of(groups: Sequence[Group]) -> Kind:
+    """Tell by the groups' settings which optimizer they are of.
+
+    Raises:
+        InvalidState: none of them, or not all the same.
+
+    """
+    found = {_kind(group).torch: _kind(group) for group in groups}
+    if len(found) != 1:
+        raise InvalidState(
+            f"the param groups are of {' and of '.join(sorted(found)) or 'nothing'}; wanted one optimizer"
+        )
+    return next(iter(found.values()))
+
+
+def by_session(name: str) -> Kind:
+    """Return the class of torch that a session of this name is.
+
+    Raises:
+        InvalidState: torch has none.
+
+    """
+    for kind in KINDS:
+        if name in (kind.torch.lower(), *(("adamw",) if kind is ADAM else ())):
+            return kind
+    raise InvalidState(f"torch has no optimizer {name!r}; its state can travel for {', '.join(listed())}")
+
+
+def listed() -> Iterable[str]:
+    """Return the names in torch of what can travel."""
+    return (*(kind.torch for kind in KINDS[:1]), "AdamW", *(kind.torch for kind in KINDS[1:]))
+
+
+def _kind(group: Group) -> Kind:
+    for kind in KINDS:
+        if all(key in group for key in kind.marks) and not any(key in group for key in kind.lacks):
+            return kind
+    known = ", ".join(sorted(str(key) for key in group if key != "params")[:16])
+    raise InvalidState(
+        f"a param group with {known or 'no settings'} is of no optimizer that a session can be: "
+        f"wanted that of {', '.join(listed())}"
+    )
