@@ -39,7 +39,7 @@ class KernelAlone:
     name = "kernel"
 
     def __init__(self, parameters: Floats, gradient: Floats) -> None:
-        self._state = State.fresh(parameters, 1, amsgrad=False)
+        self._state = State.fresh(parameters, 1, parse_settings({"name": "adam"}))
         self._gradient = gradient
         self._bounds = (0, len(parameters))
         self._out = np.empty_like(parameters)

@@ -131,7 +131,7 @@ class Crowd:
             SystemExit: a step is missing, or counted twice, or one bit differs.
 
         """
-        state = State.fresh(self.begin, 1, amsgrad=False)
+        state = State.fresh(self.begin, 1, parse_settings({"name": "adam"}))
         settings, bounds = parse_settings({"name": "adam"}), (0, len(self.begin))
         for _ in range(self.applied):
             updates = plan(settings, ("vector",), state.counts, (True,), state.params.dtype)

@@ -19,7 +19,7 @@ def check(parameters: Floats, gradient: Floats, contenders: Sequence[Compared]) 
         SystemExit: one is further from it than it may be; adamd may not differ in one bit.
 
     """
-    state = State.fresh(parameters, 1, amsgrad=False)
+    state = State.fresh(parameters, 1, parse_settings({"name": "adam"}))
     settings = parse_settings({"name": "adam"})
     bounds = (0, len(parameters))
     for step in range(1, STEPS + 1):

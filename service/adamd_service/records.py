@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from adamd.wire.layout import Layout
 
+Carried = Mapping[str, tuple[float, ...]]  # what an optimizer carries along, by its names, per tensor
 Durability = Literal["committed", "memory"]
 RING = 256  # the head's ring: the last (step, digest, attempt)
 
@@ -32,20 +34,21 @@ class Spec:
 class ArrayRef:
     """One array of a snapshot: chunk lengths in bytes, and the XXH3-128 (hex) of all of its bytes."""
 
-    name: str  # params, exp_avg, exp_avg_sq, max_exp_avg_sq
+    name: str  # params, or one of the optimizer's state arrays: exp_avg, exp_avg_sq, …
     chunks: tuple[int, ...]
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRef:
-    """Where a whole state at one step lies. An array that is not listed is all zeros (a new session's moments)."""
+    """Where a whole state at one step lies. An array that is not listed is as a new session's."""
 
     id: str
     step: int
     chain: str
     counts: tuple[int, ...]  # updates per tensor, in layout order
     arrays: tuple[ArrayRef, ...]
+    carried: Carried = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -83,7 +83,7 @@ class Judge:
     def __init__(self, journal):
         self.journal = journal
         self.settings = parse_settings(journal.settings)
-        self.state = State.fresh(journal.start, 1, self.settings.amsgrad)
+        self.state = State.fresh(journal.start, 1, self.settings)
         self.step = 0
         self.digests = {0: digest(self.state.params)}
         self.audited = 0

@@ -13,7 +13,8 @@ def honest(dtype="float32", amsgrad=False):
     """A journal, and what an honest server says of it; computed by the compiled kernel, which the judge does not use."""
     settings = {"lr": 0.01, "amsgrad": amsgrad}
     journal = Journal("one", np.linspace(-1, 1, SIZE).astype(dtype), settings)
-    state, parsed = State.fresh(journal.start, 1, amsgrad), parse_settings(settings)
+    parsed = parse_settings(settings)
+    state = State.fresh(journal.start, 1, parsed)
     for step in range(1, STEPS + 1):
         updates = plan(parsed, ["parameters"], state.counts, [True], state.params.dtype)
         apply(state, journal.gradient((7, step)), updates, [0, SIZE], None, FusedKernel())

@@ -16,7 +16,8 @@ from adamd.wire import channel, headers, layout
 from adamd.wire.encodings import ENCODINGS
 from adamd_service.codecs import checks, info
 from adamd_service.grpc.status import status_of
-from adamd_service.optim.settings import Group, Settings
+from adamd_service.optim.family import FAMILY
+from adamd_service.optim.settings import KINDS, SESSION
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
@@ -130,9 +131,11 @@ def test_every_encoding_and_setting_stands_there():
     told = re.findall(r"^\*\*`([a-z0-9-]+)`\*\*:", section("Encodings of a gradient"), re.MULTILINE)
     assert tuple(told) == ENCODINGS
     settings = {name for cells in rows(section("Settings")) for name in named(cells[0])}
-    assert settings == set(Settings.model_fields)
+    assert settings == {"name", "groups", *KINDS}
     groups = next(cells[2] for cells in rows(section("Settings")) if cells[0] == "`groups`")
-    assert all(name in groups for name in Group.model_fields)
+    assert all(f"`{name}`" in groups for name in SESSION - {"groups"})
+    names = next(cells[2] for cells in rows(section("Settings")) if cells[0] == "`name`")
+    assert named(names) == [f'"{name}"' for name in FAMILY]
 
 
 def test_the_limits_are_the_programs(server):

@@ -82,7 +82,7 @@ def fold(parameters, gradients, settings=None, changes=None):
     """What the acknowledged gradients make of the parameters, without any server. ``changes``: step to settings."""
     settings = parse_settings(settings or {"lr": 0.01})
     parameters = np.asarray(parameters)
-    state = State.fresh(parameters.reshape(-1), 1, settings.amsgrad)
+    state = State.fresh(parameters.reshape(-1), 1, settings)
     for number, gradient in enumerate(gradients, 1):
         if changes and number in changes:
             settings = merge_settings(settings, changes[number])

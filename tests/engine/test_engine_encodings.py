@@ -58,7 +58,7 @@ def fold(create, bodies):
     """What the bodies make of the state, without any server."""
     made, dtype = create.layout, np.dtype(create.dtype)
     settings = parse_settings(SETTINGS)
-    state = State.fresh(create.parameters, len(made.tensors), settings.amsgrad)
+    state = State.fresh(create.parameters, len(made.tensors), settings)
     for encoding, (body, wire) in bodies:
         gradient = encoded(encoding, encodings.body_dtype(encoding, wire, create.dtype), body, made.size, dtype)
         here = range(len(made.tensors)) if not isinstance(gradient, Lazy) else gradient.touched(made.bounds)

@@ -288,7 +288,7 @@ WRONG_CREATIONS = {
     "an object that is a plain array": ({"parameters": {"a": [1]}, "vector": True}, "invalid_request"),
     "a state": ({"parameters": [1], "state": {"step": 1, "counts": {}}}, "invalid_request"),
     "settings of another type": ({"parameters": [1], "optimizer": "adam"}, "invalid_request"),
-    "another optimizer": ({"parameters": [1], "optimizer": {"name": "sgd"}}, "invalid_settings"),
+    "another optimizer": ({"parameters": [1], "optimizer": {"name": "sdg"}}, "invalid_settings"),
     "an unknown setting": ({"parameters": [1], "optimizer": {"momentum": 0.9}}, "invalid_settings"),
     "a negative lr": ({"parameters": [1], "optimizer": {"lr": -1}}, "invalid_settings"),
     "an lr that is text": ({"parameters": [1], "optimizer": {"lr": "1"}}, "invalid_settings"),
@@ -504,7 +504,7 @@ def test_a_state_with_a_bad_number(talk, name, value):
 
 SPOILT = {
     "a missing moment": (lambda a, t: a.pop("exp_avg:a"), "wrong_layout"),
-    "all of a moment missing": (lambda a, t: (a.pop("exp_avg:a"), a.pop("exp_avg:b")), "wrong_layout"),
+    "all of a moment missing": (lambda a, t: (a.pop("exp_avg:a"), a.pop("exp_avg:b")), "invalid_state"),
     "no maximum": (lambda a, t: (a.pop("max_exp_avg_sq:a"), a.pop("max_exp_avg_sq:b")), "invalid_state"),
     "a maximum too much": (lambda a, t: t["optimizer"].update(amsgrad=False), "invalid_state"),
     "an unknown array": (lambda a, t: a.update({"momentum:a": a["param:a"]}), "wrong_layout"),

@@ -81,7 +81,7 @@ def run_both(raw, dtype, size, steps, left, right, seed=0, start=None):
     """(elements compared, bits patterns that differ) over `steps` steps, all arrays, after each step."""
     rng = np.random.default_rng(seed)
     settings = parse_settings(raw)
-    one = start.copy() if start else State.fresh(hard_parameters(rng, size, dtype), 1, settings.amsgrad)
+    one = start.copy() if start else State.fresh(hard_parameters(rng, size, dtype), 1, settings)
     other = one.copy()
     out = np.empty_like(one.params)
     compared = different = 0

@@ -62,7 +62,7 @@ def test_dense_encodings_equal_the_vector_sent_raw_in_both_kernels_and_any_slice
         encoding, value_dtype = (INT8, "float32") if wire == INT8 else wire
         rng = np.random.default_rng(11)
         parsed = parse_settings(VARIANTS[variant])
-        one = State.fresh(hard_parameters(rng, size, dtype), len(NAMES), parsed.amsgrad)
+        one = State.fresh(hard_parameters(rng, size, dtype), len(NAMES), parsed)
         others = [(one.copy(), kernel, width) for kernel in (REFERENCE, FUSED) for width in (1 << 20, 97)]
         out = np.empty(size, dtype)
         for wide in hard_gradients(rng, size, 4, dtype):
@@ -87,7 +87,7 @@ def test_lazy_touches_what_is_named_and_nothing_else(variant, dtype):
     size = BOUNDS[-1]
     rng = np.random.default_rng(5)
     parsed = parse_settings(VARIANTS[variant])
-    states = [State.fresh(hard_parameters(rng, size, dtype), len(NAMES), parsed.amsgrad)]
+    states = [State.fresh(hard_parameters(rng, size, dtype), len(NAMES), parsed)]
     states += [states[0].copy() for _ in range(3)]
     runs = [(REFERENCE, 1 << 20), (FUSED, 1 << 20), (FUSED, 61), (REFERENCE, 7)]
     out = np.empty(size, dtype)
@@ -128,7 +128,7 @@ def test_lazy_touches_what_is_named_and_nothing_else(variant, dtype):
 
 
 def test_lazy_that_names_nothing_changes_nothing():
-    state = State.fresh(np.ones(10, np.float32), 1, False)
+    state = State.fresh(np.ones(10, np.float32), 1, parse_settings({}))
     before = state.copy()
     gradient = encoded(LAZY, "float32", np.empty(0, np.uint8), 10, F32)
     gradient.check(0)
@@ -241,7 +241,7 @@ def test_no_dense_copy_is_made_of_an_encoded_gradient(encoding):
     values = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     chosen = np.arange(0, size, 40)
     body = encodings.encode_int8(values) if encoding == INT8 else encodings.encode_sparse(chosen, values[chosen])
-    state, out = State.fresh(values, 1, False), np.empty(size, np.float32)
+    state, out = State.fresh(values, 1, parse_settings({})), np.empty(size, np.float32)
     updates = plan(parse_settings({}), ["w"], [0], [True], F32)
     apply(state, encoded(encoding, "float32", body, size, F32), updates, [0, size], out, FUSED)  # whatever is made once
     gradient = encoded(encoding, "float32", body, size, F32)
@@ -269,7 +269,7 @@ def test_lazy_is_torch_sparse_adam(dtype, maximize):
     weight = torch.nn.Parameter(torch.from_numpy(start.copy()))
     theirs = torch.optim.SparseAdam([weight], lr=0.05, betas=(0.9, 0.95), eps=eps, maximize=maximize)
     parsed = parse_settings({"lr": 0.05, "betas": [0.9, 0.95], "eps": eps, "maximize": maximize})
-    state = State.fresh(start.reshape(-1), 1, False)
+    state = State.fresh(start.reshape(-1), 1, parse_settings({}))
     for step in range(1, 61):
         touched = np.sort(rng.choice(rows, int(rng.integers(1, 8)), replace=False))
         values = rng.standard_normal((len(touched), width)).astype(dtype)
@@ -290,5 +290,5 @@ def test_lazy_is_torch_sparse_adam(dtype, maximize):
     theirs_state = theirs.state[weight]
     assert state.counts == [theirs_state["step"]] == [60]
     np.testing.assert_allclose(
-        state.exp_avg.reshape(rows, width), theirs_state["exp_avg"].numpy(), rtol=1e-4, atol=1e-6
+        state.slots["exp_avg"].reshape(rows, width), theirs_state["exp_avg"].numpy(), rtol=1e-4, atol=1e-6
     )

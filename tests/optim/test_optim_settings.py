@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamd_service.optim import SettingsError, check_groups, merge_settings, parse_settings, resolve, to_json
+from adamd_service.optim import Hyper, SettingsError, check_groups, merge_settings, parse_settings, resolve, to_json
 
 NUMBER = "a finite number, 0 or more"
 REFUSED = [
@@ -31,7 +31,7 @@ REFUSED = [
     ({"betas": [False, 0.9]}, "betas[0]", "betas[0] is false"),
     ({"amsgrad": 1}, "amsgrad", "amsgrad is 1; wanted true or false"),
     ({"maximize": "yes"}, "maximize", "maximize is 'yes'; wanted true or false"),
-    ({"name": "sgd"}, "name", 'name is \'sgd\'; wanted "adam" or "adamw"'),
+    ({"name": "sdg"}, "name", 'name is \'sdg\'; wanted "adam", "adamw", "nadam", '),
     ({"groups": {}}, "groups", "groups is an object of 0; wanted a list of objects"),
     ({"groups": [3]}, "groups[0]", "groups[0] is 3; wanted an object"),
     ({"groups": [{}]}, "groups[0].tensors", "groups[0].tensors is missing; wanted a list of tensor names"),
@@ -51,7 +51,11 @@ REFUSED = [
     ({"epsilon": 1e-7}, "epsilon", "did you mean eps?"),
     ({"l2": 1e-7}, "l2", "did you mean weight_decay?"),
     ({"wieght_decay": 0}, "wieght_decay", "did you mean weight_decay?"),
-    ({"momentum": 0.9}, "momentum", "known are name, lr, betas, eps, weight_decay, amsgrad, maximize, groups"),
+    (
+        {"momentum": 0.9},
+        "momentum",
+        "adam has no setting momentum; known are name, lr, betas, eps, weight_decay, amsgrad, eps_form,",
+    ),
     ({"lr": "x", "epsilom": 1}, "epsilom", "did you mean eps?"),
     ({"groups": [{"tensors": ["b"], "learning-rate": 1}]}, "groups[0].learning-rate", "did you mean lr?"),
     ({"\ud800": 1}, None, ""),
@@ -73,10 +77,10 @@ def test_defaults_are_torchs():
         "name": "adam", "lr": 0.001, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
         "amsgrad": False, "maximize": False, "groups": [],
     }  # fmt: skip
-    assert parse_settings({"name": "adamw"}).weight_decay == 0.01
-    assert parse_settings({"weight_decay": 0, "name": "adamw"}).weight_decay == 0
-    assert repr(parse_settings({"lr": -0.0}).lr) == "0.0"
-    assert type(parse_settings({"lr": 1}).lr) is float
+    assert parse_settings({"name": "adamw"}).hyper.weight_decay == 0.01
+    assert parse_settings({"weight_decay": 0, "name": "adamw"}).hyper.weight_decay == 0
+    assert repr(parse_settings({"lr": -0.0}).hyper.lr) == "0.0"
+    assert type(parse_settings({"lr": 1}).hyper.lr) is float
 
 
 rates = st.one_of(st.integers(0, 10), st.floats(0, 1e300))
@@ -100,9 +104,10 @@ def test_round_trip(raw):
 def test_merge():
     current = parse_settings({"name": "adamw", "groups": [{"tensors": ["a"], "lr": 1}]})
     merged = merge_settings(current, {"lr": 0.5, "name": "adamw", "amsgrad": False})
-    assert (merged.lr, merged.weight_decay, merged.groups) == (0.5, 0.01, current.groups)
+    assert (merged.hyper.lr, merged.hyper.weight_decay) == (0.5, 0.01)
+    assert merged.document["groups"] == current.document["groups"]
     assert merge_settings(current, {"groups": []}).groups == ()
-    assert current.lr == 0.001
+    assert current.hyper.lr == 0.001
     for patch, path in [
         ({"name": "adam"}, "name"),
         ({"amsgrad": True}, "amsgrad"),
@@ -132,5 +137,5 @@ def test_resolve():
     settings = parse_settings(
         {"name": "adamw", "groups": [{"tensors": ["b"], "lr": 0, "betas": [0, 0], "weight_decay": 0, "maximize": True}]}
     )
-    assert resolve(settings, "a") == (0.001, (0.9, 0.999), 1e-8, 0.01, False, True)
-    assert resolve(settings, "b") == (0.0, (0.0, 0.0), 1e-8, 0.0, True, True)
+    assert resolve(settings, "a") == Hyper(weight_decay=0.01)
+    assert resolve(settings, "b") == Hyper(lr=0.0, betas=(0.0, 0.0), maximize=True)

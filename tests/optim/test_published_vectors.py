@@ -34,7 +34,7 @@ def test_published(source, dtype, kernel):
     case = next(case for case in CASES if case["source"] == source)
     keys = {"lr", "betas", "eps", "weight_decay", "amsgrad"}
     settings = parse_settings({"name": case["optimizer"], **{key: case[key] for key in keys & set(case)}})
-    state = State.fresh(np.array(case["x0"], dtype), 1, settings.amsgrad)
+    state = State.fresh(np.array(case["x0"], dtype), 1, settings)
     seen = []
     for gradient in case["gradients"]:
         updates = plan(settings, ["x"], state.counts, [True], np.dtype(dtype))

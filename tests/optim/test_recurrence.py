@@ -6,10 +6,11 @@ import threading
 import numpy as np
 import pytest
 
-from adamd_service.optim import FusedKernel, ReferenceKernel, Scalars, State, apply, parse_settings, plan, warm_up
+from adamd_service.optim import FusedKernel, ReferenceKernel, State, apply, parse_settings, plan, warm_up
 from adamd_service.optim.compiled import cache_directory, compile_loop
+from adamd_service.optim.family.adam import adam, where
 from adamd_service.optim.fused import render
-from adamd_service.optim.recurrence import TextError, adam, specialise, where
+from adamd_service.optim.recurrence import TextError, signature, specialise
 from servers import ended
 
 PLAIN = {"coupled": False, "amsgrad": False}
@@ -25,12 +26,12 @@ def test_specialised_to_what_is_used():
         ("p", "g", "m", "v", "v_max"),
         ("p", "m", "v", "v_max"),
     )
-    assert full.scalars == (*Scalars._fields, "tiny", "zero")
+    assert full.scalars == signature(adam).scalars
 
 
 def test_rendering_leaves_the_text_as_it_is():
-    text = specialise(adam, PLAIN)
-    assert render(text, "loop", True) == render(text, "loop", True)
+    rule = plan(parse_settings({}), ["w"], [0], [True], np.dtype("float32"))[0].scalars.rule
+    assert render(rule, "loop", True) == render(rule, "loop", True)
 
 
 def with_literal(p, g, /, b1, *, coupled):
@@ -89,7 +90,7 @@ def test_choices_are_all_named():
 def test_warm_up_tells_its_progress():
     said = []
     warm_up([np.dtype("float32")], said.append)
-    assert len(said) == 9 and said[-1] == "float32 adam coupled amsgrad with answer"
+    assert said[0] == "gradients" and len(said) == 5 and said[-1] == "float32 adam coupled amsgrad"
 
 
 def test_importing_starts_no_compiler():
@@ -151,7 +152,7 @@ def test_threads_may_step_sessions_at_once():
     settings = parse_settings({"amsgrad": True})
     rng = np.random.default_rng(0)
     parameters, gradient = rng.standard_normal((2, 50_000)).astype(np.float32)
-    states = [State.fresh(parameters, 1, True) for _ in range(5)]
+    states = [State.fresh(parameters, 1, parse_settings({"amsgrad": True})) for _ in range(5)]
 
     def run(state, kernel):
         for _ in range(5):

@@ -48,7 +48,7 @@ def test_torch(case, dtype, absent):
     theirs = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
     optimizer = torch_optimizer(torch, settings, theirs)
     bounds = [0, *np.cumsum([value.size for value in start.values()]).tolist()]
-    ours = State.fresh(np.concatenate([value.ravel() for value in start.values()]), len(names), settings.amsgrad)
+    ours = State.fresh(np.concatenate([value.ravel() for value in start.values()]), len(names), settings)
     for step in range(100):
         if step == 40:  # a scheduler: the first group is the one that has no overrides
             settings = merge_settings(settings, {"lr": 0.003})
@@ -95,7 +95,7 @@ def test_the_tolerance_sees_a_wrong_eps():
     optimizer = torch.optim.Adam([parameter], lr=0.001, eps=1e-8)
     parameter.grad = torch.tensor([1e-6], dtype=torch.float64)
     optimizer.step()
-    state = State.fresh(np.array([1.0]), 1, False)
+    state = State.fresh(np.array([1.0]), 1, parse_settings({}))
     wrong = parse_settings({"eps": 1e-8 / (1 - 0.999) ** 0.5})
     apply(state, np.array([1e-6]), plan(wrong, ["p"], [0], [True], np.dtype("float64")), [0, 1], None, FusedKernel())
     assert abs(state.params[0] - parameter.item()) > 1e-9

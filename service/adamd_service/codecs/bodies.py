@@ -16,10 +16,11 @@ from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import Array, check_widens, storage, vector, widen
 from adamd.wire.layout import Layout, Tensor, shown
 from adamd_service.codecs.checks import metrics, parse_json, settings
-from adamd_service.engine import CreateCall, Gradient, Moments
+from adamd_service.engine import CreateCall, Gradient, Kept
+from adamd_service.optim import FAMILY
 from adamd_service.records import Spec
 
-PREFIXES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+PARAMS = "param"  # an exported tensor is param:<name>, and <state array>:<name>
 STEP_KEYS = {"gradient", "metrics", "settings"}
 SAFETENSORS_WEIGHT = 3  # a creation's body: itself, the flat vector, the state's copy
 MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL = 64, 128, 1024
@@ -34,6 +35,7 @@ class StateDocument(BaseModel):
 
     step: Count
     counts: dict[str, Count]
+    carried: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class CreateDocument(BaseModel):
@@ -164,30 +166,28 @@ def _restore(
 ) -> CreateCall:
     if document.dtype is None:
         raise InvalidRequest("dtype: an exported state says its own", path="dtype")
-    groups: dict[str, dict[str, Array]] = {prefix: {} for prefix in PREFIXES}
+    known = {PARAMS, *(array for optimizer in FAMILY.values() for _, array in optimizer.arrays)}
+    groups: dict[str, dict[str, Array]] = {PARAMS: {}}
     for full, (stored, array) in arrays.items():
         prefix, _, name = full.partition(":")
-        if prefix not in groups or not name:
-            raise WrongLayout(f"tensor {shown(full)}: a state has {', '.join(f'{p}:<name>' for p in PREFIXES)}")
+        if prefix not in known or not name:
+            raise WrongLayout(f"tensor {shown(full)}: a state has {', '.join(f'{p}:<name>' for p in sorted(known))}")
         if stored.dtype != document.dtype:
             raise InvalidState(f"tensor {shown(full)} is {stored.dtype}; the state is {document.dtype}")
-        groups[prefix][name] = array.reshape(stored.tensor.shape)
-    made = _layout_of(document, {name: array.shape for name, array in groups["param"].items()})
+        groups.setdefault(prefix, {})[name] = array.reshape(stored.tensor.shape)
+    made = _layout_of(document, {name: array.shape for name, array in groups[PARAMS].items()})
     if set(state.counts) != set(made.names):
         raise InvalidState("state.counts: wanted one count for each tensor")
-    flats = {
-        prefix: _joined(made, group, document.dtype)
-        for prefix, group in groups.items()
-        if group or prefix != PREFIXES[3]
-    }
-    moments = Moments(
+    if any(set(numbers) != set(made.names) for numbers in state.carried.values()):
+        raise InvalidState("state.carried: wanted one number for each tensor")
+    flats = {prefix: _joined(made, group, document.dtype) for prefix, group in groups.items()}
+    kept = Kept(
         step=state.step,
         counts=tuple(state.counts[name] for name in made.names),
-        exp_avg=flats["exp_avg"],
-        exp_avg_sq=flats["exp_avg_sq"],
-        max_exp_avg_sq=flats.get("max_exp_avg_sq"),
+        slots={prefix: flat for prefix, flat in flats.items() if prefix != PARAMS},
+        carried={what: tuple(numbers[name] for name in made.names) for what, numbers in state.carried.items()},
     )
-    return _call(document, made, document.dtype, flats["param"], moments, key, body)
+    return _call(document, made, document.dtype, flats[PARAMS], kept, key, body)
 
 
 def _call(
@@ -195,7 +195,7 @@ def _call(
     made: Layout,
     dtype: Literal["float32", "float64"],
     flat: Array | None,
-    moments: Moments | None,
+    kept: Kept | None,
     key: str | None,
     body: memoryview,
 ) -> CreateCall:
@@ -207,7 +207,7 @@ def _call(
         name=document.name,
         durability=document.durability,
         labels=document.labels,
-        moments=moments,
+        kept=kept,
         key=key,
         digest=xxhash.xxh3_128_hexdigest(body),
     )

@@ -9,7 +9,7 @@ from adamd.wire import channel
 from adamd.wire.dtypes import SESSION_DTYPES
 from adamd.wire.encodings import ENCODINGS
 from adamd_service.engine import Engine
-from adamd_service.optim import NUMERICS_ID
+from adamd_service.optim import FAMILY, NUMERICS_ID, settings_of
 
 MAX_JSON = 32 * 1024 * 1024  # programs send bytes
 
@@ -35,6 +35,7 @@ def server_info(engine: Engine) -> dict[str, Any]:
             "least_ping_seconds": channel.LEAST_PING,
         },
         "dtypes": list(SESSION_DTYPES),
-        "optimizers": ["adam", "adamw"],
+        "optimizers": list(FAMILY),
+        "settings": {name: settings_of(optimizer) for name, optimizer in FAMILY.items()},
         "encodings": list(ENCODINGS),
     }

@@ -24,7 +24,11 @@ def state_pieces(exported: Exported) -> list[memoryview]:
         tensors += [(f"{prefix}:{t.name}", head.spec.dtype, t.shape) for t in head.spec.layout.tensors]
         pieces.append(raw(flat))
     counts = dict(zip(head.spec.layout.names, exported.counts, strict=True))
-    told = document(head, diverged=False) | {"state": {"step": head.step, "counts": counts}}
+    state: dict[str, Any] = {"step": head.step, "counts": counts}
+    if exported.carried:
+        names = head.spec.layout.names
+        state["carried"] = {n: dict(zip(names, values, strict=True)) for n, values in exported.carried.items()}
+    told = document(head, diverged=False) | {"state": state}
     del told["diverged"]  # the arrays say it
     header = safetensors.write_header(tensors, {"adamd": json.dumps(told)})
     return [memoryview(header), *pieces]

@@ -1,6 +1,6 @@
 """The only orchestrator: lock, load, decide, commit, apply, answer."""
 
-from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Gradient, Moments, StepCall, View
+from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Gradient, Kept, StepCall, View
 from adamd_service.engine.engine import Engine
 from adamd_service.engine.limits import Limits
 from adamd_service.engine.watching import Seen
@@ -13,8 +13,8 @@ __all__ = [
     "Engine",
     "Exported",
     "Gradient",
+    "Kept",
     "Limits",
-    "Moments",
     "Seen",
     "StepCall",
     "View",

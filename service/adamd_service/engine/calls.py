@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from adamd.wire.buffers import Bytes
 from adamd.wire.encodings import RAW
 from adamd.wire.layout import Layout
-from adamd_service.records import Durability, Head, Spec
+from adamd_service.records import Carried, Durability, Head, Spec
 
 Floats = NDArray[np.floating[Any]]
 
@@ -81,14 +81,15 @@ class StepCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
-    """What a restored session brings besides its parameters: flat arrays, and each tensor's count of updates."""
+class Kept:
+    """What a restored session brings besides its parameters: flat state arrays by name, each tensor's count of updates,
+    and what its optimizer carries along.
+    """
 
     step: int
     counts: tuple[int, ...]
-    exp_avg: Floats
-    exp_avg_sq: Floats
-    max_exp_avg_sq: Floats | None
+    slots: Mapping[str, Floats]
+    carried: Carried
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class CreateCall:
     name: str | None = None
     durability: Durability = "committed"
     labels: Mapping[str, str] = field(default_factory=dict)
-    moments: Moments | None = None
+    kept: Kept | None = None
     key: str | None = None
     digest: str = ""  # of the whole request, for the Idempotency-Key
 
@@ -145,4 +146,5 @@ class Exported:
 
     head: Head
     counts: tuple[int, ...]
+    carried: Carried
     arrays: Mapping[str, Floats]

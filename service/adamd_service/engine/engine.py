@@ -29,11 +29,11 @@ from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, 
 from adamd_service.engine.limits import Limits
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.engine.snapshots import Snapshots
-from adamd_service.engine.steps import Step, Stepper
+from adamd_service.engine.steps import Step, Stepper, may_compile
 from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
 from adamd_service.engine.watching import Seen, Watchers
 from adamd_service.engine.workers import Workers
-from adamd_service.optim import FusedKernel, Kernel, State
+from adamd_service.optim import FusedKernel, Kernel, Settings, State
 from adamd_service.records import Head, IdempotencyKey, Spec
 from adamd_service.session import foresee
 from adamd_service.store import RedisStore
@@ -89,7 +89,7 @@ class Engine:
         """Make a session; see `Lifecycle.create` for what is refused."""
         self._refuse_when_draining()
         settings = check_create(call)
-        self._check_size(call, settings.amsgrad)
+        self._check_size(call, settings)
         key = None if call.key is None else IdempotencyKey(call.key, call.digest)
         repeated = self._directory.repeated(key)
         if repeated is not None:
@@ -115,7 +115,7 @@ class Engine:
         repeated = self._directory.repeated(key)
         if repeated is not None:
             return repeated
-        self.hot.add_memory(hot, sizes.state_bytes(spec.layout, spec.dtype, sizes.amsgrad(head)))
+        self.hot.add_memory(hot, sizes.head_bytes(head))
         self._directory.add(hot, spec.name, key)
         return View(head, hot.diverged)
 
@@ -208,11 +208,11 @@ class Engine:
 
         def copy(hot: Hot) -> Exported:
             head = self._require_parameters(hot)
-            with self.in_flight.hold(sizes.state_bytes(head.spec.layout, head.spec.dtype, sizes.amsgrad(head))) as held:
+            with self.in_flight.hold(sizes.head_bytes(head)) as held:
                 copied = self._snapshots.copy(hot)
                 for array in copied.state.arrays.values():
                     held.leave(array)
-                return Exported(copied.head, tuple(copied.state.counts), copied.state.arrays)
+                return Exported(copied.head, tuple(copied.state.counts), copied.state.numbers, copied.state.arrays)
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             return await self._locked(hot, copy, hot)
@@ -280,7 +280,7 @@ class Engine:
         head = hot.head  # by the whole vector: the answer has all of it, however few tensors the gradient names
         if not hot.durable and head is not None and not hot.lock.locked():
             size = head.spec.layout.size * ITEMSIZE[head.spec.dtype]
-            if max(size, step.reception.buffer.nbytes) <= SMALL_STEP:
+            if max(size, step.reception.buffer.nbytes) <= SMALL_STEP and not may_compile(hot, step):
                 async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop
                     return self._stepper.run(hot, step, inline=True)
         return await self._locked(hot, self._stepper.run, hot, step)
@@ -341,13 +341,12 @@ class Engine:
     async def _room(self, hot: Hot) -> None:
         """Charge a session's state before it is loaded (law 6)."""
         if hot.durable and not hot.charged:
-            spec, settings = await self._workers.run(self.store.load_spec, hot.id)
-            self.hot.charge(hot, sizes.state_bytes(spec.layout, spec.dtype, settings.get("amsgrad") is True))
+            self.hot.charge(hot, sizes.head_bytes(await self._workers.run(self.store.load_head, hot.id)))
 
     # -- bounds and shutdown
 
-    def _check_size(self, call: CreateCall, amsgrad: bool) -> None:
-        nbytes = sizes.state_bytes(call.layout, call.dtype, amsgrad)
+    def _check_size(self, call: CreateCall, settings: Settings) -> None:
+        nbytes = sizes.state_bytes(call.layout, call.dtype, settings)
         limit = self.limits.memory_sessions if call.durability == "memory" else self.limits.hot
         if nbytes > limit:
             raise TooLarge(f"a state of {nbytes} bytes; this server keeps at most {limit} in memory")

@@ -165,9 +165,7 @@ class HotSessions:
 
 def is_finite(state: State) -> bool:
     """Say whether every parameter and second moment is finite, slice by slice; else the session is `diverged`."""
-    watched = [state.params, state.exp_avg_sq]
-    if state.max_exp_avg_sq is not None:
-        watched.append(state.max_exp_avg_sq)
+    watched = [state.params, *(state.slots[name] for name in state.optimizer.nonnegative if name in state.slots)]
     return all(
         bool(np.isfinite(array[start : start + 65_536]).all())
         for array in watched

@@ -20,7 +20,7 @@ from adamd.errors import (
     SettingsConflict,
 )
 from adamd.wire.dtypes import storage
-from adamd_service.engine.calls import CreateCall, Floats, Moments, View
+from adamd_service.engine.calls import CreateCall, Floats, Kept, View
 from adamd_service.engine.hot import Hot, is_finite
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.engine.steps import carried
@@ -32,6 +32,7 @@ from adamd_service.optim import (
     check_scalars,
     check_state,
     parse_settings,
+    prepare,
     to_json,
 )
 from adamd_service.records import Head, IdempotencyKey, SnapshotRef, Spec
@@ -66,9 +67,10 @@ def state_of(call: CreateCall, settings: Settings) -> State | None:
     """
     if call.parameters is None:
         return None
-    state = State.fresh(call.parameters, len(call.layout.tensors), settings.amsgrad)
-    if call.moments is not None:
-        _install_moments(state, call.moments, settings)
+    prepare(settings, storage(call.dtype))
+    state = State.fresh(call.parameters, len(call.layout.tensors), settings)
+    if call.kept is not None:
+        _install(state, call.kept)
     _require_sound(state)
     return state
 
@@ -80,14 +82,20 @@ def _require_sound(state: State) -> None:
         raise InvalidState(str(error)) from None
 
 
-def _install_moments(state: State, moments: Moments, settings: Settings) -> None:
-    if settings.amsgrad != (moments.max_exp_avg_sq is not None):
-        raise InvalidState("max_exp_avg_sq belongs to amsgrad=true, and only to it")
-    state.exp_avg, state.exp_avg_sq = moments.exp_avg, moments.exp_avg_sq
-    state.max_exp_avg_sq = moments.max_exp_avg_sq
-    state.counts = list(moments.counts)
-    if any(count > moments.step for count in moments.counts):
-        raise InvalidState(f"a tensor was updated {max(moments.counts)} times in {moments.step} steps")
+def _install(state: State, kept: Kept) -> None:
+    if state.counts and set(kept.slots) != set(state.slots):  # without tensors there is nothing to tell arrays by
+        raise InvalidState(
+            f"the state has {', '.join(sorted(kept.slots)) or 'no arrays'}; {state.optimizer.name} with these settings "
+            f"has {', '.join(state.slots) or 'none'}"
+        )
+    state.slots |= kept.slots
+    state.counts = list(kept.counts)
+    if any(count > kept.step for count in kept.counts):
+        raise InvalidState(f"a tensor was updated {max(kept.counts)} times in {kept.step} steps")
+    try:
+        state.carry(kept.carried)
+    except ValueError as error:
+        raise InvalidState(f"state.{error}") from None
 
 
 def first_head(call: CreateCall, settings: Settings, state: State | None, session_id: str) -> Head:
@@ -103,7 +111,7 @@ def first_head(call: CreateCall, settings: Settings, state: State | None, sessio
         created_at=time.time(),
     )
     incarnation = secrets.token_hex(16)
-    step = 0 if call.moments is None else call.moments.step
+    step = 0 if call.kept is None else call.kept.step
     chain = _first_chain(spec, incarnation, step, state)
     return Head(
         spec=spec,
@@ -121,12 +129,14 @@ def _first_chain(spec: Spec, incarnation: str, step: int, state: State | None) -
     digest = xxhash.xxh3_128()
     for array in () if state is None else state.arrays.values():
         digest.update(array.view(np.uint8))
-    document = {
+    document: dict[str, Any] = {
         "layout": spec.layout.to_json(),
         "dtype": spec.dtype,
         "step": step,
         "counts": [] if state is None else state.counts,
     }
+    if state is not None and state.carried is not None:
+        document["carried"] = state.numbers
     return first_chain(incarnation, document, digest.hexdigest())
 
 
@@ -146,7 +156,7 @@ class Lifecycle:
 
         """
         counts = () if state is None else tuple(state.counts)
-        outcome = self._store.create(head, written(head, state), counts, key)
+        outcome = self._store.create(head, written(head, state), counts, key, None if state is None else state.numbers)
         if isinstance(outcome, Taken):
             if outcome.reason == "idempotency":
                 raise IdempotencyMismatch("this Idempotency-Key was used to create another session; use a new key")
@@ -174,11 +184,14 @@ class Lifecycle:
             spec = head.spec if labels is None else replace(head.spec, labels=dict(labels))
             after = replace(head, spec=spec, settings=to_json(settings), settings_revision=head.settings_revision + 1)
             step = self._store.patch(hot.id, head, after) if hot.durable else head.step
+            if step is None:
+                continue
             if step == head.step:
                 hot.head, hot.settings = after, settings
-                return View(after, hot.diverged)
-            if step is not None:  # another replica has made steps meanwhile: the cache follows them
-                return View(self._rebuilder.current(hot), hot.diverged)
+            else:  # another replica has made steps meanwhile: the cache follows them
+                after = self._rebuilder.current(hot)
+            prepare(settings, storage(head.spec.dtype))
+            return View(after, hot.diverged)
         raise SettingsConflict("others changed this session every time; try again", step=head.step, retry_after=0.2)
 
     def set_parameters(self, hot: Hot, flat: Floats) -> View:
@@ -193,7 +206,8 @@ class Lifecycle:
             head = self._rebuilder.current(hot)
             require_unfixed(head)
             settings = parse_settings(head.settings)
-            state = State.fresh(flat, len(head.spec.layout.tensors), settings.amsgrad)
+            prepare(settings, storage(head.spec.dtype))
+            state = State.fresh(flat, len(head.spec.layout.tensors), settings)
             _require_sound(state)
             chain = _first_chain(head.spec, head.incarnation, 0, state)
             after = replace(head, chain=chain, parameters_missing=False)
@@ -215,7 +229,7 @@ def require_unfixed(head: Head) -> None:
 
 
 def written(head: Head, state: State | None) -> Mapping[str, Floats]:
-    """Return the arrays that a first snapshot needs: a new session's moments are zeros and stay unwritten."""
+    """Return the arrays that a first snapshot needs: a new session's arrays are as they begin, and stay unwritten."""
     if state is None:
         return {}
     return {"params": state.params} if head.step == 0 and not any(state.counts) else state.arrays
@@ -228,6 +242,6 @@ def memory_hot(head: Head, state: State | None) -> Hot:
     return hot
 
 
-def snapshot_ref(head: Head, counts: tuple[int, ...]) -> SnapshotRef:
+def snapshot_ref(head: Head, state: State) -> SnapshotRef:
     """Return a reference for a snapshot of this very step, its arrays still to be written."""
-    return SnapshotRef(secrets.token_hex(8), head.step, head.chain, counts, ())
+    return SnapshotRef(secrets.token_hex(8), head.step, head.chain, tuple(state.counts), (), state.numbers)

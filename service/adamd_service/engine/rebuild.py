@@ -13,7 +13,19 @@ from adamd.wire.dtypes import storage
 from adamd.wire.encodings import LAZY, RAW
 from adamd.wire.layout import Layout
 from adamd_service.engine.hot import Hot, is_finite
-from adamd_service.optim import NUMERICS_ID, Encoded, Kernel, Lazy, State, Update, apply, encoded, updates_from_json
+from adamd_service.optim import (
+    NUMERICS_ID,
+    Encoded,
+    Kernel,
+    Lazy,
+    State,
+    Update,
+    apply,
+    encoded,
+    parse_settings,
+    prepare,
+    updates_from_json,
+)
 from adamd_service.records import Head, Record, SnapshotRef, Spec
 from adamd_service.session import digest_start, next_chain
 from adamd_service.store import ChunkMissing, RedisStore
@@ -118,12 +130,19 @@ class Rebuilder:
             arrays[ref.name] = flat
         if "params" not in arrays or len(snapshot.counts) != len(spec.layout.tensors):
             raise InternalError(f"session {spec.id}: snapshot {snapshot.id} lacks parameters or counts")
-        state = State.fresh(arrays["params"], len(snapshot.counts), bool(head.settings.get("amsgrad")))
-        state.params = arrays["params"]
-        state.exp_avg = arrays.get("exp_avg", state.exp_avg)
-        state.exp_avg_sq = arrays.get("exp_avg_sq", state.exp_avg_sq)
-        state.max_exp_avg_sq = arrays.get("max_exp_avg_sq", state.max_exp_avg_sq)
+        settings = parse_settings(head.settings)
+        prepare(settings, storage(spec.dtype))
+        state = State.fresh(arrays["params"], len(snapshot.counts), settings)
+        state.params = arrays.pop("params")
+        if not arrays.keys() <= state.slots.keys():
+            raise InternalError(f"session {spec.id}: snapshot {snapshot.id} has arrays of another optimizer")
+        state.slots |= arrays
         state.counts = list(snapshot.counts)
+        if snapshot.carried:
+            try:
+                state.carry(snapshot.carried)
+            except ValueError as error:
+                raise InternalError(f"session {spec.id}: snapshot {snapshot.id}: {error}") from None
         return state
 
     def _replay(self, head: Head, record: Record, chain: str, state: State) -> str:
@@ -133,13 +152,26 @@ class Rebuilder:
         expected = next_chain(chain, record.step, record.digest, record.updates, record.numerics)
         if record.prev_chain != chain or record.chain != expected:
             raise InternalError(f"session {spec.id}: the record of step {record.step} does not continue its chain")
-        updates = updates_from_json(record.updates)
+        updates = updates_of(record, state)
         check_body(record, updates, spec.layout)
         body = self._pool.lease(record.nbytes)
         self._store.read_body(spec.id, record, body)
         check_digest(record, updates, spec.layout, body)
         apply(state, gradient_of(record, updates, spec, body), updates, spec.layout.bounds, None, self._kernel)
         return record.chain
+
+
+def updates_of(record: Record, state: State) -> tuple[Update, ...]:
+    """Return the updates of a record.
+
+    Raises:
+        InternalError: the state's optimizer could not have made them.
+
+    """
+    try:
+        return updates_from_json(record.updates, state.optimizer, tuple(state.slots), state.params.dtype)
+    except ValueError as error:
+        raise InternalError(f"the record of step {record.step} is damaged: {error}") from None
 
 
 def check_digest(record: Record, updates: tuple[Update, ...], layout: Layout, body: Bytes) -> None:

@@ -6,6 +6,7 @@ from adamd.errors import TooLarge
 from adamd.wire.dtypes import ITEMSIZE, check_narrows
 from adamd.wire.layout import Layout
 from adamd_service.engine.calls import StepCall
+from adamd_service.optim import Settings, parse_settings
 from adamd_service.records import Head, Spec
 
 AROUND, AROUND_TENSOR = 128 * 1024, 1024  # bytes: head, ring, keys; a tensor's name, shape, place and count
@@ -35,11 +36,12 @@ def parameter_bytes(spec: Spec, answer_dtype: str | None) -> int:
     return spec.layout.size * ITEMSIZE[answer_dtype or spec.dtype]
 
 
-def state_bytes(layout: Layout, dtype: str, amsgrad: bool) -> int:
+def state_bytes(layout: Layout, dtype: str, settings: Settings) -> int:
     """Return what a session takes in memory: its arrays, or what surrounds them where that is more."""
-    return max(layout.size * ITEMSIZE[dtype] * (4 if amsgrad else 3), AROUND + AROUND_TENSOR * len(layout.tensors))
+    arrays = 1 + len(settings.arrays)  # the parameters, and the optimizer's own
+    return max(layout.size * ITEMSIZE[dtype] * arrays, AROUND + AROUND_TENSOR * len(layout.tensors))
 
 
-def amsgrad(head: Head) -> bool:
-    """Say whether a session keeps a fourth array."""
-    return head.settings.get("amsgrad") is True
+def head_bytes(head: Head) -> int:
+    """Return what the session of a head takes in memory."""
+    return state_bytes(head.spec.layout, head.spec.dtype, parse_settings(head.settings))

@@ -11,6 +11,7 @@ import numpy as np
 from adamd.errors import StoreUnavailable
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
+from adamd_service.engine.calls import Floats
 from adamd_service.engine.hot import Hot
 from adamd_service.engine.lifecycle import snapshot_ref
 from adamd_service.optim import State
@@ -72,16 +73,12 @@ class Snapshots:
             raise StoreUnavailable("the session is being reloaded; try again", retry_after=0.5)
         kind = storage(head.spec.dtype)
 
-        def clone(
-            array: np.ndarray[tuple[int], np.dtype[np.floating]],
-        ) -> np.ndarray[tuple[int], np.dtype[np.floating]]:
+        def clone(array: Floats) -> Floats:
             into = self._pool.lease(array.nbytes).view(kind)
             np.copyto(into, array)
             return into
 
-        peak = None if state.max_exp_avg_sq is None else clone(state.max_exp_avg_sq)
-        copied = State(clone(state.params), clone(state.exp_avg), clone(state.exp_avg_sq), peak, list(state.counts))
-        return Copy(head, copied, snapshot_ref(head, tuple(state.counts)), hot.log_bytes)
+        return Copy(head, state.copy(clone), snapshot_ref(head, state), hot.log_bytes)
 
     def write(self, copy: Copy, stopping: Callable[[], bool]) -> bool:
         """Write a copy, paced, and make it the newest snapshot; False where the history went another way."""

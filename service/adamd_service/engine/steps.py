@@ -29,6 +29,7 @@ from adamd_service.engine.intake import Reception
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.optim import (
     NUMERICS_ID,
+    WARM,
     Kernel,
     Settings,
     SettingsError,
@@ -302,6 +303,13 @@ class Stepper:
             return
 
 
+def may_compile(hot: Hot, step: Step) -> bool:
+    """Say whether a step's settings may ask for a variant of the optimizer that was not compiled with the session."""
+    if not step.settings or hot.settings is None or step.settings.keys() <= {"lr"}:
+        return False
+    return hot.settings.optimizer.name not in WARM
+
+
 def carried(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:
     """Return the settings that count from now on.
 
@@ -331,4 +339,7 @@ def _plan(settings: Settings, state: State, head: Head, present: tuple[int, ...]
         here = [False] * len(layout.tensors)
         for index in present:
             here[index] = True
-    return plan(settings, layout.names, state.counts, here, storage(head.spec.dtype))
+    try:
+        return plan(settings, layout.names, state.counts, here, storage(head.spec.dtype), state.carried)
+    except SettingsError as error:  # of a later update than `check_scalars` looked at
+        raise InvalidSettings(error.message, step=head.step, path=error.path) from None

@@ -3,7 +3,8 @@ compiler.
 """
 
 from adamd_service.optim.encoded import Encoded, Lazy, Raw, encoded
-from adamd_service.optim.fused import FusedKernel, warm_up
+from adamd_service.optim.family import FAMILY, Hyper, Optimizer
+from adamd_service.optim.fused import WARM, FusedKernel, prepare, warm_up
 from adamd_service.optim.gradient import check_gradient
 from adamd_service.optim.kernel import Block, Kernel
 from adamd_service.optim.narrowing import narrow
@@ -12,6 +13,7 @@ from adamd_service.optim.scalars import (
     NUMERICS_ID,
     Scalars,
     Update,
+    carried_from_json,
     check_scalars,
     plan,
     updates_from_json,
@@ -19,19 +21,21 @@ from adamd_service.optim.scalars import (
 )
 from adamd_service.optim.settings import (
     Group,
-    Hyper,
     Settings,
     SettingsError,
     check_groups,
     merge_settings,
     parse_settings,
     resolve,
+    settings_of,
     to_json,
 )
 from adamd_service.optim.state import State, apply, check_state
 
 __all__ = [
+    "FAMILY",
     "NUMERICS_ID",
+    "WARM",
     "Block",
     "Encoded",
     "FusedKernel",
@@ -39,6 +43,7 @@ __all__ = [
     "Hyper",
     "Kernel",
     "Lazy",
+    "Optimizer",
     "Raw",
     "ReferenceKernel",
     "Scalars",
@@ -47,6 +52,7 @@ __all__ = [
     "State",
     "Update",
     "apply",
+    "carried_from_json",
     "check_gradient",
     "check_groups",
     "check_scalars",
@@ -56,7 +62,9 @@ __all__ = [
     "narrow",
     "parse_settings",
     "plan",
+    "prepare",
     "resolve",
+    "settings_of",
     "to_json",
     "updates_from_json",
     "updates_to_json",

@@ -8,9 +8,8 @@ import ast
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,73 +17,83 @@ from adamd_service.optim.compiled import Compiled, compile_loop
 from adamd_service.optim.gradient import compile_scans
 from adamd_service.optim.kernel import Block
 from adamd_service.optim.narrowing import compile_narrowing
-from adamd_service.optim.recurrence import Recurrence, Text, adam, specialise
-from adamd_service.optim.scalars import Scalars, typed
+from adamd_service.optim.rule import CONSTANTS, Rule
+from adamd_service.optim.scalars import Scalars, of_session
+from adamd_service.optim.settings import Settings, parse_settings
 from adamd_service.optim.widening import compile_widening
 
-CONSTANTS = "tiny", "zero"
+WARM: Final = "adam", "adamw"  # one text, compiled in all of its variants before a server is ready
+_LOOPS: Final[dict[tuple[Rule, bool, np.dtype[Any]], Compiled]] = {}  # what this process has compiled, or loaded
 
 
 @dataclass(frozen=True, slots=True)
 class FusedKernel:
-    """The compiled form of `text`; see `kernel.Kernel` for the contract. A variant is compiled when it is first needed,
-    see `warm_up`.
+    """The compiled form of a rule; see `kernel.Kernel` for the contract. A variant is compiled when it is first needed,
+    see `warm_up` and `prepare`.
     """
 
-    text: Text = adam
-
     def __call__(self, block: Block, scalars: Scalars, /) -> bool:
-        """Update the block in place; True where a p or a v is now NaN or infinite."""
-        dtype = block.p.dtype
-        values = typed(scalars, dtype)
-        loop = _loop(self.text, dtype, scalars.wd != 0.0, block.v_max is not None, block.out is not None)
-        arrays = [array for array in block if array is not None]
-        return bool(loop(*arrays, *values, *_constants(dtype)))
+        """Update the block in place; True where something watched is now NaN or infinite."""
+        p, g, arrays, out = block
+        if out is None:
+            return bool(loop_of(scalars.rule, False, p.dtype)(p, g, *arrays, *scalars.typed))
+        return bool(loop_of(scalars.rule, True, p.dtype)(p, g, *arrays, out, *scalars.typed))
 
 
 def warm_up(dtypes: Iterable[np.dtype[Any]], progress: Callable[[str], None] | None = None) -> None:
-    """Compile every specialisation for the session dtypes given (or load it from the cache), so that no step waits for
-    a compiler.
+    """Compile Adam and AdamW for the session dtypes given (or load them from the cache), so that no step of theirs
+    waits for a compiler. The others are compiled where a session of theirs is made: all of the family would be minutes.
     """
     say = progress or (lambda _: None)
     say("gradients")
     compile_scans()
     compile_widening()
     compile_narrowing()
-    for dtype, (coupled, amsgrad, with_out) in product(dtypes, product((False, True), repeat=3)):
-        say(f"{dtype.name} adam{' coupled' * coupled}{' amsgrad' * amsgrad}{' with answer' * with_out}")
-        _loop(adam, dtype, coupled, amsgrad, with_out)
+    for dtype, (coupled, amsgrad) in product(dtypes, product((False, True), repeat=2)):
+        say(f"{dtype.name} adam{' coupled' * coupled}{' amsgrad' * amsgrad}")
+        prepare(parse_settings({"name": "adam", "weight_decay": 0.01 * coupled, "amsgrad": amsgrad}), dtype)
 
 
-@cache
-def _constants(dtype: np.dtype[Any]) -> tuple[np.floating[Any], ...]:
-    return np.finfo(dtype).smallest_normal, dtype.type(0)
+def prepare(settings: Settings, dtype: np.dtype[Any]) -> None:
+    """Compile what a session with these settings will run, whether a step asks for its parameters or not."""
+    for scalars, with_out in product(of_session(settings, dtype), (False, True)):
+        loop_of(scalars.rule, with_out, dtype)
 
 
-@cache
-def _loop(text: Text, dtype: np.dtype[Any], coupled: bool, amsgrad: bool, with_out: bool) -> Compiled:
+def loop_of(rule: Rule, with_out: bool, dtype: np.dtype[Any]) -> Compiled:
+    """The compiled loop over (p, g, the state arrays…, [out], the scalars…, tiny, zero)."""
+    key = rule, with_out, dtype
+    loop = _LOOPS.get(key)
+    if loop is None:
+        loop = _LOOPS[key] = _compile(rule, with_out, dtype)
+    return loop
+
+
+def _compile(rule: Rule, with_out: bool, dtype: np.dtype[Any]) -> Compiled:
     import numba
 
-    recurrence = specialise(text, {"coupled": coupled, "amsgrad": amsgrad})
-    name = f"{recurrence.name}{'_out' * with_out}_{dtype.name}"
+    name = f"{rule.recurrence.name}{'_out' * with_out}_{dtype.name}"
     scalar = numba.from_dtype(dtype)
     # The gradient may be a view of received bytes, which NumPy marks read-only.
-    arrays = [numba.types.Array(scalar, 1, "C", readonly=array == "g") for array in recurrence.arrays]
+    arrays = [numba.types.Array(scalar, 1, "C", readonly=array == "g") for array in ("p", "g", *rule.arrays)]
     arrays += [numba.types.Array(scalar, 1, "C")] * with_out
-    signature = (*arrays, *[scalar] * (len(Scalars._fields) + len(CONSTANTS)))
-    return compile_loop(render(recurrence, name, with_out), name, signature)
+    signature = (*arrays, *[scalar] * (len(rule.scalars) + len(CONSTANTS)))
+    return compile_loop(render(rule, name, with_out), name, signature)
 
 
-def render(recurrence: Recurrence, name: str, with_out: bool) -> str:
-    """The source of a loop over (arrays…, [out], every scalar, tiny, zero) that returns whether a p or a v became NaN
-    or infinite.
+def render(rule: Rule, name: str, with_out: bool) -> str:
+    """The source of a loop over (p, g, the state arrays…, [out], every scalar, tiny, zero) that returns whether one
+    that the rule watches became NaN or infinite.
 
     Everything is assigned to a local first and stored at the end, so that the compiler sees one load and one store for
     each array.
     """
+    recurrence = rule.recurrence
     stored = [(f"{result}_array", result) for result in recurrence.results] + [("out_array", "p")] * with_out
     arguments = (
-        [f"{array}_array" for array in recurrence.arrays] + ["out_array"] * with_out + [*Scalars._fields, *CONSTANTS]
+        [f"{array}_array" for array in ("p", "g", *rule.arrays)]
+        + ["out_array"] * with_out
+        + [*rule.scalars, *CONSTANTS]
     )
     lines = [
         *(f"{array} = {array}_array[i]" for array in recurrence.arrays),
@@ -95,7 +104,7 @@ def render(recurrence: Recurrence, name: str, with_out: bool) -> str:
         *(f"{array}[i] = {result}" for array, result in stored),
         # x - x is 0 for every finite x and NaN for the others; `|` on booleans vectorises where a branch or a float sum
         # does not.
-        "diverged = diverged | (p - p != zero) | (v - v != zero)",
+        " | ".join(["diverged = diverged", *(f"({one} - {one} != zero)" for one in rule.watched)]),
     ]
     head = [f"def {name}({', '.join(arguments)}):", "    diverged = False", "    for i in range(p_array.size):"]
     return "\n".join([*head, *(f"        {line}" for line in lines), "    return diverged", ""])

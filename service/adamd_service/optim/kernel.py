@@ -13,14 +13,13 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 class Block(NamedTuple):
     """Equally long, contiguous, one-dimensional slices, all of the session's dtype. None of them overlap.
 
-    v_max is None without AMSGrad; out, where given, receives the new parameters.
+    arrays: the state arrays that the session has, in the state's order, which is `Rule.arrays`'. out, where given,
+    receives the new parameters.
     """
 
     p: Floats
     g: Floats
-    m: Floats
-    v: Floats
-    v_max: Floats | None
+    arrays: tuple[Floats, ...]
     out: Floats | None
 
 
@@ -28,11 +27,6 @@ class Kernel(Protocol):
     """Every implementation gives the same bits (law 4)."""
 
     def __call__(self, block: Block, scalars: Scalars, /) -> bool:
-        """Update p, m, v (and v_max) in place; True where a p or a v is now NaN or infinite. Raises ValueError for
-        scalars of another dtype.
+        """Update p and the state arrays in place by `scalars.rule`; True where one that the rule watches is now NaN or
+        infinite. The scalars are of the block's dtype (`apply` sees to it).
         """
-
-
-def choices(block: Block, scalars: Scalars) -> dict[str, bool]:
-    """How the recurrence is specialised for this block."""
-    return {"coupled": scalars.wd != 0.0, "amsgrad": block.v_max is not None}

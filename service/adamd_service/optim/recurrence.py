@@ -1,4 +1,4 @@
-"""The recurrences, each written once, and what specialises them for a kernel.
+"""What a recurrence is, each written once, and what specialises and joins them for a kernel.
 
 A recurrence is a restricted Python function. Its own signature says what it is made of: the arrays are positional-only,
 the scalars ordinary, the choices keyword-only. Its body is straight-line ``name = expression`` without literals;
@@ -10,74 +10,13 @@ operator is one IEEE operation, rounded by itself: no kernel may contract or rea
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-from numpy import sqrt, where
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
 
 Operand: TypeAlias = Any  # an array of the session's dtype, or one scalar of it
 Text: TypeAlias = Callable[..., tuple[Operand, ...]]
-
-
-def adam(
-    p: Operand,
-    g: Operand,
-    m: Operand,
-    v: Operand,
-    v_max: Operand,
-    /,
-    sign: Operand,
-    b1: Operand,
-    one_minus_b1: Operand,
-    b2: Operand,
-    one_minus_b2: Operand,
-    wd: Operand,
-    decay: Operand,
-    step_size: Operand,
-    sqrt_bc2: Operand,
-    eps: Operand,
-    tiny: Operand,
-    zero: Operand,
-    *,
-    coupled: bool,
-    amsgrad: bool,
-) -> tuple[Operand, ...]:
-    r"""Adam, AdamW and AMSGrad, with eps outside the square root and bias correction, as `torch.optim.Adam` has it.
-
-        g_t = sign g_t  (+ wd p_{t-1}, coupled)
-        m_t = b1 m_{t-1} + (1 - b1) g_t
-        v_t = b2 v_{t-1} + (1 - b2) g_t^2,          v_max_t = max(v_max_{t-1}, v_t)
-        p_t = (1 - lr wd) p_{t-1} - lr / (1 - b1^t) * m_t / (sqrt(v_t or v_max_t) / sqrt(1 - b2^t) + eps)
-
-    Sources: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1; Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2
-    (`decay` = 1 - lr wd, 1 for Adam); Reddi et al. 2018, arXiv:1904.09237, algorithm 2 (`v_max`, over the uncorrected v
-    as torch takes it).
-
-    Arrays: p parameters, g gradient, m and v moments, v_max (unused without `amsgrad`), all of one shape and of the
-    session's dtype. Scalars: of the same dtype, see `scalars.Scalars`; `tiny` is its smallest normal number: m and v
-    below it become +0, because idle parameters reach subnormals, where a CPU crawls and GPU builds flush. Where d is 0
-    (eps may be) the quotient is 0. `coupled` is off where wd is 0, so that g stays g: adding 0*p would turn -0 into +0
-    and an infinite p into NaN.
-
-    Returns the new (p, m, v, v_max). Raises nothing: NaN and infinity pass through and are the caller's to see.
-    """
-    g = sign * g
-    if coupled:
-        g = g + wd * p
-    p = decay * p
-    m = b1 * m + one_minus_b1 * g
-    v = b2 * v + one_minus_b2 * (g * g)
-    m = where((-tiny < m) & (m < tiny), zero, m)
-    v = where(v < tiny, zero, v)
-    s = v
-    if amsgrad:
-        v_max = where(v > v_max, v, v_max)
-        s = v_max
-    d = sqrt(s) / sqrt_bc2 + eps
-    q = where(d == zero, zero, m / d)
-    p = p - step_size * q
-    return p, m, v, v_max
 
 
 class TextError(ValueError):
@@ -99,31 +38,82 @@ class Recurrence:
     results: tuple[str, ...]
 
 
+class Signature(NamedTuple):
+    """What a text is made of, in its own order; returned are the names that it ends with."""
+
+    name: str
+    arrays: tuple[str, ...]
+    scalars: tuple[str, ...]
+    choices: tuple[str, ...]
+    returned: tuple[str, ...]
+
+
+@cache
+def signature(text: Text) -> Signature:
+    """What `text` declares. Raises TextError where it is no recurrence."""
+    tree = _parsed(text)
+    last = tree.body[-1]
+    if not isinstance(last, ast.Return):
+        raise TextError(f"{tree.name} does not end in a return")
+    return Signature(
+        tree.name,
+        tuple(argument.arg for argument in tree.args.posonlyargs),
+        tuple(argument.arg for argument in tree.args.args),
+        tuple(argument.arg for argument in tree.args.kwonlyargs),
+        tuple(_returned(last)),
+    )
+
+
 def specialise(text: Text, choices: Mapping[str, bool]) -> Recurrence:
     """Decide the choices of `text` (all of them, by name) and drop what they leave unused.
 
     Raises TextError where the text breaks the restrictions above, or a choice is missing or unknown.
     """
+    declared = signature(text)
+    if set(declared.choices) != set(choices):
+        raise TextError(f"{declared.name} has the choices {sorted(declared.choices)}, not {sorted(choices)}")
+    tree = _parsed(text)
+    body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
+    statements = tuple(_statement(line) for line in _decide(body[:-1], choices))
+    assigned = {name for name, _ in statements}
+    read = _read(statements)
+    return Recurrence(
+        name="_".join([declared.name, *(name for name in sorted(choices) if choices[name])]),
+        arrays=tuple(name for name in declared.arrays if name in read),
+        scalars=tuple(name for name in declared.scalars if name in read),
+        statements=statements,
+        results=tuple(name for name in declared.returned if name in assigned),
+    )
+
+
+def join(parts: Sequence[Recurrence]) -> Recurrence:
+    """One recurrence after the other, on one element; g is theirs to pass on, and no result.
+
+    Raises TextError where a name that one makes for itself is an array or a scalar of another: it would be overwritten.
+    """
+    for one in parts:
+        own = {name for name, _ in one.statements} - set(one.arrays) - set(one.results)
+        for other in parts:
+            if clash := own & {*other.arrays, *other.scalars}:
+                raise TextError(f"{one.name} makes {sorted(clash)}, which {other.name} reads")
+    return Recurrence(
+        name="_".join(part.name for part in parts),
+        arrays=tuple(dict.fromkeys(name for part in parts for name in part.arrays)),
+        scalars=tuple(dict.fromkeys(name for part in parts for name in part.scalars)),
+        statements=tuple(statement for part in parts for statement in part.statements),
+        results=tuple(dict.fromkeys(name for part in parts for name in part.results if name != "g")),
+    )
+
+
+def _parsed(text: Text) -> ast.FunctionDef:
     tree = ast.parse(textwrap.dedent(inspect.getsource(text))).body[0]
     if not isinstance(tree, ast.FunctionDef):
         raise TextError("a recurrence is a plain function")
-    declared = {argument.arg for argument in tree.args.kwonlyargs}
-    if declared != set(choices):
-        raise TextError(f"{tree.name} has the choices {sorted(declared)}, not {sorted(choices)}")
-    body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
-    *lines, last = _decide(body, choices)
-    if not isinstance(last, ast.Return):
-        raise TextError(f"{tree.name} does not end in a return")
-    statements = tuple(_statement(line) for line in lines)
-    assigned = {name for name, _ in statements}
-    read = {node.id for _, expression in statements for node in ast.walk(expression) if isinstance(node, ast.Name)}
-    return Recurrence(
-        name="_".join([tree.name, *(name for name in sorted(choices) if choices[name])]),
-        arrays=tuple(argument.arg for argument in tree.args.posonlyargs if argument.arg in read),
-        scalars=tuple(argument.arg for argument in tree.args.args if argument.arg in read),
-        statements=statements,
-        results=tuple(name for name in _returned(last) if name in assigned),
-    )
+    return tree
+
+
+def _read(statements: Iterable[tuple[str, ast.expr]]) -> set[str]:
+    return {node.id for _, expression in statements for node in ast.walk(expression) if isinstance(node, ast.Name)}
 
 
 def _decide(body: Iterable[ast.stmt], choices: Mapping[str, bool]) -> list[ast.stmt]:

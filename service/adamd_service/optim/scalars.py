@@ -5,175 +5,234 @@ So a replay needs no `pow`, and two machines whose `pow` differ in the last bit 
 """
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from adamd_service.optim.settings import Group, Hyper, Settings, SettingsError, resolve_group
+from adamd_service.optim import around
+from adamd_service.optim.family import Hyper, Optimizer
+from adamd_service.optim.rule import Rule, required, rule_for, schema
+from adamd_service.optim.settings import Settings, SettingsError
 
 NUMERICS_ID = "adamd-1"
-MEANING = {"wd": "the weight decay", "decay": "1 - lr*weight_decay", "step_size": "lr/(1 - beta1^t)", "eps": "eps"}
+TIMES: Final = 1, 1000  # updates of a tensor by which every choice of a text has been taken
 
 
-class Scalars(NamedTuple):
-    """The scalars of one update, as Python floats that the session's dtype holds exactly. t is the tensor's own count,
-    this update included.
+@dataclass(frozen=True, slots=True)
+class Scalars:
+    """The scalars of one update, and the variant of the optimizer that they are for.
+
+    values: as Python floats that the session's dtype holds exactly, in `rule.scalars`' order. typed: the same as NumPy
+    scalars of it, and its smallest normal number and 0: a Python float in their place would make a kernel compute in
+    float64. dtype: the session's.
     """
 
-    sign: float  # -1 where the objective is maximized, else 1
-    b1: float
-    one_minus_b1: float
-    b2: float
-    one_minus_b2: float
-    wd: float  # coupled weight decay (Adam); 0 for AdamW
-    decay: float  # 1 - lr*weight_decay (AdamW); 1 for Adam
-    step_size: float  # lr / (1 - b1^t)
-    sqrt_bc2: float  # sqrt(1 - b2^t)
-    eps: float
+    rule: Rule
+    values: tuple[float, ...]
+    typed: tuple[np.floating[Any], ...] = field(compare=False, repr=False)
+    dtype: np.dtype[Any]
+
+    @property
+    def named(self) -> dict[str, float]:
+        """The values by name, in the records' order."""
+        return dict(zip(self.rule.scalars, self.values, strict=True))
 
 
 class Update(NamedTuple):
-    """The tensors first..last-1 of the layout, neighbours, take one update with the same scalars."""
+    """The tensors first..last-1 of the layout, neighbours, take one update with the same scalars. carried: what is then
+    kept for each of them, in `Optimizer.carried`'s order.
+    """
 
     first: int
     last: int
     scalars: Scalars
+    carried: tuple[float, ...] = ()
 
 
 def plan(
-    settings: Settings, names: Sequence[str], counts: Sequence[int], present: Sequence[bool], dtype: np.dtype[Any]
+    settings: Settings,
+    names: Sequence[str],
+    counts: Sequence[int],
+    present: Sequence[bool],
+    dtype: np.dtype[Any],
+    carried: Sequence[tuple[float, ...]] | None = None,
 ) -> tuple[Update, ...]:
     """The updates of one step: neighbouring present tensors with the same scalars merged into runs, in layout order.
 
-    names, counts (updates so far) and present are by tensor. Raises SettingsError as check_scalars does, ValueError for
-    unequal lengths.
+    names, counts (updates so far), present and carried (None where the optimizer carries nothing) are by tensor. Raises
+    SettingsError as check_scalars does, ValueError for unequal lengths.
     """
-    if not len(names) == len(counts) == len(present):
+    if not len(names) == len(counts) == len(present) == len(counts if carried is None else carried):
         raise ValueError(f"{len(names)} names, {len(counts)} counts and {len(present)} presences")
-    group_of = {tensor: index for index, group in enumerate(settings.groups) for tensor in group.tensors}
-    made: dict[tuple[int | None, int], Scalars] = {}
-    runs: list[tuple[int, int, Scalars]] = []
+    group_of = settings.group_of
+    made: dict[tuple[int | None, int, tuple[float, ...]], tuple[Scalars, tuple[float, ...]]] = {}
+    runs: list[Update] = []
     for index, name in enumerate(names):
         if not present[index]:
             continue
-        key = group_of.get(name), counts[index] + 1
-        if key not in made:
-            made[key] = _of_group(settings, *key, dtype)
-        scalars = made[key]
-        if runs and runs[-1][1] == index and (runs[-1][2] is scalars or runs[-1][2] == scalars):
-            runs[-1] = runs[-1][0], index + 1, scalars
+        key = group_of.get(name) if group_of else None, counts[index] + 1, () if carried is None else carried[index]
+        found = made.get(key)
+        if found is None:
+            found = made[key] = scalars_at(settings, *key, dtype)
+        if runs and runs[-1].last == index and (runs[-1].scalars is found[0] or runs[-1][2:] == found):
+            runs[-1] = runs[-1]._replace(last=index + 1)
         else:
-            runs.append((index, index + 1, scalars))
-    return tuple(Update(*run) for run in runs)
+            runs.append(Update(index, index + 1, *found))
+    return tuple(runs)
 
 
 def check_scalars(settings: Settings, names: Sequence[str], dtype: np.dtype[Any]) -> None:
     """Raise SettingsError where a scalar of the session or of a group would not survive rounding to `dtype`.
 
-    t = 1 is the worst case (step_size only falls with t, sqrt_bc2 only grows), so a plan cannot fail later. The
-    session's own settings are left out where every tensor of `names` is in a group.
+    t = 1 is the worst case of Adam (step_size only falls with t, sqrt_bc2 only grows). The session's own settings are
+    left out where every tensor of `names` is in a group.
     """
-    grouped = {tensor for group in settings.groups for tensor in group.tensors}
-    if not names or not grouped.issuperset(names):
-        _of_group(settings, None, 1, dtype)
+    if not names or not settings.group_of.keys() >= set(names):
+        scalars_at(settings, None, 1, _first(settings), dtype)
     for index in range(len(settings.groups)):
-        _of_group(settings, index, 1, dtype)
+        scalars_at(settings, index, 1, _first(settings), dtype)
 
 
-def scalars_at(hyper: Hyper, t: int, dtype: np.dtype[Any], path: str = "") -> Scalars:
-    """The scalars of a tensor's update number t (from 1), rounded to `dtype` (float32 or float64).
+def of_session(settings: Settings, dtype: np.dtype[Any]) -> Iterator[Scalars]:
+    """Scalars of every variant that a session with these settings will run."""
+    for index in (None, *range(len(settings.groups))):
+        for t in TIMES:
+            with suppress(SettingsError):  # of settings that no tensor may have
+                yield scalars_at(settings, index, t, _first(settings), dtype)[0]
 
-    Raises SettingsError (at `path` + the setting to blame) where one becomes infinite, or a nonzero eps subnormal or 0.
+
+def _first(settings: Settings) -> tuple[float, ...]:
+    return tuple(settings.optimizer.carried.values())
+
+
+def scalars_at(
+    settings: Settings, group: int | None, t: int, carried: tuple[float, ...], dtype: np.dtype[Any]
+) -> tuple[Scalars, tuple[float, ...]]:
+    """The scalars of update number t (from 1) of a tensor of `group` (None: of none), rounded to `dtype` (float32 or
+    float64), and what the tensor carries after it.
+
+    Raises SettingsError (at the setting to blame) where one becomes infinite, or a nonzero eps subnormal or 0.
     """
-    b1, b2 = hyper.betas
-    exact = Scalars(
-        sign=-1.0 if hyper.maximize else 1.0,
-        b1=b1,
-        one_minus_b1=1.0 - b1,
-        b2=b2,
-        one_minus_b2=1.0 - b2,
-        wd=0.0 if hyper.decoupled else hyper.weight_decay,
-        decay=1.0 - hyper.lr * hyper.weight_decay if hyper.decoupled else 1.0,
-        step_size=hyper.lr / (1.0 - b1**t),
-        sqrt_bc2=math.sqrt(1.0 - b2**t),
-        eps=hyper.eps,
+    optimizer, hyper = settings.optimizer, settings.hyper if group is None else settings.groups[group].hyper
+    exact, after = _exact(optimizer, hyper, t, carried)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.array([*exact.values()], np.float64).astype(dtype)
+    values = rounded.tolist()
+    tiny, zero = constants(dtype)
+    if not all(map(math.isfinite, values)) or not all(map(math.isfinite, after)) or 0.0 < exact.get("eps", 0.0) < tiny:
+        raise _not_held(optimizer, exact, values, dtype, "" if group is None else f"groups[{group}].")
+    rule = rule_for(optimizer, dict(zip(exact, values, strict=True)), settings.arrays)
+    return Scalars(rule, tuple(values), (*rounded, tiny, zero), dtype), after
+
+
+def _exact(
+    optimizer: Optimizer, hyper: Hyper, t: int, carried: tuple[float, ...]
+) -> tuple[dict[str, float], tuple[float, ...]]:
+    own, after = optimizer.scalars(hyper, t, dict(zip(optimizer.carried, carried, strict=True)))
+    made = around.scalars(hyper) | own
+    return {name: made[name] for name in schema(optimizer) if name in made}, tuple(
+        after[name] for name in optimizer.carried
     )
-    with np.errstate(over="ignore", under="ignore"):
-        rounded = Scalars._make(np.array(exact, np.float64).astype(dtype).tolist())
-    blame = {"wd": "weight_decay", "decay": "weight_decay", "step_size": "lr"}
-    for name, value in zip(Scalars._fields, rounded, strict=True):
-        if not math.isfinite(value):
-            setting = path + blame.get(name, name)
-            raise SettingsError(
-                setting,
-                f"{setting} makes {MEANING[name]} {getattr(exact, name):g}, more than {dtype} holds; wanted less",
+
+
+@cache
+def constants(dtype: np.dtype[Any]) -> tuple[np.floating[Any], np.floating[Any]]:
+    """`tiny`, the smallest normal number, and `zero`."""
+    return np.finfo(dtype).smallest_normal, dtype.type(0)
+
+
+def _not_held(
+    optimizer: Optimizer, exact: Mapping[str, float], values: Sequence[float], dtype: np.dtype[Any], path: str
+) -> SettingsError:
+    for (name, value), rounded in zip(exact.items(), values, strict=True):
+        about = schema(optimizer)[name]
+        if not math.isfinite(rounded):
+            setting = path + about.setting
+            return SettingsError(
+                setting, f"{setting} makes {about.meaning} {value:g}, more than {dtype} holds; wanted less"
             )
-    if hyper.eps and rounded.eps < float(np.finfo(dtype).smallest_normal):
-        least = float(np.finfo(dtype).smallest_normal)
-        raise SettingsError(
-            f"{path}eps",
-            f"{path}eps is {hyper.eps!r}, below {dtype}'s smallest normal number; wanted 0, or {least:.8g} or more",
-        )
-    return rounded
+        if name == "eps" and 0.0 < value < constants(dtype)[0]:
+            return SettingsError(
+                f"{path}eps",
+                f"{path}eps is {value!r}, below {dtype}'s smallest normal number; wanted 0, or "
+                f"{float(constants(dtype)[0]):.8g} or more",
+            )
+    return SettingsError(f"{path}lr", f"{path}lr makes what the optimizer carries along infinite; wanted less")
 
 
-@lru_cache(maxsize=256)  # a step asks for the same ones with every slice
-def typed(scalars: Scalars, dtype: np.dtype[Any]) -> tuple[np.floating[Any], ...]:
-    """The scalars as NumPy scalars of `dtype`: a Python float in their place would make a kernel compute in float64.
-
-    Raises ValueError where `dtype` does not hold one exactly: they were rounded for another session.
-    """
+def typed(values: Sequence[float], dtype: np.dtype[Any]) -> tuple[np.floating[Any], ...]:
+    """`Scalars.typed` of these values. Raises ValueError where `dtype` does not hold one exactly."""
     with np.errstate(over="ignore", under="ignore"):
-        values = np.array(scalars, np.float64).astype(dtype)
-    if values.tolist() != list(scalars):  # both as Python's: NumPy would first round one to the other side's dtype
-        raise ValueError(f"scalars that are not rounded to {dtype}: {scalars}")
-    return tuple(values)
+        rounded = np.array(values, np.float64).astype(dtype)
+    if rounded.tolist() != list(values):  # both as Python's: NumPy would first round one to the other side's dtype
+        raise ValueError(f"scalars that are not rounded to {dtype}: {list(values)}")
+    return (*rounded, *constants(dtype))
 
 
 def updates_to_json(updates: Sequence[Update]) -> list[dict[str, Any]]:
     """The updates as JSON values; floats keep every bit, as JSON's shortest decimal does."""
-    return [{"first": update.first, "last": update.last, **update.scalars._asdict()} for update in updates]
+    made = []
+    for update in updates:
+        one: dict[str, Any] = {"first": update.first, "last": update.last, **update.scalars.named}
+        if update.carried:
+            one["carried"] = dict(zip(update.scalars.rule.optimizer.carried, update.carried, strict=True))
+        made.append(one)
+    return made
 
 
-def updates_from_json(raw: object) -> tuple[Update, ...]:
-    """What updates_to_json wrote. The store is hostile until checked: raises ValueError for another shape, order or
-    range, or a non-finite number.
+def updates_from_json(
+    raw: object, optimizer: Optimizer, arrays: tuple[str, ...], dtype: np.dtype[Any]
+) -> tuple[Update, ...]:
+    """What updates_to_json wrote, of a session with these state arrays. The store is hostile until checked: raises
+    ValueError for another shape, order or range, a number that is not finite, or not one of `dtype`.
     """
     if not isinstance(raw, list):
         raise ValueError(f"updates are a {type(raw).__name__}, not a list")
     updates = []
     last = 0
     for index, item in enumerate(raw):
-        if not isinstance(item, dict) or set(item) != {"first", "last", *Scalars._fields}:
-            raise ValueError(f"update {index} does not have the keys first, last, {', '.join(Scalars._fields)}")
-        first, end = item["first"], item["last"]
+        if not isinstance(item, dict):
+            raise ValueError(f"update {index} is a {type(item).__name__}, not an object")
+        rest = dict(item)
+        first, end, kept = rest.pop("first", None), rest.pop("last", None), rest.pop("carried", {})
         if type(first) is not int or type(end) is not int or not last <= first < end:
             raise ValueError(
                 f"update {index} covers {first!r}..{end!r} after {last}: wanted ascending ranges that are not empty"
             )
         last = end
-        updates.append(Update(first, end, _scalars_from_json(index, item)))
+        named = _named(index, rest, optimizer)
+        values = tuple(named.values())
+        scalars = Scalars(rule_for(optimizer, named, arrays), values, typed(values, dtype), dtype)
+        updates.append(Update(first, end, scalars, carried_from_json(kept, optimizer, f"update {index}")))
     return tuple(updates)
 
 
-def _scalars_from_json(index: int, item: dict[str, Any]) -> Scalars:
-    values = [item[name] for name in Scalars._fields]
+def carried_from_json(raw: object, optimizer: Optimizer, where: str) -> tuple[float, ...]:
+    """What a tensor carries, from {name: number}. Raises ValueError for anything else."""
+    if not isinstance(raw, dict) or set(raw) != set(optimizer.carried):
+        raise ValueError(f"{where} carries other numbers than {', '.join(optimizer.carried) or 'none'}")
+    values = [raw[name] for name in optimizer.carried]
     if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
-        raise ValueError(f"update {index} has a scalar that is not a finite number")
-    scalars = Scalars._make(float(value) + 0.0 for value in values)  # -0 becomes +0
-    in_range = (
-        abs(scalars.sign) == 1.0
-        and all(0.0 <= beta <= 1.0 for beta in (scalars.b1, scalars.b2))  # 1 where 1 - 1e-9 was rounded to float32
-        and all(0.0 < part <= 1.0 for part in (scalars.one_minus_b1, scalars.one_minus_b2, scalars.sqrt_bc2))
-        and all(value >= 0.0 for value in (scalars.wd, scalars.step_size, scalars.eps))
-    )
-    if not in_range:
-        raise ValueError(f"update {index} has a scalar out of range: {scalars}")
-    return scalars
+        raise ValueError(f"{where} carries something that is not a finite number")
+    return tuple(float(value) for value in values)
 
 
-def _of_group(settings: Settings, index: int | None, t: int, dtype: np.dtype[Any]) -> Scalars:
-    group: Group | None = None if index is None else settings.groups[index]
-    return scalars_at(resolve_group(settings, group), t, dtype, "" if index is None else f"groups[{index}].")
+def _named(index: int, item: dict[str, Any], optimizer: Optimizer) -> dict[str, float]:
+    known = schema(optimizer)
+    if not known.keys() >= item.keys() or not item.keys() >= set(required(optimizer)):
+        raise ValueError(f"update {index} does not have the scalars {', '.join(required(optimizer))}")
+    named = {}
+    for name, about in known.items():
+        if name not in item:
+            continue
+        value = item[name]
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"update {index} has a scalar that is not a finite number: {name}")
+        if not about.least <= value <= about.most or (name == "sign" and value == 0.0):
+            raise ValueError(f"update {index} has a scalar out of range: {name} is {value!r}")
+        named[name] = float(value) + 0.0  # -0 becomes +0
+    return named

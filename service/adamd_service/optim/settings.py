@@ -1,4 +1,4 @@
-"""An optimizer's settings: parsed strictly, merged, resolved for one tensor.
+"""An optimizer's settings: parsed strictly by what that optimizer has, merged, resolved for one tensor.
 
 Every refusal is a SettingsError that names the place (`groups[0].lr`), what came and what is wanted, so that transports
 only pass it on.
@@ -6,25 +6,20 @@ only pass it on.
 
 import difflib
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from adamd_service.optim import around
+from adamd_service.optim.family import FAMILY, Hyper, Optimizer
 
 NUMBER = "a finite number, 0 or more"
 BETA = "a finite number, 0 or more and below 1"
 SWITCH = "true or false"
-WANTED = {
-    "name": '"adam" or "adamw"',
-    "lr": NUMBER,
-    "betas": f"a list of two numbers, each {BETA}",
-    "eps": NUMBER,
-    "weight_decay": NUMBER,
-    "amsgrad": SWITCH,
-    "maximize": SWITCH,
-    "groups": 'a list of objects such as {"tensors": ["w"], "lr": 0.01}',
-    "tensors": "a list of tensor names",
-}
+WHOLE = "a whole number, 0 or more"
 # What the same thing is called elsewhere (Keras, TensorFlow, optax, the papers); compared without case, "_" and "-".
 ALIASES = {
     "learningrate": "lr",
@@ -80,6 +75,7 @@ def _listed(value: object) -> object:
 
 Number: TypeAlias = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Beta: TypeAlias = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
 Betas: TypeAlias = Annotated[tuple[Beta, Beta], BeforeValidator(_listed)]
 
 
@@ -94,75 +90,174 @@ def _present(value: object) -> object:
     return value
 
 
-class Group(_Strict):
-    """Overrides for some tensors; None is "as the session has it"."""
+# What each setting of the family may be: its type, and the words for it.
+KINDS: Final[Mapping[str, tuple[Any, str]]] = {
+    "lr": (Number, NUMBER),
+    "betas": (Betas, f"a list of two numbers, each {BETA}"),
+    "eps": (Number, NUMBER),
+    "weight_decay": (Number, NUMBER),
+    "decoupled_weight_decay": (bool, SWITCH),
+    "amsgrad": (bool, SWITCH),
+    "eps_form": (Literal["outside", "hat"], '"outside" (torch, optax) or "hat" (Keras, TensorFlow)'),
+    "bias_correction": (bool, SWITCH),
+    "momentum": (Number, NUMBER),
+    "dampening": (Number, NUMBER),
+    "nesterov": (bool, SWITCH),
+    "alpha": (Beta, BETA),
+    "centered": (bool, SWITCH),
+    "momentum_decay": (Number, NUMBER),
+    "lr_decay": (Number, NUMBER),
+    "initial_accumulator_value": (Number, NUMBER),
+    "warmup_steps": (Count, WHOLE),
+    "r": (Number, NUMBER),
+    "weight_lr_power": (Number, NUMBER),
+    "maximize": (bool, SWITCH),
+}
+WANTED: Final[Mapping[str, str]] = {
+    **{name: wanted for name, (_, wanted) in KINDS.items()},
+    "name": ", ".join(f'"{name}"' for name in FAMILY),
+    "groups": 'a list of objects such as {"tensors": ["w"], "lr": 0.01}',
+    "tensors": "a list of tensor names",
+}
+COMMON: Final[Mapping[str, Any]] = {"lr": 0.001}  # the default of every optimizer that says no other
+# For the session as a whole: its arrays and its bits depend on them.
+SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value"}
+# adamd's own, beside torch's: told only where they are not as torch would have it.
+QUIET: Final = {"eps_form", "bias_correction"}
 
-    tensors: Annotated[tuple[str, ...], BeforeValidator(_listed)]
-    lr: Annotated[Number | None, BeforeValidator(_present)] = None
-    betas: Annotated[Betas | None, BeforeValidator(_present)] = None
-    eps: Annotated[Number | None, BeforeValidator(_present)] = None
-    weight_decay: Annotated[Number | None, BeforeValidator(_present)] = None
-    maximize: Annotated[bool | None, BeforeValidator(_present)] = None
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Some tensors with settings of their own."""
+
+    tensors: tuple[str, ...]
+    hyper: Hyper
 
 
-def _default_weight_decay(earlier: dict[str, Any]) -> float:
-    return 0.01 if earlier.get("name") == "adamw" else 0.0
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of a session. Two are equal where their documents are.
+
+    document: as JSON values, complete (what is not in it is at its default). hyper: what counts for tensors of no
+    group. arrays: the state arrays of such a session, in the state's order. group_of: a tensor's group, by its place.
+    """
+
+    optimizer: Optimizer = field(compare=False)
+    document: Mapping[str, Any]
+    hyper: Hyper = field(compare=False)
+    groups: tuple[Group, ...] = field(compare=False)
+    arrays: tuple[str, ...] = field(compare=False)
+    group_of: Mapping[str, int] = field(compare=False)
+
+    def begin(self, array: str) -> str | float:
+        """What a state array begins as: "params", or the number in each of its elements."""
+        begins = self.optimizer.begins.get(array)
+        if begins is None:
+            return 0.0
+        return begins if begins == "params" else float(getattr(self.hyper, begins))
 
 
-class Settings(_Strict):
-    """The settings of a session; the defaults are torch's."""
-
-    name: Literal["adam", "adamw"] = "adam"
-    lr: Number = 0.001
-    betas: Betas = (0.9, 0.999)
-    eps: Number = 1e-8
-    weight_decay: Number = Field(default_factory=_default_weight_decay)
-    amsgrad: bool = False
-    maximize: bool = False
-    groups: Annotated[tuple[Group, ...], BeforeValidator(_listed)] = ()
+def settings_of(optimizer: Optimizer) -> dict[str, Any]:
+    """The settings that an optimizer has for a tensor, with their defaults, in the documents' order."""
+    return {**COMMON, **optimizer.settings, "maximize": False}
 
 
-class Hyper(NamedTuple):
-    """What counts for one tensor. decoupled: weight decay acts on the parameter (AdamW), not on the gradient."""
-
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    maximize: bool
-    decoupled: bool
+@cache
+def _model(name: str) -> type[BaseModel]:
+    """What one optimizer's settings have to be."""
+    had = settings_of(FAMILY[name])
+    group: dict[str, Any] = {
+        setting: (Annotated[KINDS[setting][0] | None, BeforeValidator(_present)], None)
+        for setting in had
+        if setting not in SESSION
+    }
+    tensors = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+    over = create_model("Group", __base__=_Strict, tensors=(tensors, ...), **group)
+    fields: dict[str, Any] = {setting: (KINDS[setting][0], default) for setting, default in had.items()}
+    groups = Annotated[tuple[over, ...], BeforeValidator(_listed)]  # type: ignore[valid-type]  # made just now
+    fields = {"name": (Literal[name], name), **fields, "groups": (groups, ())}
+    return create_model("Settings", __base__=_Strict, **fields)
 
 
 def parse_settings(raw: object) -> Settings:
     """Settings from decoded JSON. Raises SettingsError at the first thing that is wrong."""
     _require_object(raw)
+    assert isinstance(raw, dict)
+    name = raw.get("name", "adam")
+    if not isinstance(name, str) or name not in FAMILY:
+        raise _explain(FAMILY["adam"], ("name",), "literal", name)
     try:
-        return Settings.model_validate(raw)
+        return _made(FAMILY[name], _model(name).model_validate(raw))
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
     # An unknown key is told first: its cause (a misspelling) often explains the other complaints.
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    raise _explain(first["loc"], first["type"], first["input"])
+    raise _explain(FAMILY[name], first["loc"], first["type"], first["input"])
+
+
+def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
+    had = settings_of(optimizer)
+    hyper = Hyper(**{name: getattr(model, name) for name in had})
+    groups = []
+    for index, group in enumerate(getattr(model, "groups")):  # noqa: B009 - a model that was made at run time
+        over = {name: value for name in had if (value := getattr(group, name, None)) is not None}
+        groups.append(Group(group.tensors, hyper._replace(**over)))
+        _check_together(optimizer, groups[-1].hyper, f"groups[{index}].")
+        if _arrays(optimizer, groups[-1].hyper) != _arrays(optimizer, hyper):
+            blamed = _blamed(optimizer, hyper, groups[-1].hyper) or next(iter(over))
+            raise SettingsError(
+                f"groups[{index}].{blamed}",
+                f"groups[{index}].{blamed} is {_shown(getattr(groups[-1].hyper, blamed))}, the session's is "
+                f"{_shown(getattr(hyper, blamed))}: one of them needs arrays that the other does not have",
+            )
+    _check_together(optimizer, hyper, "")
+    document = model.model_dump(mode="json", exclude_none=True)
+    document = {name: value for name, value in document.items() if name not in QUIET or value != had[name]}
+    group_of = {tensor: index for index, group in enumerate(groups) for tensor in group.tensors}
+    return Settings(optimizer, document, hyper, tuple(groups), _arrays(optimizer, hyper), group_of)
+
+
+def _arrays(optimizer: Optimizer, hyper: Hyper) -> tuple[str, ...]:
+    return (*optimizer.present(hyper), *around.present(hyper))
+
+
+def _check_together(optimizer: Optimizer, hyper: Hyper, place: str) -> None:
+    """Raise SettingsError where settings that are each in their range do not fit together."""
+    refused = optimizer.refuse(hyper)
+    if refused is not None:
+        setting, wanted = refused
+        path = f"{place}{setting}"
+        raise SettingsError(path, f"{path} is {_shown(getattr(hyper, setting))}; {wanted}")
+
+
+def _blamed(optimizer: Optimizer, before: Hyper, after: Hyper) -> str:
+    """The setting whose change asks for other arrays, or for other ones to begin with; "" where none does."""
+    for name in settings_of(optimizer):
+        new = getattr(after, name)
+        if new != getattr(before, name) and (
+            name in optimizer.begins.values()
+            or _arrays(optimizer, before._replace(**{name: new})) != _arrays(optimizer, before)
+        ):
+            return name
+    return ""
 
 
 def merge_settings(current: Settings, patch: object) -> Settings:
     """`current` with the keys of `patch` replaced (`groups` as a whole). An empty patch changes nothing.
 
-    Raises SettingsError for what parse_settings refuses, and for another name or amsgrad: they decide which arrays the
-    state has.
+    Raises SettingsError for what parse_settings refuses, and for another name, and for what decides which arrays the
+    state has or how they began.
     """
     _require_object(patch)
     assert isinstance(patch, dict)
-    merged = parse_settings({**to_json(current), **patch})
-    if merged.name != current.name:
-        raise SettingsError(
-            "name", f"name is {_shown(merged.name)}; this session runs {current.name}, fixed when it was created"
-        )
-    if merged.amsgrad != current.amsgrad:
-        wanted = str(current.amsgrad).lower()
-        raise SettingsError(
-            "amsgrad", f"amsgrad is {_shown(merged.amsgrad)}; this session has {wanted}, fixed when it was created"
-        )
+    name = current.optimizer.name
+    wanted = patch.get("name", name)
+    if isinstance(wanted, str) and wanted in FAMILY and wanted != name:
+        raise SettingsError("name", f"name is {_shown(wanted)}; this session runs {name}, fixed when it was created")
+    merged = parse_settings({**current.document, **patch})
+    if blamed := _blamed(current.optimizer, current.hyper, merged.hyper):
+        had, came = (_shown(getattr(hyper, blamed)) for hyper in (current.hyper, merged.hyper))
+        raise SettingsError(blamed, f"{blamed} is {came}; this session has {had}, fixed when it was created")
     return merged
 
 
@@ -197,33 +292,27 @@ def check_groups(settings: Settings, names: Sequence[str]) -> None:
 
 def resolve(settings: Settings, tensor: str) -> Hyper:
     """What counts for `tensor`: its group's overrides, else the session's settings."""
-    return resolve_group(settings, next((group for group in settings.groups if tensor in group.tensors), None))
-
-
-def resolve_group(settings: Settings, group: Group | None) -> Hyper:
-    """What counts for the tensors of `group`, or of no group (None)."""
-    over = {name: value for name in Hyper._fields if (value := getattr(group, name, None)) is not None}
-    base = {name: getattr(settings, name) for name in Hyper._fields if name != "decoupled"}
-    return Hyper(**{**base, **over}, decoupled=settings.name == "adamw")
+    index = settings.group_of.get(tensor)
+    return settings.hyper if index is None else settings.groups[index].hyper
 
 
 def to_json(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON values, complete: parse_settings(to_json(s)) == s."""
-    return settings.model_dump(mode="json", exclude_none=True)
+    """The settings as JSON values: parse_settings(to_json(s)) == s. Not to be changed."""
+    return settings.document  # type: ignore[return-value]  # a dictionary, but nobody's to change
 
 
 def _require_object(raw: object) -> None:
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise _explain((), "object", raw)
+        raise _explain(FAMILY["adam"], (), "object", raw)
 
 
-def _explain(place: tuple[int | str, ...], kind: str, came: object) -> SettingsError:
+def _explain(optimizer: Optimizer, place: tuple[int | str, ...], kind: str, came: object) -> SettingsError:
     path = _path(place)
     in_group = len(place) > 1 and place[0] == "groups"
     if kind == "extra_forbidden":
-        return SettingsError(path, f"unknown setting {path}; {_nearest(str(place[-1]), in_group)}")
+        return SettingsError(path, _unknown(optimizer, path, str(place[-1]), in_group))
     if kind == "missing" and isinstance(place[-1], int):  # a list that is too short: told as a whole
-        return _explain(place[:-1], "too_short", came)
+        return _explain(optimizer, place[:-1], "too_short", came)
     if kind == "missing":
         return SettingsError(path, f"{path} is missing; wanted {WANTED[str(place[-1])]}")
     subject = f"{path} is" if path else "the settings are"
@@ -243,15 +332,19 @@ def _wanted(place: tuple[int | str, ...]) -> str:
     return WANTED.get(str(place[-1]), "an object whose keys are names")
 
 
-def _nearest(key: str, in_group: bool) -> str:
-    """What an unknown key probably meant. Keys of the other level are told apart from unknown ones."""
-    known = list(Group.model_fields if in_group else Settings.model_fields)
-    if in_group and key in Settings.model_fields:
-        return f"{key} is for the whole session, outside the groups"
+def _unknown(optimizer: Optimizer, path: str, key: str, in_group: bool) -> str:
+    """What is said of a key that the optimizer does not have, or not there, and what it probably meant."""
+    whole = ["name", *settings_of(optimizer), "groups"]
+    known = ["tensors", *(name for name in whole if name not in SESSION)] if in_group else whole
+    if in_group and key in whole:
+        return f"unknown setting {path}; {key} is for the whole session, outside the groups"
     guess = ALIASES.get(key.lower().replace("_", "").replace("-", ""))
+    if guess not in known and key in KINDS:
+        return f"{optimizer.name} has no setting {path}; known are {', '.join(known)}"
     if guess not in known:
-        guess = next(iter(difflib.get_close_matches(key.lower()[:64], known, n=1)), None)
-    return f"did you mean {guess}?" if guess else f"known are {', '.join(known)}"
+        words = {name: name for name in known} | {name: had for name, had in ALIASES.items() if had in known}
+        guess = words.get(next(iter(difflib.get_close_matches(key.lower()[:64], words, n=1)), ""))
+    return f"unknown setting {path}; " + (f"did you mean {guess}?" if guess else f"known are {', '.join(known)}")
 
 
 def _path(place: tuple[int | str, ...]) -> str:

@@ -1,6 +1,7 @@
 """A session's state, and the one function that changes it."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -9,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamd_service.optim.encoded import SLICE, Encoded, Lazy, Raw
+from adamd_service.optim.family import Optimizer
 from adamd_service.optim.kernel import Block, Floats, Kernel
-from adamd_service.optim.scalars import Update, typed
+from adamd_service.optim.scalars import Update
+from adamd_service.optim.settings import Settings
 
 
 @dataclass(slots=True, eq=False)
@@ -18,46 +21,70 @@ class State:
     """Flat arrays of one length and one dtype (float32 or float64), in layout order, and each tensor's own count of
     updates.
 
-    max_exp_avg_sq is None without AMSGrad. The arrays belong to the state: `apply` changes them in place.
+    slots: the optimizer's state arrays, by torch's names, in the order of `Settings.arrays`. carried: by tensor, what
+    the optimizer carries along, in `Optimizer.carried`'s order; None where it carries nothing. The arrays belong to the
+    state: `apply` changes them in place.
     """
 
+    optimizer: Optimizer
     params: Floats
-    exp_avg: Floats
-    exp_avg_sq: Floats
-    max_exp_avg_sq: Floats | None
+    slots: dict[str, Floats]
     counts: list[int]
+    carried: list[tuple[float, ...]] | None
 
     @classmethod
-    def fresh(cls, parameters: Floats, tensor_count: int, amsgrad: bool) -> Self:
-        """Step 0: a copy of the parameters (flat, float32 or float64), zero moments, zero counts."""
+    def fresh(cls, parameters: Floats, tensor_count: int, settings: Settings) -> Self:
+        """Step 0: a copy of the parameters (flat, float32 or float64), arrays as the optimizer begins, zero counts."""
+        first = tuple(settings.optimizer.carried.values())
         return cls(
+            optimizer=settings.optimizer,
             params=np.array(parameters, order="C"),
-            exp_avg=np.zeros(parameters.shape, parameters.dtype),
-            exp_avg_sq=np.zeros(parameters.shape, parameters.dtype),
-            max_exp_avg_sq=np.zeros(parameters.shape, parameters.dtype) if amsgrad else None,
+            slots={name: _begun(parameters, settings.begin(name)) for name in settings.arrays},
             counts=[0] * tensor_count,
+            carried=[first] * tensor_count if first else None,
         )
 
     @property
     def arrays(self) -> dict[str, Floats]:
-        """The arrays that there are, by name."""
-        every = {
-            "params": self.params,
-            "exp_avg": self.exp_avg,
-            "exp_avg_sq": self.exp_avg_sq,
-            "max_exp_avg_sq": self.max_exp_avg_sq,
-        }
-        return {name: array for name, array in every.items() if array is not None}
+        """The arrays that there are, by name; the parameters first."""
+        return {"params": self.params, **self.slots}
 
     @property
     def nbytes(self) -> int:
-        """The arrays' bytes, and 8 for each count."""
-        return sum(array.nbytes for array in self.arrays.values()) + 8 * len(self.counts)
+        """The arrays' bytes, and 8 for each count and each number carried."""
+        numbers = 1 + len(self.optimizer.carried)
+        return sum(array.nbytes for array in self.arrays.values()) + 8 * numbers * len(self.counts)
 
-    def copy(self) -> Self:
-        """A state that shares nothing with this one."""
-        peak = None if self.max_exp_avg_sq is None else self.max_exp_avg_sq.copy()
-        return type(self)(self.params.copy(), self.exp_avg.copy(), self.exp_avg_sq.copy(), peak, list(self.counts))
+    @property
+    def numbers(self) -> dict[str, tuple[float, ...]]:
+        """What the tensors carry, in layout order, by the optimizer's names; empty where it carries nothing."""
+        carried = self.carried or ()
+        return {name: tuple(one[i] for one in carried) for i, name in enumerate(self.optimizer.carried)}
+
+    def carry(self, numbers: Mapping[str, Sequence[float]]) -> None:
+        """Take over what another state's tensors carried, `numbers` of it.
+
+        Raises ValueError where they are not this optimizer's, or not one for each tensor.
+        """
+        names = self.optimizer.carried
+        if set(numbers) != set(names) or any(len(values) != len(self.counts) for values in numbers.values()):
+            raise ValueError(f"carried: wanted {', '.join(names) or 'nothing'}, one number for each tensor")
+        if names:
+            self.carried = list(zip(*(map(float, numbers[name]) for name in names), strict=True))
+
+    def copy(self, clone: Callable[[Floats], Floats] = np.copy) -> Self:
+        """A state that shares nothing with this one; `clone` copies an array."""
+        slots = {name: clone(array) for name, array in self.slots.items()}
+        carried = None if self.carried is None else list(self.carried)
+        return type(self)(self.optimizer, clone(self.params), slots, list(self.counts), carried)
+
+
+def _begun(parameters: Floats, first: str | float) -> Floats:
+    if isinstance(first, str):  # "params"
+        return np.array(parameters, order="C")
+    if first == 0.0:  # the operating system's zero pages
+        return np.zeros(parameters.shape, parameters.dtype)
+    return np.full(parameters.shape, first, parameters.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +128,8 @@ def apply(
     for run in runs:
         for tensor in range(run.update.first, run.update.last):
             state.counts[tensor] += 1
+            if state.carried is not None:
+                state.carried[tensor] = run.update.carried
     return diverged
 
 
@@ -135,35 +164,31 @@ def _apply_named(state: State, source: Lazy, runs: Sequence[_Run], kernel: Kerne
         first, last = source.named(run.start, run.end)
         for start in range(first, last, slice_size):
             where, gradient = source.taken(start, min(start + slice_size, last))
-            peak = state.max_exp_avg_sq
-            block = Block(
-                p=state.params[where],
-                g=gradient,
-                m=state.exp_avg[where],
-                v=state.exp_avg_sq[where],
-                v_max=None if peak is None else peak[where],
-                out=None,
-            )
+            arrays = tuple(array[where] for array in state.slots.values())
+            block = Block(state.params[where], gradient, arrays, None)
             diverged |= kernel(block, run.update.scalars)
-            state.params[where], state.exp_avg[where], state.exp_avg_sq[where] = block.p, block.m, block.v
-            if peak is not None:
-                peak[where] = block.v_max
+            state.params[where] = block.p
+            for array, changed in zip(state.slots.values(), arrays, strict=True):
+                array[where] = changed
     return diverged
 
 
 def check_state(state: State) -> None:
-    """Raise ValueError, naming the array and the index, for NaN or infinity anywhere, a negative v, v_max or count, or
-    arrays that do not match.
+    """Raise ValueError, naming the array and the index, for NaN or infinity anywhere, a number below 0 in an array that
+    the optimizer keeps non-negative, a negative count, or arrays that do not match.
     """
     for name, array in state.arrays.items():
         if array.ndim != 1 or array.shape != state.params.shape or array.dtype != state.params.dtype:
             raise ValueError(f"{name} is {_kind(array)}; params is {_kind(state.params)}, wanted the same")
-        _check_values(name, array, signed=name in ("params", "exp_avg"))
+        _check_values(name, array, signed=name not in state.optimizer.nonnegative)
     if state.params.dtype not in (np.float32, np.float64):
         raise ValueError(f"params is {state.params.dtype}; wanted float32 or float64")
     for tensor, count in enumerate(state.counts):
         if type(count) is not int or count < 0:
             raise ValueError(f"counts[{tensor}] is {count!r}; wanted a whole number, 0 or more")
+    for tensor, carried in enumerate(state.carried or ()):
+        if not all(map(math.isfinite, carried)):
+            raise ValueError(f"carried[{tensor}] is {carried}; wanted finite numbers")
 
 
 def _runs(
@@ -184,7 +209,7 @@ def _runs(
         out.dtype != dtype or out.shape != (size,) or not out.flags.c_contiguous or not out.flags.writeable
     ):
         raise ValueError(f"out is {_kind(out)}; wanted contiguous, writable {dtype}[{size}]")
-    spans = list(_spans(updates, bounds, dtype))
+    spans = list(_spans(state, updates, bounds))
     covered = sum(end - start for _, start, end in spans)
     if length not in (size, covered):
         raise ValueError(
@@ -198,13 +223,18 @@ def _runs(
     return tuple(runs)
 
 
-def _spans(updates: Sequence[Update], bounds: Sequence[int], dtype: np.dtype[Any]) -> Iterator[tuple[Update, int, int]]:
+def _spans(state: State, updates: Sequence[Update], bounds: Sequence[int]) -> Iterator[tuple[Update, int, int]]:
+    dtype = state.params.dtype
     last = 0
     for update in updates:
         if not last <= update.first < update.last < len(bounds):
             raise ValueError(f"an update of tensors {update.first}..{update.last} after {last}, of {len(bounds) - 1}")
         last = update.last
-        typed(update.scalars, dtype)  # raises for scalars of another dtype, here and not half way through
+        if update.scalars.dtype != dtype:
+            raise ValueError(f"scalars that are not rounded to {dtype}: they are for {update.scalars.dtype}")
+        rule = update.scalars.rule
+        if rule.optimizer is not state.optimizer or len(rule.arrays) != len(state.slots):
+            raise ValueError(f"an update by {rule.optimizer.name} with {', '.join(rule.arrays)} of another state")
         yield update, bounds[update.first], bounds[update.last]
 
 
@@ -212,9 +242,7 @@ def _block(state: State, here: slice, gradient: Floats, out: Floats | None) -> B
     return Block(
         p=state.params[here],
         g=gradient,
-        m=state.exp_avg[here],
-        v=state.exp_avg_sq[here],
-        v_max=None if state.max_exp_avg_sq is None else state.max_exp_avg_sq[here],
+        arrays=tuple(array[here] for array in state.slots.values()),
         out=None if out is None else out[here],
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -15,7 +17,7 @@ from adamd_service.records import ArrayRef, Entry, Head, Record, SnapshotRef, Sp
 from adamd_service.store.outcomes import Standing
 
 T = TypeVar("T")
-ARRAYS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+ARRAY = re.compile(r"[a-z][a-z0-9_]{0,31}")  # which of them a session has, its optimizer says
 STANDING = ("incarnation", "step", "chain", "settings_revision", "parameters_missing")
 
 
@@ -43,7 +45,8 @@ def spec_text(spec: Spec) -> str:
 
 def snapshot_text(ref: SnapshotRef) -> str:
     """Return a snapshot's reference as text."""
-    return dumps(asdict(ref))
+    told = asdict(ref)
+    return dumps(told if ref.carried else {name: told[name] for name in told if name != "carried"})
 
 
 def head_fields(head: Head) -> dict[str, str]:
@@ -212,6 +215,7 @@ def _snapshot(raw: Any) -> SnapshotRef:
         chain=_text(raw["chain"]),
         counts=tuple(_count(count) for count in raw["counts"]),
         arrays=arrays,
+        carried={_text(name): tuple(map(_finite, values)) for name, values in raw.get("carried", {}).items()},
     )
 
 
@@ -235,9 +239,15 @@ def _text(value: Any) -> str:
 
 
 def _array(value: Any) -> str:
-    if value not in ARRAYS:
+    if ARRAY.fullmatch(_text(value)) is None:
         raise ValueError(f"{value!r} is no array")
     return _text(value)
+
+
+def _finite(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return float(value)
 
 
 def _object(value: Any) -> dict[str, Any]:

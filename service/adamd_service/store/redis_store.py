@@ -17,6 +17,7 @@ from adamd.errors import AdamdError, InternalError, SessionDeleted, StoreUnavail
 from adamd.wire.buffers import Bytes
 from adamd_service.records import (
     ArrayRef,
+    Carried,
     Commit,
     CommitOutcome,
     Committed,
@@ -95,13 +96,18 @@ class RedisStore:
     # -- sessions
 
     def create(
-        self, head: Head, arrays: Mapping[str, Any], counts: tuple[int, ...], key: IdempotencyKey | None
+        self,
+        head: Head,
+        arrays: Mapping[str, Any],
+        counts: tuple[int, ...],
+        key: IdempotencyKey | None,
+        carried: Carried | None = None,
     ) -> Created | Repeated | Taken:
         """Write a first snapshot of ``arrays`` (flat, by name; none where the parameters come later), then the head."""
         spec, names = head.spec, SessionKeys(head.spec.id)
         with translated():
             if arrays:
-                head = replace(head, snapshots=(self._first(head, arrays, counts),))
+                head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
             chunk_keys = _chunk_keys(names, head.snapshots)
             try:
                 taken = index.claim(self._client, spec, key)
@@ -357,7 +363,9 @@ class RedisStore:
 
     # -- inside
 
-    def _first(self, head: Head, arrays: Mapping[str, Any], counts: tuple[int, ...]) -> SnapshotRef:
+    def _first(
+        self, head: Head, arrays: Mapping[str, Any], counts: tuple[int, ...], carried: Carried | None = None
+    ) -> SnapshotRef:
         snapshot, refs = secrets.token_hex(8), list[ArrayRef]()
         try:
             for name, array in arrays.items():
@@ -365,7 +373,7 @@ class RedisStore:
         except BaseException:
             self.discard_snapshot(head.spec.id, snapshot, refs)
             raise
-        return SnapshotRef(snapshot, head.step, head.chain, counts, tuple(refs))
+        return SnapshotRef(snapshot, head.step, head.chain, counts, tuple(refs), carried or {})
 
     def _repeatable(self, name: str, named: list[str], *args: str | bytes | int) -> list[bytes]:
         """Run a script that may safely run twice, again where the first answer did not come."""

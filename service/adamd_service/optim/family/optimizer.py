@@ -8,8 +8,8 @@ from adamd_service.optim.recurrence import Text
 
 
 class Hyper(NamedTuple):
-    """What counts for one tensor: every setting of the family, by torch's name. Each optimizer reads its own; the others
-    have the values that switch them off.
+    """What counts for one tensor: every setting of the family, by torch's name. Each optimizer reads its own; the
+    others have the values that switch them off.
     """
 
     lr: float = 0.001
@@ -61,24 +61,28 @@ KNOWN: Final[Mapping[str, Scalar]] = {
 }
 
 
+def _nothing_refused(hyper: Hyper) -> None:
+    del hyper
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Optimizer:
     """One member of the family.
 
     name: as `settings` have it. text: see `recurrence`; positional-only p, g, then the state arrays; then the scalars,
-    `tiny` and `zero` among them where it reads them; then the choices, keyword-only. The g that it begins with is scaled
-    already (maximize, gradient scale, clipping). It returns p, then the state arrays in the same order.
+    `tiny` and `zero` among them where it reads them; then the choices, keyword-only. The g that it begins with is
+    scaled already (maximize, gradient scale, clipping). It returns p, then the state arrays in the same order.
     arrays: (name in the text, name of the state array, torch's), in the text's order.
     settings: those that it has beside maximize and groups, with their defaults; torch's names. lr is 0.001 if left out.
-    present: the state arrays, in order, of a session with these settings.
+    present: the state arrays, in `arrays`' order, of a session with these settings.
     scalars: (hyper, t, carried) -> (exact float64 scalars, all that the text names but tiny and zero; carried after).
     t is the tensor's own count, this update included, from 1.
     choices: of the text, from the recorded scalars and the state arrays there, so that a replay decides alike.
     begins: state arrays that do not begin as zeros: "params" (a copy of them), or the setting that each element begins
     with. carried: float64 numbers kept per tensor from update to update, with their first values.
     nonnegative: state arrays that are never below 0; they are watched for NaN and infinity, beside the parameters.
-    schema: what KNOWN does not say about its scalars. lazy: whether an update of named elements alone (sparse-lazy) means
-    something; `why_not_lazy` says why not.
+    schema: what KNOWN does not say about its scalars. refuse: of settings that do not fit together, which one, and what
+    is wanted. why_not_lazy: why an update of named elements alone (sparse-lazy) means nothing here; None: it does.
     """
 
     name: str
@@ -92,4 +96,5 @@ class Optimizer:
     carried: Mapping[str, float] = field(default_factory=dict)
     nonnegative: tuple[str, ...] = ()
     schema: Mapping[str, Scalar] = field(default_factory=dict)
+    refuse: Callable[[Hyper], tuple[str, str] | None] = _nothing_refused
     why_not_lazy: str | None = None
