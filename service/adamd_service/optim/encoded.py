@@ -16,7 +16,14 @@ from adamd.errors import BadGradient, MalformedBody
 from adamd.wire import encodings
 from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import ITEMSIZE, storage
-from adamd_service.optim.gradient import check_gradient, largest_fitting, require_widening, wire_dtype
+from adamd_service.optim.gradient import (
+    check_gradient,
+    largest_fitting,
+    magnitude,
+    require_widening,
+    scan_gradient,
+    wire_dtype,
+)
 from adamd_service.optim.kernel import Floats
 from adamd_service.optim.widening import widen
 
@@ -26,7 +33,8 @@ SLICE = 65_536  # elements: a slice widened to float32 is 256 KiB, still in the 
 class Encoded(Protocol):
     """A gradient in a buffer that may still be filling.
 
-    size: elements that it stands for. exact: `part` is a view, so there is no need for slices.
+    size: elements that it stands for. exact: `part` is a view, so there is no need for slices. largest: the largest
+    magnitude that `check` has met; None where it does not tell.
     """
 
     @property
@@ -35,6 +43,10 @@ class Encoded(Protocol):
 
     @property
     def exact(self) -> bool:
+        """See above."""
+
+    @property
+    def largest(self) -> float | None:
         """See above."""
 
     def check(self, end: int) -> None:
@@ -67,6 +79,7 @@ class Raw:
         self._dtype = dtype
         self._session_dtype = session_dtype
         self._checked = 0  # elements
+        self._largest = 0  # as bits, which are ordered as magnitudes are
 
     @classmethod
     def of(cls, gradient: NDArray[Any], session_dtype: np.dtype[Any]) -> Raw:
@@ -86,9 +99,15 @@ class Raw:
     def check(self, end: int) -> None:
         """See `Encoded`."""
         start, self._checked = self._checked, end // self._values.itemsize
-        bad = check_gradient(self._values[start : self._checked], self._dtype, self._session_dtype)
-        if bad >= 0:
-            raise _bad(start + bad, self._values[start + bad], self._session_dtype)
+        found = scan_gradient(self._values[start : self._checked], self._dtype, self._session_dtype)
+        if found.bad >= 0:
+            raise _bad(start + found.bad, self._values[start + found.bad], self._session_dtype)
+        self._largest = max(self._largest, found.largest)
+
+    @property
+    def largest(self) -> float | None:
+        """See `Encoded`."""
+        return magnitude(self._largest, self._dtype)
 
     def part(self, start: int, stop: int, into: Floats) -> Floats:
         """See `Encoded`."""
@@ -102,6 +121,7 @@ class Int8:
     """Signed bytes with a float32 scale for each block. See `Encoded`."""
 
     exact = False
+    largest = None  # blocks whose products are small are not decoded to be looked at
 
     def __init__(self, body: Bytes, size: int, session_dtype: np.dtype[Any]) -> None:
         self.size = size
@@ -157,7 +177,7 @@ class Sparse:
         self._indices, self._values = encodings.sparse_parts(body, dtype)
         self._dtype = dtype
         self._session_dtype = session_dtype
-        self._ordered = self._checked = 0
+        self._ordered = self._checked = self._largest = 0
 
     def check(self, end: int) -> None:
         """See `Encoded`."""
@@ -166,9 +186,15 @@ class Sparse:
         self._check_order(start, self._ordered)
         start, self._checked = self._checked, max(0, end - begin) // ITEMSIZE[self._dtype]
         values = np.require(self._values[start : self._checked], requirements="A")  # float64 may lie between its places
-        bad = check_gradient(values, self._dtype, self._session_dtype)
-        if bad >= 0:
-            raise _bad(int(self._indices[start + bad]), values[bad], self._session_dtype)
+        found = scan_gradient(values, self._dtype, self._session_dtype)
+        if found.bad >= 0:
+            raise _bad(int(self._indices[start + found.bad]), values[found.bad], self._session_dtype)
+        self._largest = max(self._largest, found.largest)
+
+    @property
+    def largest(self) -> float | None:
+        """See `Encoded`."""
+        return magnitude(self._largest, self._dtype)
 
     def _check_order(self, start: int, stop: int) -> None:
         before = max(0, start - 1)
