@@ -87,7 +87,7 @@ class ServerSettings(BaseSettings):
     threads: int = Field(32, ge=2, le=256)
     snapshot_ratio: float = Field(4.0, gt=0)
     snapshot_records: int = Field(1024, ge=1)
-    snapshot_pace: float = Field(400.0 * MIB, gt=0)
+    snapshot_pace: float = Field(128.0 * MIB, gt=0)
     grpc_calls: int = Field(512, ge=1)
     grpc_streams: int = Field(128, ge=1)
 

@@ -165,6 +165,7 @@ class EmbeddedStore:
             "auto-aof-rewrite-min-size": "512mb",
             "auto-aof-rewrite-percentage": "200",  # at 100 it writes as much again as the steps do, and they wait
             "save": "",
+            "rdbcompression": "no",  # LZF finds nothing in floats, and takes a core for each rewrite of the file
             "maxmemory-policy": "noeviction",
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
