@@ -1,17 +1,26 @@
-"""Small steps over gRPC by grpcio and protobuf's own messages: unary calls beside one stream, in lockstep and ahead."""
+"""Small steps over gRPC by grpcio and protobuf's own messages: unary calls beside one stream, in lockstep and ahead.
+
+Each in the form in which grpcio is fastest at it. A unary call is that by the blocking API, which waits in the calling
+thread; a stream by asyncio's, because the blocking one hands every message through two threads more. Both are told.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from queue import SimpleQueue
 from typing import Any
 
-import grpc
 import numpy as np
 
 from adamd.wire import channel
+from adamd.wire.poller import chosen
 from adamd.wire.v1 import adamd_pb2 as pb
 from bench.clock import Floats, timed
 from bench.processes import Service
+
+with chosen():  # as the SDK does, which comes later here
+    import grpc
 
 AHEAD = 20  # steps that a pipelining client has sent before it takes the first answer
 
@@ -69,7 +78,51 @@ class Unary(_Session):
 
 
 class Lockstep(_Session):
-    """One stream: a step, its answer, the next step."""
+    """One stream: a step, its answer, the next step; by asyncio, whose loop's own start and end are not timed."""
+
+    def __init__(self, name: str, service: Service, parameters: Floats, gradient: Floats) -> None:
+        super().__init__(name, service, parameters, gradient)
+        self._loop = asyncio.new_event_loop()
+        self._stream, self._call = self._loop.run_until_complete(self._opened(service))
+
+    async def _opened(self, service: Service) -> tuple[Any, Any]:
+        own = ("grpc.use_local_subchannel_pool", 1)
+        opened = grpc.aio.insecure_channel(service.grpc, [*channel.client_options(), own])
+        method: Any = opened.stream_stream(
+            f"/{channel.SERVICE}/StepStream",
+            pb.StepStreamRequest.SerializeToString,
+            pb.StepStreamResponse.FromString,
+        )
+        return opened, method()
+
+    def step(self) -> float:
+        return self._loop.run_until_complete(self._step())
+
+    async def _step(self) -> float:
+        started = time.perf_counter()
+        data = self.gradient.tobytes()
+        await self._call.write(pb.StepStreamRequest(header=self.header(len(data)), data=data))
+        first = await self._call.read()
+        data = first.data
+        while len(data) < first.standing.nbytes:
+            data += (await self._call.read()).data
+        self.answer = np.frombuffer(data, np.float32)
+        return time.perf_counter() - started
+
+    async def _ended(self) -> None:
+        await self._call.done_writing()
+        if await self._call.read() is not grpc.aio.EOF:
+            raise SystemExit(f"{self.name}: an answer too many")
+        await self._stream.close()
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._ended())
+        self._loop.close()
+        super().close()
+
+
+class Blocking(_Session):
+    """The same by the blocking API."""
 
     def __init__(self, name: str, service: Service, parameters: Floats, gradient: Floats) -> None:
         super().__init__(name, service, parameters, gradient)
@@ -104,7 +157,7 @@ class Lockstep(_Session):
         super().close()
 
 
-class Pipelined(Lockstep):
+class Pipelined(Blocking):
     """One stream, some steps ahead: what a client does whose gradients do not wait for the last answer."""
 
     def step(self) -> float:

@@ -64,6 +64,7 @@ def lines() -> list[Line]:
         _p50s("memory, gRPC stream, lockstep", "torch RPC"),
         _apart("committed, everysec", "memory", owed={THOUSAND: 0.5}),
         _speed("memory, gRPC stream, lockstep", "memory, gRPC unary", owed={THOUSAND: 1.4}),
+        _speed("memory, gRPC stream, lockstep, blocking", "memory, gRPC unary"),
         _speed("memory, gRPC stream, pipelined", "memory, gRPC unary"),
     ]
 

@@ -71,8 +71,9 @@ def _counts(sizes: Sequence[Measured]) -> str:
 EXPLAINED = """\
 **floor**: raw sockets, the vector up and as much down, reused buffers, another process as peer. **kernel**: the
 fused kernel alone on one thread. **memory**: a session in `memory` over HTTP by a bare client; **SDK**: by adamd's
-own. **gRPC stream**: by adamd's own over `grpc://`; unary, lockstep, pipelined (20 steps ahead): by grpcio. **bulk
-writer**: the product's `store.stage(…)`, `write`, `finish` of the same bytes, without a server. **naive**:
+own. **gRPC stream**: by adamd's own over `grpc://`; unary, lockstep, pipelined (20 steps ahead): by grpcio, each by
+the API in which it is fastest: lockstep by asyncio's, the others by the blocking one, lockstep too for comparison.
+**bulk writer**: the product's `store.stage(…)`, `write`, `finish` of the same bytes, without a server. **naive**:
 bench/naive.py. committed and naive share one store process for each `appendfsync`, with the settings of adamd's
 own embedded store.
 

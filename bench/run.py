@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bench import parity
-from bench.by_grpc import Lockstep, Pipelined, Unary
+from bench.by_grpc import Blocking, Lockstep, Pipelined, Unary
 from bench.clock import Compared, Contender, Floats
 from bench.contenders import BulkWriter, KernelAlone, SocketFloor
 from bench.park import POLICIES, Park
@@ -87,6 +87,7 @@ def _field(park: Park, parameters: Floats, gradient: Floats) -> Field:
         fast.append(Pipelined("memory, gRPC stream, pipelined", park.memory, parameters, gradient))
         compared.append(Unary("memory, gRPC unary", park.memory, parameters, gradient))
         compared.append(Lockstep("memory, gRPC stream, lockstep", park.memory, parameters, gradient))
+        compared.append(Blocking("memory, gRPC stream, lockstep, blocking", park.memory, parameters, gradient))
     compared += [row for child in park.children for row in child.rows(parameters, gradient)]
     durable = []
     for policy in POLICIES:

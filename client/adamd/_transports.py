@@ -11,6 +11,7 @@ from adamd._progress import meter
 from adamd._route import route
 from adamd._shell import Transport
 from adamd.errors import InvalidRequest
+from adamd.wire.poller import chosen
 
 
 def transport(url: str | None, timeout: Timeout, api_key: str | None, progress: bool | None) -> Transport:
@@ -28,7 +29,8 @@ def transport(url: str | None, timeout: Timeout, api_key: str | None, progress: 
     if way.scheme in ("http", "https"):
         return HttpTransport(way, timeout, time.monotonic, bars, key)
     try:
-        from adamd._grpc import GrpcTransport
+        with chosen():
+            from adamd._grpc import GrpcTransport
     except ModuleNotFoundError as error:
         said = f"{way.url} needs {error.name}: pip install 'adamd[grpc]', or use the server's http:// address"
         raise ModuleNotFoundError(said, name=error.name) from error

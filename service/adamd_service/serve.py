@@ -16,6 +16,7 @@ import numpy as np
 import structlog
 import uvicorn
 
+from adamd.wire.poller import chosen
 from adamd_service.engine import Engine
 from adamd_service.http.app import application
 from adamd_service.http.connection import guarded
@@ -144,7 +145,8 @@ async def _grpc(
     if settings.grpc_port == "off":
         return None
     try:
-        from adamd_service.grpc.server import GrpcServer
+        with chosen():
+            from adamd_service.grpc.server import GrpcServer
     except ModuleNotFoundError as error:
         missing = f"{error.name} is missing: pip install 'adamd[service]'"
         if "grpc_port" in settings.model_fields_set:

@@ -29,6 +29,7 @@ from adamd.wire import channel, pieces
 from adamd.wire.layout import vector_layout
 from adamd.wire.pieces import Piece
 from adamd.wire.v1 import adamd_pb2 as pb
+from servers import ended
 
 QUICK = Timeout(connect=2, inactivity=5, total=20, first=2)
 
@@ -109,6 +110,36 @@ def test_what_no_message_can_say_is_refused(server):
             with pytest.raises(errors.InvalidRequest):
                 call()
         assert session.info()["step"] == 0
+
+
+# -- how gRPC waits
+
+
+@pytest.mark.parametrize(
+    ("before", "own", "engine"),
+    [("", None, False), ("import grpc", None, True), ("", "event_engine_client", True)],
+    ids=["ours", "imported-before", "told-by-the-application"],
+)
+def test_whoever_waits_reads_the_socket_itself_unless_the_application_chose(server, before, own, engine):
+    code = f"""{before}
+import os, adamd
+with adamd.connect({server.grpc_url!r}) as client:
+    print(client.info()["version"], os.environ.get("GRPC_EXPERIMENTS"))
+"""
+    environment = {**os.environ, "GRPC_TRACE": "event_engine_endpoint", "GRPC_VERBOSITY": "DEBUG"}
+    environment.pop("GRPC_EXPERIMENTS", None)
+    if own:
+        environment["GRPC_EXPERIMENTS"] = own
+    done = ended([sys.executable, "-c", code], env=environment)
+    assert done.stdout.split() == [adamd.__version__, str(own)], done.stderr[-2000:]
+    assert ("Endpoint[" in done.stderr) is engine, done.stderr[-2000:]
+
+
+def test_a_server_reads_its_sockets_in_the_thread_that_waits(server_factory):
+    running = server_factory(env={"GRPC_TRACE": "event_engine_endpoint", "GRPC_VERBOSITY": "DEBUG"})
+    with adamd.connect(running.grpc_url) as client:
+        client.info()
+    assert not any("Endpoint[" in line for line in running.lines), running.lines[-20:]
 
 
 # -- peers

@@ -1,0 +1,45 @@
+"""Which of gRPC's two ways to wait for its sockets is taken: chosen before gRPC is loaded, because it asks only then.
+
+From grpcio 1.80 on, gRPC's event engine waits for the sockets in threads of its own, and hands every read from one to
+the next until it reaches the thread that has been waiting for the answer. Its older way, which the same core still
+has, lets that thread read the socket itself. For Python, whose every message then costs a few switches between
+threads less, that is a third of a small step's time and a sixth of a 40 MB one's (bench/RESULTS.md).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+NAME = "GRPC_EXPERIMENTS"  # gRPC's own switch
+OLDER = "-event_engine_client,-event_engine_listener,-event_engine_for_all_other_endpoints"
+FIRST, LAST = (1, 80), (1, 85)  # grpcio that takes the event engine by itself, and still has the other way
+
+
+@contextmanager
+def chosen() -> Iterator[bool]:
+    """Surround the import of gRPC; yields whether the older way is chosen by it.
+
+    An application's own choice stands: what it has in ``GRPC_EXPERIMENTS``, or a gRPC that it has imported before.
+    The environment is afterwards what it was, so that no child inherits the choice.
+    """
+    if NAME in os.environ or "grpc" in sys.modules or not _knows():
+        yield False
+        return
+    os.environ[NAME] = OLDER
+    try:
+        yield True
+    finally:
+        del os.environ[NAME]
+
+
+def _knows() -> bool:
+    """Say whether the installed grpcio is one of those; others would complain on stderr about unknown names."""
+    try:
+        major, minor = version("grpcio").split(".")[:2]
+        return FIRST <= (int(major), int(minor)) <= LAST
+    except (PackageNotFoundError, ValueError):
+        return False
