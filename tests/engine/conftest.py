@@ -8,7 +8,7 @@ import pytest
 
 from adamd.wire import layout
 from adamd_service.engine import Body, CreateCall, Engine, Limits, StepCall
-from adamd_service.optim import FusedKernel, State, apply, merge_settings, parse_settings, plan
+from adamd_service.optim import Cpu, FusedKernel, State, apply, merge_settings, parse_settings, plan
 from adamd_service.store import RedisStore
 from servers import Store
 
@@ -37,12 +37,13 @@ def valkey():
 
 @pytest.fixture
 def replica(valkey):
-    """Make engines: ``async with replica(**limits) as engine``."""
+    """Make engines: ``async with replica(kernel_or_device, **limits) as engine``; without one, the CPU's own kernel."""
 
     @contextlib.asynccontextmanager
     async def make(kernel=None, url=None, timeout=10.0, **limits):
         store = RedisStore.connect(url or valkey.url, timeout=timeout)
-        engine = Engine(store, Limits(**{**LIMITS, **limits}), f"r{id(store):x}", kernel)
+        device = kernel if kernel is None or hasattr(kernel, "apply") else Cpu(kernel)
+        engine = Engine(store, Limits(**{**LIMITS, **limits}), f"r{id(store):x}", device)
         try:
             yield engine
         finally:

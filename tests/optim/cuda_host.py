@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -23,9 +24,17 @@ EXACT = (
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="adamd-cuda-")
 
 
-@cache
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def compiled(kernel_name, source, flags=EXACT, before=""):
-    """``launch(rows, diverged, across, down, threads)`` of one kernel."""
+    """``launch(rows, diverged, across, down, threads)`` of one kernel. From any thread."""
+    with _ONE_AT_A_TIME:
+        return _compiled(kernel_name, source, flags, before)
+
+
+@cache
+def _compiled(kernel_name, source, flags, before):
     text = f'{before}\n#include "{PRELUDE}"\n{source}\nextern "C" void run(const void* rows, unsigned int* diverged, unsigned int across, unsigned int down, unsigned int threads) {{ launch({kernel_name}, rows, diverged, across, down, threads); }}\n'
     stem = Path(_DIRECTORY.name) / hashlib.sha256(f"{flags}{text}".encode()).hexdigest()[:20]
     library = stem.with_suffix(".so")

@@ -11,14 +11,15 @@ from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
 from adamd_service.engine.calls import Answer, Floats
 from adamd_service.engine.hot import Hot
-from adamd_service.optim import narrow
+from adamd_service.optim import Device, narrow
 
 
 class Copies:
     """Makes answers out of a pool of buffers; each is used again when its last view is gone."""
 
-    def __init__(self, pool: BufferPool) -> None:
+    def __init__(self, pool: BufferPool, device: Device) -> None:
         self._pool = pool
+        self._device = device
 
     def lease(self, size: int, dtype: str) -> NDArray[Any]:
         """Return uninitialised memory for ``size`` parameters; bfloat16 is held as uint16."""
@@ -34,6 +35,7 @@ class Copies:
         out, overflowed = None, 0
         if not minimal:
             out = self.lease(head.spec.layout.size, answer_dtype or head.spec.dtype)
+            self._device.fetch(state)
             overflowed = rounded(state.params, answer_dtype or head.spec.dtype, out)
         return Answer(
             head.spec,

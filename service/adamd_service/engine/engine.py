@@ -33,7 +33,7 @@ from adamd_service.engine.steps import Step, Stepper, may_compile
 from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
 from adamd_service.engine.watching import Seen, Watchers
 from adamd_service.engine.workers import Workers
-from adamd_service.optim import FusedKernel, Kernel, Settings, State
+from adamd_service.optim import Cpu, Device, Settings, State
 from adamd_service.records import Head, IdempotencyKey, Spec
 from adamd_service.session import foresee
 from adamd_service.store import RedisStore
@@ -52,11 +52,11 @@ class Engine:
         store: where everything durable lies.
         limits: the bounds.
         replica: this process's id; it is part of its memory sessions' ids.
-        kernel: what runs the update; the fused CPU kernel, if None.
+        device: where states live and are updated; the CPU, if None.
 
     """
 
-    def __init__(self, store: RedisStore, limits: Limits, replica: str, kernel: Kernel | None = None) -> None:
+    def __init__(self, store: RedisStore, limits: Limits, replica: str, device: Device | None = None) -> None:
         self.store = store
         self.limits = limits
         self.replica = replica
@@ -65,17 +65,18 @@ class Engine:
         self.hot = HotSessions(limits.hot, limits.memory_sessions)
         self.draining = False
         self._snapshotting = 0
-        chosen = kernel or FusedKernel()
-        kernels = threading.Semaphore(limits.kernels)
+        self.device = device or Cpu()
+        updates = threading.Semaphore(self.device.parallel or limits.kernels)
         self._workers = Workers(limits.threads)
         self._directory = Directory(store, self.hot, self._workers, replica, TENANT)
-        self._rebuilder = Rebuilder(store, chosen, self.pool)
-        self._copies = Copies(self.pool)
-        self._stepper = Stepper(store, self._rebuilder, chosen, kernels, self._copies, INLINE_BODY)
-        self._lifecycle = Lifecycle(store, self._rebuilder)
+        self._rebuilder = Rebuilder(store, self.device, self.pool)
+        self._copies = Copies(self.pool, self.device)
+        self._stepper = Stepper(store, self._rebuilder, self.device, updates, self._copies, INLINE_BODY)
+        self._lifecycle = Lifecycle(store, self._rebuilder, self.device)
         self._snapshots = Snapshots(
             store,
             self.pool,
+            self.device,
             ratio=limits.snapshot_ratio,
             records=limits.snapshot_records,
             pace=limits.snapshot_pace,
@@ -94,7 +95,7 @@ class Engine:
         repeated = self._directory.repeated(key)
         if repeated is not None:
             return repeated
-        state = await self._workers.run(state_of, call, settings)
+        state = await self._workers.run(state_of, call, settings, self.device)
         if call.durability == "memory":
             head = first_head(call, settings, state, f"m_{self.replica}_{_token()}")
             return await self._create_memory(head, state, key)
@@ -278,7 +279,7 @@ class Engine:
 
     async def _finish(self, hot: Hot, step: Step) -> Answer:
         head = hot.head  # by the whole vector: the answer has all of it, however few tensors the gradient names
-        if not hot.durable and head is not None and not hot.lock.locked():
+        if self.device.inline and not hot.durable and head is not None and not hot.lock.locked():
             size = head.spec.layout.size * ITEMSIZE[head.spec.dtype]
             if max(size, step.reception.buffer.nbytes) <= SMALL_STEP and not may_compile(hot, step):
                 async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop

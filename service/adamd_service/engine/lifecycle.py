@@ -25,6 +25,7 @@ from adamd_service.engine.hot import Hot, is_finite
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.engine.steps import carried
 from adamd_service.optim import (
+    Device,
     Settings,
     SettingsError,
     State,
@@ -32,7 +33,6 @@ from adamd_service.optim import (
     check_scalars,
     check_state,
     parse_settings,
-    prepare,
     to_json,
 )
 from adamd_service.records import Head, IdempotencyKey, SnapshotRef, Spec
@@ -58,7 +58,7 @@ def check_create(call: CreateCall) -> Settings:
     return settings
 
 
-def state_of(call: CreateCall, settings: Settings) -> State | None:
+def state_of(call: CreateCall, settings: Settings, device: Device) -> State | None:
     """Return the state that a session starts from; None where its parameters come later.
 
     Raises:
@@ -67,7 +67,7 @@ def state_of(call: CreateCall, settings: Settings) -> State | None:
     """
     if call.parameters is None:
         return None
-    prepare(settings, storage(call.dtype))
+    device.prepare(settings, storage(call.dtype))
     state = State.fresh(call.parameters, len(call.layout.tensors), settings)
     if call.kept is not None:
         _install(state, call.kept)
@@ -143,9 +143,10 @@ def _first_chain(spec: Spec, incarnation: str, step: int, state: State | None) -
 class Lifecycle:
     """Creates, patches and deletes durable sessions, and sets their parameters before step 1."""
 
-    def __init__(self, store: RedisStore, rebuilder: Rebuilder) -> None:
+    def __init__(self, store: RedisStore, rebuilder: Rebuilder, device: Device) -> None:
         self._store = store
         self._rebuilder = rebuilder
+        self._device = device
 
     def create(self, head: Head, state: State | None, key: IdempotencyKey | None) -> View:
         """Write a new session; a repeated creation answers the session that there is.
@@ -190,7 +191,7 @@ class Lifecycle:
                 hot.head, hot.settings = after, settings
             else:  # another replica has made steps meanwhile: the cache follows them
                 after = self._rebuilder.current(hot)
-            prepare(settings, storage(head.spec.dtype))
+            self._device.prepare(settings, storage(head.spec.dtype))
             return View(after, hot.diverged)
         raise SettingsConflict("others changed this session every time; try again", step=head.step, retry_after=0.2)
 
@@ -206,7 +207,7 @@ class Lifecycle:
             head = self._rebuilder.current(hot)
             require_unfixed(head)
             settings = parse_settings(head.settings)
-            prepare(settings, storage(head.spec.dtype))
+            self._device.prepare(settings, storage(head.spec.dtype))
             state = State.fresh(flat, len(head.spec.layout.tensors), settings)
             _require_sound(state)
             chain = _first_chain(head.spec, head.incarnation, 0, state)

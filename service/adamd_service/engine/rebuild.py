@@ -15,15 +15,13 @@ from adamd.wire.layout import Layout
 from adamd_service.engine.hot import Hot, is_finite
 from adamd_service.optim import (
     NUMERICS_ID,
+    Device,
     Encoded,
-    Kernel,
     Lazy,
     State,
     Update,
-    apply,
     encoded,
     parse_settings,
-    prepare,
     updates_from_json,
 )
 from adamd_service.records import Head, Record, SnapshotRef, Spec
@@ -37,9 +35,9 @@ PAGE = 64  # records read at once
 class Rebuilder:
     """Fills a hot session from the store. Synchronous: it runs in a worker thread, under the session's lock."""
 
-    def __init__(self, store: RedisStore, kernel: Kernel, pool: BufferPool) -> None:
+    def __init__(self, store: RedisStore, device: Device, pool: BufferPool) -> None:
         self._store = store
-        self._kernel = kernel
+        self._device = device
         self._pool = pool
 
     def current(self, hot: Hot) -> Head:
@@ -97,6 +95,7 @@ class Rebuilder:
                 f"session {hot.id}: the log folds to chain {chain[:12]}…, the head says {head.chain[:12]}…"
             )
         ring = {entry.step: entry for entry in self._store.ring(hot.id)}
+        self._device.fetch(state)
         hot.install(head, state, ring, diverged=not is_finite(state))
 
     def _resume(self, hot: Hot, head: Head) -> tuple[State, str, int] | None:
@@ -131,7 +130,7 @@ class Rebuilder:
         if "params" not in arrays or len(snapshot.counts) != len(spec.layout.tensors):
             raise InternalError(f"session {spec.id}: snapshot {snapshot.id} lacks parameters or counts")
         settings = parse_settings(head.settings)
-        prepare(settings, storage(spec.dtype))
+        self._device.prepare(settings, storage(spec.dtype))
         state = State.fresh(arrays["params"], len(snapshot.counts), settings)
         state.params = arrays.pop("params")
         if not arrays.keys() <= state.slots.keys():
@@ -157,7 +156,7 @@ class Rebuilder:
         body = self._pool.lease(record.nbytes)
         self._store.read_body(spec.id, record, body)
         check_digest(record, updates, spec.layout, body)
-        apply(state, gradient_of(record, updates, spec, body), updates, spec.layout.bounds, None, self._kernel)
+        self._device.apply(state, gradient_of(record, updates, spec, body), updates, spec.layout.bounds, None)
         return record.chain
 
 

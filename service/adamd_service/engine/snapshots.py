@@ -14,7 +14,7 @@ from adamd.wire.dtypes import storage
 from adamd_service.engine.calls import Floats
 from adamd_service.engine.hot import Hot
 from adamd_service.engine.lifecycle import snapshot_ref
-from adamd_service.optim import State
+from adamd_service.optim import Device, State
 from adamd_service.records import ArrayRef, Head, SnapshotRef
 from adamd_service.store import RedisStore
 
@@ -34,9 +34,12 @@ class Copy:
 class Snapshots:
     """Decides when, copies, writes, and collects what no reader needs any more."""
 
-    def __init__(self, store: RedisStore, pool: BufferPool, *, ratio: float, records: int, pace: float) -> None:
+    def __init__(
+        self, store: RedisStore, pool: BufferPool, device: Device, *, ratio: float, records: int, pace: float
+    ) -> None:
         self._store = store
         self._pool = pool
+        self._device = device
         self._ratio = ratio
         self._records = records
         self._pace = pace  # bytes a second
@@ -78,6 +81,7 @@ class Snapshots:
             np.copyto(into, array)
             return into
 
+        self._device.fetch(state)
         return Copy(head, state.copy(clone), snapshot_ref(head, state), hot.log_bytes)
 
     def write(self, copy: Copy, stopping: Callable[[], bool]) -> bool:

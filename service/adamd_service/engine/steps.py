@@ -30,12 +30,11 @@ from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.optim import (
     NUMERICS_ID,
     WARM,
-    Kernel,
+    Device,
     Settings,
     SettingsError,
     State,
     Update,
-    apply,
     check_groups,
     check_scalars,
     merge_settings,
@@ -82,27 +81,27 @@ class Stepper:
         self,
         store: RedisStore,
         rebuilder: Rebuilder,
-        kernel: Kernel,
-        kernels: threading.Semaphore,
+        device: Device,
+        updates: threading.Semaphore,
         copies: Copies,
         inline: int,
     ) -> None:
         self._store = store
         self._rebuilder = rebuilder
-        self._kernel = kernel
-        self._kernels = kernels
+        self._device = device
+        self._updates = updates
         self._copies = copies
         self._inline = inline
 
     def run(self, hot: Hot, step: Step, *, inline: bool = False) -> Answer:
-        """Take the step and answer it. ``inline``: on the event loop, which must not wait for a kernel's permit.
+        """Take the step and answer it. ``inline``: on the event loop, which must not wait for a permit to update.
 
         Raises:
             AdamdError: it was refused, or the store could not be asked; then nothing was applied here.
 
         """
         try:
-            return self._run(hot, step, nullcontext() if inline else self._kernels)
+            return self._run(hot, step, nullcontext() if inline else self._updates)
         finally:
             if step.chunks and not step.committed:
                 self._discard(hot.id, step)
@@ -118,9 +117,12 @@ class Stepper:
                 return repeated
             decision = decide(hot.head, hot.ring, step.request, diverged=hot.diverged)
             if isinstance(decision, Apply):
-                answer = self._apply(hot, step, decision.step, permit)
+                assert hot.state is not None
+                with self._device.ready(hot.state):  # before the commit: memory must not be lacking after it
+                    answer = self._apply(hot, step, decision.step, permit)
                 if answer is not None:
                     return answer
+                self._rebuilder.current(hot)
             elif not asked:
                 self._rebuilder.current(hot)
             else:
@@ -207,8 +209,9 @@ class Stepper:
         try:
             with permit:
                 gradient, bounds = step.reception.gradient, hot.head.spec.layout.bounds
-                diverged = apply(state, gradient, updates, bounds, out if same else None, self._kernel)
+                diverged = self._device.apply(state, gradient, updates, bounds, out if same else None)
                 if out is not None and not same:
+                    self._device.fetch(state)
                     overflowed = rounded(state.params, step.answer_dtype or hot.head.spec.dtype, out)
         except BaseException:
             hot.drop()
@@ -275,17 +278,16 @@ class Stepper:
         if isinstance(outcome, Committed):
             step.committed = True
             return True
-        self._after_loss(hot, step, outcome)
+        self._after_loss(step, outcome)
         return False
 
-    def _after_loss(self, hot: Hot, step: Step, outcome: Lost) -> None:
+    def _after_loss(self, step: Step, outcome: Lost) -> None:
         if outcome.reason == "fenced" or outcome.reason == "chunks":
             # The attempt is dead, or its chunks outlived their TTL: the next commit needs a new one.
             step.attempt, step.chunks = secrets.token_hex(8), None
-        self._rebuilder.current(hot)
 
     def _resolve(self, hot: Hot, step: Step, number: int) -> None:
-        """Find out what became of a commit without an answer; the cache is rebuilt either way (law 2)."""
+        """Find out what became of a commit without an answer; the cache is rebuilt either way, by `_run` (law 2)."""
         hot.drop()
         step.committed = True  # as far as anyone knows: its chunks must not be unlinked
         verdict = self._store.resolve(hot.id, step.attempt, number)
@@ -293,7 +295,6 @@ class Stepper:
             step.committed = False
             self._discard(hot.id, step)
             step.attempt, step.chunks = secrets.token_hex(8), None
-        self._rebuilder.current(hot)
 
     def _discard(self, session_id: str, step: Step) -> None:
         """Unlink an attempt that can no longer commit. Its TTL does the same, later, where this fails."""

@@ -2,6 +2,7 @@
 compiler.
 """
 
+from adamd_service.optim.device import Cpu, Device
 from adamd_service.optim.encoded import Encoded, Lazy, Raw, encoded
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
 from adamd_service.optim.fused import WARM, FusedKernel, prepare, warm_up
@@ -37,6 +38,8 @@ __all__ = [
     "NUMERICS_ID",
     "WARM",
     "Block",
+    "Cpu",
+    "Device",
     "Encoded",
     "FusedKernel",
     "Group",

@@ -10,7 +10,7 @@ Pure: nothing here needs a GPU, a driver or CuPy.
 
 import ast
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -62,11 +62,12 @@ def cuda_kernel(recurrence: Recurrence, dtype: np.dtype[Any], watched: tuple[str
     assigned, or an operation on the wrong kind of value.
     """
     name = f"{recurrence.name}_{dtype.name}"
-    fields = [*recurrence.arrays, "out", "index", "size"]
+    # p and g first, and an array that is written without being read has its place too.
+    arrays = tuple(dict.fromkeys(["p", "g", *recurrence.arrays, *recurrence.results]))
+    fields = [*arrays, "out", "index", "size"]
     row = np.dtype([(field, "<u8") for field in fields] + [(s, dtype) for s in recurrence.scalars], align=True)
-    return CudaKernel(
-        name, _source(name, recurrence, dtype, watched), dtype, row, recurrence.arrays, recurrence.scalars
-    )
+    source = _source(name, replace(recurrence, arrays=arrays), dtype, watched)
+    return CudaKernel(name, source, dtype, row, arrays, recurrence.scalars)
 
 
 def blocks(kernel: CudaKernel, size: int, most: int) -> int:
@@ -77,7 +78,7 @@ def blocks(kernel: CudaKernel, size: int, most: int) -> int:
 
 def _source(name: str, recurrence: Recurrence, dtype: np.dtype[Any], watched: Sequence[str]) -> str:
     kind, lanes = _TYPE[dtype.name], WIDE // dtype.itemsize
-    arrays, written = recurrence.arrays, [result for result in recurrence.results if result in recurrence.arrays]
+    arrays, written = recurrence.arrays, recurrence.results
     lines = _Lines(dtype, recurrence)
     body = [*lines.statements(), *(f"{array} = {lines.now(array)};" for array in written), lines.diverged(watched)]
     constness = {array: "" if array in written else "const " for array in arrays}

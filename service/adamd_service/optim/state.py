@@ -16,7 +16,7 @@ from adamd_service.optim.scalars import Update
 from adamd_service.optim.settings import Settings
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class State:
     """Flat arrays of one length and one dtype (float32 or float64), in layout order, and each tensor's own count of
     updates.
@@ -88,7 +88,7 @@ def _begun(parameters: Floats, first: str | float) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """Where one update lies: elements start..end of the state, from `source` on in the gradient."""
 
     update: Update
@@ -117,24 +117,34 @@ def apply(
     Raises ValueError, before anything is changed, where these do not fit together. An error from the kernel leaves the
     state half done: drop it.
     """
-    source = Raw.of(gradient, state.params.dtype) if isinstance(gradient, np.ndarray) else gradient
-    runs = _runs(state, source.size, updates, bounds, out)
+    source = source_of(gradient, state.params.dtype)
+    runs = runs_of(state, source.size, updates, bounds, out)
     if isinstance(source, Lazy):
         diverged = _apply_named(state, source, runs, kernel, slice_size)
         if out is not None:
             out[:] = state.params
     else:
         diverged = _apply_all(state, source, runs, out, kernel, slice_size)
+    counted(state, runs)
+    return diverged
+
+
+def source_of(gradient: NDArray[Any] | Encoded, dtype: np.dtype[Any]) -> Encoded:
+    """A gradient as `apply` takes it, for a session of `dtype`. Raises ValueError where it does not widen into it."""
+    return Raw.of(gradient, dtype) if isinstance(gradient, np.ndarray) else gradient
+
+
+def counted(state: State, runs: Sequence[Run]) -> None:
+    """Count the updates that were made, and keep what the tensors now carry."""
     for run in runs:
         for tensor in range(run.update.first, run.update.last):
             state.counts[tensor] += 1
             if state.carried is not None:
                 state.carried[tensor] = run.update.carried
-    return diverged
 
 
 def _apply_all(
-    state: State, source: Encoded, runs: Sequence[_Run], out: Floats | None, kernel: Kernel, slice_size: int
+    state: State, source: Encoded, runs: Sequence[Run], out: Floats | None, kernel: Kernel, slice_size: int
 ) -> bool:
     """Every element of the updated tensors takes its step."""
     widened = np.empty(0 if source.exact else min(slice_size, source.size), state.params.dtype)
@@ -157,7 +167,7 @@ def _apply_all(
     return diverged
 
 
-def _apply_named(state: State, source: Lazy, runs: Sequence[_Run], kernel: Kernel, slice_size: int) -> bool:
+def _apply_named(state: State, source: Lazy, runs: Sequence[Run], kernel: Kernel, slice_size: int) -> bool:
     """Only named elements take their step: they are gathered, the same kernel runs on them, they are put back."""
     diverged = False
     for run in runs:
@@ -191,10 +201,10 @@ def check_state(state: State) -> None:
             raise ValueError(f"carried[{tensor}] is {carried}; wanted finite numbers")
 
 
-def _runs(
+def runs_of(
     state: State, length: int, updates: Sequence[Update], bounds: Sequence[int], out: Floats | None
-) -> tuple[_Run, ...]:
-    """Where each update lies, once everything is known to fit."""
+) -> tuple[Run, ...]:
+    """Where each update lies, once everything is known to fit; see `apply`."""
     size, dtype = len(state.params), state.params.dtype
     if (
         len(bounds) != len(state.counts) + 1
@@ -215,10 +225,10 @@ def _runs(
         raise ValueError(
             f"a gradient of {length} elements; wanted {size} for the layout or {covered} for the tensors updated"
         )
-    runs: list[_Run] = []
+    runs: list[Run] = []
     source = 0
     for update, start, end in spans:
-        runs.append(_Run(update, start, end, start if length == size else source))
+        runs.append(Run(update, start, end, start if length == size else source))
         source += end - start
     return tuple(runs)
 
