@@ -6,9 +6,11 @@ import numpy as np
 
 from adamd_service.optim import FusedKernel, State, apply, check_gradient, parse_settings, plan
 
+from .family import variants
+
 FUSED = FusedKernel()
 DTYPES = [np.dtype("float32"), np.dtype("float64")]
-VARIANTS = {
+ADAM = {
     "adam": {"name": "adam"},
     "adam coupled": {"name": "adam", "weight_decay": 0.1, "lr": 0.01},
     "adam amsgrad": {"name": "adam", "amsgrad": True},
@@ -18,7 +20,10 @@ VARIANTS = {
     "adamw": {"name": "adamw", "lr": 0.01},
     "adamw amsgrad": {"name": "adamw", "amsgrad": True, "betas": [0.8, 0.9]},
     "adamw maximize": {"name": "adamw", "maximize": True, "weight_decay": 0.5, "lr": 0.1},
+    "adam hat": {"eps_form": "hat", "amsgrad": True},
+    "adamw uncorrected": {"name": "adamw", "bias_correction": False},
 }
+VARIANTS = {**ADAM, **variants.VARIANTS}
 
 
 def unsigned(array):
@@ -77,7 +82,15 @@ def _sprinkle(rng, values, kinds):
     values[where] = rng.choice(kinds, int(where.sum()))
 
 
-def run_both(raw, dtype, size, steps, left, right, seed=0, start=None):
+def idle_gradients(rng, size, steps, dtype) -> Iterator[np.ndarray]:
+    """One hard gradient, and then only zeros of both signs: what was moved falls asleep."""
+    (gradient,) = hard_gradients(rng, size, 1, dtype)
+    yield gradient
+    for _ in range(steps - 1):
+        yield rng.choice(np.array([0.0, -0.0], dtype), size)
+
+
+def run_both(raw, dtype, size, steps, left, right, seed=0, start=None, gradients=hard_gradients):
     """(elements compared, bits patterns that differ) over `steps` steps, all arrays, after each step."""
     rng = np.random.default_rng(seed)
     settings = parse_settings(raw)
@@ -85,8 +98,8 @@ def run_both(raw, dtype, size, steps, left, right, seed=0, start=None):
     other = one.copy()
     out = np.empty_like(one.params)
     compared = different = 0
-    for gradient in hard_gradients(rng, len(one.params), steps, dtype):
-        updates = plan(settings, ["w"], one.counts, [True], dtype)
+    for gradient in gradients(rng, len(one.params), steps, dtype):
+        updates = plan(settings, ["w"], one.counts, [True], dtype, one.carried)
         flags = [
             apply(state, gradient, updates, [0, len(gradient)], into, kernel)
             for state, into, kernel in [(one, None, left), (other, out, right)]
@@ -96,5 +109,5 @@ def run_both(raw, dtype, size, steps, left, right, seed=0, start=None):
             compared += len(array)
             different += differing(array, other.arrays[name])
         different += differing(one.params, out)
-    assert one.counts == other.counts
+    assert (one.counts, one.carried) == (other.counts, other.carried)
     return compared, different

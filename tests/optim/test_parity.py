@@ -12,10 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamd_service.optim import FusedKernel, ReferenceKernel, State, apply, parse_settings, plan
-from adamd_service.optim.family import adam
+from adamd_service.optim.family import FAMILY, adam
 from adamd_service.optim.fused import render
+from adamd_service.optim.scalars import of_session
 
-from .parity import DTYPES, FUSED, VARIANTS, differing, hard_gradients, hard_parameters, run_both, specials
+from .family import mutations, variants
+from .parity import (
+    ADAM,
+    DTYPES,
+    FUSED,
+    VARIANTS,
+    differing,
+    hard_gradients,
+    hard_parameters,
+    idle_gradients,
+    run_both,
+    specials,
+)
 
 REFERENCE = ReferenceKernel()
 
@@ -24,18 +37,36 @@ REFERENCE = ReferenceKernel()
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fused_equals_reference(variant, dtype):
     compared, different = run_both(VARIANTS[variant], dtype, 4099, 12, REFERENCE, FUSED)
-    assert compared >= 4099 * 12 * 3
+    assert compared >= 4099 * 12 * (1 + len(parse_settings(VARIANTS[variant]).arrays))
     assert different == 0
+
+
+def test_every_choice_is_taken_both_ways():
+    taken = {}
+    for raw in VARIANTS.values():
+        parsed = parse_settings(raw)
+        for scalars in of_session(parsed, np.dtype("float64")):
+            for part in scalars.rule.parts:
+                for choice, value in part.choices.items():
+                    taken.setdefault((part.text, choice), set()).add(value)
+    assert {text for text, _ in taken} | {FAMILY["yogi"].text} == {one.text for one in FAMILY.values()}  # it has none
+    assert all(values == {False, True} for values in taken.values()), taken
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*ADAM, *variants.FULLEST])
 def test_fused_equals_reference_at_length(variant, dtype, capsys):
     compared, different = run_both(VARIANTS[variant], dtype, 1_000_003, 50, REFERENCE, FUSED, seed=1)
     with capsys.disabled():
         print(f"\n{variant} {dtype}: {compared:,} elements compared, {different} differ")
     assert different == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fused_equals_reference_over_a_thousand_idle_steps(variant, dtype):
+    assert run_both(VARIANTS[variant], dtype, 61, 1000, REFERENCE, FUSED, gradients=idle_gradients)[1] == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -145,57 +176,85 @@ MUTATIONS = {
 }
 
 
-def mutated(old, new):
-    """The reference with one line of Adam's text changed."""
-    source = textwrap.dedent(inspect.getsource(adam.adam))
+TEXTS = {adam.adam: MUTATIONS, **mutations.MUTATIONS}
+MISTAKES = {f"{text.__name__}: {what}": (text, *how) for text, kinds in TEXTS.items() for what, how in kinds.items()}
+# By these overrides a state array is halved exactly, so that 2*tiny becomes tiny itself.
+HALVING = {"betas": [0.5, 0.5], "alpha": 0.5, "momentum": 0.5}
+NAMES = {"contracted": contracted, "TINY": {dtype: np.finfo(dtype).smallest_normal for dtype in DTYPES}}
+
+
+def mutated(text, old, new):
+    """The reference with one line of a text changed."""
+    source = textwrap.dedent(inspect.getsource(text))
     assert source.count(old) == 1
-    names = {**vars(adam), "contracted": contracted}
+    names = {**vars(inspect.getmodule(text)), **NAMES}
     exec(source.replace(old, new), names)
-    text = functools.update_wrapper(names["adam"], adam.adam)  # which says what its operands are
+    wrong = functools.update_wrapper(names[text.__name__], text)  # which says what its operands are
 
     def kernel(block, scalars):
-        parts = tuple(replace(part, text=text) if part.text is adam.adam else part for part in scalars.rule.parts)
+        parts = tuple(replace(part, text=wrong) if part.text is text else part for part in scalars.rule.parts)
         return REFERENCE(block, replace(scalars, rule=replace(scalars.rule, parts=parts)))
 
     return kernel
 
 
 def edge_state(settings, dtype):
-    """Moments that lie on the edges which the comparisons decide: the smallest normal number after one update, -0 in v_max."""
+    """Arrays that lie on the edges which the comparisons decide: the smallest normal number after one update, -0 in v_max."""
     size = 4096
     rng = np.random.default_rng(5)
     state = State.fresh(hard_parameters(rng, size, dtype), 1, settings)
-    state.slots["exp_avg"][:] = rng.choice(specials(dtype), size)
-    state.slots["exp_avg_sq"][:] = np.abs(rng.choice(specials(dtype), size))
-    state.slots["exp_avg_sq"][: size // 2] = 0
+    for name, array in state.slots.items():
+        array[:] = rng.choice(specials(dtype), size)
+        if name in settings.optimizer.nonnegative:
+            array[:] = np.abs(array)
+            array[: size // 2] = 0
     if "max_exp_avg_sq" in state.slots:
         state.slots["max_exp_avg_sq"][:] = -0.0
     return state
 
 
-def seen(kernel, dtype):
-    """The bit patterns in which `kernel` differs from the fused one, over every variant, from fresh and from edge states."""
-    total = 0
+def opposed_state(settings, dtype):
+    """A first moment that the first gradient nearly cancels, so that a rounding decides the sign (Lion's step)."""
+    state = State.fresh(np.ones(2048, dtype), 1, settings)
+    (gradient,) = hard_gradients(np.random.default_rng(0), 2048, 1, dtype)
+    b1 = settings.hyper.betas[0]
+    if "exp_avg" in state.slots:
+        state.slots["exp_avg"][:] = dtype.type(1.0 - b1) * -gradient / dtype.type(b1)
+    return state
+
+
+def seen(text, kernel, dtype):
+    """The bit patterns in which `kernel` differs from the fused one, in the first variant of `text` where any do, from
+    a fresh or from an edge state; 0 where none do.
+    """
     for raw in VARIANTS.values():
         parsed = parse_settings(raw)
+        if parsed.optimizer.text is not text:
+            continue
+        halving = {name: value for name, value in HALVING.items() if name in parsed.document}
+        if not parsed.document.get("momentum", True):
+            del halving["momentum"]
+        edge = {**raw, **halving}
         with np.errstate(all="ignore"):
-            total += run_both(raw, dtype, 2048, 6, kernel, FUSED)[1]
-            # beta = 0.5 halves exactly, so that 2*tiny becomes tiny itself.
-            total += run_both(
-                {**raw, "betas": [0.5, 0.5]}, dtype, 0, 3, kernel, FUSED, start=edge_state(parsed, dtype)
-            )[1]
-    return total
+            different = run_both(raw, dtype, 2048, 6, kernel, FUSED)[1]
+            different = different or run_both(edge, dtype, 0, 3, kernel, FUSED, start=edge_state(parsed, dtype))[1]
+            different = different or run_both(raw, dtype, 0, 1, kernel, FUSED, start=opposed_state(parsed, dtype))[1]
+        if different:
+            return different
+    return 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_parity_sees_a_mutation(mutation, dtype):
-    assert seen(mutated(*MUTATIONS[mutation]), dtype) > 0
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_parity_sees_a_mutation(mistake, dtype):
+    text, old, new = MISTAKES[mistake]
+    assert seen(text, mutated(text, old, new), dtype) > 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_parity_sees_nothing_without_a_mutation(dtype):
-    assert seen(mutated("p = decay * p", "p = p * decay"), dtype) == 0
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.__name__)
+def test_parity_sees_nothing_without_a_mutation(text, dtype):
+    assert seen(text, mutated(text, "    return p,", "    p = p; return p,"), dtype) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -76,6 +76,12 @@ def _choices(scalars: Mapping[str, float], arrays: Collection[str]) -> dict[str,
     }
 
 
+def _refuse(hyper: Hyper) -> tuple[str, str] | None:
+    if hyper.nesterov and (hyper.momentum == 0.0 or hyper.dampening != 0.0):
+        return "nesterov", "it goes with a momentum above 0 and a dampening of 0"
+    return None
+
+
 SGD: Final = Optimizer(
     name="sgd",
     text=sgd,
@@ -89,4 +95,5 @@ SGD: Final = Optimizer(
         "gain": Scalar(-INF, INF, "dampening", "1 - dampening"),
         "ahead": Scalar(0.0, INF, "momentum", "Nesterov's momentum"),
     },
+    refuse=_refuse,
 )
