@@ -24,14 +24,16 @@ CASES = {
 
 
 def torch_optimizer(torch, settings, parameters):
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer.name]
     grouped = {name for group in settings.groups for name in group.tensors}
     groups = [{"params": [parameters[name] for name in SHAPES if name not in grouped]}]
     for group in settings.groups:
-        over = group.model_dump(exclude_none=True, exclude={"tensors"})
-        groups.append({"params": [parameters[name] for name in group.tensors], **over})
-    plain = {key: getattr(settings, key) for key in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")}
-    return kind(groups, **plain)
+        groups.append({"params": [parameters[name] for name in group.tensors], **_torchs(group.hyper)})
+    return kind(groups, **_torchs(settings.hyper))
+
+
+def _torchs(hyper):
+    return {key: getattr(hyper, key) for key in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")}
 
 
 @pytest.mark.parametrize("absent", [False, True], ids=["all present", "some left out"])
@@ -54,7 +56,7 @@ def test_torch(case, dtype, absent):
             settings = merge_settings(settings, {"lr": 0.003})
             optimizer.param_groups[0]["lr"] = 0.003
             for group, mine in zip(optimizer.param_groups[1:], settings.groups, strict=True):
-                group["lr"] = 0.003 if mine.lr is None else mine.lr
+                group["lr"] = mine.hyper.lr
         present = [not absent or rng.random() < 0.6 for _ in names]
         gradients = {
             name: (rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 2)).astype(dtype)
