@@ -28,7 +28,7 @@ class Export:
         chain: of which history.
         settings: the whole of them.
         counts: updates, by tensor.
-        carried: numbers from update to update, by tensor and their names; of most optimizers none.
+        carried: numbers from update to update, by their names, then by tensor; of most optimizers none.
         arrays: views of the body, by "param" or a state array's name, then by tensor.
 
     """
@@ -74,7 +74,7 @@ class Draft:
         settings: the whole of them.
         names: the state arrays'.
         counts: updates, by tensor.
-        carried: numbers, by tensor and their names.
+        carried: numbers, by their names, then by tensor.
         step: the session's; the largest count at least.
 
     """
@@ -95,7 +95,7 @@ class Draft:
         step = max(self.step, *self.counts.values(), 0)
         told: dict[str, Any] = {"step": step, "counts": dict(self.counts)}
         if self.carried:
-            told["carried"] = {name: dict(numbers) for name, numbers in self.carried.items()}
+            told["carried"] = {number: dict(values) for number, values in self.carried.items()}
         document = {"optimizer": dict(self.settings), "dtype": self.dtype, "state": told}
         arrays = (PARAMETERS, *self.names)
         tensors = [(f"{array}:{name}", self.dtype, shape) for array in arrays for name, shape in self.shapes.items()]

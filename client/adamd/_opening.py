@@ -28,7 +28,7 @@ def create(
     lr: float | None = None,
     *,
     name: str | None = None,
-    optimizer: Literal["adam", "adamw"] = "adam",
+    optimizer: str = "adam",
     betas: Sequence[float] | None = None,
     eps: float | None = None,
     weight_decay: float | None = None,
@@ -39,10 +39,11 @@ def create(
     durability: Durability = "committed",
     labels: Mapping[str, str] | None = None,
     on_bad_gradient: OnBadGradient,
+    **others: Any,
 ) -> Logic[Track]:
     """Make a session; see `Client.create`."""
     given = {"name": optimizer, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-    settings = settings_document(given | {"amsgrad": amsgrad, "maximize": maximize, "groups": groups})
+    settings = settings_document(given | {"amsgrad": amsgrad, "maximize": maximize, "groups": groups} | others)
     document = {"name": name, "optimizer": settings, "durability": durability, "labels": dict(labels or {})}
     standing = yield Create(_arrays.parameters(parameters, dtype), document, secrets.token_hex(16))
     return Track(standing, on_bad_gradient)

@@ -12,6 +12,7 @@ from typing import Any
 from adamd.errors import InvalidState
 
 Group = Mapping[str, Any]
+BY_NAME = ("Adam", "decoupled_weight_decay")  # a session says it by its name, "adam" or "adamw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,10 @@ class Kind:
 
     def settled(self, group: Group) -> dict[str, Any]:
         """Return the fixed settings of a group, as a session has them: "adam" and "adamw" say it by their name."""
-        own = {key: group[key] for key in self.fixed if (self.torch, key) != ("Adam", "decoupled_weight_decay")}
-        return {key: bool(value) if isinstance(value, bool | int) else float(value) for key, value in own.items()}
+        own = {key: default for key, default in self.fixed.items() if (self.torch, key) != BY_NAME}
+        return {
+            key: bool(group[key]) if isinstance(default, bool) else float(group[key]) for key, default in own.items()
+        }
 
     @property
     def defaults(self) -> dict[str, Any]:

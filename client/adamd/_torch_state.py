@@ -52,7 +52,7 @@ def laid_out(found: Export, places: Sequence[Place], kind: Kind) -> State:
             continue
         mine = {"step": _number(count)} if kind.counts else {}
         for number in kind.numbers:
-            mine[number] = _number(found.carried[place.name][number])
+            mine[number] = _number(found.carried[number][place.name])
         for array, values in found.arrays.items():
             if array == PARAMETERS and not narrow:
                 continue
@@ -86,9 +86,7 @@ def pack(
         settings=settings,
         names=names,
         counts={name: _count(mine, kind, names) for name, mine in kept.items()},
-        carried={n: {key: float(mine.get(key, 1.0)) for key in kind.numbers} for n, mine in kept.items()}
-        if kind.numbers
-        else {},
+        carried={number: {n: float(mine.get(number, 1.0)) for n, mine in kept.items()} for number in kind.numbers},
         step=step,
     ).laid_out()
     for place in places:

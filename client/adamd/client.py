@@ -81,7 +81,7 @@ class Client:
         lr: float | None = None,
         *,
         name: str | None = None,
-        optimizer: Literal["adam", "adamw"] = "adam",
+        optimizer: str = "adam",
         betas: Sequence[float] | None = None,
         eps: float | None = None,
         weight_decay: float | None = None,
@@ -95,6 +95,7 @@ class Client:
         encoding: Encoding = "raw",
         error_feedback: bool = True,
         answer_dtype: str | None = None,
+        **settings: Any,
     ) -> Session:
         """Make a session that starts from ``parameters``. Safe against lost answers: it is made once.
 
@@ -102,7 +103,8 @@ class Client:
             parameters: one array, or a dict of arrays; of any shapes, in float16, bfloat16, float32 or float64.
             lr: and the other settings: as in ``torch.optim.Adam``; None is its default (1e-3).
             name: to find it again: a-z, 0-9 and -, at most 63.
-            optimizer: "adamw" decouples the weight decay (0.01 by default).
+            optimizer: "adamw" decouples the weight decay (0.01 by default); "nadam", "radam", "adamax", "yogi",
+                "adagrad", "rmsprop", "sgd", "lion", "schedule_free_adamw": as docs/protocol.md has them.
             betas: decay rates of exp_avg and exp_avg_sq, each in [0, 1).
             eps: added outside the square root.
             weight_decay: 0 or more.
@@ -118,6 +120,7 @@ class Client:
             error_feedback: what such an encoding drops goes along with the next gradient.
             answer_dtype: "float16", "bfloat16" or "float32": parameters are rounded to it on their way here. They come
                 as arrays of that dtype; bfloat16, which NumPy does not have, as float32 of the same value.
+            settings: others that the optimizer has, by torch's names: momentum, alpha, lr_decay, ….
 
         Raises:
             SessionExists: the name is taken; ``extra["id"]`` and ``step`` say by what.
@@ -125,9 +128,13 @@ class Client:
             WrongDtype, WrongLayout: see `parameters`.
 
         """
-        given = {option: value for option, value in locals().items() if option not in ("self", "on_bad_gradient")}
+        given = {
+            option: value for option, value in locals().items() if option not in ("self", "on_bad_gradient", "settings")
+        }
         sending = Sending.taken(given)
-        return self._session(_opening.create(**given, on_bad_gradient=self._choice(on_bad_gradient)), sending)
+        return self._session(
+            _opening.create(**given, **settings, on_bad_gradient=self._choice(on_bad_gradient)), sending
+        )
 
     def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> Session:
         """Resume the session ``name``, or create it where there is none.

@@ -1,4 +1,4 @@
-"""`torch.optim.Adam` and AdamW whose state lives at a server.
+"""`torch.optim.Adam` and its family, whose state lives at a server.
 
 optimizer = adamd.torch.Adam(model.parameters(), lr=0.001)      # the server at $ADAMD_URL
 for x, y in batches:
@@ -6,8 +6,9 @@ for x, y in batches:
     loss_fn(model(x), y).backward()
     optimizer.step()
 
-They are `torch.optim.Optimizer`s: param groups, closures, schedulers, hooks and ``state_dict()`` work as they do there,
-and a ``state_dict()`` loads into torch's own Adam and back. Three things are different, because the session at the
+AdamW, NAdam, RAdam, Adamax, Adagrad, RMSprop and SGD are here too. They are `torch.optim.Optimizer`s: param groups,
+closures, schedulers, hooks and ``state_dict()`` work as they do there, and a ``state_dict()`` loads into torch's own
+optimizer of the same name and back. Three things are different, because the session at the
 server, not the model, holds the parameters:
 
 - Who writes to the parameters between two steps (in place, or by ``p.data = …``) gets an error at the next one, which
@@ -36,7 +37,7 @@ from adamd._torch_optimizer import Remote
 from adamd.client import Client, Durability
 from adamd.session import OnBadGradient
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
 
 
 class Adam(Remote):
@@ -133,3 +134,137 @@ class AdamW(Adam):
     ) -> None:
         """Make one; ``options`` are `Adam`'s, from ``maximize`` on."""
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
+
+
+class NAdam(Remote):
+    """NAdam at a server, with the arguments, the meaning and the defaults of `torch.optim.NAdam`."""
+
+    _kind = _torch_kinds.NADAM
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        """Make one; ``options`` are `Adam`'s, from ``url`` on."""
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        defaults |= {"momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay}
+        super().__init__(params, defaults, **options)
+
+
+class RAdam(Remote):
+    """RAdam at a server, with the arguments, the meaning and the defaults of `torch.optim.RAdam`."""
+
+    _kind = _torch_kinds.RADAM
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        """Make one; ``options`` are `Adam`'s, from ``url`` on."""
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, {**defaults, "decoupled_weight_decay": decoupled_weight_decay}, **options)
+
+
+class Adamax(Remote):
+    """Adamax at a server, with the arguments, the meaning and the defaults of `torch.optim.Adamax`."""
+
+    _kind = _torch_kinds.ADAMAX
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        """Make one; ``options`` are `Adam`'s, from ``url`` on."""
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, defaults, **options)
+
+
+class Adagrad(Remote):
+    """Adagrad at a server, with the arguments, the meaning and the defaults of `torch.optim.Adagrad`."""
+
+    _kind = _torch_kinds.ADAGRAD
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        """Make one; ``options`` are `Adam`'s, from ``url`` on."""
+        defaults = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, {**defaults, "initial_accumulator_value": initial_accumulator_value}, **options)
+
+
+class RMSprop(Remote):
+    """RMSprop at a server, with the arguments, the meaning and the defaults of `torch.optim.RMSprop`."""
+
+    _kind = _torch_kinds.RMSPROP
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        """Make one; ``options`` are `Adam`'s, from ``url`` on."""
+        defaults = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, {**defaults, "momentum": momentum, "centered": centered}, **options)
+
+
+class SGD(Remote):
+    """SGD at a server, with the arguments, the meaning and the defaults of `torch.optim.SGD`."""
+
+    _kind = _torch_kinds.SGD
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        """Make one; ``options`` are `Adam`'s, from ``url`` on."""
+        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize}, **options)

@@ -15,6 +15,9 @@ pytestmark = pytest.mark.jax
 MOVING = {
     "adam": (lambda: optax.adam(1e-2, 0.8, 0.99, 1e-6), {"lr": 1e-2, "betas": [0.8, 0.99], "eps": 1e-6}),
     "adamw": (lambda: optax.adamw(1e-2, weight_decay=0.1), {"lr": 1e-2, "weight_decay": 0.1}),
+    "adamax": (lambda: optax.adamax(1e-2), {"lr": 1e-2}),
+    "lion": (lambda: optax.lion(1e-3, weight_decay=0.0), {"lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.0}),
+    "sgd": (lambda: optax.sgd(0.05, momentum=0.9), {"lr": 0.05, "momentum": 0.9}),
 }
 
 

@@ -17,8 +17,27 @@ MOVING = {
     "Adam": ("Adam", {"weight_decay": 0.01}),
     "AMSGrad": ("Adam", {"amsgrad": True}),
     "AdamW": ("AdamW", {"lr": 2e-3, "betas": (0.8, 0.99), "eps": 1e-6}),
+    "NAdam": ("NAdam", {"weight_decay": 0.01}),
+    "NAdam decoupled": ("NAdam", {"weight_decay": 0.01, "decoupled_weight_decay": True, "momentum_decay": 0.1}),
+    "RAdam": ("RAdam", {"lr": 3e-3, "weight_decay": 0.01, "decoupled_weight_decay": True}),
+    "Adamax": ("Adamax", {"betas": (0.8, 0.99)}),
+    "Adagrad": ("Adagrad", {"lr_decay": 0.01, "initial_accumulator_value": 0.1}),
+    "RMSprop": ("RMSprop", {"lr": 1e-3}),
+    "RMSprop heavy": ("RMSprop", {"lr": 1e-3, "momentum": 0.5, "centered": True, "alpha": 0.9}),
+    "SGD": ("SGD", {"lr": 0.05, "weight_decay": 0.01}),
+    "SGD heavy": ("SGD", {"lr": 0.05, "momentum": 0.9, "dampening": 0.1}),
+    "SGD Nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "maximize": False}),
 }
 DTYPES = [torch.float32, torch.float64]
+
+
+@pytest.fixture
+def dtype(request):
+    """The model's dtype, and torch's default: in that it keeps its numbers, NAdam's mu_product among them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
 
 
 def close(ours, theirs):
@@ -45,7 +64,7 @@ def counts(optimizer):
     return [int(entry["step"]) for entry in optimizer.state_dict()["state"].values() if "step" in entry]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str, indirect=True)
 @pytest.mark.parametrize("case", MOVING)
 def test_a_plain_session_takes_over_and_gives_back(client, case, dtype):
     kind, options = MOVING[case]
@@ -83,7 +102,7 @@ def test_a_plain_session_takes_over_and_gives_back(client, case, dtype):
     assert counts(back) == counts(whole)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str, indirect=True)
 @pytest.mark.parametrize("case", MOVING)
 def test_the_adapter_takes_over_and_gives_back(client, case, dtype):
     kind, options = MOVING[case]
