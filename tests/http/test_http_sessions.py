@@ -381,3 +381,37 @@ def test_info_and_operations(talk):
     assert b'route="/v1/sessions/{session}/steps/{number}"' in metrics or b'route="/v1/info"' in metrics
     assert talk("GET", "/docs").good().headers["Content-Type"].startswith("text/html")
     assert talk("GET", "/openapi.json").good().json["info"]["title"] == "adamd"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_parameters_to_evaluate(talk, dtype):
+    """Schedule-free AdamW's x, by y + (1 - 1/b1) (z - y) of the exported arrays; exact, and rounded as others are."""
+    optimizer = {"name": "schedule_free_adamw", "lr": 0.1, "betas": [0.8, 0.99]}
+    start = np.linspace(-1, 1, 50).astype(dtype)
+    session = talk.create(start.tolist(), dtype=dtype, optimizer=optimizer)["id"]
+    path = f"/v1/sessions/{session}/parameters"
+    assert talk("GET", path + "?at=average", headers=OCTET).good().body == start.tobytes()
+    for number in range(1, 4):
+        talk.put(session, number, np.full(50, number, dtype)).good()
+    before = talk.standing(session)
+    state = load(talk("GET", f"/v1/sessions/{session}/state").good().body)
+    y, z = state["param:parameters"], state["z:parameters"]
+    x = y + np.dtype(dtype).type(1 - 1 / 0.8) * (z - y)
+    reply = talk("GET", path + "?at=average", headers=OCTET).good()
+    assert reply.body == x.tobytes() != y.tobytes()
+    assert (reply.step, reply.headers["Adamd-Dtype"]) == (3, dtype)
+    assert talk("GET", path + "?at=average").good().json == {"step": 3, "parameters": x.astype(float).tolist()}
+    narrow = talk("GET", path + "?at=average", headers={**OCTET, "Adamd-Answer-Dtype": "float16"}).good()
+    assert narrow.body == x.astype(np.float16).tobytes()
+    assert talk.standing(session) == before
+    assert (
+        talk("GET", path + "?at=best").problem(422, "invalid_request")["detail"].startswith("at is 'best'; known are")
+    )
+
+
+def test_an_optimizer_without_an_average_says_so(talk):
+    session = talk.create([1.0, 2.0])["id"]
+    problem = talk("GET", f"/v1/sessions/{session}/parameters?at=average").problem(422, "invalid_request")
+    assert "adam has none: its parameters are those to evaluate" in problem["detail"]
+    session = talk.create([1.0], optimizer={"name": "schedule_free_adamw", "betas": [0, 0.9]})["id"]
+    talk("GET", f"/v1/sessions/{session}/parameters?at=average").problem(422, "invalid_request")

@@ -19,6 +19,7 @@ MAX_PARTS = 1_000_000  # lists, objects and strings in one JSON text: empty ones
 MAX_SETTINGS = 1024 * 1024  # bytes of a step's settings, in JSON
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CHAIN = re.compile(r"[0-9a-f]{64}")
+AT = ("average",)  # parameters beside those that gradients are taken at
 _REF = re.compile(r"[a-z0-9-]{1,63}|[sm]_[a-z0-9_]{1,61}")
 
 
@@ -32,6 +33,18 @@ def session_ref(given: str) -> str:
     if _REF.fullmatch(given) is None:
         raise UnknownSession(f"{shown(given)} is neither a session's id nor a name ([a-z0-9-], at most 63)")
     return given
+
+
+def at(given: str | None) -> str | None:
+    """Return which parameters are asked for: None for those that gradients are taken at.
+
+    Raises:
+        InvalidRequest: there are none such.
+
+    """
+    if given is None or given in AT:
+        return given
+    raise InvalidRequest(f"at is {shown(given)}; known are {', '.join(AT)}, or nothing", path="at")
 
 
 def chain(given: str, where: str) -> str:

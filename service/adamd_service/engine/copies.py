@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adamd.errors import InvalidRequest
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
 from adamd_service.engine.calls import Answer, Floats
 from adamd_service.engine.hot import Hot
-from adamd_service.optim import Device, narrow
+from adamd_service.optim import Device, SettingsError, check_average, narrow, write_average
 
 
 class Copies:
@@ -27,16 +28,28 @@ class Copies:
         return self._pool.lease(size * kind.itemsize).view(kind)
 
     def answer(
-        self, hot: Hot, *, minimal: bool = False, replayed: bool = False, answer_dtype: str | None = None
+        self,
+        hot: Hot,
+        *,
+        minimal: bool = False,
+        replayed: bool = False,
+        answer_dtype: str | None = None,
+        at: str | None = None,
     ) -> Answer:
-        """Copy the current parameters, under the lock: what is sent is never what the next step changes."""
+        """Copy the current parameters, under the lock: what is sent is never what the next step changes.
+
+        Raises:
+            InvalidRequest: there are none ``at`` that.
+
+        """
         head, state = hot.head, hot.state
         assert head is not None and state is not None
         out, overflowed = None, 0
         if not minimal:
-            out = self.lease(head.spec.layout.size, answer_dtype or head.spec.dtype)
             self._device.fetch(state)
-            overflowed = rounded(state.params, answer_dtype or head.spec.dtype, out)
+            source = state.params if at is None else self._average(hot)
+            out = self.lease(head.spec.layout.size, answer_dtype or head.spec.dtype)
+            overflowed = rounded(source, answer_dtype or head.spec.dtype, out)
         return Answer(
             head.spec,
             head.step,
@@ -47,6 +60,19 @@ class Copies:
             answer_dtype=answer_dtype,
             overflowed=overflowed,
         )
+
+    def _average(self, hot: Hot) -> Floats:
+        """Make the parameters to evaluate, as an array of their own."""
+        head, state, settings = hot.head, hot.state, hot.settings
+        assert head is not None and state is not None and settings is not None
+        layout = head.spec.layout
+        try:
+            check_average(settings)
+        except SettingsError as error:
+            raise InvalidRequest(error.message, path=error.path) from None
+        out: Floats = self.lease(layout.size, head.spec.dtype)
+        write_average(state, settings, layout.names, layout.bounds, out)
+        return out
 
 
 def rounded(parameters: Floats, dtype: str, out: NDArray[Any]) -> int:

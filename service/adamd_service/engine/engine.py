@@ -186,18 +186,24 @@ class Engine:
                 self._watchers.moved(hot.id)
                 return view
 
-    async def parameters(self, ref: str, answer_dtype: str | None = None) -> Answer:
+    async def parameters(self, ref: str, answer_dtype: str | None = None, at: str | None = None) -> Answer:
         """Return a copy of the current parameters, rounded to ``answer_dtype`` where one is given.
+
+        ``at``: "average" asks for those to evaluate, where the optimizer has them beside those to step from.
 
         Raises:
             WrongDtype: it is wider than the session's.
+            InvalidRequest: the session's optimizer has none ``at`` that.
 
         """
 
         def copy(hot: Hot) -> Answer:
             spec = self._require_parameters(hot).spec
-            with self.in_flight.hold(sizes.parameter_bytes(spec, answer_dtype)) as held:
-                answer = self._copies.answer(hot, answer_dtype=answer_dtype)
+            nbytes = sizes.parameter_bytes(spec, answer_dtype)
+            if at is not None:  # made in the session's dtype before it is rounded
+                nbytes += sizes.parameter_bytes(spec, None)
+            with self.in_flight.hold(nbytes) as held:
+                answer = self._copies.answer(hot, answer_dtype=answer_dtype, at=at)
                 held.leave(answer.parameters)
                 return answer
 

@@ -8,6 +8,7 @@ from adamd.wire import headers
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.encodings import ENCODINGS, RAW
 from adamd_service.codecs.bodies import MAX_LABEL_NAME, CreateDocument
+from adamd_service.codecs.checks import AT
 from adamd_service.codecs.documents import PatchDocument
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -145,7 +146,13 @@ _ANSWER = {
     "schema": {"enum": list(ITEMSIZE)},
     "description": "round the answer's parameters to this (not in JSON), to nearest, ties to even",
 }
-READ: dict[str, Any] = {"parameters": [_ANSWER]}
+_AT = {
+    "name": "at",
+    "in": "query",
+    "schema": {"enum": list(AT)},
+    "description": "average: the parameters to evaluate, where the optimizer has others (schedule_free_adamw)",
+}
+READ: dict[str, Any] = {"parameters": [_ANSWER, _AT]}
 PARAMETERS = _responses({200: _good(_PARAMETERS, "the parameters", _STEPPED)})
 STEPPED = _responses(
     {

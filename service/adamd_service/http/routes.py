@@ -122,10 +122,10 @@ async def delete_session(request: Request, session: Ref) -> Response:
     responses=documents.PARAMETERS,
 )
 async def get_parameters(request: Request, session: Ref) -> Response:
-    """Return the current parameters."""
+    """Return the current parameters, or those to evaluate."""
     kind = negotiation.accepted_type(request, headers.JSON)
-    dtype = negotiation.answer_dtype(request, kind)
-    return answers.parameters(await engine_of(request).parameters(_ref(session), dtype), kind)
+    dtype, at = negotiation.answer_dtype(request, kind), checks.at(request.query_params.get("at"))
+    return answers.parameters(await engine_of(request).parameters(_ref(session), dtype, at=at), kind)
 
 
 @router.put("/sessions/{session}/parameters", openapi_extra=documents.TENSORS, responses=documents.SESSION)

@@ -2,6 +2,7 @@
 compiler.
 """
 
+from adamd_service.optim.averages import check_average, write_average
 from adamd_service.optim.device import Cpu, Device
 from adamd_service.optim.encoded import Encoded, Lazy, Raw, encoded
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
@@ -56,6 +57,7 @@ __all__ = [
     "Update",
     "apply",
     "carried_from_json",
+    "check_average",
     "check_gradient",
     "check_groups",
     "check_scalars",
@@ -72,4 +74,5 @@ __all__ = [
     "updates_from_json",
     "updates_to_json",
     "warm_up",
+    "write_average",
 ]

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from adamd_service.optim.family.schedule_free import averaged, averaged_weight
-from adamd_service.optim.settings import parse_settings
+from adamd_service.optim import parse_settings, write_average
 
-from .oracle import beginning, trained, worst
+from .oracle import SIZE, beginning, trained, worst
 
 pytestmark = pytest.mark.torch
 
@@ -127,8 +126,8 @@ def test_the_average_is_what_eval_gives(betas):
     parameters, gradients = beginning("float64")
     optimizer, parameter = theirs("schedule_free_adamw", {"betas": betas}, parameters, gradients)
     ours = trained(raw("schedule_free_adamw", {"betas": betas}), parameters, gradients)
-    weight = averaged_weight(parse_settings(raw("schedule_free_adamw", {"betas": betas})).hyper)
-    (average,) = averaged(ours.params, ours.slots["z"], weight)
+    average = np.empty_like(parameters)
+    write_average(ours, parse_settings(raw("schedule_free_adamw", {"betas": betas})), ["w"], [0, SIZE], average)
     optimizer.eval()
     assert worst(average, parameter.detach().numpy()) <= 1
 

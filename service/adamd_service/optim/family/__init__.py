@@ -9,7 +9,7 @@ from adamd_service.optim.family.adam import ADAM, ADAMW
 from adamd_service.optim.family.adamax import ADAMAX
 from adamd_service.optim.family.lion import LION
 from adamd_service.optim.family.nadam import NADAM
-from adamd_service.optim.family.optimizer import Hyper, Optimizer, Scalar
+from adamd_service.optim.family.optimizer import Average, Hyper, Optimizer, Scalar
 from adamd_service.optim.family.radam import RADAM
 from adamd_service.optim.family.rmsprop import RMSPROP
 from adamd_service.optim.family.schedule_free import SCHEDULE_FREE_ADAMW
@@ -19,4 +19,4 @@ from adamd_service.optim.family.yogi import YOGI
 EVERY = ADAM, ADAMW, NADAM, RADAM, ADAMAX, YOGI, ADAGRAD, RMSPROP, SGD, LION, SCHEDULE_FREE_ADAMW
 FAMILY: Final[Mapping[str, Optimizer]] = MappingProxyType({one.name: one for one in EVERY})
 
-__all__ = ["FAMILY", "Hyper", "Optimizer", "Scalar"]
+__all__ = ["FAMILY", "Average", "Hyper", "Optimizer", "Scalar"]

@@ -61,6 +61,18 @@ KNOWN: Final[Mapping[str, Scalar]] = {
 }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Average:
+    """Parameters to evaluate that are not those which gradients are taken at.
+
+    text: a recurrence without choices; positional-only p, then state arrays by their own names; then the scalars. It
+    returns (p,). scalars: what it needs, exact; raises ValueError, saying why, where these settings have no average.
+    """
+
+    text: Text
+    scalars: Callable[[Hyper], dict[str, float]]
+
+
 def _nothing_refused(hyper: Hyper) -> None:
     del hyper
 
@@ -82,7 +94,8 @@ class Optimizer:
     with. carried: float64 numbers kept per tensor from update to update, with their first values.
     nonnegative: state arrays that are never below 0; they are watched for NaN and infinity, beside the parameters.
     schema: what KNOWN does not say about its scalars. refuse: of settings that do not fit together, which one, and what
-    is wanted. why_not_lazy: why an update of named elements alone (sparse-lazy) means nothing here; None: it does.
+    is wanted. average: None where the parameters are those to evaluate. why_not_lazy: why an update of named elements
+    alone (sparse-lazy) means nothing here; None: it does.
     """
 
     name: str
@@ -97,4 +110,5 @@ class Optimizer:
     nonnegative: tuple[str, ...] = ()
     schema: Mapping[str, Scalar] = field(default_factory=dict)
     refuse: Callable[[Hyper], tuple[str, str] | None] = _nothing_refused
+    average: Average | None = None
     why_not_lazy: str | None = None

@@ -7,7 +7,7 @@ from typing import Final
 
 from numpy import sqrt, where
 
-from adamd_service.optim.family.optimizer import INF, Hyper, Optimizer, Scalar
+from adamd_service.optim.family.optimizer import INF, Average, Hyper, Optimizer, Scalar
 from adamd_service.optim.recurrence import Operand
 
 LARGEST: Final = sys.float_info.max
@@ -45,7 +45,8 @@ def schedule_free_adamw(
     weights, warm-up and bias correction as in `schedulefree.AdamWScheduleFree` 1.4.1.
 
     p is y: the session's parameters are those that gradients are taken at. The parameters to evaluate, and to keep at
-    the end, are the average x_t = (1 - c_t) x_{t-1} + c_t z_t, which y = (1 - b1) z + b1 x gives: `averaged`.
+    the end, are the average x_t = (1 - c_t) x_{t-1} + c_t z_t, which y = (1 - b1) z + b1 x gives: `averaged`,
+    `GET …/parameters?at=average`.
 
     Arrays: as `adam.adam`; z begins as the parameters; v below `tiny` becomes +0. Scalars: average c_t, y_step
     lr_t (1 - b1 (1 - c_t)), step_size lr_t. Where d is 0 (eps may be) the quotient is 0; `decays` is off where wd is 0.
@@ -64,22 +65,21 @@ def schedule_free_adamw(
 
 
 def averaged(p: Operand, z: Operand, /, weight: Operand) -> tuple[Operand, ...]:
-    r"""The average, from the parameters y and z.
+    r"""The average, from the parameters y and z; weight is 1 - 1/b1.
 
         x = y + (1 - 1/b1) (z - y)
 
-    weight: 1 - 1/b1, see `averaged_weight`. Source: `schedulefree.AdamWScheduleFree.eval`. Returns (x,).
+    Source: `schedulefree.AdamWScheduleFree.eval`. Returns (x,).
     """
     p = p + weight * (z - p)
     return (p,)
 
 
-def averaged_weight(hyper: Hyper) -> float:
-    """1 - 1/b1. Raises ValueError where b1 is 0: then y is z, and x cannot be had from them."""
+def _averaged_scalars(hyper: Hyper) -> dict[str, float]:
     b1 = hyper.betas[0]
-    if b1 == 0.0:
-        raise ValueError("betas[0] is 0, so that the parameters hold nothing of the average; wanted more than 0")
-    return 1.0 - 1.0 / b1
+    if b1 == 0.0:  # y is z, and x cannot be had from them
+        raise ValueError("betas[0] is 0, so that the parameters hold nothing of their average; wanted more than 0")
+    return {"weight": 1.0 - 1.0 / b1}
 
 
 def _scalars(hyper: Hyper, t: int, carried: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
@@ -142,5 +142,6 @@ SCHEDULE_FREE_ADAMW: Final = Optimizer(
         "average": Scalar(0.0, 1.0, "weight_lr_power", "the average's newest weight"),
         "y_step": Scalar(0.0, INF, "lr", "the step size"),
     },
+    average=Average(averaged, _averaged_scalars),
     why_not_lazy="schedule_free_adamw averages every parameter with every step",
 )
