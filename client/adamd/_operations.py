@@ -18,6 +18,7 @@ from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import Layout
 
 _REF = re.compile(r"[A-Za-z0-9_-]{1,64}")
+ARRAYS = 4  # of a state, about: only the server knows how many its optimizer keeps
 
 
 # -- results
@@ -168,7 +169,7 @@ class Export:
     @property
     def limit(self) -> int:
         """The bytes that it can have at most."""
-        return self.expected + safetensors.MAX_HEADER + 8
+        return 2 * self.expected + safetensors.MAX_HEADER + 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +276,7 @@ def reference(ref: str) -> str:
 
 def export(now: Standing, into: BinaryIO | None) -> Export:
     """Return the export of a session."""
-    arrays = 4 if now.settings.get("amsgrad") is True else 3
-    return Export(now.id, into, arrays * now.layout.size * ITEMSIZE[now.dtype])
+    return Export(now.id, into, ARRAYS * now.layout.size * ITEMSIZE[now.dtype])
 
 
 def bad_answer(came: str) -> TransportError:

@@ -305,6 +305,8 @@ def test_metrics_are_outside_the_digest_and_a_replay_keeps_the_first(talk, sessi
         '{"eps": 1e-300}',
         '{"weight_decay": -1}',
         '{"name": "sgd"}',
+        '{"name": "sdg"}',
+        '{"momentum": 0.9}',
         '{"amsgrad": true}',
         '{"maximize": 1}',
         '{"groups": {}}',

@@ -19,7 +19,7 @@ from adamd_service.engine.intake import INLINE, Reception, receive_all, receive_
 from adamd_service.engine.limits import Limits
 from adamd_service.engine.steps import Step
 from adamd_service.engine.workers import Workers
-from adamd_service.optim import Lazy, encoded
+from adamd_service.optim import FAMILY, Lazy, encoded
 from adamd_service.records import Head, Spec
 from adamd_service.session import digest_start
 from adamd_service.store import RedisStore, Staging
@@ -56,6 +56,8 @@ class Uploads:
             return limit if declared is None else declared
         if call.encoding != RAW and call.tensors:
             raise InvalidRequest(f"{call.encoding} covers the whole vector; tensors can be left out of a raw one only")
+        if call.encoding == LAZY:
+            _require_lazy(head)
         dtype = encodings.body_dtype(call.encoding, call.dtype, spec.dtype)
         size = sizes_of(spec.layout, present_of(spec.layout, call.tensors))
         expected = encodings.most(call.encoding, size, dtype)
@@ -158,6 +160,13 @@ class Uploads:
             await self._workers.run(reception.take, gradient.data.nbytes)
         present = gradient.present if gradient.present is not None else _named(reception, head.spec)
         return _step(call, reception, present, settings, metrics, attempt, None)
+
+
+def _require_lazy(head: Head) -> None:
+    """Raise InvalidRequest where a session's optimizer does not step named elements alone."""
+    why = FAMILY[head.settings["name"]].why_not_lazy
+    if why is not None:
+        raise InvalidRequest(f"{LAZY}: {why}; send the gradient as {SPARSE} or {RAW}", step=head.step)
 
 
 def _reception(

@@ -68,6 +68,11 @@ def _number(value: object) -> float:
     return number
 
 
+def _count(value: object) -> object:
+    """Protobuf's objects have no integers: 4.0 is 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _listed(value: object) -> object:
     """JSON has lists where the frozen models have tuples; nothing else is let through."""
     return tuple(value) if isinstance(value, list) else value
@@ -75,7 +80,7 @@ def _listed(value: object) -> object:
 
 Number: TypeAlias = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Beta: TypeAlias = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
+Count: TypeAlias = Annotated[int, BeforeValidator(_count), Field(ge=0, le=2**53)]
 Betas: TypeAlias = Annotated[tuple[Beta, Beta], BeforeValidator(_listed)]
 
 

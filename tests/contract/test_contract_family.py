@@ -1,0 +1,174 @@
+"""Every optimizer through real servers: bit for bit the reference, over every shell, in every encoding, after kill -9.
+
+A new entry of FAMILY is tested by being there.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+import adamd
+from adamd.errors import InvalidRequest, InvalidSettings, InvalidState
+from adamd.wire import encodings, safetensors
+from adamd_service.optim import FAMILY
+from contract.twin import NAMES, SHAPES, VARIANTS, Twin, begun, gradients
+
+SIZE = sum(int(np.prod(shape)) for shape in SHAPES.values())
+variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+
+
+@variants
+def test_steps_are_the_references_and_survive_an_export(client, settings):
+    twin = Twin(begun(), settings | {"groups": [{"tensors": ["scalar"], "lr": 0.5, "maximize": True}]})
+    session = client.create(
+        begun(), **settings, groups=[{"tensors": ["scalar"], "lr": 0.5, "maximize": True}], durability="memory"
+    )
+    for gradient in gradients(5):
+        params = session.step(gradient)
+        twin.step(gradient)
+        assert np.concatenate([params[name].reshape(-1) for name in NAMES]).tobytes() == twin.state.params.tobytes()
+    exported = session.export()
+    assert twin.differing(exported) == []
+    again = client.restore(exported)
+    assert again.settings == session.settings and again.settings["name"] == settings["optimizer"]
+    for gradient in gradients(3, seed=7):
+        twin.step(gradient)
+        again.step(gradient)
+    assert twin.differing(again.export()) == []
+    for one in (session, again):
+        one.delete()
+
+
+@pytest.fixture(scope="module")
+def blocking(server):
+    with adamd.connect(server.url) as made:
+        yield made
+
+
+@variants
+def test_every_encoding_is_the_gradient_that_it_means(blocking, settings):
+    """int8 and sparse step as the dense vector that they stand for; sparse-lazy, where an optimizer can, touches no other element."""
+    start = np.concatenate([begun()[name].reshape(-1) for name in NAMES])
+    rng = np.random.default_rng(3)
+    gradient = rng.standard_normal(SIZE).astype(np.float32)
+    made = [blocking.create(start, **settings, durability="memory", encoding=kind) for kind in ("int8", "raw")]
+    body = encodings.encode_int8(gradient)
+    meant = np.empty(SIZE, np.float32)
+    encodings.decode_int8(*encodings.int8_parts(np.frombuffer(body, np.uint8), SIZE), 0, meant)
+    assert made[0].step(gradient).tobytes() == made[1].step(meant).tobytes()
+    few = np.zeros(SIZE, np.float32)
+    few[[3, 100]] = 0.5, -2.0
+    made[0].encoding = "raw"
+    sparse = adamd.Sparse([3, 100], np.float32([0.5, -2.0]))
+    assert made[0].step(sparse).tobytes() == made[1].step(few).tobytes()
+    lazy = adamd.Sparse([3, 100], np.float32([0.5, -2.0]), lazy=True)
+    if FAMILY[settings["optimizer"]].why_not_lazy:
+        with pytest.raises(InvalidRequest, match="sparse-lazy"):
+            made[0].step(lazy)
+        made[0].step(sparse)
+    else:
+        before, after = made[0].parameters(), made[0].step(lazy)
+        assert sorted(np.flatnonzero(before != after)) == [3, 100]
+    assert made[0].step_number == 3
+    for session in made:
+        session.delete()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_setting_that_an_optimizer_does_not_have_is_refused_by_its_name(blocking, name):
+    told = blocking.info()["settings"][name]
+    assert blocking.info()["optimizers"] == list(FAMILY)
+    other = next(key for key in ("momentum", "lr_decay", "amsgrad") if key not in told)
+    with pytest.raises(InvalidSettings) as caught:
+        blocking.create([1.0], optimizer=name, **{other: 0.5})
+    assert caught.value.extra["path"] == other
+    assert f"{name} has no setting {other}" in str(caught.value) and all(key in str(caught.value) for key in told)
+    with pytest.raises(InvalidSettings):
+        blocking.create([1.0], optimizer=name, groups=[{"tensors": ["parameters"], other: 0.5}])
+    session = blocking.create([1.0], optimizer=name, lr=None, durability="memory")
+    assert {key: session.settings[key] for key in told if key in session.settings} == {
+        key: value for key, value in told.items() if key in session.settings
+    }
+    with pytest.raises(InvalidSettings):
+        session.update(**{other: 0.5})
+    with pytest.raises(InvalidSettings, match="fixed when it was created"):
+        session.update(name=next(one for one in FAMILY if one != name))
+    session.delete()
+
+
+@pytest.mark.parametrize(
+    ("given", "change"),
+    [
+        ({"optimizer": "sgd"}, {"momentum": 0.9}),
+        ({"optimizer": "rmsprop", "momentum": 0.9}, {"momentum": 0.0}),
+        ({"optimizer": "rmsprop"}, {"centered": True}),
+        ({"optimizer": "adagrad"}, {"initial_accumulator_value": 0.5}),
+        ({"optimizer": "adam"}, {"amsgrad": True}),
+    ],
+)
+def test_what_decides_the_arrays_is_fixed(blocking, given, change):
+    session = blocking.create([1.0], **given, durability="memory")
+    before = session.settings
+    with pytest.raises(InvalidSettings, match="fixed when it was created"):
+        session.update(**change)
+    with pytest.raises(InvalidSettings, match="fixed when it was created"):
+        session.step([1.0], settings=change)
+    assert session.settings == before and session.step([1.0]).shape == (1,)
+    if "momentum" in change:
+        with pytest.raises(InvalidSettings, match="arrays"):
+            blocking.create({"a": [1.0], "b": [2.0]}, **given, groups=[{"tensors": ["a"], **change}])
+    session.delete()
+
+
+def spoilt(exported, change):
+    """An export with another document."""
+    header = safetensors.read_header(memoryview(exported))
+    document = json.loads(header.metadata["adamd"])
+    change(document)
+    tensors = [(one.tensor.name, one.dtype, one.tensor.shape) for one in header.tensors]
+    return safetensors.write_header(tensors, {"adamd": json.dumps(document)}) + bytes(exported)[header.data_start :]
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY if FAMILY[name].carried])
+def test_what_is_carried_belongs_to_a_state(blocking, name):
+    session = blocking.create({"a": [1.0], "b": [2.0]}, optimizer=name, durability="memory")
+    session.step({"a": [1.0]})
+    exported, first = session.export(), next(iter(FAMILY[name].carried))
+    wrong = [
+        lambda d: d["state"].pop("carried"),
+        lambda d: d["state"]["carried"].pop(first),
+        lambda d: d["state"]["carried"][first].pop("a"),
+        lambda d: d["state"]["carried"].update(more={"a": 1.0, "b": 1.0}),
+        lambda d: d["optimizer"].update(name="sgd", betas=None),
+    ]
+    blocking.restore(spoilt(exported, lambda d: None)).delete()
+    for change in wrong[:4]:
+        with pytest.raises(InvalidState, match="carried"):
+            blocking.restore(spoilt(exported, change))
+    with pytest.raises((InvalidRequest, InvalidSettings)):
+        blocking.restore(spoilt(exported, wrong[4]))
+    session.delete()
+
+
+def test_the_whole_family_after_kill_9(server_factory):
+    """Snapshots every third step; the server dies without a word; another folds the log to the very bits, and goes on."""
+    server = server_factory(env={"ADAMD_SNAPSHOT_RECORDS": 3})
+    twins = {}
+    with adamd.connect(server.url) as client:
+        for name, settings in VARIANTS.items():
+            session = client.create(begun(), **settings)
+            twins[name] = session.id, Twin(begun(), settings)
+            for gradient in gradients(5):
+                session.step(gradient)
+                twins[name][1].step(gradient)
+    server.kill()
+    server.restart()
+    with adamd.connect(server.url) as client:
+        for ref, twin in twins.values():
+            session = client.session(ref)
+            assert twin.differing(session.export()) == [], session.settings
+            for gradient in gradients(2, seed=9):
+                session.step(gradient)
+                twin.step(gradient)
+            assert twin.differing(session.export()) == [], session.settings
