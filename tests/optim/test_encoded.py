@@ -68,7 +68,7 @@ def test_dense_encodings_equal_the_vector_sent_raw_in_both_kernels_and_any_slice
         for wide in hard_gradients(rng, size, 4, dtype):
             body, value_dtype = bodies(rng, wide, encoding, value_dtype)
             dense = dense_of(encoding, value_dtype, body, size, dtype)
-            updates = plan(parsed, NAMES, one.counts, [True] * 5, dtype)
+            updates = plan(parsed, NAMES, one.counts, [True] * 5, dtype, one.carried)
             apply(one, dense, updates, BOUNDS, None, FUSED)
             for state, kernel, width in others:
                 gradient = encoded(encoding, value_dtype, body, size, dtype)
@@ -103,7 +103,7 @@ def test_lazy_touches_what_is_named_and_nothing_else(variant, dtype):
             assert isinstance(gradient, Lazy)
             touched = gradient.touched(BOUNDS)
             assert touched == tuple(i for i in range(5) if any(BOUNDS[i] <= c < BOUNDS[i + 1] for c in chosen))
-            updates = plan(parsed, NAMES, state.counts, [i in touched for i in range(5)], dtype)
+            updates = plan(parsed, NAMES, state.counts, [i in touched for i in range(5)], dtype, state.carried)
             apply(state, gradient, updates, BOUNDS, out, kernel, slice_size=width)
             assert out.tobytes() == state.params.tobytes()
         for state in states[1:]:
@@ -115,7 +115,7 @@ def test_lazy_touches_what_is_named_and_nothing_else(variant, dtype):
         apply(
             dense,
             full,
-            plan(parsed, NAMES, before.counts, [i in touched for i in range(5)], dtype),
+            plan(parsed, NAMES, before.counts, [i in touched for i in range(5)], dtype, before.carried),
             BOUNDS,
             None,
             REFERENCE,
