@@ -20,20 +20,43 @@ CASES = {
         "groups": [{"tensors": ["b", "d"], "lr": 0.02, "betas": [0.5, 0.9]}, {"tensors": ["c"], "weight_decay": 0.3}]
     },
     "adamw groups": {"name": "adamw", "groups": [{"tensors": ["b"], "maximize": True, "eps": 1e-3, "weight_decay": 0}]},
+    # What a tensor carries, and what its own first update does otherwise than the rest.
+    "nadam groups": {"name": "nadam", "groups": [{"tensors": ["b"], "momentum_decay": 0.1, "betas": [0.5, 0.9]}]},
+    "radam groups": {"name": "radam", "groups": [{"tensors": ["b", "d"], "weight_decay": 0.1, "betas": [0.8, 0.9]}]},
+    "sgd groups": {
+        "name": "sgd",
+        "momentum": 0.9,
+        "dampening": 0.3,
+        "groups": [{"tensors": ["a"], "nesterov": True, "dampening": 0, "lr": 0.01}],
+    },
 }
+KINDS = {"adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "radam": "RAdam", "sgd": "SGD"}
+
+
+@pytest.fixture(autouse=True)
+def numbers_in_float64():
+    """torch keeps NAdam's mu_product in its default dtype: in float32 the product alone is off by 3e-8."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def torch_optimizer(torch, settings, parameters):
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer.name]
+    kind = getattr(torch.optim, KINDS[settings.optimizer.name])
+    own = [name for name in settings.document if name not in ("name", "groups")]
     grouped = {name for group in settings.groups for name in group.tensors}
     groups = [{"params": [parameters[name] for name in SHAPES if name not in grouped]}]
     for group in settings.groups:
-        groups.append({"params": [parameters[name] for name in group.tensors], **_torchs(group.hyper)})
-    return kind(groups, **_torchs(settings.hyper))
-
-
-def _torchs(hyper):
-    return {key: getattr(hyper, key) for key in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")}
+        groups.append(
+            {
+                "params": [parameters[name] for name in group.tensors],
+                **{name: getattr(group.hyper, name) for name in own},
+            }
+        )
+    return kind(groups, **{name: getattr(settings.hyper, name) for name in own})
 
 
 @pytest.mark.parametrize("absent", [False, True], ids=["all present", "some left out"])
@@ -68,15 +91,16 @@ def test_torch(case, dtype, absent):
         flat = np.concatenate(
             [np.empty(0, dtype), *(gradients[n].ravel() for n, here in zip(names, present, strict=True) if here)]
         )
-        apply(ours, flat, plan(settings, names, ours.counts, present, np.dtype(dtype)), bounds, None, FusedKernel())
+        updates = plan(settings, names, ours.counts, present, np.dtype(dtype), ours.carried)
+        apply(ours, flat, updates, bounds, None, FusedKernel())
         expected = np.concatenate([theirs[name].detach().numpy().ravel() for name in names])
         error = np.abs(ours.params.astype(float) - expected)
         if dtype == "float64":
             assert np.all(error <= 1e-9 * np.maximum(np.abs(expected), 1e-3)), step
         else:
             assert error.max() <= 1e-6 * np.abs(expected).max(), step
-    counts = [int(optimizer.state[theirs[name]]["step"]) for name in names]
-    assert counts == ours.counts
+    if settings.optimizer.name != "sgd":  # which keeps no count
+        assert [int(optimizer.state[theirs[name]]["step"]) for name in names] == ours.counts
     for index, name in enumerate(names):
         mine = slice(bounds[index], bounds[index + 1])
         for key, array in ours.arrays.items():

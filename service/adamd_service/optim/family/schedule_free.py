@@ -85,7 +85,7 @@ def _averaged_scalars(hyper: Hyper) -> dict[str, float]:
 def _scalars(hyper: Hyper, t: int, carried: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     """weight_sum and lr_max are carried: lr may change from update to update."""
     b1, b2 = hyper.betas
-    lr = hyper.lr * t / hyper.warmup_steps if t < hyper.warmup_steps else hyper.lr
+    lr = hyper.lr * (t / hyper.warmup_steps) if t < hyper.warmup_steps else hyper.lr
     lr_max = max(lr, carried["lr_max"])
     weight = min(_power(float(t), hyper.r) * _power(lr_max, hyper.weight_lr_power), LARGEST)
     weight_sum = min(carried["weight_sum"] + weight, LARGEST)
