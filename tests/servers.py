@@ -68,6 +68,8 @@ def ended(command, *, within=120, env=None, cwd=None):
 class Server:
     """`adamd serve` as a child process. `url` and `grpc_url` are where it listens; `restart` keeps ports and data."""
 
+    module = "adamd_service"
+
     def __init__(self, data_dir, *options, env=None, port=0):
         self.data_dir = Path(data_dir)
         self.options = list(options)
@@ -80,7 +82,7 @@ class Server:
         self.grpc_url = None  # grpc://host:port
 
     def start(self):
-        command = [sys.executable, "-m", "adamd_service", "serve", "--port", str(self.port)]
+        command = [sys.executable, "-m", self.module, "serve", "--port", str(self.port)]
         command += ["--grpc-port", str(self.grpc_port)]
         command += ["--data-dir", str(self.data_dir), *map(str, self.options)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **{k: str(v) for k, v in self.env.items()}}

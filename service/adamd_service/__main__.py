@@ -44,6 +44,7 @@ def serve(
     redis_url: Annotated[
         str | None, typer.Option(help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N: where updates run \\[auto]")] = None,
     fsync: Annotated[
         str | None, typer.Option(help="the private store's appendfsync: always or everysec \\[always]")
     ] = None,
@@ -78,6 +79,7 @@ def serve(
     try:
         from pydantic import ValidationError
 
+        from adamd_service.device.choose import DeviceRefused
         from adamd_service.serve import serve as run
         from adamd_service.settings import ServerSettings
         from adamd_service.store import StoreRefused
@@ -90,7 +92,7 @@ def serve(
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise SystemExit(f"adamd: {faults}") from None
-    except (StoreRefused, AdamdError) as error:
+    except (StoreRefused, DeviceRefused, AdamdError) as error:
         raise SystemExit(f"adamd: {error}") from None
 
 

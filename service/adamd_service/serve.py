@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -17,6 +19,9 @@ import structlog
 import uvicorn
 
 from adamd.wire.poller import chosen
+from adamd_service.device.choose import device_of
+from adamd_service.device.cupy_runtime import found
+from adamd_service.device.runtime import DeviceLost, Runtime
 from adamd_service.engine import Engine
 from adamd_service.http.app import application
 from adamd_service.http.connection import guarded
@@ -29,6 +34,7 @@ from adamd_service.telemetry import Telemetry, configure_logging
 if TYPE_CHECKING:  # an extra that may be missing
     from adamd_service.grpc.server import GrpcServer
 
+LOST = 70  # the exit status after a GPU was lost: EX_SOFTWARE
 PRESENCE = 10.0  # seconds between a replica's signs of life; they last three times as long
 log = structlog.get_logger()
 
@@ -61,15 +67,35 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ``say`` gets the lines for a person; the last one is the ready line."""
+def serve(
+    settings: ServerSettings,
+    say: Callable[[str], None],
+    runtimes: Callable[[], Sequence[Runtime]] = found,
+) -> None:
+    """Serve until SIGTERM or SIGINT. ``say`` gets the lines for a person; the last one is the ready line. ``runtimes``
+    finds the GPUs.
+
+    Raises:
+        DeviceRefused: the device that the settings ask for cannot be had.
+
+    """
     configure_logging(settings.log_level)
     say("loading the kernels (on a new machine they are compiled first, which takes half a minute)")
     warm_up((np.dtype(np.float32), np.dtype(np.float64)))
     gc.freeze()  # half a million objects of the compiler's: looking through them took a fifth of a small step's time
+    device = device_of(settings.device, settings.device_bytes, _end_with, say, runtimes)
     with store_of(settings, say) as store:
-        engine = Engine(store, settings.limits(), secrets.token_hex(6))
+        engine = Engine(store, settings.limits(), secrets.token_hex(6), device)
         uvicorn_loop(settings, engine, say)
+
+
+def _end_with(error: DeviceLost) -> None:
+    """End the process at once: every later call of CUDA would fail too. What was committed is in the store, and another
+    replica, or this one started again, goes on from there.
+    """
+    log.critical("the GPU is lost; this process ends, so that another one goes on", reason=str(error))
+    sys.stderr.flush()
+    os._exit(LOST)
 
 
 @contextmanager
@@ -195,7 +221,7 @@ def _shown(host: str) -> str:
 async def _announce(server: Server, addresses: str, engine: Engine, say: Callable[[str], None]) -> None:
     while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
-    say(f"adamd is ready at {addresses} — {engine.store.promise}")
+    say(f"adamd is ready at {addresses} — updates run on {engine.device.described} — {engine.store.promise}")
 
 
 async def _presence(engine: Engine, beside: GrpcServer | None) -> None:

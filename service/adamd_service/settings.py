@@ -69,6 +69,8 @@ class ServerSettings(BaseSettings):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = channel.DEFAULT_PORT
     data_dir: Path = Field(default_factory=_data_dir)
     redis_url: str | None = None
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
+    device_bytes: int | None = Field(None, ge=1)
     fsync: Literal["always", "everysec"] = "always"
     allow_lossy_store: bool = False
     store_trusted: bool = False

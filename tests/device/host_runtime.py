@@ -19,7 +19,8 @@ ALIGNED = 256
 
 
 class HostRuntime:
-    def __init__(self, total=64 << 20, *, late=True, processors=2, name="host"):
+    def __init__(self, total=64 << 20, *, late=True, processors=2, name="host", lost_after=None):
+        self.lost_after = lost_after  # launches, after which every call fails
         self.name, self.total, self.processors = name, total, processors
         self.used = self.most = 0
         self.late = late
@@ -120,6 +121,9 @@ class HostStream:
             self._runtime.inside(rows, down * function.row.itemsize)
             self._runtime.inside(diverged, 4 * down)
             self._runtime.launches.append((across, down))
+            if self._runtime.lost_after is not None and len(self._runtime.launches) > self._runtime.lost_after:
+                self._runtime.lost = "cudaErrorIllegalAddress: an illegal memory access was encountered"
+                return
             for row in np.frombuffer(
                 (ctypes.c_uint8 * (down * function.row.itemsize)).from_address(rows), function.row
             ):

@@ -21,6 +21,7 @@ def server_info(engine: Engine) -> dict[str, Any]:
         "version": version("adamd"),
         "replica": engine.replica,
         "numerics": NUMERICS_ID,
+        "device": engine.device.described,
         "store": engine.store.promise,
         "limits": {
             "body_bytes": limits.body,

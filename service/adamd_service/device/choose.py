@@ -1,0 +1,89 @@
+"""From what was asked for (``auto``, ``cpu``, ``cuda``, ``cuda:N``) to the device that updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from adamd_service.device.cupy_runtime import NoDevice, found
+from adamd_service.device.gpu import CAPACITY, LEAST, SLOTS, SPARE, Gpu
+from adamd_service.device.nvrtc import CompileError, CompilerMissing
+from adamd_service.device.runtime import DeviceLost, OutOfMemory, Runtime
+from adamd_service.device.spread import Spread
+from adamd_service.optim import Cpu, Device, parse_settings
+
+DTYPES: Final = np.dtype(np.float32), np.dtype(np.float64)
+RING: Final = 2 * SLOTS * CAPACITY  # bytes on the device
+
+
+class DeviceRefused(Exception):
+    """What was asked for cannot be had here; the message says what was found."""
+
+
+def device_of(
+    asked: str,
+    limit: int | None,
+    lost: Callable[[DeviceLost], None],
+    say: Callable[[str], None],
+    runtimes: Callable[[], Sequence[Runtime]] = found,
+) -> Device:
+    """Return the device, with the kernels of Adam compiled and loaded.
+
+    asked: auto (all GPUs, or the CPU where there is none that can be used), cpu, cuda (all GPUs), or cuda:N.
+    limit: bytes of each GPU that states may take; None: what is free. lost: called where a GPU is lost. say: gets what
+    ``auto`` found wrong with a GPU.
+
+    Raises:
+        DeviceRefused: it does not exist, is too small, or lacks what it needs.
+
+    """
+    if asked == "cpu":
+        return Cpu()
+    try:
+        chosen = _chosen(asked, runtimes())
+    except (NoDevice, DeviceLost) as error:
+        if asked == "auto":
+            return Cpu()
+        raise DeviceRefused(f"--device {asked}: {error}") from None
+    try:
+        return _started(asked, chosen, limit, lost)
+    except DeviceRefused as error:
+        if asked != "auto":
+            raise
+        say(f"{error}; the updates run on the CPU")
+        return Cpu()
+
+
+def _chosen(asked: str, there: Sequence[Runtime]) -> Sequence[Runtime]:
+    if not asked.startswith("cuda:"):
+        return there
+    number = int(asked.removeprefix("cuda:"))
+    if number >= len(there):
+        raise NoDevice(f"there is no such GPU; found {', '.join(one.name for one in there)}")
+    return [there[number]]
+
+
+def _started(
+    asked: str, runtimes: Sequence[Runtime], limit: int | None, lost: Callable[[DeviceLost], None]
+) -> Gpu | Spread:
+    gpus: list[Gpu] = []
+    try:
+        for runtime in runtimes:
+            free = runtime.free()
+            wanted = RING + SPARE + (LEAST if limit is None else limit)
+            if free < wanted:
+                raise DeviceRefused(
+                    f"--device {asked}: {runtime.name} has {free} of {runtime.total} bytes free; wanted {wanted}"
+                )
+            gpus.append(Gpu(runtime, limit, lost))
+            for dtype in DTYPES:
+                gpus[-1].prepare(parse_settings({}), dtype)
+    except (CompilerMissing, CompileError, OutOfMemory, DeviceLost, DeviceRefused) as error:
+        for gpu in gpus:
+            gpu.close()
+        if isinstance(error, DeviceRefused):
+            raise
+        raise DeviceRefused(f"--device {asked}: {error}") from error
+    return gpus[0] if len(gpus) == 1 else Spread(gpus)
