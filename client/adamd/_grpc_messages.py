@@ -208,6 +208,7 @@ def _document(session: pb.Session) -> dict[str, Any]:
         "chain": session.chain,
         "incarnation": session.incarnation,
         "optimizer": plain(session.optimizer),
+        "lr": session.lr,
         "settings_revision": session.settings_revision,
         "dtype": _NAMES[session.dtype],
         "durability": _PROMISES[session.durability],

@@ -132,7 +132,8 @@ def test_the_good_record_is_good():
         *([{**GOOD[0], **change}] for change in [
             {"first": -1}, {"first": 0.0}, {"first": True, "last": 2}, {"last": 0}, {"first": "0"}, {"last": None},
             {"b1": float("nan")}, {"b1": "0.9"}, {"b1": None}, {"b1": True}, {"b1": 1.5}, {"b1": -0.1}, {"b2": 2},
-            {"one_minus_b1": 0.0}, {"one_minus_b2": -1.0}, {"sqrt_bc2": 0.0}, {"sqrt_bc2": 1.1}, {"sign": 0.0}, {"sign": 2},
+            {"one_minus_b1": 0.0}, {"one_minus_b2": -1.0}, {"sqrt_bc2": 0.0}, {"sqrt_bc2": 1.1}, {"sign": 0.0}, {"sign": "1"}, {"clip": 0.0},
+            {"ema_decay": 1.5}, {"one_minus_ema": 0}, {"lower": float("nan")}, {"upper": None},
             {"wd": -1}, {"decay": float("inf")}, {"step_size": float("-inf")}, {"step_size": -1.0}, {"eps": -1e-8}, {"eps": []},
         ]),
     ],

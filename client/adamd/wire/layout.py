@@ -162,3 +162,9 @@ def _check_shape(tensor: Tensor) -> None:
         raise WrongLayout(f"tensor {tensor.name!r}: its sizes multiply to more than 2^53")
     if 0 in tensor.shape and math.prod(tensor.shape[: tensor.shape.index(0)]) > MAX_EMPTY:
         raise WrongLayout(f"tensor {tensor.name!r}: without elements it has at most {MAX_EMPTY} rows")
+
+
+def some(names: tuple[str, ...]) -> str:
+    """Return a few names, short enough for an error's words."""
+    told = ", ".join(name if len(name) <= 64 else f"{name[:63]}…" for name in names[:8])
+    return f"{told}, …" if len(names) > 8 else told

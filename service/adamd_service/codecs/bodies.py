@@ -14,10 +14,11 @@ from adamd.errors import InvalidRequest, InvalidState, WrongLayout
 from adamd.wire import headers, layout, numbers, safetensors
 from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import Array, check_widens, storage, vector, widen
-from adamd.wire.layout import Layout, Tensor, shown
+from adamd.wire.layout import Layout, Tensor, shown, some
+from adamd_service.codecs import bounds
 from adamd_service.codecs.checks import metrics, parse_json, settings
 from adamd_service.engine import CreateCall, Gradient, Kept
-from adamd_service.optim import FAMILY
+from adamd_service.optim import ARRAY, FAMILY, SURROUNDING
 from adamd_service.records import Spec
 
 PARAMS = "param"  # an exported tensor is param:<name>, and <state array>:<name>
@@ -57,6 +58,7 @@ class CreateDocument(BaseModel):
 # What an export's metadata says besides, which a restore does not need.
 EXPORTED = {"id", "step", "chain", "incarnation", "settings_revision", "created_at", "parameters_missing"} | {
     "diverged",
+    "lr",
     "snapshot_step",
 }
 
@@ -148,17 +150,20 @@ def create_from_safetensors(body: memoryview, key: str | None) -> CreateCall:
         raw = {name: value for name, value in raw.items() if name not in EXPORTED}
     document = _document(raw)
     data = body[header.data_start :]
-    arrays = {stored.tensor.name: (stored, _view(data, stored)) for stored in header.tensors}
+    every = {stored.tensor.name: (stored, _view(data, stored)) for stored in header.tensors}
     if document.parameters is not None:
         raise InvalidRequest("parameters: they are the tensors of this body", path="parameters")
     if document.state is not None:
-        return _restore(document, document.state, arrays, key, body)
+        return _restore(document, document.state, every, key, body)
+    named = {name: one for name, one in every.items() if bounds.side_of(document.optimizer, name) is not None}
+    arrays = {name: one for name, one in every.items() if name not in named}
     if not arrays:
         raise InvalidRequest("the body has no tensors")
     dtype = document.dtype or ("float64" if any(s.dtype == "float64" for s, _ in arrays.values()) else "float32")
     made = _layout_of(document, {name: stored.tensor.shape for name, (stored, _) in arrays.items()})
     flat = _joined(made, {name: _widened(s.dtype, array, dtype) for name, (s, array) in arrays.items()}, dtype)
-    return _call(document, made, dtype, flat, None, key, body)
+    given = {name: _widened(stored.dtype, array, dtype) for name, (stored, array) in named.items()}
+    return _call(document, made, dtype, flat, None, key, body, bounds.named(document.optimizer, made, dtype, given))
 
 
 def _restore(
@@ -166,7 +171,7 @@ def _restore(
 ) -> CreateCall:
     if document.dtype is None:
         raise InvalidRequest("dtype: an exported state says its own", path="dtype")
-    known = {PARAMS, *(array for optimizer in FAMILY.values() for _, array in optimizer.arrays)}
+    known = {PARAMS, *SURROUNDING, *(array for optimizer in FAMILY.values() for _, array in optimizer.arrays)}
     groups: dict[str, dict[str, Array]] = {PARAMS: {}}
     for full, (stored, array) in arrays.items():
         prefix, _, name = full.partition(":")
@@ -198,11 +203,14 @@ def _call(
     kept: Kept | None,
     key: str | None,
     body: memoryview,
+    named: dict[str, Array] | None = None,
 ) -> CreateCall:
+    listed = bounds.listed(document.optimizer, made, dtype)
     return CreateCall(
         layout=made,
         dtype=dtype,
-        optimizer=document.optimizer,
+        optimizer={**document.optimizer, **dict.fromkeys(listed, ARRAY)},
+        bounds={**(named or {}), **listed},
         parameters=flat,
         name=document.name,
         durability=document.durability,
@@ -260,7 +268,7 @@ def gradient_from_json(body: memoryview, spec: Spec) -> Gradient:
     if spec.layout.vector:
         given = {spec.layout.names[0]: given}
     if not isinstance(given, dict):
-        raise WrongLayout(f"gradient: wanted an object with the tensors {_some(spec.layout.names)}")
+        raise WrongLayout(f"gradient: wanted an object with the tensors {some(spec.layout.names)}")
     arrays = {
         name: numbers.array_from_json(
             value, spec.dtype, "gradient" if spec.layout.vector else f"gradient.{name[:64]}", finite=False
@@ -299,18 +307,13 @@ def _present(spec: Spec, shapes: dict[str, tuple[int, ...]]) -> list[int]:
     for name, shape in shapes.items():
         index = spec.layout.index.get(name)
         if index is None:
-            raise WrongLayout(f"this session has no tensor {shown(name)}; it has {_some(spec.layout.names)}")
+            raise WrongLayout(f"this session has no tensor {shown(name)}; it has {some(spec.layout.names)}")
         wanted = spec.layout.tensors[index].shape
         if shape != wanted:
             raise WrongLayout(f"tensor {shown(name)} has shape {list(shape)}; this session's has {list(wanted)}")
     if not shapes and spec.layout.tensors:
         raise WrongLayout("the gradient has no tensors at all: that would be no step")
     return sorted(spec.layout.index[name] for name in shapes)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    told = ", ".join(name if len(name) <= 64 else f"{name[:63]}…" for name in names[:8])
-    return f"{told}, …" if len(names) > 8 else told
 
 
 def _all_or(present: list[int], spec: Spec) -> tuple[int, ...] | None:

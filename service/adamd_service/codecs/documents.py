@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adamd_service.codecs.bodies import MAX_LABELS, check_labels, validated
 from adamd_service.codecs.checks import parse_json
+from adamd_service.optim import lr_at, parse_settings
 from adamd_service.records import Head
 
 
@@ -67,6 +68,7 @@ def document(head: Head, *, diverged: bool) -> dict[str, Any]:
         "chain": head.chain,
         "incarnation": head.incarnation,
         "optimizer": head.settings,
+        "lr": lr_at(parse_settings(head.settings), head.step + 1),
         "settings_revision": head.settings_revision,
         "layout": spec.layout.to_json(),
         "vector": spec.layout.vector,

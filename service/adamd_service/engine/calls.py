@@ -104,6 +104,7 @@ class CreateCall:
     durability: Durability = "committed"
     labels: Mapping[str, str] = field(default_factory=dict)
     kept: Kept | None = None
+    bounds: Mapping[str, Floats] = field(default_factory=dict)  # lower and upper, where each element has its own
     key: str | None = None
     digest: str = ""  # of the whole request, for the Idempotency-Key
 

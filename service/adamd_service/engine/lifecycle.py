@@ -20,18 +20,23 @@ from adamd.errors import (
     SettingsConflict,
 )
 from adamd.wire.dtypes import storage
+from adamd.wire.layout import Layout
 from adamd_service.engine.calls import CreateCall, Floats, Kept, View
 from adamd_service.engine.hot import Hot, is_finite
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.engine.steps import carried
 from adamd_service.optim import (
+    BOUNDS,
+    BoundsError,
     Device,
     Settings,
     SettingsError,
     State,
+    check_bounds,
     check_groups,
     check_scalars,
     check_state,
+    each,
     parse_settings,
     to_json,
 )
@@ -55,6 +60,12 @@ def check_create(call: CreateCall) -> Settings:
         check_scalars(settings, call.layout.names, storage(call.dtype))
     except SettingsError as error:
         raise InvalidSettings(error.message, path=error.path) from None
+    for name in each(settings):
+        if call.kept is None and (name not in call.bounds or call.parameters is None):
+            raise InvalidSettings(
+                f'{name} is "array": its numbers and the parameters come with the creation, or in a restored state',
+                path=name,
+            )
     return settings
 
 
@@ -71,13 +82,18 @@ def state_of(call: CreateCall, settings: Settings, device: Device) -> State | No
     state = State.fresh(call.parameters, len(call.layout.tensors), settings)
     if call.kept is not None:
         _install(state, call.kept)
-    _require_sound(state)
+    state.slots |= {name: call.bounds[name] for name in each(settings) if call.kept is None}
+    _require_sound(state, settings, call.layout, first=call.kept is None)
     return state
 
 
-def _require_sound(state: State) -> None:
+def _require_sound(state: State, settings: Settings, layout: Layout, *, first: bool) -> None:
+    """Refuse a state that no optimizer could have, or one to begin with (``first``) that its bounds do not hold."""
     try:
         check_state(state)
+        check_bounds(state, settings, layout.names, layout.bounds, inside=first)
+    except BoundsError as error:
+        raise InvalidSettings(error.message, path=error.path) from None
     except ValueError as error:
         raise InvalidState(str(error)) from None
 
@@ -209,7 +225,10 @@ class Lifecycle:
             settings = parse_settings(head.settings)
             self._device.prepare(settings, storage(head.spec.dtype))
             state = State.fresh(flat, len(head.spec.layout.tensors), settings)
-            _require_sound(state)
+            if each(settings):  # they were given at creation, and parameters can be set again before step 1
+                assert hot.state is not None
+                state.slots |= {name: hot.state.slots[name] for name in each(settings)}
+            _require_sound(state, settings, head.spec.layout, first=True)
             chain = _first_chain(head.spec, head.incarnation, 0, state)
             after = replace(head, chain=chain, parameters_missing=False)
             if not hot.durable:
@@ -233,7 +252,9 @@ def written(head: Head, state: State | None) -> Mapping[str, Floats]:
     """Return the arrays that a first snapshot needs: a new session's arrays are as they begin, and stay unwritten."""
     if state is None:
         return {}
-    return {"params": state.params} if head.step == 0 and not any(state.counts) else state.arrays
+    if head.step > 0 or any(state.counts):
+        return state.arrays
+    return {name: array for name, array in state.arrays.items() if name in ("params", *BOUNDS)}
 
 
 def memory_hot(head: Head, state: State | None) -> Hot:

@@ -35,6 +35,7 @@ from adamd_service.optim import (
     SettingsError,
     State,
     Update,
+    at_step,
     check_groups,
     check_scalars,
     merge_settings,
@@ -48,6 +49,8 @@ from adamd_service.store import RedisStore, UnknownOutcome
 
 RACES = 64  # compare-and-set races lost in a row before a client is told to come back
 Permit: TypeAlias = AbstractContextManager[object]
+SAME_KERNEL = {"lr", "schedule", "gradient_scale", "clip_norm"}  # settings whose change asks for no other kernel
+OTHER_KERNEL = {"clip_value", "lower", "upper", "ema_decay", "groups"}  # and those that ask even Adam for another
 KEYS = 4096  # Idempotency-Keys that a memory session remembers
 
 
@@ -167,7 +170,7 @@ class Stepper:
         head, state = hot.head, hot.state
         assert head is not None and state is not None and hot.settings is not None
         settings = carried(hot.settings, step.settings, head)
-        updates = _plan(settings, state, head, step.present)
+        updates = _plan(settings, state, head, step, number)
         record = self._record(head, step, number, updates)
         entry = Entry(number, record.digest, step.attempt, record.chain)
         after = replace(
@@ -306,9 +309,9 @@ class Stepper:
 
 def may_compile(hot: Hot, step: Step) -> bool:
     """Say whether a step's settings may ask for a variant of the optimizer that was not compiled with the session."""
-    if not step.settings or hot.settings is None or step.settings.keys() <= {"lr"}:
+    if not step.settings or hot.settings is None or step.settings.keys() <= SAME_KERNEL:
         return False
-    return hot.settings.optimizer.name not in WARM
+    return hot.settings.optimizer.name not in WARM or not step.settings.keys().isdisjoint(OTHER_KERNEL)
 
 
 def carried(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:
@@ -333,14 +336,15 @@ def _checked(make: Callable[[], Settings], head: Head) -> Settings:
     return settings
 
 
-def _plan(settings: Settings, state: State, head: Head, present: tuple[int, ...] | None) -> tuple[Update, ...]:
-    layout = head.spec.layout
+def _plan(settings: Settings, state: State, head: Head, step: Step, number: int) -> tuple[Update, ...]:
+    layout, present, dtype = head.spec.layout, step.present, storage(head.spec.dtype)
     here = [True] * len(layout.tensors)
     if present is not None:
         here = [False] * len(layout.tensors)
         for index in present:
             here[index] = True
     try:
-        return plan(settings, layout.names, state.counts, here, storage(head.spec.dtype), state.carried)
+        at = at_step(settings, number, step.reception.gradient, dtype)
+        return plan(settings, layout.names, state.counts, here, dtype, state.carried, at)
     except SettingsError as error:  # of a later update than `check_scalars` looked at
         raise InvalidSettings(error.message, step=head.step, path=error.path) from None

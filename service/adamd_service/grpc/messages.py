@@ -14,6 +14,7 @@ from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.codecs.bodies import MAX_LABELS
 from adamd_service.engine import Answer, to_its_end
+from adamd_service.optim import lr_at, parse_settings
 from adamd_service.records import Head, Spec
 
 QUICK = 32 * 1024  # bytes of settings up to which a hop to a thread costs more than unfolding them
@@ -46,6 +47,7 @@ def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
         parameters_missing=head.parameters_missing,
         diverged=diverged,
         elements=spec.layout.size,
+        lr=lr_at(parse_settings(head.settings), head.step + 1),
     )
     made.created_at.FromMicroseconds(round(spec.created_at * 1e6))
     if head.snapshots:

@@ -114,6 +114,7 @@ _SESSION = {
                 "step": {"type": "integer", "minimum": 0},
                 "chain": {"type": "string"},
                 "optimizer": {"type": "object"},
+                "lr": {"type": "number", "minimum": 0, "description": "of the next step, by the schedule"},
                 "layout": _LAYOUT,
                 "dtype": {"enum": ["float32", "float64"]},
                 "durability": {"enum": ["committed", "memory"]},

@@ -2,7 +2,10 @@
 compiler.
 """
 
+from adamd_service.optim.around import ARRAY, BOUNDS, SURROUNDING
+from adamd_service.optim.at_step import at_step, lr_at
 from adamd_service.optim.averages import check_average, write_average
+from adamd_service.optim.bounds import NONE, BoundsError, check_bounds, each
 from adamd_service.optim.device import Cpu, Device
 from adamd_service.optim.encoded import Encoded, Lazy, Raw, encoded
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
@@ -35,10 +38,15 @@ from adamd_service.optim.settings import (
 from adamd_service.optim.state import State, apply, check_state
 
 __all__ = [
+    "ARRAY",
+    "BOUNDS",
     "FAMILY",
+    "NONE",
     "NUMERICS_ID",
+    "SURROUNDING",
     "WARM",
     "Block",
+    "BoundsError",
     "Cpu",
     "Device",
     "Encoded",
@@ -56,13 +64,17 @@ __all__ = [
     "State",
     "Update",
     "apply",
+    "at_step",
     "carried_from_json",
     "check_average",
+    "check_bounds",
     "check_gradient",
     "check_groups",
     "check_scalars",
     "check_state",
+    "each",
     "encoded",
+    "lr_at",
     "merge_settings",
     "narrow",
     "parse_settings",

@@ -7,7 +7,7 @@ import numpy as np
 
 from adamd_service.optim.kernel import Floats
 from adamd_service.optim.recurrence import signature
-from adamd_service.optim.settings import Settings, SettingsError
+from adamd_service.optim.settings import Settings, SettingsError, resolve
 from adamd_service.optim.state import State
 
 SLICE = 65_536  # elements at a time, so that what NumPy allocates between is small
@@ -39,8 +39,7 @@ def write_average(state: State, settings: Settings, names: Sequence[str], bounds
     declared = signature(average.text)
     arrays = [state.arrays["params" if name == "p" else name] for name in declared.arrays]
     for name, (begin, end) in zip(names, pairwise(bounds), strict=True):
-        group = settings.group_of.get(name)
-        exact = average.scalars(settings.hyper if group is None else settings.groups[group].hyper)
+        exact = average.scalars(resolve(settings, name))
         scalars = [state.params.dtype.type(exact[scalar]) for scalar in declared.scalars]
         for start in range(begin, end, SLICE):
             here = slice(start, min(start + SLICE, end))

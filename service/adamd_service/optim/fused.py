@@ -17,6 +17,7 @@ from adamd_service.optim.compiled import Compiled, compile_loop
 from adamd_service.optim.gradient import compile_scans
 from adamd_service.optim.kernel import Block
 from adamd_service.optim.narrowing import compile_narrowing
+from adamd_service.optim.norm import compile_norm
 from adamd_service.optim.rule import CONSTANTS, Rule
 from adamd_service.optim.scalars import Scalars, of_session
 from adamd_service.optim.settings import Settings, parse_settings
@@ -49,6 +50,7 @@ def warm_up(dtypes: Iterable[np.dtype[Any]], progress: Callable[[str], None] | N
     compile_scans()
     compile_widening()
     compile_narrowing()
+    compile_norm()
     for dtype, (coupled, amsgrad) in product(dtypes, product((False, True), repeat=2)):
         say(f"{dtype.name} adam{' coupled' * coupled}{' amsgrad' * amsgrad}")
         prepare(parse_settings({"name": "adam", "weight_decay": 0.01 * coupled, "amsgrad": amsgrad}), dtype)

@@ -14,11 +14,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from adamd_service.optim import around
+from adamd_service.optim.around import AtStep
 from adamd_service.optim.family import Hyper, Optimizer
 from adamd_service.optim.rule import Rule, required, rule_for, schema
 from adamd_service.optim.settings import Settings, SettingsError
 
 NUMERICS_ID = "adamd-1"
+PLAIN: Final = AtStep()  # no schedule, nothing clipped
 TIMES: Final = 1, 1000  # updates of a tensor by which every choice of a text has been taken
 
 
@@ -60,24 +62,26 @@ def plan(
     present: Sequence[bool],
     dtype: np.dtype[Any],
     carried: Sequence[tuple[float, ...]] | None = None,
+    at: AtStep = PLAIN,
 ) -> tuple[Update, ...]:
     """The updates of one step: neighbouring present tensors with the same scalars merged into runs, in layout order.
 
-    names, counts (updates so far), present and carried (None where the optimizer carries nothing) are by tensor. Raises
-    SettingsError as check_scalars does, ValueError for unequal lengths.
+    names, counts (updates so far), present and carried (None where the optimizer carries nothing) are by tensor; `at`
+    is what the step itself decides (`at_step`). Raises SettingsError as check_scalars does, ValueError for unequal
+    lengths.
     """
     if not len(names) == len(counts) == len(present) == len(counts if carried is None else carried):
         raise ValueError(f"{len(names)} names, {len(counts)} counts and {len(present)} presences")
-    group_of = settings.group_of
+    group_of = settings.places.of if settings.groups else None
     made: dict[tuple[int | None, int, tuple[float, ...]], tuple[Scalars, tuple[float, ...]]] = {}
     runs: list[Update] = []
     for index, name in enumerate(names):
         if not present[index]:
             continue
-        key = group_of.get(name) if group_of else None, counts[index] + 1, () if carried is None else carried[index]
+        key = None if group_of is None else group_of(name), counts[index] + 1, () if carried is None else carried[index]
         found = made.get(key)
         if found is None:
-            found = made[key] = scalars_at(settings, *key, dtype)
+            found = made[key] = scalars_at(settings, *key, dtype, at)
         if runs and runs[-1].last == index and (runs[-1].scalars is found[0] or runs[-1][2:] == found):
             runs[-1] = runs[-1]._replace(last=index + 1)
         else:
@@ -91,7 +95,7 @@ def check_scalars(settings: Settings, names: Sequence[str], dtype: np.dtype[Any]
     t = 1 is the worst case of Adam (step_size only falls with t, sqrt_bc2 only grows). The session's own settings are
     left out where every tensor of `names` is in a group.
     """
-    if not names or not settings.group_of.keys() >= set(names):
+    if not names or any(settings.places.of(name) is None for name in names):
         scalars_at(settings, None, 1, _first(settings), dtype)
     for index in range(len(settings.groups)):
         scalars_at(settings, index, 1, _first(settings), dtype)
@@ -110,30 +114,41 @@ def _first(settings: Settings) -> tuple[float, ...]:
 
 
 def scalars_at(
-    settings: Settings, group: int | None, t: int, carried: tuple[float, ...], dtype: np.dtype[Any]
+    settings: Settings,
+    group: int | None,
+    t: int,
+    carried: tuple[float, ...],
+    dtype: np.dtype[Any],
+    at: AtStep = PLAIN,
 ) -> tuple[Scalars, tuple[float, ...]]:
     """The scalars of update number t (from 1) of a tensor of `group` (None: of none), rounded to `dtype` (float32 or
     float64), and what the tensor carries after it.
 
-    Raises SettingsError (at the setting to blame) where one becomes infinite, or a nonzero eps subnormal or 0.
+    Raises SettingsError (at the setting to blame) where one becomes infinite, or a nonzero eps, clip or scale subnormal
+    or 0.
     """
     optimizer, hyper = settings.optimizer, settings.hyper if group is None else settings.groups[group].hyper
-    exact, after = _exact(optimizer, hyper, t, carried)
+    exact, after = _exact(optimizer, hyper, t, carried, at)
     with np.errstate(over="ignore", under="ignore"):
         rounded = np.array([*exact.values()], np.float64).astype(dtype)
     values = rounded.tolist()
     tiny, zero = constants(dtype)
-    if not all(map(math.isfinite, values)) or not all(map(math.isfinite, after)) or 0.0 < exact.get("eps", 0.0) < tiny:
+    if (
+        not all(map(math.isfinite, values))
+        or not all(map(math.isfinite, after))
+        or any(0.0 < abs(exact.get(name, 0.0)) < tiny for name in around.LEAST)
+    ):
         raise _not_held(optimizer, exact, values, dtype, "" if group is None else f"groups[{group}].")
     rule = rule_for(optimizer, dict(zip(exact, values, strict=True)), settings.arrays)
     return Scalars(rule, tuple(values), (*rounded, tiny, zero), dtype), after
 
 
 def _exact(
-    optimizer: Optimizer, hyper: Hyper, t: int, carried: tuple[float, ...]
+    optimizer: Optimizer, hyper: Hyper, t: int, carried: tuple[float, ...], at: AtStep
 ) -> tuple[dict[str, float], tuple[float, ...]]:
-    own, after = optimizer.scalars(hyper, t, dict(zip(optimizer.carried, carried, strict=True)))
-    made = around.scalars(hyper) | own
+    now = hyper._replace(lr=hyper.lr * at.lr_factor)
+    own, after = optimizer.scalars(now, t, dict(zip(optimizer.carried, carried, strict=True)))
+    made = around.scalars(hyper, at.clip_factor) | own
     return {name: made[name] for name in schema(optimizer) if name in made}, tuple(
         after[name] for name in optimizer.carried
     )
@@ -155,11 +170,12 @@ def _not_held(
             return SettingsError(
                 setting, f"{setting} makes {about.meaning} {value:g}, more than {dtype} holds; wanted less"
             )
-        if name == "eps" and 0.0 < value < constants(dtype)[0]:
+        if name in around.LEAST and 0.0 < abs(value) < constants(dtype)[0]:
+            setting = path + about.setting
             return SettingsError(
-                f"{path}eps",
-                f"{path}eps is {value!r}, below {dtype}'s smallest normal number; wanted 0, or "
-                f"{float(constants(dtype)[0]):.8g} or more",
+                setting,
+                f"{setting} is {abs(value)!r}, below {dtype}'s smallest normal number; wanted "
+                f"{'' if name == 'sign' else '0, or '}{float(constants(dtype)[0]):.8g} or more",
             )
     return SettingsError(f"{path}lr", f"{path}lr makes what the optimizer carries along infinite; wanted less")
 

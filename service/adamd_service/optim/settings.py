@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
 
-from adamd_service.optim import around
+from adamd_service.optim import around, patterns
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
+from adamd_service.optim.patterns import GroupsError, Places, places
+from adamd_service.optim.schedules import Constant, Schedule, ScheduleError, parse_schedule
 
 NUMBER = "a finite number, 0 or more"
 BETA = "a finite number, 0 or more and below 1"
 SWITCH = "true or false"
 WHOLE = "a whole number, 0 or more"
+BOUND = "a finite number, or at creation one for each element, by tensor"
 # What the same thing is called elsewhere (Keras, TensorFlow, optax, the papers); compared without case, "_" and "-".
 ALIASES = {
     "learningrate": "lr",
@@ -42,6 +45,22 @@ ALIASES = {
     "params": "tensors",
     "paramgroups": "groups",
     "parametergroups": "groups",
+    "scheduler": "schedule",
+    "lrscheduler": "schedule",
+    "lrschedule": "schedule",
+    "clip": "clip_norm",
+    "maxnorm": "clip_norm",
+    "maxgradnorm": "clip_norm",
+    "clipgradnorm": "clip_norm",
+    "clipnorm": "clip_norm",
+    "clipgradvalue": "clip_value",
+    "clipvalue": "clip_value",
+    "ema": "ema_decay",
+    "emamomentum": "ema_decay",
+    "min": "lower",
+    "minimum": "lower",
+    "max": "upper",
+    "maximum": "upper",
 }
 
 
@@ -73,6 +92,15 @@ def _count(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _bound(value: object) -> object:
+    return value if value == around.ARRAY else _number(value)
+
+
+def _schedule(value: object) -> Schedule | None:
+    made = parse_schedule(value)
+    return None if made == Constant() else made
+
+
 def _listed(value: object) -> object:
     """JSON has lists where the frozen models have tuples; nothing else is let through."""
     return tuple(value) if isinstance(value, list) else value
@@ -81,6 +109,7 @@ def _listed(value: object) -> object:
 Number: TypeAlias = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Beta: TypeAlias = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 Count: TypeAlias = Annotated[int, BeforeValidator(_count), Field(ge=0, le=2**53)]
+Bound: TypeAlias = Annotated[float | Literal["array"] | None, BeforeValidator(_bound)]
 Betas: TypeAlias = Annotated[tuple[Beta, Beta], BeforeValidator(_listed)]
 
 
@@ -117,18 +146,25 @@ KINDS: Final[Mapping[str, tuple[Any, str]]] = {
     "r": (Number, NUMBER),
     "weight_lr_power": (Number, NUMBER),
     "maximize": (bool, SWITCH),
+    "schedule": (Annotated[Any, PlainValidator(_schedule)], 'an object such as {"name": "cosine", …}'),
+    "gradient_scale": (Annotated[Number, Field(gt=0)], "a finite number above 0"),
+    "clip_norm": (Number, f"{NUMBER}; 0 is off"),
+    "clip_value": (Number, f"{NUMBER}; 0 is off"),
+    "ema_decay": (Beta, f"{BETA}; 0 is off"),
+    "lower": (Bound, BOUND),
+    "upper": (Bound, BOUND),
 }
 WANTED: Final[Mapping[str, str]] = {
     **{name: wanted for name, (_, wanted) in KINDS.items()},
     "name": ", ".join(f'"{name}"' for name in FAMILY),
     "groups": 'a list of objects such as {"tensors": ["w"], "lr": 0.01}',
-    "tensors": "a list of tensor names",
+    "tensors": "a list of tensor names, or patterns of them",
 }
 COMMON: Final[Mapping[str, Any]] = {"lr": 0.001}  # the default of every optimizer that says no other
 # For the session as a whole: its arrays and its bits depend on them.
-SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value"}
+SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value", *around.SESSION}
 # adamd's own, beside torch's: told only where they are not as torch would have it.
-QUIET: Final = {"eps_form", "bias_correction"}
+QUIET: Final = {"eps_form", "bias_correction", *around.SETTINGS} - {"maximize"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +180,7 @@ class Settings:
     """The settings of a session. Two are equal where their documents are.
 
     document: as JSON values, complete (what is not in it is at its default). hyper: what counts for tensors of no
-    group. arrays: the state arrays of such a session, in the state's order. group_of: a tensor's group, by its place.
+    group. arrays: the state arrays of such a session, in the state's order. places: which group a tensor is in.
     """
 
     optimizer: Optimizer = field(compare=False)
@@ -152,11 +188,11 @@ class Settings:
     hyper: Hyper = field(compare=False)
     groups: tuple[Group, ...] = field(compare=False)
     arrays: tuple[str, ...] = field(compare=False)
-    group_of: Mapping[str, int] = field(compare=False)
+    places: Places = field(compare=False)
 
     def begin(self, array: str) -> str | float:
         """What a state array begins as: "params", or the number in each of its elements."""
-        begins = self.optimizer.begins.get(array)
+        begins = {**self.optimizer.begins, **around.BEGINS}.get(array)
         if begins is None:
             return 0.0
         return begins if begins == "params" else float(getattr(self.hyper, begins))
@@ -164,7 +200,7 @@ class Settings:
 
 def settings_of(optimizer: Optimizer) -> dict[str, Any]:
     """The settings that an optimizer has for a tensor, with their defaults, in the documents' order."""
-    return {**COMMON, **optimizer.settings, "maximize": False}
+    return {**COMMON, **optimizer.settings, **around.SETTINGS}
 
 
 @cache
@@ -217,9 +253,13 @@ def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
             )
     _check_together(optimizer, hyper, "")
     document = model.model_dump(mode="json", exclude_none=True)
-    document = {name: value for name, value in document.items() if name not in QUIET or value != had[name]}
-    group_of = {tensor: index for index, group in enumerate(groups) for tensor in group.tensors}
-    return Settings(optimizer, document, hyper, tuple(groups), _arrays(optimizer, hyper), group_of)
+    quiet = {name for name in QUIET & had.keys() if getattr(model, name) == had[name]}
+    document = {name: value for name, value in document.items() if name not in quiet}
+    try:
+        found = places([group.tensors for group in groups])
+    except GroupsError as error:
+        raise SettingsError(error.path, error.message) from None
+    return Settings(optimizer, document, hyper, tuple(groups), _arrays(optimizer, hyper), found)
 
 
 def _arrays(optimizer: Optimizer, hyper: Hyper) -> tuple[str, ...]:
@@ -228,7 +268,7 @@ def _arrays(optimizer: Optimizer, hyper: Hyper) -> tuple[str, ...]:
 
 def _check_together(optimizer: Optimizer, hyper: Hyper, place: str) -> None:
     """Raise SettingsError where settings that are each in their range do not fit together."""
-    refused = optimizer.refuse(hyper)
+    refused = optimizer.refuse(hyper) or around.refused(hyper, averaged=optimizer.average is not None)
     if refused is not None:
         setting, wanted = refused
         path = f"{place}{setting}"
@@ -268,36 +308,17 @@ def merge_settings(current: Settings, patch: object) -> Settings:
 
 def check_groups(settings: Settings, names: Sequence[str]) -> None:
     """Raise SettingsError where a group names a tensor that is not in `names`, or that another group (or the same) has
-    named.
+    named, or a pattern that fits to none.
     """
-    known = frozenset(names)
-    taken: dict[str, str] = {}
-    for index, group in enumerate(settings.groups):
-        if not group.tensors:  # any number of them would fit into a head that is written with every step
-            raise SettingsError(
-                f"groups[{index}].tensors", f"groups[{index}].tensors is empty; wanted at least one tensor name"
-            )
-        for place, tensor in enumerate(group.tensors):
-            path = f"groups[{index}].tensors[{place}]"
-            if tensor not in known:
-                nearest = difflib.get_close_matches(tensor[:256], names[:1000], n=1)
-                hint = (
-                    f"did you mean {_shown(nearest[0])}?"
-                    if nearest
-                    else f"wanted one of the layout's {len(known)} tensors"
-                )
-                raise SettingsError(path, f"{path} is {_shown(tensor)}, which the layout does not have; {hint}")
-            if tensor in taken:
-                raise SettingsError(
-                    path,
-                    f"{path} is {_shown(tensor)}, already at {taken[tensor]}; wanted each tensor in one group at most",
-                )
-            taken[tensor] = path
+    try:
+        patterns.check([group.tensors for group in settings.groups], settings.places, names)
+    except GroupsError as error:
+        raise SettingsError(error.path, error.message) from None
 
 
 def resolve(settings: Settings, tensor: str) -> Hyper:
     """What counts for `tensor`: its group's overrides, else the session's settings."""
-    index = settings.group_of.get(tensor)
+    index = settings.places.of(tensor)
     return settings.hyper if index is None else settings.groups[index].hyper
 
 
@@ -320,8 +341,19 @@ def _explain(optimizer: Optimizer, place: tuple[int | str, ...], kind: str, came
         return _explain(optimizer, place[:-1], "too_short", came)
     if kind == "missing":
         return SettingsError(path, f"{path} is missing; wanted {WANTED[str(place[-1])]}")
+    if place[0:1] == ("schedule",):
+        return _of_schedule(came)
     subject = f"{path} is" if path else "the settings are"
     return SettingsError(path, f"{subject} {_shown(came)}; wanted {_wanted(place)}")
+
+
+def _of_schedule(came: object) -> SettingsError:
+    try:
+        parse_schedule(came)
+    except ScheduleError as error:
+        path = f"schedule.{error.path}" if error.path else "schedule"
+        return SettingsError(path, f"{path} {error.message}")
+    return SettingsError("schedule", "schedule is refused")
 
 
 def _wanted(place: tuple[int | str, ...]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from adamd_service.optim.around import BOUNDS
 from adamd_service.optim.encoded import SLICE, Encoded, Lazy, Raw
 from adamd_service.optim.family import Optimizer
 from adamd_service.optim.kernel import Block, Floats, Kernel
@@ -190,7 +191,8 @@ def check_state(state: State) -> None:
     for name, array in state.arrays.items():
         if array.ndim != 1 or array.shape != state.params.shape or array.dtype != state.params.dtype:
             raise ValueError(f"{name} is {_kind(array)}; params is {_kind(state.params)}, wanted the same")
-        _check_values(name, array, signed=name not in state.optimizer.nonnegative)
+        if name not in BOUNDS:  # which may be infinite: `check_bounds` looks at them
+            _check_values(name, array, signed=name not in state.optimizer.nonnegative)
     if state.params.dtype not in (np.float32, np.float64):
         raise ValueError(f"params is {state.params.dtype}; wanted float32 or float64")
     for tensor, count in enumerate(state.counts):

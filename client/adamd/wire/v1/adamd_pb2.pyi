@@ -63,7 +63,7 @@ class Layout(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., vector: bool = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("id", "name", "step", "chain", "incarnation", "optimizer", "settings_revision", "layout", "dtype", "durability", "labels", "created_at", "parameters_missing", "diverged", "snapshot_step", "elements")
+    __slots__ = ("id", "name", "step", "chain", "incarnation", "optimizer", "settings_revision", "layout", "dtype", "durability", "labels", "created_at", "parameters_missing", "diverged", "snapshot_step", "elements", "lr")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,7 @@ class Session(_message.Message):
     DIVERGED_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_STEP_FIELD_NUMBER: _ClassVar[int]
     ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    LR_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     step: int
@@ -103,7 +104,8 @@ class Session(_message.Message):
     diverged: bool
     snapshot_step: int
     elements: int
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ..., elements: _Optional[int] = ...) -> None: ...
+    lr: float
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ..., elements: _Optional[int] = ..., lr: _Optional[float] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
     __slots__ = ("name", "optimizer", "layout", "dtype", "durability", "labels", "idempotency_key", "parameters", "parameters_dtype")
@@ -323,12 +325,14 @@ class StepStreamResponse(_message.Message):
     def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class GetParametersRequest(_message.Message):
-    __slots__ = ("session", "dtype")
+    __slots__ = ("session", "dtype", "at")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
     session: str
     dtype: Dtype
-    def __init__(self, session: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
+    at: str
+    def __init__(self, session: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., at: _Optional[str] = ...) -> None: ...
 
 class GetParametersResponse(_message.Message):
     __slots__ = ("standing", "offset", "data")

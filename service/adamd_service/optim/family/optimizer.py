@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from adamd_service.optim.recurrence import Text
+from adamd_service.optim.schedules import Schedule
 
 
 class Hyper(NamedTuple):
@@ -32,6 +33,14 @@ class Hyper(NamedTuple):
     warmup_steps: int = 0
     r: float = 0.0
     weight_lr_power: float = 2.0
+    # Around every optimizer (see `around`):
+    schedule: Schedule | None = None
+    gradient_scale: float = 1.0
+    clip_norm: float = 0.0
+    clip_value: float = 0.0
+    ema_decay: float = 0.0
+    lower: float | str | None = None
+    upper: float | str | None = None
 
 
 class Scalar(NamedTuple):
