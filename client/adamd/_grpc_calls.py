@@ -205,7 +205,7 @@ class Call:
     def read_parameters(self, operation: _operations.ReadParameters) -> Stepped:
         """Read the parameters into the caller's memory."""
         dtype = messages.DTYPES[operation.dtype] if operation.rounded else pb.DTYPE_UNSPECIFIED
-        request = pb.GetParametersRequest(session=reference(operation.ref), dtype=dtype)
+        request = pb.GetParametersRequest(session=reference(operation.ref), dtype=dtype, at=operation.at or "")
         method = self.method("unary_stream", "GetParameters", None, pieces.PARAMETERS_RESPONSE)
         told, filling = None, Filling(operation.into)
         with self.limits.guarded(0, sum(view.nbytes for view in operation.into)) as guard:

@@ -114,7 +114,10 @@ def encode(operation: Operation) -> Request:
         case Delete(ref):
             return Request("DELETE", _path(ref))
         case ReadParameters(ref):
-            return Request("GET", _path(ref, "/parameters"), _rounded(operation), (), headers.OCTETS, operation.into)
+            at = "" if operation.at is None else f"?at={quote(operation.at, safe='')}"
+            return Request(
+                "GET", _path(ref, f"/parameters{at}"), _rounded(operation), (), headers.OCTETS, operation.into
+            )
         case SetParameters(ref):
             kind, body = _body(operation.body)
             return Request("PUT", _path(ref, "/parameters"), kind, body)

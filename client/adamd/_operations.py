@@ -142,12 +142,16 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class ReadParameters:
-    """Read the parameters into ``into``, memory of exactly their length; see `Step` for the rest."""
+    """Read the parameters into ``into``, memory of exactly their length; see `Step` for the rest.
+
+    ``at`` asks for others than those that gradients are taken at.
+    """
 
     ref: str
     dtype: str
     into: tuple[memoryview, ...]
     rounded: bool = False
+    at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,14 +179,16 @@ class Track:
         self._advance(told, carried)
         return land.finish()
 
-    def parameters(self, out: Any) -> Logic[Any]:
-        """Read the parameters, and go on from their step."""
+    def parameters(self, out: Any, at: str | None = None) -> Logic[Any]:
+        """Read the parameters, and go on from their step; or others beside them (``at``), which change nothing here."""
         now = self.now
         answered = self.encoder.answer_dtype
         land = _arrays.landing(now.layout, answered or now.dtype, out)
         told: Stepped = yield _operations.ReadParameters(
-            now.id, answered or now.dtype, land.buffers, rounded=answered is not None
+            now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at
         )
+        if at is not None:
+            return land.finish()
         if told.step < now.step or (told.step == now.step and told.chain != now.chain):
             what = "another history" if told.step == now.step else "it went back"
             raise HistoryLost(

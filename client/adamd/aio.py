@@ -194,10 +194,10 @@ class AsyncSession(Seen):
         async with self._turn:
             return await self._shell.run(self._track.step(gradient, loss, lr, settings, metrics, out))
 
-    async def parameters(self, out: Any = None) -> Any:
+    async def parameters(self, out: Any = None, *, at: str | None = None) -> Any:
         """Return the current parameters and go on from their step: as `adamd.Session.parameters`."""
         async with self._turn:
-            return await self._shell.run(self._track.parameters(out))
+            return await self._shell.run(self._track.parameters(out, at))
 
     async def set_parameters(self, parameters: Any) -> None:
         """Set the parameters, before step 1, all of them: as `adamd.Session.set_parameters`."""

@@ -100,20 +100,23 @@ class Session(Seen):
         logic = self._track.step(gradient, loss, lr, settings, metrics, out)
         return self._ahead.queue(lambda: self._run(logic))
 
-    def parameters(self, out: Any = None) -> Any:
+    def parameters(self, out: Any = None, *, at: str | None = None) -> Any:
         """Return the current parameters, in the shapes they were given in, and go on from their step.
 
         Args:
             out: memory for them, as in `step`.
+            at: others beside them, which are to be evaluated and change nothing here: "ema", the moving average of a
+                session that was made with ``ema_decay``; "average", what schedule_free_adamw arrives at.
 
         Raises:
             HistoryLost: the server is behind what this client saw acknowledged, or on another history; `refresh`
                 accepts that.
             ParametersMissing: the session has none yet.
+            InvalidRequest: it has none ``at`` that.
 
         """
         with self._ahead.turn():
-            return self._run(self._track.parameters(out))
+            return self._run(self._track.parameters(out, at))
 
     def set_parameters(self, parameters: Any) -> None:
         """Set the parameters, before step 1: all of them.

@@ -3,7 +3,18 @@
 import numpy as np
 
 from adamd.wire import safetensors
-from adamd_service.optim import FAMILY, ReferenceKernel, State, apply, parse_settings, plan, settings_of
+from adamd_service.optim import (
+    FAMILY,
+    Raw,
+    ReferenceKernel,
+    State,
+    apply,
+    at_step,
+    merge_settings,
+    parse_settings,
+    plan,
+    settings_of,
+)
 
 SHAPES = {"bias": (5,), "empty": (0,), "matrix": (40, 7), "scalar": ()}
 NAMES = list(SHAPES)
@@ -34,13 +45,21 @@ class Twin:
         self.dtype = np.dtype(dtype)
         flat = np.concatenate([np.asarray(start[name], dtype).reshape(-1) for name in NAMES])
         self.state = State.fresh(flat, len(NAMES), self.settings)
+        self.number = 0
+
+    def change(self, settings):
+        """A step's or a PATCH's settings."""
+        self.settings = merge_settings(self.settings, settings)
 
     def step(self, gradient):
         """gradient: dict of arrays, without those that are left out."""
+        self.number += 1
         present = [name in gradient for name in NAMES]
         parts = [np.asarray(gradient[name], self.dtype).reshape(-1) for name in NAMES if name in gradient]
-        updates = plan(self.settings, NAMES, self.state.counts, present, self.dtype, self.state.carried)
-        apply(self.state, np.concatenate(parts), updates, self.bounds, None, ReferenceKernel())
+        joined = np.concatenate(parts)
+        at = at_step(self.settings, self.number, Raw.of(joined, self.dtype), self.dtype)
+        updates = plan(self.settings, NAMES, self.state.counts, present, self.dtype, self.state.carried, at)
+        apply(self.state, joined, updates, self.bounds, None, ReferenceKernel())
 
     def differing(self, exported):
         """Names of what is not the same, bit for bit, in an exported state."""

@@ -12,7 +12,7 @@ from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
 from adamd_service.engine.calls import Answer, Floats
 from adamd_service.engine.hot import Hot
-from adamd_service.optim import Device, SettingsError, check_average, narrow, write_average
+from adamd_service.optim import Device, SettingsError, State, check_average, narrow, write_average
 
 
 class Copies:
@@ -47,7 +47,7 @@ class Copies:
         out, overflowed = None, 0
         if not minimal:
             self._device.fetch(state)
-            source = state.params if at is None else self._average(hot)
+            source = state.params if at is None else self._beside(hot, state, at)
             out = self.lease(head.spec.layout.size, answer_dtype or head.spec.dtype)
             overflowed = rounded(source, answer_dtype or head.spec.dtype, out)
         return Answer(
@@ -60,6 +60,13 @@ class Copies:
             answer_dtype=answer_dtype,
             overflowed=overflowed,
         )
+
+    def _beside(self, hot: Hot, state: State, at: str) -> Floats:
+        if at == "average":
+            return self._average(hot)
+        if at not in state.slots:
+            raise InvalidRequest(f"at is {at}; this session keeps none: create it with {at}_decay", path="at")
+        return state.slots[at]
 
     def _average(self, hot: Hot) -> Floats:
         """Make the parameters to evaluate, as an array of their own."""

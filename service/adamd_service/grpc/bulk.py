@@ -28,7 +28,7 @@ class Bulk:
         """Return the current parameters."""
         request: pb.GetParametersRequest = await self._guard.first(context)
         ref, dtype = checks.session_ref(request.session), messages.dtype(request.dtype, "dtype")
-        answer = await self._engine.parameters(ref, dtype)
+        answer = await self._engine.parameters(ref, dtype, at=checks.at(request.at or None))
         views = [] if answer.parameters is None else [raw(answer.parameters)]
         standing = messages.standing(answer)
         del answer

@@ -151,7 +151,8 @@ _AT = {
     "name": "at",
     "in": "query",
     "schema": {"enum": list(AT)},
-    "description": "average: the parameters to evaluate, where the optimizer has others (schedule_free_adamw)",
+    "description": "average: the parameters to evaluate, where the optimizer has others (schedule_free_adamw); ema: "
+    "their moving average, where the session keeps one (ema_decay)",
 }
 READ: dict[str, Any] = {"parameters": [_ANSWER, _AT]}
 PARAMETERS = _responses({200: _good(_PARAMETERS, "the parameters", _STEPPED)})
