@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -12,9 +14,10 @@ from adamd_service.device.gpu import CAPACITY, LEAST, SLOTS, SPARE, Gpu
 from adamd_service.device.nvrtc import CompileError, CompilerMissing
 from adamd_service.device.runtime import DeviceLost, OutOfMemory, Runtime
 from adamd_service.device.spread import Spread
-from adamd_service.optim import Cpu, Device, parse_settings
+from adamd_service.optim import Cpu, Device, FusedKernel, SlicedKernel, parse_settings
 
 DTYPES: Final = np.dtype(np.float32), np.dtype(np.float64)
+LANES: Final = 8  # threads on one update at most: by then it waits for the memory
 RING: Final = 2 * SLOTS * CAPACITY  # bytes on the device
 
 
@@ -40,12 +43,12 @@ def device_of(
 
     """
     if asked == "cpu":
-        return Cpu()
+        return _cpu()
     try:
         chosen = _chosen(asked, runtimes())
     except (NoDevice, DeviceLost) as error:
         if asked == "auto":
-            return Cpu()
+            return _cpu()
         raise DeviceRefused(f"--device {asked}: {error}") from None
     try:
         return _started(asked, chosen, limit, lost)
@@ -53,7 +56,15 @@ def device_of(
         if asked != "auto":
             raise
         say(f"{error}; the updates run on the CPU")
+        return _cpu()
+
+
+def _cpu() -> Cpu:
+    cores = os.cpu_count() or 1
+    if cores == 1:
         return Cpu()
+    threads = ThreadPoolExecutor(cores - 1, thread_name_prefix="adamd-kernel")  # begun when a large update needs them
+    return Cpu(SlicedKernel(FusedKernel(), threads, min(cores, LANES)))
 
 
 def _chosen(asked: str, there: Sequence[Runtime]) -> Sequence[Runtime]:

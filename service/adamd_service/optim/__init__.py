@@ -35,6 +35,7 @@ from adamd_service.optim.settings import (
     settings_of,
     to_json,
 )
+from adamd_service.optim.sliced import SlicedKernel
 from adamd_service.optim.state import State, apply, check_state
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Scalars",
     "Settings",
     "SettingsError",
+    "SlicedKernel",
     "State",
     "Update",
     "apply",

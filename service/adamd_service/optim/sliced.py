@@ -1,0 +1,66 @@
+"""A kernel over fixed slices of a large block, on a few threads: one core does not fill the memory's bandwidth."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor, wait
+from dataclasses import dataclass
+
+from adamd_service.optim.kernel import Block, Kernel
+from adamd_service.optim.scalars import Scalars
+
+SLICE = 1 << 18  # elements: a fraction of a millisecond, so that a thread which begins late or is held up costs no more
+LEAST = 1 << 20  # elements; below it waking a thread costs more than it brings
+
+
+@dataclass(frozen=True, slots=True)
+class SlicedKernel:
+    """`kernel` on `lanes` threads at once, the caller's among them; see `kernel.Kernel` for the contract.
+
+    Every element is computed by itself, so the bits depend neither on the lanes nor on who takes which slice. least:
+    elements from which a block is divided; size: of a slice.
+    """
+
+    kernel: Kernel
+    threads: Executor
+    lanes: int
+    least: int = LEAST
+    size: int = SLICE
+
+    def __call__(self, block: Block, scalars: Scalars, /) -> bool:
+        """Update the block in place; True where something watched is now NaN or infinite.
+
+        Raises what a lane raises, once all of them have ended: nobody may write into arrays that are dropped.
+        """
+        if self.lanes < 2 or block.p.size < self.least:
+            return self.kernel(block, scalars)
+        slices = _slices(block, self.size)
+
+        def lane() -> bool:
+            diverged = False
+            for part in slices:  # a generator may not be entered twice at once; an iterator over a tuple may
+                diverged |= self.kernel(part, scalars)
+            return diverged
+
+        handed = [self.threads.submit(lane) for _ in range(self.lanes - 1)]
+        try:
+            diverged = lane()
+        finally:
+            # Threads that others keep busy are not waited for: there is nothing left to do for them.
+            begun = [future for future in handed if not future.cancel()]
+            wait(begun)
+        return any([diverged, *(future.result() for future in begun)])
+
+
+def _slices(block: Block, size: int) -> Iterator[Block]:
+    """Neighbouring parts of a block, to be taken by whoever is free."""
+    parts = [slice(start, start + size) for start in range(0, block.p.size, size)]
+    return iter(
+        tuple(
+            Block(
+                block.p[part],
+                block.g[part],
+                tuple(array[part] for array in block.arrays),
+                None if block.out is None else block.out[part],
+            )
+            for part in parts
+        )
+    )
