@@ -193,7 +193,7 @@ def mutated(text, old, new):
 
     def kernel(block, scalars):
         parts = tuple(replace(part, text=wrong) if part.text is text else part for part in scalars.rule.parts)
-        return REFERENCE(block, replace(scalars, rule=replace(scalars.rule, parts=parts)))
+        return REFERENCE(block, scalars._replace(rule=replace(scalars.rule, parts=parts)))
 
     return kernel
 

@@ -7,7 +7,6 @@ So a replay needs no `pow`, and two machines whose `pow` differ in the last bit 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -24,8 +23,7 @@ PLAIN: Final = AtStep()  # no schedule, nothing clipped
 TIMES: Final = 1, 1000  # updates of a tensor by which every choice of a text has been taken
 
 
-@dataclass(frozen=True, slots=True)
-class Scalars:
+class Scalars(NamedTuple):
     """The scalars of one update, and the variant of the optimizer that they are for.
 
     values: as Python floats that the session's dtype holds exactly, in `rule.scalars`' order. typed: the same as NumPy
@@ -35,7 +33,7 @@ class Scalars:
 
     rule: Rule
     values: tuple[float, ...]
-    typed: tuple[np.floating[Any], ...] = field(compare=False, repr=False)
+    typed: tuple[np.floating[Any], ...]
     dtype: np.dtype[Any]
 
     @property
@@ -72,6 +70,8 @@ def plan(
     """
     if not len(names) == len(counts) == len(present) == len(counts if carried is None else carried):
         raise ValueError(f"{len(names)} names, {len(counts)} counts and {len(present)} presences")
+    if carried is None and settings.optimizer.carried:
+        raise ValueError(f"{settings.optimizer.name} carries numbers along; wanted what each tensor carries")
     group_of = settings.places.of if settings.groups else None
     made: dict[tuple[int | None, int, tuple[float, ...]], tuple[Scalars, tuple[float, ...]]] = {}
     runs: list[Update] = []
@@ -132,26 +132,35 @@ def scalars_at(
     with np.errstate(over="ignore", under="ignore"):
         rounded = np.array([*exact.values()], np.float64).astype(dtype)
     values = rounded.tolist()
-    tiny, zero = constants(dtype)
-    if (
-        not all(map(math.isfinite, values))
-        or not all(map(math.isfinite, after))
-        or any(0.0 < abs(exact.get(name, 0.0)) < tiny for name in around.LEAST)
-    ):
+    if not all(map(math.isfinite, (*values, *after))) or _too_small(exact, dtype):
         raise _not_held(optimizer, exact, values, dtype, "" if group is None else f"groups[{group}].")
     rule = rule_for(optimizer, dict(zip(exact, values, strict=True)), settings.arrays)
-    return Scalars(rule, tuple(values), (*rounded, tiny, zero), dtype), after
+    return Scalars(rule, tuple(values), (*rounded, *constants(dtype)), dtype), after
 
 
 def _exact(
     optimizer: Optimizer, hyper: Hyper, t: int, carried: tuple[float, ...], at: AtStep
 ) -> tuple[dict[str, float], tuple[float, ...]]:
-    now = hyper._replace(lr=hyper.lr * at.lr_factor)
-    own, after = optimizer.scalars(now, t, dict(zip(optimizer.carried, carried, strict=True)))
+    now = hyper if at.lr_factor == 1.0 else hyper._replace(lr=hyper.lr * at.lr_factor)
+    own, after = optimizer.scalars(now, t, dict(zip(optimizer.carried, carried, strict=True)) if carried else {})
     made = around.scalars(hyper, at.clip_factor) | own
-    return {name: made[name] for name in schema(optimizer) if name in made}, tuple(
-        after[name] for name in optimizer.carried
-    )
+    ordered = {name: made[name] for name in schema(optimizer) if name in made}
+    return ordered, tuple([after[name] for name in optimizer.carried]) if carried else ()
+
+
+def _too_small(exact: Mapping[str, float], dtype: np.dtype[Any]) -> str | None:
+    """The first scalar that may not be subnormal, but is."""
+    least = _least(dtype)
+    for name in around.LEAST:
+        if 0.0 < abs(exact.get(name, 0.0)) < least:
+            return name
+    return None
+
+
+@cache
+def _least(dtype: np.dtype[Any]) -> float:
+    """`tiny` as Python's: a comparison with NumPy's costs as much as everything else here."""
+    return float(constants(dtype)[0])
 
 
 @cache
@@ -170,12 +179,12 @@ def _not_held(
             return SettingsError(
                 setting, f"{setting} makes {about.meaning} {value:g}, more than {dtype} holds; wanted less"
             )
-        if name in around.LEAST and 0.0 < abs(value) < constants(dtype)[0]:
+        if name == _too_small(exact, dtype):
             setting = path + about.setting
             return SettingsError(
                 setting,
                 f"{setting} is {abs(value)!r}, below {dtype}'s smallest normal number; wanted "
-                f"{'' if name == 'sign' else '0, or '}{float(constants(dtype)[0]):.8g} or more",
+                f"{'' if name == 'sign' else '0, or '}{_least(dtype):.8g} or more",
             )
     return SettingsError(f"{path}lr", f"{path}lr makes what the optimizer carries along infinite; wanted less")
 
