@@ -4,6 +4,7 @@ A new entry of FAMILY is tested by being there.
 """
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -140,14 +141,19 @@ def test_what_is_carried_belongs_to_a_state(blocking, name):
         lambda d: d["state"]["carried"].pop(first),
         lambda d: d["state"]["carried"][first].pop("a"),
         lambda d: d["state"]["carried"].update(more={"a": 1.0, "b": 1.0}),
+        lambda d: d["state"]["carried"].update({one: {"a": -1e9, "b": -1e9} for one in FAMILY[name].carried}),
+        lambda d: d["state"]["carried"].update({one: {"a": 1e308, "b": 1e308} for one in FAMILY[name].carried}),
         lambda d: d["optimizer"].update(name="sgd", betas=None),
     ]
     blocking.restore(spoilt(exported, lambda d: None)).delete()
-    for change in wrong[:4]:
-        with pytest.raises(InvalidState, match="carried"):
-            blocking.restore(spoilt(exported, change))
+    for change in wrong[:-1]:
+        with suppress(InvalidState):  # or a number that such a state can have: then it steps, and is loaded again
+            taken = blocking.restore(spoilt(exported, change))
+            assert change in wrong[4:-1]
+            taken.step({"a": [1.0], "b": [1.0]})
+            taken.delete()
     with pytest.raises((InvalidRequest, InvalidSettings)):
-        blocking.restore(spoilt(exported, wrong[4]))
+        blocking.restore(spoilt(exported, wrong[-1]))
     session.delete()
 
 

@@ -10,7 +10,7 @@ from adamd_service.optim import FusedKernel, ReferenceKernel, State, apply, pars
 from adamd_service.optim.compiled import cache_directory, compile_loop
 from adamd_service.optim.family.adam import adam, where
 from adamd_service.optim.fused import render
-from adamd_service.optim.recurrence import TextError, signature, specialise
+from adamd_service.optim.recurrence import TextError, join, signature, specialise
 from servers import ended
 
 PLAIN = {"coupled": False, "amsgrad": False}
@@ -167,3 +167,50 @@ def test_threads_may_step_sessions_at_once():
         thread.join()
     for state in states[1:]:
         assert [a.tobytes() for a in state.arrays.values()] == [a.tobytes() for a in states[0].arrays.values()]
+
+
+# The loop of AdamW in the first version, before there was a family and a prelude: sessions without extras keep it.
+FIRST = """
+        g = sign * g
+        p = decay * p
+        m = b1 * m + one_minus_b1 * g
+        v = b2 * v + one_minus_b2 * (g * g)
+        m = zero if (-tiny < m) & (m < tiny) else m
+        v = zero if v < tiny else v
+        s = v
+        d = sqrt(s) / sqrt_bc2 + eps
+        q = zero if d == zero else m / d
+        p = p - step_size * q
+        p_array[i] = p
+        m_array[i] = m
+        v_array[i] = v
+        out_array[i] = p
+        diverged = diverged | (p - p != zero) | (v - v != zero)
+    return diverged
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_session_without_extras_runs_the_first_loop(dtype):
+    for raw in ({"name": "adamw"}, {"name": "adam", "eps_form": "hat"}, {"name": "adamw", "bias_correction": False}):
+        rule = plan(parse_settings(raw), ["w"], [4], [True], np.dtype(dtype))[0].scalars.rule
+        assert render(rule, "loop", True).endswith(FIRST.lstrip("\n"))
+        assert rule.arrays == ("m", "v") and rule.watched == ("p", "v")
+
+
+def takes_a_scalar(g, /, late):
+    g = late * g
+    return (g,)
+
+
+def overwrites_it(p, g, /, b1):
+    late = b1 * g
+    p = p - late
+    return (p,)
+
+
+def test_parts_do_not_overwrite_what_another_reads():
+    one, other = specialise(takes_a_scalar, {}), specialise(overwrites_it, {})
+    with pytest.raises(TextError, match="late"):
+        join([other, one])
+    assert join([specialise(adam, PLAIN)]).results == ("p", "m", "v")

@@ -45,7 +45,10 @@ class CreateDocument(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     name: str | None = Field(None, pattern=f"^{headers.NAME_PATTERN}$", description="unique; usable in place of the id")
-    optimizer: dict[str, Any] = Field(default_factory=lambda: {"name": "adam"})
+    optimizer: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "adam"},
+        description='{"name": "adam", "lr": 0.001, …}; GET /v1/info lists the optimizers, and the settings of each',
+    )
     parameters: Any = Field(None, description="a number, a nested list, or an object of them")
     layout: list[dict[str, Any]] | None = Field(None, description='[{"name": "w", "shape": [784, 10]}, …]')
     dtype: Literal["float32", "float64"] | None = None

@@ -38,6 +38,7 @@ from adamd_service.optim import (
     check_state,
     each,
     parse_settings,
+    plan,
     to_json,
 )
 from adamd_service.records import Head, IdempotencyKey, SnapshotRef, Spec
@@ -81,7 +82,7 @@ def state_of(call: CreateCall, settings: Settings, device: Device) -> State | No
     device.prepare(settings, storage(call.dtype))
     state = State.fresh(call.parameters, len(call.layout.tensors), settings)
     if call.kept is not None:
-        _install(state, call.kept)
+        _install(state, call.kept, settings)
     state.slots |= {name: call.bounds[name] for name in each(settings) if call.kept is None}
     _require_sound(state, settings, call.layout, first=call.kept is None)
     return state
@@ -98,7 +99,7 @@ def _require_sound(state: State, settings: Settings, layout: Layout, *, first: b
         raise InvalidState(str(error)) from None
 
 
-def _install(state: State, kept: Kept) -> None:
+def _install(state: State, kept: Kept, settings: Settings) -> None:
     if state.counts and set(kept.slots) != set(state.slots):  # without tensors there is nothing to tell arrays by
         raise InvalidState(
             f"the state has {', '.join(sorted(kept.slots)) or 'no arrays'}; {state.optimizer.name} with these settings "
@@ -110,8 +111,11 @@ def _install(state: State, kept: Kept) -> None:
         raise InvalidState(f"a tensor was updated {max(kept.counts)} times in {kept.step} steps")
     try:
         state.carry(kept.carried)
+        if state.carried is not None:  # an update must follow from what is carried, whatever anyone wrote there
+            tensors = [str(index) for index in range(len(state.counts))]
+            plan(settings, tensors, state.counts, [True] * len(tensors), state.params.dtype, state.carried)
     except ValueError as error:
-        raise InvalidState(f"state.{error}") from None
+        raise InvalidState(f"state.carried: {error}") from None
 
 
 def first_head(call: CreateCall, settings: Settings, state: State | None, session_id: str) -> Head:

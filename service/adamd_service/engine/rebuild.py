@@ -141,7 +141,7 @@ class Rebuilder:
             try:
                 state.carry(snapshot.carried)
             except ValueError as error:
-                raise InternalError(f"session {spec.id}: snapshot {snapshot.id}: {error}") from None
+                raise InternalError(f"session {spec.id}: snapshot {snapshot.id}: carried: {error}") from None
         return state
 
     def _replay(self, head: Head, record: Record, chain: str, state: State) -> str:

@@ -134,6 +134,10 @@ def scalars_at(
     values = rounded.tolist()
     if not all(map(math.isfinite, (*values, *after))) or _too_small(exact, dtype):
         raise _not_held(optimizer, exact, values, dtype, "" if group is None else f"groups[{group}].")
+    for (name, _), value in zip(exact.items(), values, strict=True):
+        about = schema(optimizer)[name]
+        if not about.least <= value <= about.most:  # no record that a replay would refuse
+            raise _foreign(optimizer, carried)
     rule = rule_for(optimizer, dict(zip(exact, values, strict=True)), settings.arrays)
     return Scalars(rule, tuple(values), (*rounded, *constants(dtype)), dtype), after
 
@@ -142,10 +146,18 @@ def _exact(
     optimizer: Optimizer, hyper: Hyper, t: int, carried: tuple[float, ...], at: AtStep
 ) -> tuple[dict[str, float], tuple[float, ...]]:
     now = hyper if at.lr_factor == 1.0 else hyper._replace(lr=hyper.lr * at.lr_factor)
-    own, after = optimizer.scalars(now, t, dict(zip(optimizer.carried, carried, strict=True)) if carried else {})
+    try:
+        own, after = optimizer.scalars(now, t, dict(zip(optimizer.carried, carried, strict=True)) if carried else {})
+    except ArithmeticError:  # a division by 0, or a power beyond float64
+        raise _foreign(optimizer, carried) from None
     made = around.scalars(hyper, at.clip_factor) | own
     ordered = {name: made[name] for name in schema(optimizer) if name in made}
     return ordered, tuple([after[name] for name in optimizer.carried]) if carried else ()
+
+
+def _foreign(optimizer: Optimizer, carried: tuple[float, ...]) -> SettingsError:
+    told = ", ".join(f"{name} {value!r}" for name, value in zip(optimizer.carried, carried, strict=True))
+    return SettingsError("", f"no update of {optimizer.name} follows from these settings{f' and {told}' * bool(told)}")
 
 
 def _too_small(exact: Mapping[str, float], dtype: np.dtype[Any]) -> str | None:

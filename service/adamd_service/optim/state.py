@@ -69,7 +69,7 @@ class State:
         """
         names = self.optimizer.carried
         if set(numbers) != set(names) or any(len(values) != len(self.counts) for values in numbers.values()):
-            raise ValueError(f"carried: wanted {', '.join(names) or 'nothing'}, one number for each tensor")
+            raise ValueError(f"wanted {', '.join(names) or 'nothing'}, one number for each tensor")
         if names:
             self.carried = list(zip(*(map(float, numbers[name]) for name in names), strict=True))
 
