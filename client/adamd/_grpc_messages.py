@@ -186,6 +186,8 @@ def standing(session: pb.Session) -> Standing:
         document = _document(session) | {"layout": layout.to_json(), "vector": layout.vector}
     except (AdamdError, KeyError) as error:
         raise bad_answer(f"a message that is no session ({type(error).__name__}: {error})") from None
+    if not session.id or _CHAIN.fullmatch(session.chain) is None:  # every step would be sent with another If-Match
+        raise bad_answer("a session without an id or a chain")
     return Standing(
         id=session.id,
         name=document["name"],

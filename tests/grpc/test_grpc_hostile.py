@@ -260,6 +260,30 @@ def test_calls_at_once_are_bounded(quick):
         one.close()
 
 
+def test_idle_streams_give_their_places_up_the_longest_idle_first(quick):
+    """Kept streams are calls: without this, the streams of a few clients would fill a server for ever."""
+    callers = [Caller(quick) for _ in range(3)]
+    session = callers[0].create()
+    streams = [callers[number % 3].stream() for number in range(8)]
+    for number, stream in enumerate(streams, 1):
+        stream.step(session, number, np.ones(4, "<f4"))
+    streams[0].step(session, 9, np.ones(4, "<f4"))  # now the second one is the longest idle
+    watch = callers[2].received("WatchSession", session=session)
+    assert next(watch).standing.step == 9
+    error = refused(streams[1].answer, S.RESOURCE_EXHAUSTED, "busy")
+    assert "idle" in str(error)
+    for number, stream in enumerate((streams[0], *streams[2:]), 10):  # none of the others
+        stream.step(session, number, np.ones(4, "<f4"))
+    watches = [c.received("WatchSession", session=session) for c in callers[:2] for _ in range(2)]
+    for one in watches:
+        next(one)
+    watch.cancel()
+    for one in (*streams, *watches):
+        one.cancel()
+    for one in callers:
+        one.close()
+
+
 def test_streams_of_one_connection_are_bounded(quick):
     one, other = Caller(quick), Caller(quick)
     session = one.create()

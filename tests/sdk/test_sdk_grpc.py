@@ -254,12 +254,12 @@ def test_an_answer_that_is_not_the_one_asked_for(answer, match):
 
 def test_a_session_that_is_none():
     with Fake() as fake, adamd.connect(fake.url) as client:
-        for change in ({"dtype": 9}, {"durability": 0}):
+        for change in ({"dtype": 9}, {"durability": 0}, {"chain": ""}, {"chain": "A" * 64}, {"id": ""}):
             before = pb.Session()
             before.CopyFrom(fake.session)
             for name, value in change.items():
                 setattr(fake.session, name, value)
-            with pytest.raises(TransportError, match="no session"):
+            with pytest.raises(TransportError, match="no session|without an id or a chain"):
                 client.session("s_1")
             fake.session.CopyFrom(before)
 

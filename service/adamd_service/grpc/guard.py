@@ -65,7 +65,8 @@ class Guard:
         self._gap = gap
         self._draining = draining
         self._running = 0
-        self._idle: set[asyncio.Task[Any]] = set()
+        self._idle: dict[asyncio.Task[Any], None] = {}  # the longest idle first
+        self._leaving: set[asyncio.Task[Any]] = set()  # idle ones that give their places to others
 
     def streaming(self, name: str, work: Streaming) -> Callable[[Any, Context], Awaitable[None]]:
         """Serve a method that reads and writes by itself."""
@@ -105,9 +106,11 @@ class Guard:
 
     async def _run(self, name: str, work: Awaitable[Any], context: Context) -> Any:
         started, status = time.perf_counter(), "OK"
+        task = asyncio.current_task()
+        assert task is not None
         self._running += 1
         try:
-            if self._running > self._most:
+            if not self._room():
                 work.close()  # type: ignore[attr-defined]  # a coroutine
                 raise Busy(f"{self._most} calls are under way, no more are possible; try again", retry_after=0.5)
             return await work
@@ -129,6 +132,7 @@ class Guard:
             failed = InternalError(f"{type(error).__name__}; the server's log has the rest")
         finally:
             self._running -= 1
+            self._leaving.discard(task)
             self._telemetry.request("gRPC", name, status, time.perf_counter() - started)
         return await _refuse(context, failed)
 
@@ -137,22 +141,38 @@ class Guard:
 
         Raises:
             ShuttingDown: the server goes down, and nothing is under way here.
+            Busy: all places are taken, and no other call has been idle for longer.
 
         """
         task = asyncio.current_task()
         assert task is not None
         if self._draining():
             raise going_down()
-        self._idle.add(task)
+        self._idle[task] = None
         try:
             return await read(context)
         except asyncio.CancelledError:
+            if task in self._leaving:
+                task.uncancel()
+                raise Busy("this stream was idle, and another call needed its place; open a new one") from None
             if not self._draining():
                 raise
             task.uncancel()
             raise going_down() from None
         finally:
-            self._idle.discard(task)
+            self._idle.pop(task, None)
+
+    def _room(self) -> bool:
+        """Say whether one more call may run; where all places are taken, the longest idle stream gives up its own."""
+        if self._running - len(self._leaving) <= self._most:
+            return True
+        oldest = next(iter(self._idle), None)
+        if oldest is None:
+            return False
+        del self._idle[oldest]
+        self._leaving.add(oldest)
+        oldest.cancel()
+        return True
 
     def wake(self) -> None:
         """End the calls that only wait: the server goes down."""
