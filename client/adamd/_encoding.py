@@ -124,35 +124,43 @@ class Encoder:
         self.encoding, self.error_feedback = sending.encoding, sending.error_feedback
         self.answer_dtype = checked_answer(sending.answer_dtype, dtype)
 
-    def write(self, gradient: Any, layout: Layout, dtype: str) -> Written:
+    @property
+    def chosen(self) -> Sending:
+        """What holds for a step that is asked for now."""
+        return Sending(self.encoding, self.error_feedback, self.answer_dtype)
+
+    def write(self, gradient: Any, layout: Layout, dtype: str, how: Sending | None = None) -> Written:
         """Write a gradient for a session of ``layout`` and ``dtype``; nothing here changes until it is `sent`.
+
+        ``how`` is what was `chosen` when the step was asked for; None: now.
 
         Raises:
             WrongLayout, WrongDtype: it does not fit.
             BadGradient: it cannot be scaled (NaN, infinity).
 
         """
+        how = how or self.chosen
         if _is_sparse(gradient):
             return Written(_sparse(gradient, layout, dtype), (), self._left)
         if isinstance(gradient, Flat):
             check_widens(gradient.checked(layout, "gradient").dtype, dtype)
-            if self.encoding == "raw" and (self._left is None or not self.error_feedback):
+            if how.encoding == "raw" and (self._left is None or not how.error_feedback):
                 return Written(Body(gradient.pieces, gradient.dtype), (), None)
             parts = gradient.parts()
         else:
             parts = _arrays.matching(gradient, layout, dtype, "gradient")
         whole = len(parts) == len(layout.tensors)
-        left = self._left if self.error_feedback else None
-        if self.encoding == "raw" and (left is None or not whole):
+        left = self._left if how.error_feedback else None
+        if how.encoding == "raw" and (left is None or not whole):
             return Written(body_of(parts, layout), parts, left)
         if not whole:
             raise WrongLayout(
-                f"encoding {self.encoding!r} writes the gradient as one vector, so every tensor has to be there; set "
+                f"encoding {how.encoding!r} writes the gradient as one vector, so every tensor has to be there; set "
                 "session.encoding = 'raw' for a step that leaves some out"
             )
         total = _total(parts, layout, dtype, left)
-        body, rest = _compressed(total, self.encoding)
-        return Written(body, (), rest if self.error_feedback else None)
+        body, rest = _compressed(total, how.encoding)
+        return Written(body, (), rest if how.error_feedback else None)
 
     def sent(self, written: Written) -> None:
         """Note that a gradient was acknowledged."""

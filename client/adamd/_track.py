@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from adamd import _arrays, _operations
-from adamd._encoding import Encoder, Encoding, checked, checked_answer
+from adamd._encoding import Encoder, Encoding, Sending, checked, checked_answer
 from adamd._operations import Operation, Standing, Stepped, body_of
 from adamd.errors import AdamdError, BadGradient, HistoryLost, InvalidRequest, StepConflict, StepSuperseded
 from adamd.wire import safetensors
@@ -142,15 +142,20 @@ class Track:
         settings: Mapping[str, Any] | None,
         metrics: Mapping[str, Any] | None,
         out: Any,
+        sending: Sending | None = None,
     ) -> Logic[Any]:
-        """Take the next step: its number and the chain that it builds on make it safe to repeat."""
+        """Take the next step: its number and the chain that it builds on make it safe to repeat.
+
+        ``sending`` is what was chosen when the step was asked for; None: what holds when it begins.
+        """
         carried = settings_document({**(settings or {}), "lr": lr} if lr is not None else settings or {})
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now = self.now
-        answered = self.encoder.answer_dtype
+        how = sending or self.encoder.chosen
+        answered = how.answer_dtype
         doubtful = self.encoder.in_doubt
         try:
-            written = self.encoder.write(gradient, now.layout, now.dtype)
+            written = self.encoder.write(gradient, now.layout, now.dtype, how)
             land = _arrays.landing(now.layout, answered or now.dtype, out, written.parts)
             asked = _operations.Step(
                 ref=now.id,

@@ -30,6 +30,7 @@ AdamdError
 │   ├── SettingsConflict    settings_conflict    409   someone else changed the session first; try again
 │   ├── Diverged            diverged             409   a parameter is no longer finite
 │   ├── HistoryLost         history_lost         412   the store went back, or this is another history
+│   ├── Moved               moved                412   it is no longer where If-Match says (PATCH, DELETE)
 │   └── WrongReplica        wrong_replica        421   a memory session lives in another process
 ├── Unavailable             try again; the SDK does, by itself
 │   ├── Busy                busy                 429
@@ -241,6 +242,12 @@ class HistoryLost(SessionError):
     """The history that the client knows is not the one in the store. ``step`` is the one that survives."""
 
     code, status = "history_lost", 412
+
+
+class Moved(SessionError):
+    """The session is no longer where the request says that it should be. ``step`` is where it is; nothing changed."""
+
+    code, status = "moved", 412
 
 
 class WrongReplica(SessionError):

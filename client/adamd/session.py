@@ -83,7 +83,8 @@ class Session(Seen):
         """Take one step in a thread, so that the script can do something else meanwhile.
 
         Steps that are queued come in their order, and every other call of the session comes after them. Where one
-        fails, those that were queued behind it are cancelled. Wait for them before you close the client.
+        fails, those behind it are cancelled, until its future was asked for its result or another call was made. Each
+        is sent as `encoding` and `answer_dtype` are when it is queued. Wait for them before you close the client.
 
         Args:
             gradient: as in `step`; it is not copied, so do not change it before the future is done.
@@ -97,7 +98,8 @@ class Session(Seen):
             A future of what `step` returns, or of the error that it raises.
 
         """
-        logic = self._track.step(gradient, loss, lr, settings, metrics, out)
+        carried, measured = (None if given is None else dict(given) for given in (settings, metrics))
+        logic = self._track.step(gradient, loss, lr, carried, measured, out, self._track.encoder.chosen)
         return self._ahead.queue(lambda: self._run(logic))
 
     def parameters(self, out: Any = None, *, at: str | None = None) -> Any:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 
 import numpy as np
 import pytest
@@ -170,6 +170,40 @@ def test_a_failed_step_cancels_those_behind_it(relay):
         assert session.step_number == 1
         session.step_async(np.ones(2, "f4")).result()
         assert session.info()["step"] == 2
+
+
+def test_a_step_behind_a_failure_that_nobody_saw_is_not_sent(client):
+    """The script queues on, and does not know yet: what it sends was computed for parameters that never came."""
+    session = client.create(np.zeros(2, "f4"))
+    session.step(np.ones(2, "f4"))
+    bad = session.step_async(np.float32([1, np.nan]))
+    wait([bad])  # it has failed; nobody has asked how
+    behind = session.step_async(np.ones(2, "f4"))
+    wait([behind])
+    assert session.info()["step"] == 1
+    assert isinstance(behind.exception(), CancelledError)  # and so the failure is known
+    session.step_async(np.ones(2, "f4")).result()
+    wait([session.step_async(np.float32([1, np.nan]))])
+    session.step(np.ones(2, "f4"))  # as it is by another call
+    session.step_async(np.ones(2, "f4")).result()
+    assert session.info()["step"] == 4
+    assert isinstance(bad.exception(), errors.BadGradient)
+
+
+def test_a_queued_step_is_sent_as_it_was_asked_for(relay):
+    with adamd.connect(relay.url) as client:
+        session, twin = client.create(np.zeros(3, "f4")), client.create(np.zeros(3, "f4"))
+        gradient, changed = np.float32([1e-3, 1.0, 3.0]), {"lr": 0.5}
+        twin.step(gradient)
+        wanted = twin.step(gradient, settings={"lr": 0.5})
+        relay.hold()
+        session.step_async(gradient)  # the other waits behind it, and is not begun
+        queued = session.step_async(gradient, settings=changed)
+        session.encoding, session.answer_dtype = adamd.TopK(0.1), "bfloat16"
+        changed["lr"] = 0.25
+        relay.hold(False)
+        assert queued.result().tobytes() == wanted.tobytes() and queued.result().dtype == np.float32
+        assert session.settings["lr"] == 0.5
 
 
 def test_a_callback_may_use_the_session(relay):

@@ -369,6 +369,29 @@ def test_a_restored_history_is_another_one(talk):
     assert told.problem(412, "history_lost")["step"] == 1
 
 
+@pytest.mark.parametrize("durability", ["committed", "memory"])
+def test_if_match_guards_a_change_and_an_end(talk, durability):
+    made = talk.create([1.0, 1.0], durability=durability, labels={"a": "b"})
+    path, zero = f"/v1/sessions/{made['id']}", f'"{made["chain"]}"'
+    talk("PATCH", path, {"labels": {"a": "c"}}, {"If-Match": zero}).good()
+    one = talk("PUT", f"{path}/steps/1", {"gradient": [1, 1]}).good()
+    told = talk("PATCH", path, {"labels": {}}, {"If-Match": zero}).problem(412, "moved")
+    assert told["step"] == 1
+    assert talk("DELETE", path, None, {"If-Match": zero}).problem(412, "moved")["step"] == 1
+    for method, body in (("PATCH", {"labels": {}}), ("DELETE", None)):
+        talk(method, path, body, {"If-Match": "junk"}).problem(422, "invalid_request")
+    assert talk("GET", path).good().json["labels"] == {"a": "c"}
+    talk("PATCH", path, {"labels": {}}, {"If-Match": "*"}).good()
+    talk("DELETE", path, None, {"If-Match": one.chain}).good(204)
+    talk("DELETE", path, None, {"If-Match": one.chain}).problem(410, "session_deleted")
+
+
+def test_the_page_of_calls_is_in_no_foreign_frame(talk):
+    told = talk("GET", "/docs").good().headers
+    assert told["Content-Security-Policy"] == "frame-ancestors 'none'" and told["X-Frame-Options"] == "DENY"
+    talk("GET", "/redoc").problem(404, "no_route")
+
+
 def test_info_and_operations(talk):
     info = talk("GET", "/v1/info").good().json
     assert info["dtypes"] == ["float32", "float64"]

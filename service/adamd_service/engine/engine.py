@@ -135,26 +135,26 @@ class Engine:
             heads += rest
         return heads, token
 
-    async def patch(self, ref: str, optimizer: Mapping[str, Any] | None, labels: Mapping[str, str] | None) -> View:
-        """Change settings from the next step on, and labels."""
+    async def patch(
+        self,
+        ref: str,
+        optimizer: Mapping[str, Any] | None,
+        labels: Mapping[str, str] | None,
+        if_match: str | None = None,
+    ) -> View:
+        """Change settings from the next step on, and labels; see `Lifecycle.patch` for what is refused."""
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            view = await self._locked(hot, self._lifecycle.patch, hot, optimizer, labels)
+            view = await self._locked(hot, self._lifecycle.patch, hot, optimizer, labels, if_match)
             self._watchers.moved(hot.id)
             return view
 
-    async def delete(self, ref: str) -> None:
-        """End a session; its name is free, it answers 410 for a day."""
+    async def delete(self, ref: str, if_match: str | None = None) -> None:
+        """End a session; its name is free, it answers 410 for a day. See `Lifecycle.end` for what is refused."""
         self._refuse_when_draining()
         session_id = await self._directory.resolve(ref)
         with self.hot.use(session_id) as hot:
-
-            def end() -> None:
-                if hot.durable:
-                    self.store.delete(session_id)
-                hot.drop()
-
-            await self._locked(hot, end, charged=False)
+            await self._locked(hot, self._lifecycle.end, hot, if_match, charged=if_match is not None)
             if hot.durable:
                 self._workers.spawn(self._collect(session_id))
             self._directory.forget(hot)

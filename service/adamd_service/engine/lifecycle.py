@@ -15,6 +15,7 @@ from adamd.errors import (
     IdempotencyMismatch,
     InvalidSettings,
     InvalidState,
+    Moved,
     ParametersFixed,
     SessionExists,
     SettingsConflict,
@@ -191,16 +192,24 @@ class Lifecycle:
             return View(self._store.load_head(outcome.id), diverged=False, repeated=True)
         return View(self._store.load_head(head.spec.id), diverged=False)
 
-    def patch(self, hot: Hot, optimizer: Mapping[str, Any] | None, labels: Mapping[str, str] | None) -> View:
+    def patch(
+        self,
+        hot: Hot,
+        optimizer: Mapping[str, Any] | None,
+        labels: Mapping[str, str] | None,
+        if_match: str | None = None,
+    ) -> View:
         """Change settings (they count from the next step) and labels.
 
         Raises:
+            Moved: the session's chain is not ``if_match``.
             InvalidSettings: with the path of what is wrong.
             SettingsConflict: others changed the session every time.
 
         """
         for _ in range(RACES):
             head = self._rebuilder.current(hot)
+            require_chain(head, if_match)
             settings = carried(parse_settings(head.settings), optimizer, head)
             spec = head.spec if labels is None else replace(head.spec, labels=dict(labels))
             after = replace(head, spec=spec, settings=to_json(settings), settings_revision=head.settings_revision + 1)
@@ -214,6 +223,19 @@ class Lifecycle:
             self._device.prepare(settings, storage(head.spec.dtype))
             return View(after, hot.diverged)
         raise SettingsConflict("others changed this session every time; try again", step=head.step, retry_after=0.2)
+
+    def end(self, hot: Hot, if_match: str | None = None) -> None:
+        """Delete a session.
+
+        Raises:
+            Moved: its chain is not ``if_match``.
+
+        """
+        if if_match is not None:
+            require_chain(self._rebuilder.current(hot), if_match)
+        if hot.durable:
+            self._store.delete(hot.id)
+        hot.drop()
 
     def set_parameters(self, hot: Hot, flat: Floats) -> View:
         """Set the parameters of a session that has made no step.
@@ -242,6 +264,16 @@ class Lifecycle:
                 hot.drop()
                 return View(self._rebuilder.current(hot), diverged=False)
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
+
+
+def require_chain(head: Head, if_match: str | None) -> None:
+    """Raise Moved where the session is no longer where the caller believes it to be."""
+    if if_match is not None and head.chain != if_match:
+        raise Moved(
+            f"the session is at step {head.step}, with chain {head.chain[:12]}…; If-Match says {if_match[:12]}…. "
+            "GET it again, and decide anew",
+            step=head.step,
+        )
 
 
 def require_unfixed(head: Head) -> None:

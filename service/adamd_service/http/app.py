@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
@@ -22,6 +23,8 @@ from adamd_service.http.doors import Doors, hang
 from adamd_service.http.leftovers import Leftovers
 from adamd_service.telemetry import Telemetry
 
+# The page of calls can make them: in a foreign page's frame, its buttons would be pressed for that page.
+UNFRAMED = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Frame-Options": "DENY"}
 log = structlog.get_logger()
 
 
@@ -46,6 +49,8 @@ def application(engine: Engine, telemetry: Telemetry, doors: Doors) -> FastAPI:
         description="PUT a gradient, get parameters. A step is applied exactly as often as it was acknowledged.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         generate_unique_id_function=lambda route: route.name,  # generated clients get these names
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,  # a redirect is no answer to a program that put 40 MB there
     )
     app.state.engine = engine
@@ -79,6 +84,12 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         return Response(telemetry.render(), media_type=telemetry.content_type)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        page = get_swagger_ui_html(openapi_url="/openapi.json", title="adamd")
+        page.headers.update(UNFRAMED)
+        return page
 
     @app.get("/v1/info")
     async def info() -> dict[str, Any]:

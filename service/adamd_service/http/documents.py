@@ -221,7 +221,12 @@ CREATE: dict[str, Any] = {
         },
     },
 }
-PATCH: dict[str, Any] = {"requestBody": {"required": True, "content": {headers.JSON: {"schema": _patch_schema()}}}}
+MATCHED: dict[str, Any] = {
+    "parameters": [_HEADERS[0] | {"description": "the session's ETag: another one by now, and nothing changes (412)"}]
+}
+PATCH: dict[str, Any] = MATCHED | {
+    "requestBody": {"required": True, "content": {headers.JSON: {"schema": _patch_schema()}}}
+}
 TENSORS: dict[str, Any] = {
     "parameters": [_HEADERS[1]],
     "requestBody": {"required": True, "content": {**_SENT, headers.JSON: {"schema": _TENSORS_JSON}}},

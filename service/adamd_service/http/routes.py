@@ -105,13 +105,14 @@ async def patch_session(request: Request, session: Ref) -> Response:
     ref = _ref(session)
     async with _whole(request, kind, MAX_PATCH) as body:
         patch = await _parsed(patch_document, body)
-        return answers.session(await engine_of(request).patch(ref, patch.optimizer, patch.labels))
+        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, negotiation.if_match(request))
+        return answers.session(changed)
 
 
-@router.delete("/sessions/{session}", status_code=204, responses=documents.EMPTY)
+@router.delete("/sessions/{session}", status_code=204, openapi_extra=documents.MATCHED, responses=documents.EMPTY)
 async def delete_session(request: Request, session: Ref) -> Response:
     """Delete a session: 410 for a day, then 404."""
-    await engine_of(request).delete(_ref(session))
+    await engine_of(request).delete(_ref(session), negotiation.if_match(request))
     return Response(status_code=204)
 
 
