@@ -19,6 +19,7 @@ ENGINE = "service/adamd_service/engine"
 OPTIM = "service/adamd_service/optim"
 LUA = "service/adamd_service/store/lua"
 GRPC = "service/adamd_service/grpc"
+AROUND = "tests/contract/test_contract_around.py"
 
 # law, what is taken out, [(file, what stands there, what is put in its place)], the test that sees it
 GUARDS = [
@@ -322,6 +323,63 @@ GUARDS = [
             )
         ],
         "tests/house/test_house.py::test_imports_run_one_way",
+    ),
+    (
+        "around the first parameters lie within their bounds",
+        [(f"{OPTIM}/bounds.py", "            if inside:\n", "            if False:\n")],
+        f"{AROUND}::test_bounds_stay_when_parameters_are_set_again",
+    ),
+    (
+        "around a bound for each element is in the first snapshot",
+        [(f"{ENGINE}/lifecycle.py", 'if name in ("params", *BOUNDS)}', 'if name == "params"}')],
+        f"{AROUND}::test_bounds_stay_when_parameters_are_set_again",
+    ),
+    (
+        "around an array of bounds is fixed",
+        [
+            (
+                f"{OPTIM}/around.py",
+                '"lower": hyper.lower == ARRAY, "upper": hyper.upper == ARRAY',
+                '"lower": True, "upper": True',
+            )
+        ],
+        "tests/optim/test_around.py::test_what_a_patch_may_change",
+    ),
+    (
+        "around the norm is the scaled gradient's",
+        [(f"{OPTIM}/at_step.py", "norm = hyper.gradient_scale * gradient_norm(", "norm = gradient_norm(")],
+        "tests/optim/test_around.py::test_what_each_part_does",
+    ),
+    (
+        "around the schedule counts from the first update",
+        [(f"{OPTIM}/schedules.py", "    k = n - 1\n", "    k = n\n")],
+        "tests/optim/test_schedules.py::test_by_hand",
+    ),
+    (
+        "around the norm's tree is the one that is written down",
+        [(f"{OPTIM}/norm.py", "LANES: Final = 256", "LANES: Final = 128")],
+        "tests/optim/test_norm.py::test_the_tree",
+    ),
+    (
+        "around a scaled square does not overflow",
+        [
+            (
+                f"{OPTIM}/at_step.py",
+                "        if hyper.gradient_scale > 1.0:\n            _check",
+                "        if False:\n            _check",
+            )
+        ],
+        "tests/optim/test_around.py::test_a_scale_that_makes_a_square_overflow_is_told_with_the_index",
+    ),
+    (
+        "around patterns do not look at more than they may",
+        [(f"{OPTIM}/patterns.py", "    _check_work(entries, names)\n", "")],
+        "tests/optim/test_patterns.py::test_hostile_patterns_are_refused_before_they_cost_anything",
+    ),
+    (
+        "around an exact name wins over a pattern",
+        [(f"{OPTIM}/patterns.py", "        if tensor in self.exact:\n            return self.exact[tensor]\n", "")],
+        "tests/optim/test_patterns.py::test_patterns",
     ),
 ]
 
