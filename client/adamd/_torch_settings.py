@@ -12,6 +12,7 @@ import torch
 from adamd._torch_kinds import Kind, kind_of
 from adamd._torch_layout import Place
 from adamd.errors import InvalidRequest, InvalidSettings
+from adamd.wire import patterns
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -77,10 +78,13 @@ def adopt(groups: Sequence[dict[str, Any]], places: Sequence[Place], known: Mapp
     """
     kind = kind_of(groups)
     check_kind(groups, known)
-    over = {name: group for group in known.get("groups", ()) for name in group["tensors"]}
+    over = known.get("groups", ())
+    placed = patterns.places([group["tensors"] for group in over])
     found: dict[int, dict[str, Any]] = {}
     for place in places:
-        resolved = {key: over.get(place.name, {}).get(key, known[key]) for key in kind.changing}
+        index = placed.of(place.name)
+        own = {} if index is None else over[index]
+        resolved = {key: own.get(key, known[key]) for key in kind.changing}
         if found.setdefault(place.group, resolved) != resolved:
             raise InvalidSettings(
                 f"{place} has other settings in the session than the rest of param group {place.group}; give the "

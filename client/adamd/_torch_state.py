@@ -22,6 +22,7 @@ from adamd._torch_layout import NARROW, Place
 from adamd.errors import InvalidState
 
 MASTER = "master_param"  # as transformer_engine's FusedAdam calls it
+AROUND = "ema", "lower", "upper"  # what adamd keeps around any optimizer: no part of torch's state
 ASKED = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}  # by which setting
 MOST = 2**53  # a float64 counts so far
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
@@ -54,7 +55,7 @@ def laid_out(found: Export, places: Sequence[Place], kind: Kind) -> State:
         for number in kind.numbers:
             mine[number] = _number(found.carried[number][place.name])
         for array, values in found.arrays.items():
-            if array == PARAMETERS and not narrow:
+            if array in AROUND or (array == PARAMETERS and not narrow):
                 continue
             dtype = torch.float32 if narrow else place.tensor.dtype
             held = torch.empty_like(place.tensor, dtype=dtype, requires_grad=False)

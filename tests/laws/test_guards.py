@@ -373,13 +373,19 @@ GUARDS = [
     ),
     (
         "around patterns do not look at more than they may",
-        [(f"{OPTIM}/patterns.py", "    _check_work(entries, names)\n", "")],
-        "tests/optim/test_patterns.py::test_hostile_patterns_are_refused_before_they_cost_anything",
+        [("client/adamd/wire/patterns.py", "    _check_work(entries, names)\n", "")],
+        "tests/wire/test_wire_patterns.py::test_hostile_patterns_are_refused_before_they_cost_anything",
     ),
     (
         "around an exact name wins over a pattern",
-        [(f"{OPTIM}/patterns.py", "        if tensor in self.exact:\n            return self.exact[tensor]\n", "")],
-        "tests/optim/test_patterns.py::test_patterns",
+        [
+            (
+                "client/adamd/wire/patterns.py",
+                "        if tensor in self.exact:\n            return self.exact[tensor]\n",
+                "",
+            )
+        ],
+        "tests/wire/test_wire_patterns.py::test_patterns",
     ),
 ]
 

@@ -23,7 +23,19 @@ ADAM = {
     "adam hat": {"eps_form": "hat", "amsgrad": True},
     "adamw uncorrected": {"name": "adamw", "bias_correction": False},
 }
-VARIANTS = {**ADAM, **variants.VARIANTS}
+# What surrounds any of them, as far as a setting alone asks for it.
+AROUND = {
+    "adam clipped and bounded": {
+        "name": "adam",
+        "lr": 0.5,
+        "gradient_scale": 0.3,
+        "clip_value": 0.01,
+        "lower": -1,
+        "upper": 0.75,
+    },
+    "adamw averaged": {"name": "adamw", "lr": 0.1, "ema_decay": 0.9, "maximize": True, "upper": 0.5},
+}
+VARIANTS = {**ADAM, **AROUND, **variants.VARIANTS}
 
 
 def unsigned(array):

@@ -235,3 +235,24 @@ def test_a_model_that_is_not_the_sessions_is_left_alone(client):
         checkpoints.to_torch(session, [])
     assert checkpoints.to_torch(session, model.named_parameters())["state"] == {}
     assert distance(model, network()) == 0
+
+
+def test_patterns_of_names_become_groups_and_what_is_around_stays_behind(client):
+    """torch has no place for a moving average or bounds; a pattern's settings are those of its tensors' group."""
+    model = network()
+    start = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    session = client.create(
+        start, 1e-3, groups=[{"tensors": ["*.bias"], "lr": 0.5}], ema_decay=0.5, lower=-100.0, durability="memory"
+    )
+    step_session(session, model, batches(2))
+    biases = [(name, p) for name, p in model.named_parameters() if name.endswith("bias")]
+    weights = [(name, p) for name, p in model.named_parameters() if not name.endswith("bias")]
+    groups = [{"params": [p for _, p in given]} for given in (weights, biases)]
+    named = [{"params": given} for given in (weights, biases)]
+    optimizer = torch.optim.Adam(groups)
+    optimizer.load_state_dict(checkpoints.to_torch(session, named))
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 0.5]
+    assert set(optimizer.state[biases[0][1]]) == {"step", "exp_avg", "exp_avg_sq"}
+    with pytest.raises(errors.InvalidSettings, match="has other settings in the session"):
+        checkpoints.to_torch(session, model.named_parameters())
+    session.delete()

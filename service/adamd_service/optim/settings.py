@@ -13,9 +13,10 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
 
-from adamd_service.optim import around, patterns
+from adamd.wire import patterns
+from adamd.wire.patterns import GroupsError, Places, places
+from adamd_service.optim import around
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
-from adamd_service.optim.patterns import GroupsError, Places, places
 from adamd_service.optim.schedules import Constant, Schedule, ScheduleError, parse_schedule
 
 NUMBER = "a finite number, 0 or more"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adamd.wire.patterns import MOST, GroupsError, check, places
 from adamd_service.optim import SettingsError, check_groups, merge_settings, parse_settings, plan, resolve, to_json
-from adamd_service.optim.patterns import MOST, GroupsError, check, places
 
 NAMES = ["layer1.weight", "layer1.bias", "layer2.weight", "layer2.bias", "head[0]", "head0", "norm.scale"]
 
