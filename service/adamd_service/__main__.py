@@ -182,6 +182,36 @@ def _age(seconds: float) -> str:
 
 
 @app.command()
+def selftest(
+    device: Annotated[str, typer.Option(envvar="ADAMD_DEVICE", help="auto, cpu, cuda or cuda:N")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Adam and AdamW alone, without measuring")] = False,
+) -> None:
+    """Compare what this machine computes with the reference, bit for bit, and tell its speed.
+
+    Exit status 0: every bit is right; 1: not, or the device cannot be had.
+
+    Example: adamd selftest --device cuda
+    """
+    try:
+        from adamd_service.device.choose import DeviceRefused, checked, device_of
+        from adamd_service.selftest import selftest as run
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"adamd: {error.name} is missing; it comes with the server: pip install 'adamd[service]'"
+        ) from None
+
+    def lost(error: Exception) -> None:
+        print(f"FAIL  the GPU is lost: {error}", flush=True)
+
+    try:
+        chosen = device_of(checked(device), None, lost, lambda line: print(f"note  {line}", flush=True))
+        well = run(chosen, lambda line: print(line, flush=True), quick=quick)
+    except DeviceRefused as error:
+        raise SystemExit(f"adamd: {error}") from None
+    raise SystemExit(0 if well else 1)
+
+
+@app.command()
 def demo(
     url: Annotated[str | None, typer.Option(help="use this server, and do not kill it")] = None,
 ) -> None:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adamd.wire import channel
+from adamd_service.device.choose import ASKED
 from adamd_service.engine import Limits
 
 MIB = 1024 * 1024
@@ -69,7 +70,7 @@ class ServerSettings(BaseSettings):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = channel.DEFAULT_PORT
     data_dir: Path = Field(default_factory=_data_dir)
     redis_url: str | None = None
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
+    device: str = Field("auto", pattern=f"^{ASKED}$")
     device_bytes: int | None = Field(None, ge=1)
     fsync: Literal["always", "everysec"] = "always"
     allow_lossy_store: bool = False

@@ -116,6 +116,14 @@ class HostStream:
 
         self._put(copy)
 
+    def copy(self, to, source, nbytes):
+        def copy():
+            self._runtime.inside(to, nbytes)
+            self._runtime.inside(source, nbytes)
+            ctypes.memmove(to, source, nbytes)
+
+        self._put(copy)
+
     def launch(self, function, across, down, rows, diverged):
         def run():
             self._runtime.inside(rows, down * function.row.itemsize)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adamd.errors import Busy, TooLarge
-from adamd_service.device.gpu import Gpu
+from adamd_service.device.gpu import Gpu, Step
 from adamd_service.device.runtime import DeviceLost
 from adamd_service.optim import FAMILY, FusedKernel, State, apply, encoded, parse_settings, plan
 from optim.parity import differing, hard_gradients, hard_parameters
@@ -312,3 +312,44 @@ def test_reads_between_steps_leave_the_state_where_it_is(device):
         same(gpu, state, other)
         assert gpu.residences.knows(other)
     assert gpu.residences.evictions == 0
+
+
+def test_many_steps_at_once(device):
+    """As bench.gpu does it: sessions of several optimizers and dtypes in one call; one that does not fit together stops all."""
+    gpu = device(capacity=1 << 20, slots=2)
+    steps, others = [], []
+    for index, (name, dtype) in enumerate([(name, dtype) for name in ("adam", "sgd", "lion") for dtype in DTYPES] * 5):
+        settings = parse_settings({"name": name})
+        state, other, rng = pair(settings, 100 + index, dtype, seed=index)
+        if index == 7:
+            state.params[3] = other.params[3] = np.inf
+        gradient = rng.standard_normal(100 + index).astype(dtype)
+        updates = plan(settings, ["w"], [0], [True], dtype, state.carried)
+        steps.append(Step(other, gradient, updates, [0, 100 + index], np.empty_like(gradient)))
+        others.append((state, apply(state, gradient, updates, [0, 100 + index], None, FUSED)))
+    with pytest.raises(ValueError, match="a gradient of"):
+        gpu.apply_all([*steps, steps[0]._replace(gradient=np.ones(3, np.float32))])
+    told = gpu.apply_all(steps)
+    assert told == [diverged for _, diverged in others]
+    assert sum(told) == 1
+    assert len(gpu.runtime.launches) <= 2 * 6
+    for step, (state, _) in zip(steps, others, strict=True):
+        same(gpu, state, step.state)
+        assert differing(step.out, state.params) == 0
+
+
+def test_the_bench_runs_and_writes_its_page(tmp_path):
+    """Its numbers mean nothing here; its code is the one that a GPU will run."""
+    from bench import gpu as bench
+
+    page = tmp_path / "GPU.md"
+    bench.main(
+        ["--sizes", "1000", "50000", "1000000000", "--sessions", "20"],
+        lambda: [HostRuntime(1 << 30, late=False, name="this CPU")],
+        page,
+    )
+    told = page.read_text()
+    assert "# adamd on this CPU" in told
+    assert "| 50,000 |" in told
+    assert "| 1,000,000,000 | does not fit |" in told
+    assert "| 20 of 10,000 |" in told

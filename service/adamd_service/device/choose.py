@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -18,11 +19,24 @@ from adamd_service.optim import Cpu, Device, FusedKernel, SlicedKernel, parse_se
 
 DTYPES: Final = np.dtype(np.float32), np.dtype(np.float64)
 LANES: Final = 8  # threads on one update at most: by then it waits for the memory
+ASKED: Final = r"(auto|cpu|cuda(:[0-9]{1,3})?)"
 RING: Final = 2 * SLOTS * CAPACITY  # bytes on the device
 
 
 class DeviceRefused(Exception):
     """What was asked for cannot be had here; the message says what was found."""
+
+
+def checked(asked: str) -> str:
+    """Return what was asked for.
+
+    Raises:
+        DeviceRefused: it is no device's name.
+
+    """
+    if re.fullmatch(ASKED, asked) is None:
+        raise DeviceRefused(f"--device {asked[:40]!r}; wanted auto, cpu, cuda, or cuda:N as in cuda:0")
+    return asked
 
 
 def device_of(

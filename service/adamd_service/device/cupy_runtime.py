@@ -81,6 +81,11 @@ class CupyStream:
                 into.ctypes.data, source, into.nbytes, self._cuda.memcpyDeviceToHost, self._stream.ptr
             )
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """See `runtime.Stream`."""
+        with told():
+            self._cuda.memcpyAsync(to, source, nbytes, self._cuda.memcpyDeviceToDevice, self._stream.ptr)
+
     def launch(self, function: Any, across: int, down: int, rows: int, diverged: int) -> None:
         """See `runtime.Stream`."""
         with told():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,16 @@ class Loaded:
     function: Any
     arrays: tuple[str, ...]
     scalars: tuple[int, ...]  # places in `Scalars.typed`
+
+
+class Step(NamedTuple):
+    """What `Device.apply` takes."""
+
+    state: State
+    gradient: NDArray[Any] | Encoded
+    updates: Sequence[Update]
+    bounds: Sequence[int]
+    out: Floats | None
 
 
 class Gpu:
@@ -100,23 +110,34 @@ class Gpu:
         out: Floats | None,
     ) -> bool:
         """See `Device`."""
-        source = source_of(gradient, state.params.dtype)
-        runs = runs_of(state, source.size, updates, bounds, out)
-        with self.residences.pinned(state) as home:
-            home.stale = True
-            if isinstance(source, Lazy):
-                diverged = self.ring.run([piece for run in runs for piece in self._named(state, home, source, run)])
-                self.ring.run(self._copied(state, home, out, 0, len(state.params)))
-            else:
-                pieces: list[Piece] = []
-                done = 0
-                for run in runs:
-                    pieces += self._copied(state, home, out, done, run.start)
-                    pieces += self._dense(state, home, source, run, out)
-                    done = run.end
-                diverged = self.ring.run([*pieces, *self._copied(state, home, out, done, len(state.params))])
-        counted(state, runs)
-        return diverged
+        return self.apply_all([Step(state, gradient, updates, bounds, out)])[0]
+
+    def apply_all(self, steps: Sequence[Step]) -> list[bool]:
+        """Take a step of each of many states, all of which have to fit on the device; says for each what `apply` does.
+
+        What does not fit together is refused before anything is changed.
+        """
+        planned: list[tuple[Step, tuple[Run, ...], list[Piece]]] = []
+        after: list[Piece] = []
+        with ExitStack() as pins:
+            homes = []
+            for step in steps:
+                source = source_of(step.gradient, step.state.params.dtype)
+                runs = runs_of(step.state, source.size, step.updates, step.bounds, step.out)
+                homes.append(pins.enter_context(self.residences.pinned(step.state)))
+                if isinstance(source, Lazy):
+                    pieces = [piece for run in runs for piece in self._named(step, homes[-1], source, run)]
+                    after += self._copied(step, homes[-1], 0, len(step.state.params))
+                else:
+                    pieces = list(self._whole(step, homes[-1], source, runs))
+                planned.append((step, runs, pieces))
+            for home in homes:
+                home.stale = True
+            self.ring.run([piece for _, _, pieces in planned for piece in pieces])
+            self.ring.run(after)
+        for step, runs, _ in planned:
+            counted(step.state, runs)
+        return [any(piece.diverged for piece in pieces) for _, _, pieces in planned]
 
     def loaded(self, rule: Rule, dtype: np.dtype[Any]) -> Loaded:
         """Return a rule's kernel, compiled and loaded when it is first needed."""
@@ -146,40 +167,46 @@ class Gpu:
             "scalars": tuple(scalars.typed[place] for place in loaded.scalars),
         }
 
-    def _dense(self, state: State, home: Residence, source: Encoded, run: Run, out: Floats | None) -> Iterator[Row]:
-        """Every element of the run."""
-        width = self._width(state)
+    def _whole(self, step: Step, home: Residence, source: Encoded, runs: Sequence[Run]) -> Iterator[Piece]:
+        """Every element of the runs, and, for the answer, what lies between them."""
+        done = 0
+        for run in runs:
+            yield from self._copied(step, home, done, run.start)
+            yield from self._dense(step, home, source, run)
+            done = run.end
+        yield from self._copied(step, home, done, len(step.state.params))
+
+    def _dense(self, step: Step, home: Residence, source: Encoded, run: Run) -> Iterator[Row]:
+        width = self._width(step.state)
         for start in range(run.start, run.end, width):
             stop = min(start + width, run.end)
             yield Row(
-                **self._row(state, home, run, start),
+                **self._row(step.state, home, run, start),
                 size=stop - start,
                 write=_written(source, start + run.source - run.start, stop + run.source - run.start),
-                out=None if out is None else out[start:stop],
+                out=None if step.out is None else step.out[start:stop],
             )
 
-    def _named(self, state: State, home: Residence, source: Lazy, run: Run) -> Iterator[Row]:
+    def _named(self, step: Step, home: Residence, source: Lazy, run: Run) -> Iterator[Piece]:
         """Only the elements that a sparse-lazy gradient names."""
         first, last = source.named(run.start, run.end)
-        width = self._width(state) // 2  # an index of 4 bytes comes with each
+        width = self._width(step.state) // 2  # an index of 4 bytes comes with each
         for start in range(first, last, width):
             index, values = source.taken(start, min(start + width, last))
             yield Row(
-                **self._row(state, home, run, 0),
+                **self._row(step.state, home, run, 0),
                 size=len(values),
                 write=_copied_from(values),
                 index=np.ascontiguousarray(index),
             )
 
-    def _copied(self, state: State, home: Residence, out: Floats | None, start: int, stop: int) -> list[Get]:
+    def _copied(self, step: Step, home: Residence, start: int, stop: int) -> Iterator[Get]:
         """Parameters that the answer has although no update touches them."""
-        if out is None:
-            return []
-        width = self._width(state)
-        itemsize = state.params.itemsize
-        return [
-            Get(out[at : min(at + width, stop)], home.of("params") + at * itemsize) for at in range(start, stop, width)
-        ]
+        if step.out is None:
+            return
+        width, itemsize = self._width(step.state), step.out.itemsize
+        for at in range(start, stop, width):
+            yield Get(step.out[at : min(at + width, stop)], home.of("params") + at * itemsize)
 
     def _width(self, state: State) -> int:
         """How many elements fill a slot, beside their row."""

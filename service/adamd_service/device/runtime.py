@@ -33,6 +33,9 @@ class Stream(Protocol):
     def download(self, into: Bytes, source: int) -> None:
         """Copy the device's memory into pinned memory."""
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Copy on the device."""
+
     def launch(self, function: Any, across: int, down: int, rows: int, diverged: int) -> None:
         """Run a kernel (`Runtime.load`) on a grid of across × down blocks, over a table and its flags on the device."""
 
