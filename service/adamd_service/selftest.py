@@ -178,7 +178,7 @@ def _cpu_speed(device: Device) -> Finding:
     [update] = plan(settings, ["all"], [0], [True], dtype)
     copied = 2 * gradient.nbytes / _best(lambda: np.copyto(into, gradient))
     moved = 28 * size / _best(lambda: device.apply(state, gradient, [update], [0, size], None))
-    return _speed(f"Adam on {device.described}, one thread, {size:,} float32", moved, copied, owed=None)
+    return _speed(f"Adam on {device.described}, {size:,} float32", moved, copied, owed=None)
 
 
 def _best(work: Callable[[], object]) -> float:
