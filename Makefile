@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test bench chaos proto check clean
+.PHONY: help demo test bench gpu chaos proto check clean
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -16,6 +16,9 @@ test: $(STAMP) ## the tests, on a real store that they start themselves
 
 bench: $(STAMP) ## adamd beside torch RPC, MXNet, Ray, a naive service and local Adam; under load
 	@$(BIN)/python -m bench
+
+gpu: ## what only an NVIDIA GPU can tell: selftest, tests, bench; writes bench/GPU.md
+	@.ci/gpu
 
 chaos: $(STAMP) ## 100 kill -9 of the server and 30 of the store, and not one bit lost
 	@$(BIN)/python -m pytest -q -m chaos tests/chaos -s
@@ -35,4 +38,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean: ## remove what make made
-	rm -rf $(VENV) .bench .venv-proto .venv-torch .venv-jax .nvrtc .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench .venv-proto .venv-torch .venv-jax .venv-gpu .nvrtc .pytest_cache .mypy_cache .ruff_cache .hypothesis

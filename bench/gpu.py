@@ -22,7 +22,6 @@ from adamd_service.device.measure import copy_bandwidth, update_bytes, update_se
 from adamd_service.device.runtime import Runtime
 from adamd_service.optim import State, Update, parse_settings, plan
 
-PAGE = Path(__file__).parent / "GPU.md"
 DTYPE = np.dtype(np.float32)
 SIZES = 1_000_000, 10_000_000, 100_000_000, 1_000_000_000
 SESSIONS, SMALL = 1_000, 10_000  # sessions, and the parameters of each
@@ -30,9 +29,9 @@ Row = tuple[str, ...]
 
 
 def main(
-    arguments: Sequence[str] | None = None, runtimes: Callable[[], Sequence[Runtime]] = found, page: Path = PAGE
+    arguments: Sequence[str] | None = None, runtimes: Callable[[], Sequence[Runtime]] = found, page: Path | None = None
 ) -> None:
-    """Measure, print the page and write it."""
+    """Measure and print the page; write it where `page` is given. ``make gpu`` keeps it in bench/GPU.md."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="PARAMETERS")
@@ -48,7 +47,8 @@ def main(
         lines = list(_page(gpu, asked.sizes, asked.sessions))
     finally:
         gpu.close()
-    page.write_text("\n".join(lines) + "\n")
+    if page is not None:
+        page.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
