@@ -353,3 +353,22 @@ def test_the_bench_runs_and_writes_its_page(tmp_path):
     assert "| 50,000 |" in told
     assert "| 1,000,000,000 | does not fit |" in told
     assert "| 20 of 10,000 |" in told
+
+
+AROUND = {"gradient_scale": 0.5, "clip_value": 0.25, "ema_decay": 0.9, "lower": -1.0, "upper": 1.5}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_what_surrounds_the_update_is_in_the_kernel(device, name, dtype):
+    gpu, size = device(), 9_001
+    settings = parse_settings({"name": name, **AROUND})
+    state, other, rng = pair(settings, size, dtype)
+    assert {"ema"} & set("_".join(state.slots).split("_"))
+    for gradient in hard_gradients(rng, size, 4, dtype):
+        updates = plan(settings, ["w"], state.counts, [True], dtype, state.carried)
+        assert apply(state, gradient, updates, [0, size], None, FUSED) == gpu.apply(
+            other, gradient, updates, [0, size], None
+        )
+    same(gpu, state, other)
+    assert state.params.max() <= 1.5
