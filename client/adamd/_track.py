@@ -192,8 +192,6 @@ class Track:
         told: Stepped = yield _operations.ReadParameters(
             now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at
         )
-        if at is not None:
-            return land.finish()
         if told.step < now.step or (told.step == now.step and told.chain != now.chain):
             what = "another history" if told.step == now.step else "it went back"
             raise HistoryLost(
@@ -201,9 +199,10 @@ class Track:
                 f"session.refresh() accepts it; then go on from session.parameters()",
                 step=told.step,
             )
-        if told.step != now.step:
-            self.encoder.moved()
-        self._advance(told, {})
+        if at is None:
+            if told.step != now.step:
+                self.encoder.moved()
+            self._advance(told, {})
         return land.finish()
 
     def _advance(self, told: Stepped, carried: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
 import adamd
 from adamd.errors import InvalidRequest, InvalidSettings, InvalidState
@@ -178,3 +179,18 @@ def test_the_whole_family_after_kill_9(server_factory):
                 session.step(gradient)
                 twin.step(gradient)
             assert twin.differing(session.export()) == [], session.settings
+
+
+def test_the_average_is_read_beside_the_parameters(client):
+    """Schedule-free AdamW's x, by its equation from what the export says; the session goes on from y all the same."""
+    session = client.create(np.float64([1, -2, 3]), optimizer="schedule_free_adamw", lr=0.1, betas=[0.8, 0.99])
+    for _ in range(3):
+        params = session.step(np.float64([1, 2, -1]))
+    z = load(bytes(session.export()))["z:parameters"]
+    average = session.parameters(at="average")
+    assert average.tobytes() == (params + (1 - 1 / 0.8) * (z - params)).tobytes() != params.tobytes()
+    assert session.parameters().tobytes() == params.tobytes() and session.step_number == 3
+    session.step(np.float64([1, 2, -1]))
+    plain = client.create(np.float64([1.0]))
+    with pytest.raises(InvalidRequest, match="adam has none"):
+        plain.parameters(at="average")

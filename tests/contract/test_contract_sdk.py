@@ -132,7 +132,7 @@ def test_a_step_that_was_applied_is_replayed_and_another_is_a_conflict(client):
 
 
 def test_lost_history_is_told_and_refresh_accepts_it(client, tmp_path, name):
-    session = client.create(np.zeros(2, "f4"), name=name)
+    session = client.create(np.zeros(2, "f4"), name=name, ema_decay=0.9)
     session.step(np.ones(2, "f4"))
     session.export(tmp_path / "one")
     session.step(np.ones(2, "f4"))
@@ -140,7 +140,7 @@ def test_lost_history_is_told_and_refresh_accepts_it(client, tmp_path, name):
     session.delete()
     back = client.restore(tmp_path / "one", name=name)
     seen._track.now = replace(seen._track.now, id=back.id)  # what a store that went back looks like
-    for call in (lambda: seen.step(np.ones(2, "f4")), seen.parameters):
+    for call in (lambda: seen.step(np.ones(2, "f4")), seen.parameters, lambda: seen.parameters(at="ema")):
         with pytest.raises(errors.HistoryLost) as caught:
             call()
         assert caught.value.step == 1
