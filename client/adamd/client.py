@@ -110,7 +110,7 @@ class Client:
             weight_decay: 0 or more.
             amsgrad: keep the largest exp_avg_sq.
             maximize: ascend.
-            groups: overrides for some tensors, as ``[{"tensors": ["b"], "lr": 0.01}]``.
+            groups: overrides for some tensors, by names or patterns, as ``[{"tensors": ["*.bias"], "lr": 0.01}]``.
             dtype: the state's; float64 where a parameter is, else float32 (narrower ones widen exactly).
             durability: "memory" stores nothing: the session ends with the server's process.
             labels: your own words, to find it in the list.
@@ -120,7 +120,9 @@ class Client:
             error_feedback: what such an encoding drops goes along with the next gradient.
             answer_dtype: "float16", "bfloat16" or "float32": parameters are rounded to it on their way here. They come
                 as arrays of that dtype; bfloat16, which NumPy does not have, as float32 of the same value.
-            settings: others that the optimizer has, by torch's names: momentum, alpha, lr_decay, ….
+            settings: others that the optimizer has, by torch's names: momentum, alpha, lr_decay, …; and what surrounds
+                each update: schedule, gradient_scale, clip_norm, clip_value, ema_decay, and bounds, lower and upper: a
+                number, or an array with one for each element (a dict of them, where the parameters are one).
 
         Raises:
             SessionExists: the name is taken; ``extra["id"]`` and ``step`` say by what.

@@ -136,7 +136,7 @@ class Session(Seen):
 
         Args:
             labels: the new ones.
-            settings: lr, betas, eps, weight_decay, maximize, groups.
+            settings: lr, betas, eps, weight_decay, maximize, groups, schedule, clip_norm, ….
 
         Raises:
             InvalidSettings: a setting is out of range, unknown, or fixed.

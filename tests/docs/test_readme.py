@@ -30,7 +30,7 @@ def run_python(holding, server, directory):
 
 def test_every_block_is_of_a_kind_that_a_test_runs():
     assert {kind for kind, _ in BLOCKS} == {"console", "bash", "python"}
-    assert len(blocks("bash")) == 1 and len(blocks("python")) == 5
+    assert len(blocks("bash")) == 1 and len(blocks("python")) == 6
 
 
 def test_the_console_blocks_name_what_there_is():
@@ -65,6 +65,11 @@ def test_asyncio_over_grpc(server, tmp_path):
 
 def test_step_async(server, tmp_path):
     assert run_python("step_async", server, tmp_path).startswith("499500 [-0.09999999")
+
+
+def test_around_the_update(server, tmp_path):
+    lr, first, _ = (float(number) for number in re.findall(r"-?\d+\.\d*", run_python("ema_decay", server, tmp_path)))
+    assert round(lr, 9) == 0.01 and first == 0.0  # the first update is the warm-up's 0
 
 
 @pytest.mark.torch

@@ -93,7 +93,7 @@ SCHEMA: Final[Mapping[str, Scalar]] = {
     "clip": Scalar(ABOVE_0, INF, "clip_value", "the largest magnitude"),
     "lower": Scalar(-INF, INF, "lower", "the lower bound"),
     "upper": Scalar(-INF, INF, "upper", "the upper bound"),
-    "ema_decay": Scalar(ABOVE_0, 1.0, "ema_decay", "the average's decay"),
+    "ema_decay": Scalar(0.0, 1.0, "ema_decay", "the average's decay"),
     "one_minus_ema": Scalar(ABOVE_0, 1.0, "ema_decay", "1 - ema_decay"),
 }
 REQUIRED: Final = ("sign",)  # scalars that every update has; the others come with their settings
