@@ -47,12 +47,12 @@ def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
         parameters_missing=head.parameters_missing,
         diverged=diverged,
         elements=spec.layout.size,
-        lr=lr_at(parse_settings(head.settings), head.step + 1),
     )
     made.created_at.FromMicroseconds(round(spec.created_at * 1e6))
     if head.snapshots:
         made.snapshot_step = head.snapshots[-1].step
-    if layout:
+    if layout:  # and with it what takes time, which a page of a thousand sessions leaves out
+        made.lr = lr_at(parse_settings(head.settings), head.step + 1)
         made.layout.vector = spec.layout.vector
         made.layout.tensors.extend(pb.Tensor(name=t.name, shape=t.shape) for t in spec.layout.tensors)
     return made
