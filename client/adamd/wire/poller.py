@@ -3,7 +3,7 @@
 From grpcio 1.80 on, gRPC's event engine waits for the sockets in threads of its own, and hands every read from one to
 the next until it reaches the thread that has been waiting for the answer. Its older way, which the same core still
 has, lets that thread read the socket itself. For Python, whose every message then costs a few switches between
-threads less, that is a third of a small step's time and a sixth of a 40 MB one's (bench/RESULTS.md).
+threads less, that halves a large step's context switches; ARCHITECTURE.md has what was measured, and what was not.
 """
 
 from __future__ import annotations
