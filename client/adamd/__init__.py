@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from adamd._encoding import Sparse, TopK
 from adamd._flow import Timeout
+from adamd._track import StallWarning
 from adamd.client import Client, connect
 from adamd.errors import (
     AdamdError,
@@ -51,6 +52,7 @@ __all__ = [
     "SessionError",
     "SessionExists",
     "Sparse",
+    "StallWarning",
     "StepConflict",
     "StepSuperseded",
     "Timeout",

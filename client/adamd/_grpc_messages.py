@@ -21,6 +21,7 @@ from adamd._operations import (
     ListSessions,
     Page,
     ReadParameters,
+    Stall,
     Standing,
     Step,
     Stepped,
@@ -198,6 +199,7 @@ def standing(session: pb.Session) -> Standing:
         settings=document["optimizer"],
         diverged=session.diverged,
         document=document,
+        stop=session.stop or None,
     )
 
 
@@ -218,6 +220,9 @@ def _document(session: pb.Session) -> dict[str, Any]:
         "created_at": session.created_at.ToMicroseconds() / 1e6,
         "parameters_missing": session.parameters_missing,
         "diverged": session.diverged,
+        "stop": session.stop or None,
+        "warnings": [{"code": one.code, "detail": one.detail, "eps": _eps(one)} for one in session.warnings],
+        "progress": plain(session.progress),
         "snapshot_step": session.snapshot_step if session.HasField("snapshot_step") else None,
     }
 
@@ -277,7 +282,12 @@ def stepped(told: pb.Standing | None, operation: Step | ReadParameters) -> Stepp
         raise bad_answer(f"step {told.step}; wanted {operation.number}")
     if _CHAIN.fullmatch(told.chain) is None:
         raise bad_answer("no chain of a session")
-    return Stepped(told.step, told.chain, told.replayed, told.diverged, told.overflowed)
+    stalls = tuple(Stall(one.code, _eps(one)) for one in told.warnings)
+    return Stepped(told.step, told.chain, told.replayed, told.diverged, told.overflowed, told.stop or None, stalls)
+
+
+def _eps(warning: pb.Stall) -> float | None:
+    return warning.eps if warning.HasField("eps") else None
 
 
 def plain(value: Struct) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from adamd._operations import (
     ReadParameters,
     Restore,
     SetParameters,
+    Stall,
     Standing,
     Step,
     Stepped,
@@ -285,6 +286,7 @@ def _standing(response: Response) -> Standing:
             settings=settings,
             diverged=document.get("diverged") is True,
             document=document,
+            stop=stop if isinstance(stop := document.get("stop"), str) else None,
         )
     except (KeyError, TypeError, AdamdError) as error:
         raise bad_answer(f"a document that is no session ({type(error).__name__}: {error})") from None
@@ -313,7 +315,22 @@ def _stepped(response: Response, operation: Step | ReadParameters, wanted: int |
         given.get(headers.REPLAYED.lower()) == "true",
         given.get("adamd-diverged") == "true",
         int(overflowed) if overflowed.isascii() and overflowed.isdigit() else 0,
+        given.get(headers.STOP.lower()),
+        _stalls(given.get(headers.WARNING.lower(), "")),
     )
+
+
+def _stalls(header: str) -> tuple[Stall, ...]:
+    """Read Adamd-Warning: codes with the eps that would help, as in "gradient_below_eps;eps=1e-15"."""
+    found = []
+    for one in filter(None, (part.strip() for part in header.split(","))):
+        code, _, parameter = one.partition(";")
+        try:
+            eps = float(parameter.partition("=")[2]) if parameter.strip().startswith("eps=") else None
+        except ValueError:
+            eps = None
+        found.append(Stall(code, eps))
+    return tuple(found)
 
 
 def _document(response: Response) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from adamd._arrays import Given, Part, pieces
 from adamd.errors import InvalidRequest, TransportError, UnknownSession
@@ -37,6 +37,14 @@ class Standing:
     settings: dict[str, Any]
     diverged: bool
     document: dict[str, Any]
+    stop: str | None = None
+
+
+class Stall(NamedTuple):
+    """Why a session stalls silently, and the eps that would help; None: none does."""
+
+    code: str
+    eps: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,8 @@ class Stepped:
     replayed: bool
     diverged: bool
     overflowed: int = 0  # finite parameters that the answer's dtype made infinite
+    stop: str | None = None  # the rule that says stop
+    stalls: tuple[Stall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

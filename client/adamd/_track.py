@@ -21,10 +21,20 @@ import numpy as np
 
 from adamd import _arrays, _operations
 from adamd._encoding import Encoder, Encoding, Sending, checked, checked_answer
-from adamd._operations import Operation, Standing, Stepped, body_of
+from adamd._operations import Operation, Stall, Standing, Stepped, body_of
 from adamd.errors import AdamdError, BadGradient, HistoryLost, InvalidRequest, StepConflict, StepSuperseded
 from adamd.wire import safetensors
 from adamd.wire.layout import Layout
+
+WHY = {
+    "gradient_below_eps": "the gradient is far below eps, and steps are that small a part of lr",
+    "second_moment_underflow": "the gradient's square is nothing in this dtype, and the second moment stays 0",
+}
+
+
+class StallWarning(RuntimeWarning):
+    """A session takes its steps, and hardly moves: its gradients are too small for eps, or for their squares."""
+
 
 OnBadGradient: TypeAlias = Literal["raise", "skip"]
 T = TypeVar("T")
@@ -91,6 +101,14 @@ class Seen(Protocol):
         return self._track.now.diverged
 
     @property
+    def stop(self) -> str | None:
+        """The rule of its ``stop`` settings that says to stop, as of the last step seen; None: none does.
+
+        "target_loss", "gradient_norm", "relative_loss" or "max_steps". It only advises: further steps are taken.
+        """
+        return self._track.now.stop
+
+    @property
     def encoding(self) -> Encoding:
         """How gradients are sent, from the next step on: "raw", "float16", "bfloat16", "int8" or `adamd.TopK`."""
         return self._track.encoder.encoding
@@ -132,6 +150,7 @@ class Track:
         self.now = standing
         self.skipped = 0
         self.encoder = Encoder()
+        self._warned = set[str]()
         self._on_bad_gradient = on_bad_gradient
 
     def step(
@@ -214,9 +233,24 @@ class Track:
                 RuntimeWarning,
                 stacklevel=2,
             )
+        for stall in told.stalls:
+            self._warn(stall, told.step)
         settings = now.settings if not carried else {**now.settings, **carried}
-        self.now = replace(
-            now, step=told.step, chain=told.chain, settings=settings, diverged=now.diverged or told.diverged
+        diverged = now.diverged or told.diverged
+        self.now = replace(now, step=told.step, chain=told.chain, settings=settings, diverged=diverged, stop=told.stop)
+
+    def _warn(self, stall: Stall, step: int) -> None:
+        """Warn once of each."""
+        if stall.code in self._warned:
+            return
+        self._warned.add(stall.code)
+        why = WHY.get(stall.code, stall.code)
+        remedy = "a gradient_scale" if stall.eps is None else f"eps={stall.eps:g}, or a gradient_scale,"
+        warnings.warn(
+            f"session {self.now.name or self.now.id} at step {step}: {why} ({stall.code}); {remedy} would help: "
+            "session.info()['warnings'] has the figures",
+            StallWarning,
+            stacklevel=2,
         )
 
     def set_parameters(self, parameters: Any) -> Logic[None]:
@@ -236,7 +270,7 @@ class Track:
         told: Standing = yield _operations.Update(
             self.now.id, optimizer or None, None if labels is None else dict(labels)
         )
-        self.now = replace(self.now, settings=told.settings, document=told.document)
+        self.now = replace(self.now, settings=told.settings, document=told.document, stop=told.stop)
         return told.document
 
     def info(self) -> Logic[dict[str, Any]]:

@@ -199,6 +199,11 @@ class AsyncSession(Seen):
         async with self._turn:
             return await self._shell.run(self._track.parameters(out, at))
 
+    async def best(self, out: Any = None) -> Any:
+        """Return the parameters of the lowest loss so far: as `adamd.Session.best`."""
+        async with self._turn:
+            return await self._shell.run(self._track.parameters(out, "best"))
+
     async def set_parameters(self, parameters: Any) -> None:
         """Set the parameters, before step 1, all of them: as `adamd.Session.set_parameters`."""
         async with self._turn:

@@ -120,6 +120,23 @@ class Session(Seen):
         with self._ahead.turn():
             return self._run(self._track.parameters(out, at))
 
+    def best(self, out: Any = None) -> Any:
+        """Return the parameters of the lowest loss so far, of a session with ``keep_best=True``.
+
+        The loss of a step is measured at the parameters before it, so those after the last step are never among them:
+        one more step tells their loss. ``session.info()["progress"]`` has the loss and the step.
+
+        Args:
+            out: memory for them, as in `step`.
+
+        Raises:
+            InvalidRequest: the session does not keep them.
+            ParametersMissing: no step has told a loss yet.
+
+        """
+        with self._ahead.turn():
+            return self._run(self._track.parameters(out, "best"))
+
     def set_parameters(self, parameters: Any) -> None:
         """Set the parameters, before step 1: all of them.
 

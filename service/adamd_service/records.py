@@ -80,6 +80,7 @@ class Head:
     snapshots: tuple[SnapshotRef, ...] = ()  # oldest first; at most two
     parameters_missing: bool = False
     log_bytes: int = 0  # bodies in the log after the newest snapshot
+    progress: dict[str, Any] = field(default_factory=dict)  # optim.progress: losses and norms so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class Record:
     metrics: dict[str, Any] = field(default_factory=dict)
     numerics: str = "adamd-1"
     encoding: str = "raw"
+    best: bool = False  # its loss made the parameters before this step the best ones
 
     @property
     def nbytes(self) -> int:
@@ -132,6 +134,7 @@ class Commit:
     settings: dict[str, Any]
     settings_revision: int
     idempotency: IdempotencyKey | None = None
+    progress: dict[str, Any] | None = None  # None: as it was
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from adamd.wire.encodings import ENCODINGS
 from adamd_service.codecs import checks, info
 from adamd_service.grpc.status import status_of
 from adamd_service.optim.family import FAMILY
-from adamd_service.optim.settings import KINDS, SESSION
+from adamd_service.optim.settings import BESIDE, KINDS, SESSION
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
@@ -131,7 +131,7 @@ def test_every_encoding_and_setting_stands_there():
     told = re.findall(r"^\*\*`([a-z0-9-]+)`\*\*:", section("Encodings of a gradient"), re.MULTILINE)
     assert tuple(told) == ENCODINGS
     settings = {name for cells in rows(section("Settings")) for name in named(cells[0])}
-    assert settings == {"name", "groups", *KINDS}
+    assert settings == {"name", "groups", *KINDS, *BESIDE}
     groups = next(cells[2] for cells in rows(section("Settings")) if cells[0] == "`groups`")
     assert all(f"`{name}`" in groups for name in SESSION - {"groups"})
     names = next(cells[2] for cells in rows(section("Settings")) if cells[0] == "`name`")

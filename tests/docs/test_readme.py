@@ -58,6 +58,13 @@ def test_the_sdk(server, tmp_path):
     assert abs(first - 3) < 0.01 and abs(second + 2) < 0.01
 
 
+def test_advice_and_the_best_parameters(server, tmp_path):
+    reason, best = run_python("keep_best", server, tmp_path).split(maxsplit=1)
+    assert reason in ("gradient_norm", "relative_loss")
+    first, second = (float(number) for number in re.findall(r"-?\d+\.\d*", best))
+    assert abs(first - 3) < 0.1 and abs(second + 2) < 0.1
+
+
 def test_asyncio_over_grpc(server, tmp_path):
     said = run_python("adamd.aio", server, tmp_path)
     assert [round(float(number), 1) for number in re.findall(r"-?\d+\.\d*", said)] == [0.5, 0.5, -0.5, -0.5]

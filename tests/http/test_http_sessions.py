@@ -428,7 +428,7 @@ def test_the_parameters_to_evaluate(talk, dtype):
     assert narrow.body == x.astype(np.float16).tobytes()
     assert talk.standing(session) == before
     assert (
-        talk("GET", path + "?at=best").problem(422, "invalid_request")["detail"].startswith("at is 'best'; known are")
+        talk("GET", path + "?at=worst").problem(422, "invalid_request")["detail"].startswith("at is 'worst'; known are")
     )
 
 

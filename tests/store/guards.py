@@ -142,6 +142,19 @@ def commit_moves_everything(store, client):
     assert snapshot(store, after)[1], "the record tells its chain to snapshot.lua"
 
 
+def commit_keeps_progress(store, client):
+    """What a session remembers is written with the step that changes it, and stays with one that does not."""
+    head = create(store)
+    first = staged_record(store, head, b"12345678", best=True)
+    store.commit(head.spec.id, commit_of(head, first, progress={"loss": 0.5}))
+    after = replace(moved_on(head, first), progress={"loss": 0.5})
+    assert store.load_head(head.spec.id) == after
+    assert store.records(head.spec.id, 1, 1) == [first]
+    second = staged_record(store, after, b"12345678")
+    store.commit(head.spec.id, commit_of(after, second))
+    assert store.load_head(head.spec.id) == moved_on(after, second)
+
+
 # -- resolve.lua
 
 

@@ -22,14 +22,14 @@ GUARDS = [
     ("commit", "head[4] ~= ARGV[5] or ", "", "commit_compares_the_revision"),
     ("commit", " or head[5] ~= '0'", "", "commit_wants_parameters"),
     (
-        *("commit", "if redis.call('STRLEN', KEYS[i - 12]) ~= tonumber(ARGV[i])", "if false"),
+        *("commit", "if redis.call('STRLEN', KEYS[i - 13]) ~= tonumber(ARGV[i])", "if false"),
         "commit_wants_every_chunk",
     ),
     (
         *(
             "commit",
-            "redis.call('STRLEN', KEYS[i - 12]) ~= tonumber(ARGV[i])",
-            "redis.call('EXISTS', KEYS[i - 12]) == 0",
+            "redis.call('STRLEN', KEYS[i - 13]) ~= tonumber(ARGV[i])",
+            "redis.call('EXISTS', KEYS[i - 13]) == 0",
         ),
         "commit_wants_every_byte",
     ),
@@ -38,7 +38,7 @@ GUARDS = [
     ("commit", "if known then", "if false then", "commit_knows_a_key"),
     ("commit", "  redis.call('SET', KEYS[5], ARGV[16], 'EX', ARGV[17])\n", "", "commit_knows_a_key"),
     ("commit", ", 'EX', ARGV[17]", "", "commit_knows_a_key"),
-    ("commit", "  redis.call('PERSIST', KEYS[i - 12])\n", "", "commit_makes_chunks_permanent"),
+    ("commit", "  redis.call('PERSIST', KEYS[i - 13])\n", "", "commit_makes_chunks_permanent"),
     (
         *(
             "commit",
@@ -51,6 +51,7 @@ GUARDS = [
     ("commit", ", 'prev_chain', ARGV[3]", "", "commit_moves_everything"),
     ("commit", "redis.call('HINCRBY', KEYS[1], 'log_bytes', ARGV[15])\n", "", "commit_moves_everything"),
     ("commit", ", 'settings_revision', ARGV[14]", "", "commit_moves_everything"),
+    ("commit", "redis.call('HSET', KEYS[1], 'progress', ARGV[18])", "do end", "commit_keeps_progress"),
     ("commit", "'chain', ARGV[10], 'inline'", "'inline'", "commit_moves_everything"),
     ("resolve", "attempt == ARGV[2]", "false", "resolve_finds_a_commit"),
     ("resolve", "if not attempt then", "if false then", "resolve_says_what_it_cannot_know"),

@@ -18,7 +18,7 @@ from adamd.wire.layout import Layout, Tensor, shown, some
 from adamd_service.codecs import bounds
 from adamd_service.codecs.checks import metrics, parse_json, settings
 from adamd_service.engine import CreateCall, Gradient, Kept
-from adamd_service.optim import ARRAY, FAMILY, SURROUNDING
+from adamd_service.optim import ARRAY, BEST, FAMILY, SURROUNDING, progress_from_json
 from adamd_service.records import Spec
 
 PARAMS = "param"  # an exported tensor is param:<name>, and <state array>:<name>
@@ -37,6 +37,7 @@ class StateDocument(BaseModel):
     step: Count
     counts: dict[str, Count]
     carried: dict[str, dict[str, float]] = Field(default_factory=dict)
+    progress: dict[str, Any] = Field(default_factory=dict)
 
 
 class CreateDocument(BaseModel):
@@ -62,6 +63,9 @@ class CreateDocument(BaseModel):
 EXPORTED = {"id", "step", "chain", "incarnation", "settings_revision", "created_at", "parameters_missing"} | {
     "diverged",
     "lr",
+    "stop",
+    "warnings",
+    "progress",
     "snapshot_step",
 }
 
@@ -174,7 +178,7 @@ def _restore(
 ) -> CreateCall:
     if document.dtype is None:
         raise InvalidRequest("dtype: an exported state says its own", path="dtype")
-    known = {PARAMS, *SURROUNDING, *(array for optimizer in FAMILY.values() for _, array in optimizer.arrays)}
+    known = {PARAMS, BEST, *SURROUNDING, *(array for optimizer in FAMILY.values() for _, array in optimizer.arrays)}
     groups: dict[str, dict[str, Array]] = {PARAMS: {}}
     for full, (stored, array) in arrays.items():
         prefix, _, name = full.partition(":")
@@ -188,12 +192,17 @@ def _restore(
         raise InvalidState("state.counts: wanted one count for each tensor")
     if any(set(numbers) != set(made.names) for numbers in state.carried.values()):
         raise InvalidState("state.carried: wanted one number for each tensor")
+    try:
+        progress_from_json(state.progress)
+    except ValueError as error:
+        raise InvalidState(f"state.progress: {error}") from None
     flats = {prefix: _joined(made, group, document.dtype) for prefix, group in groups.items()}
     kept = Kept(
         step=state.step,
         counts=tuple(state.counts[name] for name in made.names),
         slots={prefix: flat for prefix, flat in flats.items() if prefix != PARAMS},
         carried={what: tuple(numbers[name] for name in made.names) for what, numbers in state.carried.items()},
+        progress=state.progress,
     )
     return _call(document, made, document.dtype, flats[PARAMS], kept, key, body)
 

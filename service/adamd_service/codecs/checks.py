@@ -19,7 +19,7 @@ MAX_PARTS = 1_000_000  # lists, objects and strings in one JSON text: empty ones
 MAX_SETTINGS = 1024 * 1024  # bytes of a step's settings, in JSON
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CHAIN = re.compile(r"[0-9a-f]{64}")
-AT = ("average", "ema")  # parameters beside those that gradients are taken at
+AT = ("average", "ema", "best")  # parameters beside those that gradients are taken at
 _REF = re.compile(r"[a-z0-9-]{1,63}|[sm]_[a-z0-9_]{1,61}")
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adamd_service.codecs.bodies import MAX_LABELS, check_labels, validated
 from adamd_service.codecs.checks import parse_json
+from adamd_service.engine import Advice, advice_of
 from adamd_service.optim import lr_at, parse_settings
 from adamd_service.records import Head
 
@@ -60,7 +61,7 @@ def summary(head: Head) -> dict[str, Any]:
 
 def document(head: Head, *, diverged: bool) -> dict[str, Any]:
     """Return a session as JSON."""
-    spec = head.spec
+    spec, advice = head.spec, advice_of(head)
     return {
         "id": spec.id,
         "name": spec.name,
@@ -78,5 +79,13 @@ def document(head: Head, *, diverged: bool) -> dict[str, Any]:
         "created_at": spec.created_at,
         "parameters_missing": head.parameters_missing,
         "diverged": diverged,
+        "stop": advice.stop,
+        "warnings": warnings(advice),
+        "progress": head.progress,
         "snapshot_step": head.snapshots[-1].step if head.snapshots else None,
     }
+
+
+def warnings(advice: Advice) -> list[dict[str, Any]]:
+    """Return what a session is warned of, as JSON."""
+    return [{"code": one.code, "detail": one.detail, "eps": one.eps} for one in advice.warnings]

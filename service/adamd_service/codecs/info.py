@@ -12,6 +12,7 @@ from adamd_service.engine import Engine
 from adamd_service.optim import FAMILY, NUMERICS_ID, settings_of
 
 MAX_JSON = 32 * 1024 * 1024  # programs send bytes
+BESIDE: dict[str, Any] = {"stop": {}, "keep_best": False}  # settings of every session, whatever its optimizer
 
 
 def server_info(engine: Engine) -> dict[str, Any]:
@@ -37,6 +38,6 @@ def server_info(engine: Engine) -> dict[str, Any]:
         },
         "dtypes": list(SESSION_DTYPES),
         "optimizers": list(FAMILY),
-        "settings": {name: settings_of(optimizer) for name, optimizer in FAMILY.items()},
+        "settings": {name: {**settings_of(optimizer), **BESIDE} for name, optimizer in FAMILY.items()},
         "encodings": list(ENCODINGS),
     }

@@ -25,6 +25,8 @@ def state_pieces(exported: Exported) -> list[memoryview]:
         pieces.append(raw(flat))
     counts = dict(zip(head.spec.layout.names, exported.counts, strict=True))
     state: dict[str, Any] = {"step": head.step, "counts": counts}
+    if head.progress:
+        state["progress"] = head.progress
     if exported.carried:
         names = head.spec.layout.names
         state["carried"] = {n: dict(zip(names, values, strict=True)) for n, values in exported.carried.items()}

@@ -3,10 +3,12 @@
 from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Gradient, Kept, StepCall, View
 from adamd_service.engine.engine import Engine
 from adamd_service.engine.limits import Limits
+from adamd_service.engine.noting import Advice, advice_of
 from adamd_service.engine.watching import Seen
 from adamd_service.engine.workers import to_its_end
 
 __all__ = [
+    "Advice",
     "Answer",
     "Body",
     "CreateCall",
@@ -18,5 +20,6 @@ __all__ = [
     "Seen",
     "StepCall",
     "View",
+    "advice_of",
     "to_its_end",
 ]

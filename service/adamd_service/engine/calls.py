@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from adamd.wire.buffers import Bytes
 from adamd.wire.encodings import RAW
 from adamd.wire.layout import Layout
+from adamd_service.engine.noting import NOTHING, Advice
 from adamd_service.records import Carried, Durability, Head, Spec
 
 Floats = NDArray[np.floating[Any]]
@@ -83,13 +84,14 @@ class StepCall:
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What a restored session brings besides its parameters: flat state arrays by name, each tensor's count of updates,
-    and what its optimizer carries along.
+    what its optimizer carries along, and what it remembers (`optim.progress`). Best parameters are among the arrays.
     """
 
     step: int
     counts: tuple[int, ...]
     slots: Mapping[str, Floats]
     carried: Carried
+    progress: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class Answer:
     applied_step: int | None = None  # a repeated POST: the step that its gradient was applied as
     answer_dtype: str | None = None
     overflowed: int = 0
+    advice: Advice = NOTHING
 
     @property
     def dtype(self) -> str:

@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamd.errors import InvalidRequest
+from adamd.errors import InvalidRequest, ParametersMissing
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
 from adamd_service.engine.calls import Answer, Floats
 from adamd_service.engine.hot import Hot
-from adamd_service.optim import Device, SettingsError, State, check_average, narrow, write_average
+from adamd_service.engine.noting import advice_of, progress_of
+from adamd_service.optim import (
+    BEST,
+    Device,
+    SettingsError,
+    State,
+    check_average,
+    narrow,
+    write_average,
+)
 
 
 class Copies:
@@ -47,7 +56,7 @@ class Copies:
         out, overflowed = None, 0
         if not minimal:
             self._device.fetch(state)
-            source = state.params if at is None else self._beside(hot, state, at)
+            source = self._asked(hot, at)
             out = self.lease(head.spec.layout.size, answer_dtype or head.spec.dtype)
             overflowed = rounded(source, answer_dtype or head.spec.dtype, out)
         return Answer(
@@ -59,7 +68,28 @@ class Copies:
             replayed=replayed,
             answer_dtype=answer_dtype,
             overflowed=overflowed,
+            advice=advice_of(head, hot.settings),
         )
+
+    def _asked(self, hot: Hot, at: str | None) -> Floats:
+        """Return the parameters that are asked for."""
+        head, state = hot.head, hot.state
+        assert head is not None and state is not None
+        if at is None:
+            return state.params
+        if at != BEST:
+            return self._beside(hot, state, at)
+        if state.best is None:
+            raise InvalidRequest(
+                "this session does not keep its best parameters; make one with keep_best: true",
+                step=head.step,
+                path="at",
+            )
+        if progress_of(head).lowest_step is None:
+            raise ParametersMissing(
+                'no parameters are the best yet: no step has told a loss (the metric "loss")', step=head.step
+            )
+        return state.best
 
     def _beside(self, hot: Hot, state: State, at: str) -> Floats:
         if at == "average":

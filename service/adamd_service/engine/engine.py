@@ -217,9 +217,9 @@ class Engine:
             head = self._require_parameters(hot)
             with self.in_flight.hold(sizes.head_bytes(head)) as held:
                 copied = self._snapshots.copy(hot)
-                for array in copied.state.arrays.values():
+                for array in copied.state.kept.values():
                     held.leave(array)
-                return Exported(copied.head, tuple(copied.state.counts), copied.state.numbers, copied.state.arrays)
+                return Exported(copied.head, tuple(copied.state.counts), copied.state.numbers, copied.state.kept)
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             return await self._locked(hot, copy, hot)

@@ -27,6 +27,7 @@ from adamd_service.engine.hot import Hot, is_finite
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.engine.steps import carried
 from adamd_service.optim import (
+    BEST,
     BOUNDS,
     BoundsError,
     Device,
@@ -101,12 +102,15 @@ def _require_sound(state: State, settings: Settings, layout: Layout, *, first: b
 
 
 def _install(state: State, kept: Kept, settings: Settings) -> None:
-    if state.counts and set(kept.slots) != set(state.slots):  # without tensors there is nothing to tell arrays by
+    slots = dict(kept.slots)
+    best = slots.pop(BEST, None) if state.best is not None else None  # a session may begin to keep them
+    if state.counts and set(slots) != set(state.slots):  # without tensors there is nothing to tell arrays by
         raise InvalidState(
-            f"the state has {', '.join(sorted(kept.slots)) or 'no arrays'}; {state.optimizer.name} with these settings "
+            f"the state has {', '.join(sorted(slots)) or 'no arrays'}; {state.optimizer.name} with these settings "
             f"has {', '.join(state.slots) or 'none'}"
         )
-    state.slots |= kept.slots
+    state.slots |= slots
+    state.best = state.best if best is None else best
     state.counts = list(kept.counts)
     if any(count > kept.step for count in kept.counts):
         raise InvalidState(f"a tensor was updated {max(kept.counts)} times in {kept.step} steps")
@@ -143,12 +147,13 @@ def first_head(call: CreateCall, settings: Settings, state: State | None, sessio
         settings=to_json(settings),
         settings_revision=0,
         parameters_missing=state is None,
+        progress={} if call.kept is None else dict(call.kept.progress),
     )
 
 
 def _first_chain(spec: Spec, incarnation: str, step: int, state: State | None) -> str:
     digest = xxhash.xxh3_128()
-    for array in () if state is None else state.arrays.values():
+    for array in () if state is None else state.kept.values():
         digest.update(array.view(np.uint8))
     document: dict[str, Any] = {
         "layout": spec.layout.to_json(),
@@ -289,7 +294,7 @@ def written(head: Head, state: State | None) -> Mapping[str, Floats]:
     if state is None:
         return {}
     if head.step > 0 or any(state.counts):
-        return state.arrays
+        return state.kept
     return {name: array for name, array in state.arrays.items() if name in ("params", *BOUNDS)}
 
 

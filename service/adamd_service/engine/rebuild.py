@@ -14,6 +14,7 @@ from adamd.wire.encodings import LAZY, RAW
 from adamd.wire.layout import Layout
 from adamd_service.engine.hot import Hot, is_finite
 from adamd_service.optim import (
+    BEST,
     NUMERICS_ID,
     Device,
     Encoded,
@@ -133,6 +134,8 @@ class Rebuilder:
         self._device.prepare(settings, storage(spec.dtype))
         state = State.fresh(arrays["params"], len(snapshot.counts), settings)
         state.params = arrays.pop("params")
+        if state.best is not None:  # step 0's has only parameters
+            state.best = arrays.pop(BEST, state.best)
         if not arrays.keys() <= state.slots.keys():
             raise InternalError(f"session {spec.id}: snapshot {snapshot.id} has arrays of another optimizer")
         state.slots |= arrays
@@ -156,6 +159,9 @@ class Rebuilder:
         body = self._pool.lease(record.nbytes)
         self._store.read_body(spec.id, record, body)
         check_digest(record, updates, spec.layout, body)
+        if record.best and state.best is not None:
+            self._device.fetch(state)
+            state.take_best()
         self._device.apply(state, gradient_of(record, updates, spec, body), updates, spec.layout.bounds, None)
         return record.chain
 

@@ -38,7 +38,7 @@ def parameter_bytes(spec: Spec, answer_dtype: str | None) -> int:
 
 def state_bytes(layout: Layout, dtype: str, settings: Settings) -> int:
     """Return what a session takes in memory: its arrays, or what surrounds them where that is more."""
-    arrays = 1 + len(settings.arrays)  # the parameters, and the optimizer's own
+    arrays = 1 + len(settings.arrays) + settings.keep_best  # the parameters, the optimizer's own, the best parameters
     return max(layout.size * ITEMSIZE[dtype] * arrays, AROUND + AROUND_TENSOR * len(layout.tensors))
 
 

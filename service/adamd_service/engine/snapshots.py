@@ -100,7 +100,7 @@ class Snapshots:
 
         refs: list[ArrayRef] = []
         try:
-            for name, array in copy.state.arrays.items():
+            for name, array in copy.state.kept.items():
                 refs.append(self._store.write_array(spec.id, copy.ref.id, name, array.view(np.uint8), pace))
         except BaseException:
             self._store.discard_snapshot(spec.id, copy.ref.id, refs)

@@ -26,6 +26,7 @@ from adamd_service.engine.calls import Answer
 from adamd_service.engine.copies import Copies, rounded
 from adamd_service.engine.hot import Hot
 from adamd_service.engine.intake import Reception
+from adamd_service.engine.noting import advice_of, noted
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.optim import (
     NUMERICS_ID,
@@ -171,12 +172,14 @@ class Stepper:
         assert head is not None and state is not None and hot.settings is not None
         settings = carried(hot.settings, step.settings, head)
         updates = _plan(settings, state, head, step, number)
-        record = self._record(head, step, number, updates)
+        note = noted(head, number, settings, state, step.reception.gradient, step.metrics, updates, self._device.fetch)
+        record = self._record(head, step, number, updates, best=note.best)
         entry = Entry(number, record.digest, step.attempt, record.chain)
         after = replace(
             head,
             settings=to_json(settings),
             settings_revision=head.settings_revision + (settings != hot.settings),
+            progress=note.progress.to_json(),
         )
         # Before the commit: whatever could fail must not come between it and the answer.
         dtype = step.answer_dtype or head.spec.dtype
@@ -188,9 +191,10 @@ class Stepper:
             hot.keys[step.key] = (record.digest, number)
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
-        overflowed = self._change(hot, state, step, updates, out, permit)
+        overflowed = self._change(hot, state, step, updates, out, permit, best=note.best)
         hot.advance(entry, settings, after, record)
-        answer = Answer(head.spec, number, record.chain, out, hot.diverged)
+        advice = advice_of(after, settings, number)
+        answer = Answer(head.spec, number, record.chain, out, hot.diverged, advice=advice)
         return replace(answer, answer_dtype=step.answer_dtype, overflowed=overflowed)
 
     def _change(
@@ -201,6 +205,8 @@ class Stepper:
         updates: tuple[Update, ...],
         out: NDArray[Any] | None,
         permit: Permit,
+        *,
+        best: bool,
     ) -> int:
         """Apply what is committed; returns how many parameters the answer's dtype could not hold.
 
@@ -211,6 +217,9 @@ class Stepper:
         overflowed = 0
         try:
             with permit:
+                if best:
+                    self._device.fetch(state)
+                    state.take_best()
                 gradient, bounds = step.reception.gradient, hot.head.spec.layout.bounds
                 diverged = self._device.apply(state, gradient, updates, bounds, out if same else None)
                 if out is not None and not same:
@@ -222,7 +231,7 @@ class Stepper:
         hot.diverged = hot.diverged or diverged
         return overflowed
 
-    def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...]) -> Record:
+    def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...], *, best: bool) -> Record:
         scalars = updates_to_json(updates)
         digest = step.reception.digest()
         body = step.reception.buffer
@@ -243,6 +252,7 @@ class Stepper:
             settings=None if step.settings is None else dict(step.settings),
             metrics=dict(step.metrics),
             numerics=NUMERICS_ID,
+            best=best,
         )
 
     def _stage(self, session_id: str, step: Step) -> tuple[int, ...]:
@@ -265,6 +275,7 @@ class Stepper:
             settings=after.settings,
             settings_revision=after.settings_revision,
             idempotency=key,
+            progress=None if after.progress == head.progress else after.progress,
         )
         try:
             outcome = self._store.commit(hot.id, commit)

@@ -13,7 +13,7 @@ from adamd.wire.layout import MAX_TENSORS
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.codecs.bodies import MAX_LABELS
-from adamd_service.engine import Answer, to_its_end
+from adamd_service.engine import Advice, Answer, advice_of, to_its_end
 from adamd_service.optim import lr_at, parse_settings
 from adamd_service.records import Head, Spec
 
@@ -52,7 +52,12 @@ def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
     if head.snapshots:
         made.snapshot_step = head.snapshots[-1].step
     if layout:  # and with it what takes time, which a page of a thousand sessions leaves out
-        made.lr = lr_at(parse_settings(head.settings), head.step + 1)
+        settings = parse_settings(head.settings)
+        made.lr, advice = lr_at(settings, head.step + 1), advice_of(head, settings)
+        made.stop = advice.stop or ""
+        made.warnings.extend(warnings(advice))
+        if head.progress:
+            made.progress.update(head.progress)
         made.layout.vector = spec.layout.vector
         made.layout.tensors.extend(pb.Tensor(name=t.name, shape=t.shape) for t in spec.layout.tensors)
     return made
@@ -70,7 +75,14 @@ def standing(answer: Answer) -> pb.Standing:
         diverged=answer.diverged,
         applied_step=answer.applied_step,
         overflowed=answer.overflowed,
+        stop=answer.advice.stop or "",
+        warnings=warnings(answer.advice),
     )
+
+
+def warnings(advice: Advice) -> list[pb.Stall]:
+    """Return what a session is warned of."""
+    return [pb.Stall(code=one.code, detail=one.detail, eps=one.eps) for one in advice.warnings]
 
 
 def standing_of(spec: Spec, step: int, chain: str, nbytes: int = 0, *, diverged: bool = False) -> pb.Standing:

@@ -19,7 +19,7 @@ from adamd.wire import headers, numbers, safetensors
 from adamd_service.codecs.documents import document
 from adamd_service.codecs.problems import problem_document
 from adamd_service.codecs.states import raw, state_pieces
-from adamd_service.engine import Answer, Exported, View
+from adamd_service.engine import Advice, Answer, Exported, View, advice_of
 
 SLICE = 1 << 20
 MAX_DETAIL = 2000  # characters of an error's words, whatever came
@@ -33,6 +33,7 @@ def session(view: View, status: int = 200) -> Response:
         extra["Location"] = f"/v1/sessions/{head.spec.id}"
     if view.repeated:
         extra[headers.REPLAYED] = "true"
+    extra |= _advised(advice_of(head))
     return JSONResponse(document(head, diverged=view.diverged), status, extra)
 
 
@@ -46,6 +47,7 @@ def parameters(answer: Answer, kind: str) -> Response:
         extra[headers.REPLAYED] = "true"
     if answer.diverged:
         extra[headers.DIVERGED] = "true"
+    extra |= _advised(answer.advice)
     if answer.applied_step is not None:
         extra[headers.APPLIED_STEP] = str(answer.applied_step)
     flat = answer.parameters
@@ -152,6 +154,15 @@ def problem(error: AdamdError) -> Response:
         extra["Connection"] = "close"  # so that nobody sends the rest
     content = json.dumps(problem_document(error, MAX_DETAIL), allow_nan=False)
     return Response(content, error.status, extra, headers.PROBLEM)
+
+
+def _advised(advice: Advice) -> dict[str, str]:
+    """Tell the rule that says stop, and each warning with the eps that would help."""
+    told = {} if advice.stop is None else {headers.STOP: advice.stop}
+    if advice.warnings:
+        one = (w.code if w.eps is None else f"{w.code};eps={w.eps:g}" for w in advice.warnings)
+        told[headers.WARNING] = ", ".join(one)
+    return told
 
 
 def _standing(step: int, chain: str, durability: str) -> dict[str, str]:

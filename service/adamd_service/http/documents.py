@@ -67,6 +67,8 @@ _STEPPED = _STANDING | {
     headers.DIVERGED: _header("true where a parameter or a moment is no longer finite", {"enum": ["true"]}),
     headers.DTYPE: _header("the dtype of an octet-stream's parameters", {"enum": list(ITEMSIZE)}),
     headers.OVERFLOWED: _header("how many finite parameters Adamd-Answer-Dtype made infinite", {"type": "integer"}),
+    headers.STOP: _header("the rule of optimizer.stop that holds"),
+    headers.WARNING: _header("why the session stalls silently, with the eps that would help"),
     headers.APPLIED_STEP: _header("a repeated POST: the step that its gradient was applied as", {"type": "integer"}),
 }
 
@@ -115,6 +117,9 @@ _SESSION = {
                 "chain": {"type": "string"},
                 "optimizer": {"type": "object"},
                 "lr": {"type": "number", "minimum": 0, "description": "of the next step, by the schedule"},
+                "stop": {"type": ["string", "null"], "description": "the rule of optimizer.stop that holds"},
+                "warnings": {"type": "array", "items": {"type": "object", "required": ["code", "detail"]}},
+                "progress": {"type": "object"},
                 "layout": _LAYOUT,
                 "dtype": {"enum": ["float32", "float64"]},
                 "durability": {"enum": ["committed", "memory"]},
@@ -152,7 +157,8 @@ _AT = {
     "in": "query",
     "schema": {"enum": list(AT)},
     "description": "average: the parameters to evaluate, where the optimizer has others (schedule_free_adamw); ema: "
-    "their moving average, where the session keeps one (ema_decay)",
+    "their moving average, where the session keeps one (ema_decay); "
+    "best: those of the lowest loss, where keep_best is true (progress.lowest_step says of which step)",
 }
 READ: dict[str, Any] = {"parameters": [_ANSWER, _AT]}
 PARAMETERS = _responses({200: _good(_PARAMETERS, "the parameters", _STEPPED)})

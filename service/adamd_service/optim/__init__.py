@@ -13,6 +13,10 @@ from adamd_service.optim.fused import WARM, FusedKernel, prepare, warm_up
 from adamd_service.optim.gradient import check_gradient
 from adamd_service.optim.kernel import Block, Kernel
 from adamd_service.optim.narrowing import narrow
+from adamd_service.optim.norm import gradient_norm
+from adamd_service.optim.progress import Progress
+from adamd_service.optim.progress import from_json as progress_from_json
+from adamd_service.optim.projected import bounded, projected
 from adamd_service.optim.reference import ReferenceKernel
 from adamd_service.optim.scalars import (
     NUMERICS_ID,
@@ -36,10 +40,14 @@ from adamd_service.optim.settings import (
     to_json,
 )
 from adamd_service.optim.sliced import SlicedKernel
-from adamd_service.optim.state import State, apply, check_state
+from adamd_service.optim.stalls import remedy, stalls
+from adamd_service.optim.stalls import told as stall_words
+from adamd_service.optim.state import BEST, State, apply, check_state
+from adamd_service.optim.stopping import advice
 
 __all__ = [
     "ARRAY",
+    "BEST",
     "BOUNDS",
     "FAMILY",
     "NONE",
@@ -57,6 +65,7 @@ __all__ = [
     "Kernel",
     "Lazy",
     "Optimizer",
+    "Progress",
     "Raw",
     "ReferenceKernel",
     "Scalars",
@@ -65,8 +74,10 @@ __all__ = [
     "SlicedKernel",
     "State",
     "Update",
+    "advice",
     "apply",
     "at_step",
+    "bounded",
     "carried_from_json",
     "check_average",
     "check_bounds",
@@ -76,14 +87,20 @@ __all__ = [
     "check_state",
     "each",
     "encoded",
+    "gradient_norm",
     "lr_at",
     "merge_settings",
     "narrow",
     "parse_settings",
     "plan",
     "prepare",
+    "progress_from_json",
+    "projected",
+    "remedy",
     "resolve",
     "settings_of",
+    "stall_words",
+    "stalls",
     "to_json",
     "updates_from_json",
     "updates_to_json",

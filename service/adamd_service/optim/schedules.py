@@ -20,6 +20,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from adamd_service.optim.refusals import shown as _shown
+
 LONGEST: Final = 2**53
 FRACTION = "a finite number from 0 to 1"
 COUNT = "a whole number of steps, 1 or more"
@@ -330,15 +332,3 @@ def _explain(model: type[Schedule], place: tuple[int | str, ...], kind: str, cam
     if kind == "missing":
         return ScheduleError(key, f"is missing; wanted {WANTED[key]}")
     return ScheduleError(key, f"is {_shown(came)}; wanted {WANTED.get(key, 'an object whose keys are names')}")
-
-
-def _shown(value: object) -> str:
-    """An excerpt of what came, at most 60 characters of it."""
-    if isinstance(value, dict | list | tuple):
-        return f"a{'n object' if isinstance(value, dict) else ' list'} of {len(value)}"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of more than 60 digits"
-    text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
-    return text if len(text) <= 60 else f"{text[:57]}..."

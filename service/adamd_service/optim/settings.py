@@ -17,52 +17,16 @@ from adamd.wire import patterns
 from adamd.wire.patterns import GroupsError, Places, places
 from adamd_service.optim import around
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
+from adamd_service.optim.refusals import ALIASES
+from adamd_service.optim.refusals import shown as _shown
 from adamd_service.optim.schedules import Constant, Schedule, ScheduleError, parse_schedule
+from adamd_service.optim.stopping import Stop, StopError, parse_stop
 
 NUMBER = "a finite number, 0 or more"
 BETA = "a finite number, 0 or more and below 1"
 SWITCH = "true or false"
 WHOLE = "a whole number, 0 or more"
 BOUND = "a finite number, or at creation one for each element, by tensor"
-# What the same thing is called elsewhere (Keras, TensorFlow, optax, the papers); compared without case, "_" and "-".
-ALIASES = {
-    "learningrate": "lr",
-    "stepsize": "lr",
-    "alpha": "lr",
-    "eta": "lr",
-    "beta": "betas",
-    "beta1": "betas",
-    "beta2": "betas",
-    "b1": "betas",
-    "b2": "betas",
-    "epsilon": "eps",
-    "l2": "weight_decay",
-    "wd": "weight_decay",
-    "decay": "weight_decay",
-    "lambda": "weight_decay",
-    "ascent": "maximize",
-    "optimizer": "name",
-    "type": "name",
-    "params": "tensors",
-    "paramgroups": "groups",
-    "parametergroups": "groups",
-    "scheduler": "schedule",
-    "lrscheduler": "schedule",
-    "lrschedule": "schedule",
-    "clip": "clip_norm",
-    "maxnorm": "clip_norm",
-    "maxgradnorm": "clip_norm",
-    "clipgradnorm": "clip_norm",
-    "clipnorm": "clip_norm",
-    "clipgradvalue": "clip_value",
-    "clipvalue": "clip_value",
-    "ema": "ema_decay",
-    "emamomentum": "ema_decay",
-    "min": "lower",
-    "minimum": "lower",
-    "max": "upper",
-    "maximum": "upper",
-}
 
 
 class SettingsError(ValueError):
@@ -160,12 +124,18 @@ WANTED: Final[Mapping[str, str]] = {
     "name": ", ".join(f'"{name}"' for name in FAMILY),
     "groups": 'a list of objects such as {"tensors": ["w"], "lr": 0.01}',
     "tensors": "a list of tensor names, or patterns of them",
+    "keep_best": SWITCH,
+    "stop": 'an object such as {"max_steps": 1000}',
 }
 COMMON: Final[Mapping[str, Any]] = {"lr": 0.001}  # the default of every optimizer that says no other
 # For the session as a whole: its arrays and its bits depend on them.
 SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value", *around.SESSION}
 # adamd's own, beside torch's: told only where they are not as torch would have it.
 QUIET: Final = {"eps_form", "bias_correction", *around.SETTINGS} - {"maximize"}
+
+
+# What every session has beside its updates; told only where it is not so.
+BESIDE: Final[Mapping[str, Any]] = {"stop": Stop(), "keep_best": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +152,7 @@ class Settings:
 
     document: as JSON values, complete (what is not in it is at its default). hyper: what counts for tensors of no
     group. arrays: the state arrays of such a session, in the state's order. places: which group a tensor is in.
+    stop, keep_best: see `stopping` and `progress`; no update depends on them.
     """
 
     optimizer: Optimizer = field(compare=False)
@@ -190,6 +161,13 @@ class Settings:
     groups: tuple[Group, ...] = field(compare=False)
     arrays: tuple[str, ...] = field(compare=False)
     places: Places = field(compare=False)
+    stop: Stop = field(default=Stop(), compare=False)
+    keep_best: bool = field(default=False, compare=False)
+
+    @property
+    def of_loss(self) -> bool:
+        """The losses that steps tell are kept."""
+        return self.keep_best or self.stop.of_loss
 
     def begin(self, array: str) -> str | float:
         """What a state array begins as: "params", or the number in each of its elements."""
@@ -217,7 +195,9 @@ def _model(name: str) -> type[BaseModel]:
     over = create_model("Group", __base__=_Strict, tensors=(tensors, ...), **group)
     fields: dict[str, Any] = {setting: (KINDS[setting][0], default) for setting, default in had.items()}
     groups = Annotated[tuple[over, ...], BeforeValidator(_listed)]  # type: ignore[valid-type]  # made just now
-    fields = {"name": (Literal[name], name), **fields, "groups": (groups, ())}
+    stop = Annotated[Any, PlainValidator(parse_stop)]
+    beside: dict[str, Any] = {"stop": (stop, BESIDE["stop"]), "keep_best": (bool, BESIDE["keep_best"])}
+    fields = {"name": (Literal[name], name), **fields, **beside, "groups": (groups, ())}
     return create_model("Settings", __base__=_Strict, **fields)
 
 
@@ -260,7 +240,25 @@ def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
         found = places([group.tensors for group in groups])
     except GroupsError as error:
         raise SettingsError(error.path, error.message) from None
-    return Settings(optimizer, document, hyper, tuple(groups), _arrays(optimizer, hyper), found)
+    beside = {name: getattr(model, name) for name in BESIDE}
+    for name, default in BESIDE.items():
+        if beside[name] == default:
+            del document[name]
+    _check_loss(hyper, **beside)
+    return Settings(optimizer, document, hyper, tuple(groups), _arrays(optimizer, hyper), found, **beside)
+
+
+def _check_loss(hyper: Hyper, stop: Stop, keep_best: bool) -> None:
+    """Raise SettingsError where low losses are wanted of a session that climbs."""
+    if hyper.maximize and (keep_best or stop.of_loss):
+        path = (
+            "keep_best" if keep_best else "stop.target_loss" if stop.target_loss is not None else "stop.relative_loss"
+        )
+        raise SettingsError(
+            path,
+            f"{path} looks for the lowest loss, and maximize is true; send the negative gradient and the negative loss "
+            "instead of maximize",
+        )
 
 
 def _arrays(optimizer: Optimizer, hyper: Hyper) -> tuple[str, ...]:
@@ -304,6 +302,9 @@ def merge_settings(current: Settings, patch: object) -> Settings:
     if blamed := _blamed(current.optimizer, current.hyper, merged.hyper):
         had, came = (_shown(getattr(hyper, blamed)) for hyper in (current.hyper, merged.hyper))
         raise SettingsError(blamed, f"{blamed} is {came}; this session has {had}, fixed when it was created")
+    if merged.keep_best != current.keep_best:
+        came, had = _shown(merged.keep_best), _shown(current.keep_best)
+        raise SettingsError("keep_best", f"keep_best is {came}; this session has {had}, fixed when it was created")
     return merged
 
 
@@ -344,6 +345,8 @@ def _explain(optimizer: Optimizer, place: tuple[int | str, ...], kind: str, came
         return SettingsError(path, f"{path} is missing; wanted {WANTED[str(place[-1])]}")
     if place[0:1] == ("schedule",):
         return _of_schedule(came)
+    if place[:1] == ("stop",):
+        return _of_stop(came)
     subject = f"{path} is" if path else "the settings are"
     return SettingsError(path, f"{subject} {_shown(came)}; wanted {_wanted(place)}")
 
@@ -355,6 +358,15 @@ def _of_schedule(came: object) -> SettingsError:
         path = f"schedule.{error.path}" if error.path else "schedule"
         return SettingsError(path, f"{path} {error.message}")
     return SettingsError("schedule", "schedule is refused")
+
+
+def _of_stop(came: object) -> SettingsError:
+    try:
+        parse_stop(came)
+    except StopError as error:
+        path = f"stop.{error.path}" if error.path else "stop"
+        return SettingsError(path, f"{path} {error.message}")
+    raise AssertionError("rules that were refused are not refused again")
 
 
 def _wanted(place: tuple[int | str, ...]) -> str:
@@ -372,8 +384,8 @@ def _wanted(place: tuple[int | str, ...]) -> str:
 
 def _unknown(optimizer: Optimizer, path: str, key: str, in_group: bool) -> str:
     """What is said of a key that the optimizer does not have, or not there, and what it probably meant."""
-    whole = ["name", *settings_of(optimizer), "groups"]
-    known = ["tensors", *(name for name in whole if name not in SESSION)] if in_group else whole
+    whole = ["name", *settings_of(optimizer), *BESIDE, "groups"]
+    known = ["tensors", *(name for name in whole if name not in SESSION and name not in BESIDE)] if in_group else whole
     if in_group and key in whole:
         return f"unknown setting {path}; {key} is for the whole session, outside the groups"
     guess = ALIASES.get(key.lower().replace("_", "").replace("-", ""))
@@ -389,17 +401,3 @@ def _path(place: tuple[int | str, ...]) -> str:
     parts = [f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in place]
     # A lone surrogate, which JSON can spell, could not be written into the answer.
     return "".join(parts).removeprefix(".").encode(errors="backslashreplace").decode()
-
-
-def _shown(value: object) -> str:
-    """An excerpt of what came, at most 60 characters of it."""
-    if isinstance(value, dict | list | tuple):
-        return f"a{'n object' if isinstance(value, dict) else ' list'} of {len(value)}"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of more than 60 digits"
-    text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -18,7 +18,7 @@ parameters are in the gradient then), nor for optimizers without eps.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -30,30 +30,31 @@ SMALL: Final = 1e-3  # of eps
 
 def stalls(
     largest: float | None,
-    updates: Sequence[Mapping[str, float]],
+    updates: Iterable[Mapping[str, float]],
     dtype: np.dtype[Any],
     number: int,
-    before: Mapping[str, float],
+    before: Collection[str],
 ) -> dict[str, float]:
     """What is wrong with the gradient of step `number`: its G, by the names above.
 
-    largest: the gradient's, unscaled; None where it is not known. updates: the scalars of each. before: what was wrong
-    with the step before it.
+    largest: the gradient's, unscaled; None where it is not known. updates: the scalars of each; no more of them are
+    looked at once one moves. before: what was wrong with the step before it.
     """
-    known = [scalars for scalars in updates if scalars.get("wd", 0.0) == 0.0 and scalars.get("rect", 1.0) != 0.0]
-    if not largest or len(known) != len(updates) or not updates:
+    if not largest:
         return {}
-    size = max(_scaled(largest, scalars) for scalars in known)
     limits = np.finfo(dtype)
-    found = {}
-    least_eps = min(scalars.get("eps", 0.0) for scalars in known)
-    began = number == 1 or BELOW_EPS in before
-    if 0.0 < size < least_eps * (SMALL if began else float(limits.eps) / 2):
-        found[BELOW_EPS] = size
-    gains = [scalars.get("one_minus_b2", scalars.get("one_minus_alpha")) for scalars in known]
-    if all(gain is not None and gain * size * size < float(limits.tiny) for gain in gains) and least_eps > 0.0:
-        found[UNDERFLOW] = size
-    return found
+    share = SMALL if number == 1 or BELOW_EPS in before else float(limits.eps) / 2
+    below, under, size = False, False, 0.0
+    for index, scalars in enumerate(updates):
+        mine, eps = _scaled(largest, scalars), scalars.get("eps", 0.0)
+        gain = scalars.get("one_minus_b2", scalars.get("one_minus_alpha", math.inf))
+        known = eps > 0.0 and scalars.get("wd", 0.0) == 0.0 and scalars.get("rect", 1.0) != 0.0
+        below = (below or not index) and known and 0.0 < mine < eps * share
+        under = (under or not index) and known and mine > 0.0 and gain * mine * mine < float(limits.tiny)
+        if not below and not under:
+            return {}
+        size = max(size, mine)
+    return {name: size for name, holds in ((BELOW_EPS, below), (UNDERFLOW, under)) if holds}
 
 
 def remedy(found: Mapping[str, float], dtype: np.dtype[Any]) -> float | None:

@@ -16,6 +16,8 @@ from adamd_service.optim.kernel import Block, Floats, Kernel
 from adamd_service.optim.scalars import Update
 from adamd_service.optim.settings import Settings
 
+BEST = "best"  # the array's name in snapshots and exports
+
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class State:
@@ -23,8 +25,9 @@ class State:
     updates.
 
     slots: the optimizer's state arrays, by torch's names, in the order of `Settings.arrays`. carried: by tensor, what
-    the optimizer carries along, in `Optimizer.carried`'s order; None where it carries nothing. The arrays belong to the
-    state: `apply` changes them in place.
+    the optimizer carries along, in `Optimizer.carried`'s order; None where it carries nothing. best: the parameters of
+    the lowest loss, where the session keeps them; no update looks at them. The arrays belong to the state: `apply`
+    changes them in place.
     """
 
     optimizer: Optimizer
@@ -32,6 +35,7 @@ class State:
     slots: dict[str, Floats]
     counts: list[int]
     carried: list[tuple[float, ...]] | None
+    best: Floats | None = None
 
     @classmethod
     def fresh(cls, parameters: Floats, tensor_count: int, settings: Settings) -> Self:
@@ -43,18 +47,29 @@ class State:
             slots={name: _begun(parameters, settings.begin(name)) for name in settings.arrays},
             counts=[0] * tensor_count,
             carried=[first] * tensor_count if first else None,
+            best=np.array(parameters, order="C") if settings.keep_best else None,
         )
 
     @property
     def arrays(self) -> dict[str, Floats]:
-        """The arrays that there are, by name; the parameters first."""
+        """The arrays that updates read and change, by name; the parameters first."""
         return {"params": self.params, **self.slots}
+
+    @property
+    def kept(self) -> dict[str, Floats]:
+        """All arrays that there are, by name: those, and the best parameters."""
+        return self.arrays if self.best is None else {**self.arrays, BEST: self.best}
+
+    def take_best(self) -> None:
+        """Make the parameters, as they are now, the best ones."""
+        assert self.best is not None
+        np.copyto(self.best, self.params)
 
     @property
     def nbytes(self) -> int:
         """The arrays' bytes, and 8 for each count and each number carried."""
         numbers = 1 + len(self.optimizer.carried)
-        return sum(array.nbytes for array in self.arrays.values()) + 8 * numbers * len(self.counts)
+        return sum(array.nbytes for array in self.kept.values()) + 8 * numbers * len(self.counts)
 
     @property
     def numbers(self) -> dict[str, tuple[float, ...]]:
@@ -77,7 +92,8 @@ class State:
         """A state that shares nothing with this one; `clone` copies an array."""
         slots = {name: clone(array) for name, array in self.slots.items()}
         carried = None if self.carried is None else list(self.carried)
-        return type(self)(self.optimizer, clone(self.params), slots, list(self.counts), carried)
+        best = None if self.best is None else clone(self.best)
+        return type(self)(self.optimizer, clone(self.params), slots, list(self.counts), carried, best)
 
 
 def _begun(parameters: Floats, first: str | float) -> Floats:
@@ -188,7 +204,7 @@ def check_state(state: State) -> None:
     """Raise ValueError, naming the array and the index, for NaN or infinity anywhere, a number below 0 in an array that
     the optimizer keeps non-negative, a negative count, or arrays that do not match.
     """
-    for name, array in state.arrays.items():
+    for name, array in state.kept.items():
         if array.ndim != 1 or array.shape != state.params.shape or array.dtype != state.params.dtype:
             raise ValueError(f"{name} is {_kind(array)}; params is {_kind(state.params)}, wanted the same")
         if name not in BOUNDS:  # which may be infinite: `check_bounds` looks at them

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from adamd_service.optim.progress import Progress
+from adamd_service.optim.refusals import shown as _shown
 
 FRACTION = "a finite number above 0, at most 1"
 COUNT = "a whole number of steps, 1 or more"
@@ -134,14 +135,3 @@ def _explain(place: tuple[int | str, ...], kind: str, came: object) -> StopError
     if kind == "missing":
         return StopError(path, f"is missing; wanted {WANTED[path]}")
     return StopError(path, f"is {_shown(came)}; wanted {WANTED.get(path, 'an object whose keys are names')}")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict | list | tuple):
-        return f"a{'n object' if isinstance(value, dict) else ' list'} of {len(value)}"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of more than 60 digits"
-    text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -65,6 +65,7 @@ def head_fields(head: Head) -> dict[str, str]:
         "parameters_missing": "1" if head.parameters_missing else "0",
         "log_first": str(head.step + 1),
         "log_bytes": str(head.log_bytes),
+        "progress": dumps(head.progress),
     }
 
 
@@ -89,6 +90,7 @@ def head_from(session_id: str, fields: Mapping[bytes, bytes]) -> Head:
             snapshots=tuple(_snapshot(item) for item in json.loads(text["snapshots"])),
             parameters_missing=text["parameters_missing"] == "1",
             log_bytes=_count(int(text["log_bytes"])),
+            progress=_object(json.loads(text.get("progress", "{}"))),  # the first heads had none
         )
 
     head = _checked(f"the head of session {session_id}", read)
@@ -153,6 +155,7 @@ def entry_from(raw: bytes) -> Entry:
 
 def record_meta(record: Record) -> str:
     """Return a record as text, without its inline body."""
+    told = {"best": True} if record.best else {}
     return dumps(
         {
             "step": record.step,
@@ -167,6 +170,7 @@ def record_meta(record: Record) -> str:
             "settings": record.settings,
             "metrics": record.metrics,
             "numerics": record.numerics,
+            **told,
         }
     )
 
@@ -199,6 +203,7 @@ def record_from(step: int, meta: bytes, inline: bytes) -> Record:
             metrics=_object(raw["metrics"]),
             numerics=_text(raw["numerics"]),
             encoding=encoding,
+            best=raw.get("best") is True,
         )
 
     return _checked(f"the record of step {step}", read)

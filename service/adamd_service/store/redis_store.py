@@ -247,6 +247,7 @@ class RedisStore:
             *(codec.dumps(commit.settings) if changed else "", commit.settings_revision, record.nbytes),
             "" if key is None else f"{key.digest} {record.step}",
             index.DAY,
+            "" if commit.progress is None else codec.dumps(commit.progress),
             *record.chunks,
         ]
         try:

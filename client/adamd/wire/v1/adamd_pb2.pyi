@@ -63,7 +63,7 @@ class Layout(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., vector: bool = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("id", "name", "step", "chain", "incarnation", "optimizer", "settings_revision", "layout", "dtype", "durability", "labels", "created_at", "parameters_missing", "diverged", "snapshot_step", "elements", "lr")
+    __slots__ = ("id", "name", "step", "chain", "incarnation", "optimizer", "settings_revision", "layout", "dtype", "durability", "labels", "created_at", "parameters_missing", "diverged", "snapshot_step", "elements", "lr", "stop", "warnings", "progress")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,9 @@ class Session(_message.Message):
     SNAPSHOT_STEP_FIELD_NUMBER: _ClassVar[int]
     ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     LR_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     step: int
@@ -105,7 +108,20 @@ class Session(_message.Message):
     snapshot_step: int
     elements: int
     lr: float
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ..., elements: _Optional[int] = ..., lr: _Optional[float] = ...) -> None: ...
+    stop: str
+    warnings: _containers.RepeatedCompositeFieldContainer[Stall]
+    progress: _struct_pb2.Struct
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ..., elements: _Optional[int] = ..., lr: _Optional[float] = ..., stop: _Optional[str] = ..., warnings: _Optional[_Iterable[_Union[Stall, _Mapping]]] = ..., progress: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class Stall(_message.Message):
+    __slots__ = ("code", "detail", "eps")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    detail: str
+    eps: float
+    def __init__(self, code: _Optional[str] = ..., detail: _Optional[str] = ..., eps: _Optional[float] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
     __slots__ = ("name", "optimizer", "layout", "dtype", "durability", "labels", "idempotency_key", "parameters", "parameters_dtype")
@@ -267,7 +283,7 @@ class StepHeader(_message.Message):
     def __init__(self, session: _Optional[str] = ..., step: _Optional[int] = ..., if_match: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., nbytes: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., tensors: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., minimal: bool = ..., answer_dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
 
 class Standing(_message.Message):
-    __slots__ = ("step", "chain", "durability", "dtype", "nbytes", "replayed", "diverged", "applied_step", "overflowed")
+    __slots__ = ("step", "chain", "durability", "dtype", "nbytes", "replayed", "diverged", "applied_step", "overflowed", "stop", "warnings")
     STEP_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +293,8 @@ class Standing(_message.Message):
     DIVERGED_FIELD_NUMBER: _ClassVar[int]
     APPLIED_STEP_FIELD_NUMBER: _ClassVar[int]
     OVERFLOWED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     step: int
     chain: str
     durability: Durability
@@ -286,7 +304,9 @@ class Standing(_message.Message):
     diverged: bool
     applied_step: int
     overflowed: int
-    def __init__(self, step: _Optional[int] = ..., chain: _Optional[str] = ..., durability: _Optional[_Union[Durability, str]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., nbytes: _Optional[int] = ..., replayed: bool = ..., diverged: bool = ..., applied_step: _Optional[int] = ..., overflowed: _Optional[int] = ...) -> None: ...
+    stop: str
+    warnings: _containers.RepeatedCompositeFieldContainer[Stall]
+    def __init__(self, step: _Optional[int] = ..., chain: _Optional[str] = ..., durability: _Optional[_Union[Durability, str]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., nbytes: _Optional[int] = ..., replayed: bool = ..., diverged: bool = ..., applied_step: _Optional[int] = ..., overflowed: _Optional[int] = ..., stop: _Optional[str] = ..., warnings: _Optional[_Iterable[_Union[Stall, _Mapping]]] = ...) -> None: ...
 
 class StepRequest(_message.Message):
     __slots__ = ("header", "gradient")

@@ -4,7 +4,7 @@
 -- ARGV  1 nonce  2 incarnation  3 previous chain  4 previous step  5 settings revision expected
 --       6 step   7 ring slot  8 ring entry  9 attempt  10 chain  11 record meta  12 inline body ("" if in chunks)
 --       13 settings ("" if unchanged)  14 settings revision  15 bytes of the body
---       16 idempotency value ("" if none)  17 its seconds  18… lengths of the chunks
+--       16 idempotency value ("" if none)  17 its seconds  18 progress ("" if unchanged)  19… lengths of the chunks
 -- Returns {nonce, verdict[, detail]}: committed | again | fenced | idempotency | moved | chunks
 --
 -- Idempotent by attempt: the same attempt again answers "again". The first write is the one that a full store
@@ -26,19 +26,22 @@ local head = redis.call('HMGET', KEYS[1], 'incarnation', 'chain', 'step', 'setti
 if head[1] ~= ARGV[2] or head[2] ~= ARGV[3] or head[3] ~= ARGV[4] or head[4] ~= ARGV[5] or head[5] ~= '0' then
   return {nonce, 'moved'}
 end
-for i = 18, #ARGV do
-  if redis.call('STRLEN', KEYS[i - 12]) ~= tonumber(ARGV[i]) then
+for i = 19, #ARGV do
+  if redis.call('STRLEN', KEYS[i - 13]) ~= tonumber(ARGV[i]) then
     return {nonce, 'chunks'}
   end
 end
 redis.call('HSET', KEYS[3], 'meta', ARGV[11], 'attempt', ARGV[9], 'chain', ARGV[10], 'inline', ARGV[12])
-for i = 18, #ARGV do
-  redis.call('PERSIST', KEYS[i - 12])
+for i = 19, #ARGV do
+  redis.call('PERSIST', KEYS[i - 13])
 end
 redis.call('HSET', KEYS[2], ARGV[7], ARGV[8])
 redis.call('HSET', KEYS[1], 'step', ARGV[6], 'chain', ARGV[10], 'prev_chain', ARGV[3])
 if ARGV[13] ~= '' then
   redis.call('HSET', KEYS[1], 'settings', ARGV[13], 'settings_revision', ARGV[14])
+end
+if ARGV[18] ~= '' then
+  redis.call('HSET', KEYS[1], 'progress', ARGV[18])
 end
 redis.call('HINCRBY', KEYS[1], 'log_bytes', ARGV[15])
 if ARGV[16] ~= '' then
