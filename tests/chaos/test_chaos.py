@@ -24,6 +24,7 @@ def storm(plan, directory):
     return summary
 
 
+@pytest.mark.slow
 def test_a_short_storm(tmp_path):
     storm(Plan(SEED, servers=8, stores=3, large=100_000, every=6), tmp_path / "server")
 

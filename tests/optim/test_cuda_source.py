@@ -48,7 +48,7 @@ def test_every_length_and_alignment(size, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(one, marks=[] if one == ADAM else pytest.mark.slow) for one in CASES])
 def test_1000_idle_steps(case, dtype):
     """After one gradient only zeros of both signs: moments decay through the subnormals on both sides alike."""
     optimizer, choices = CASES[case]
