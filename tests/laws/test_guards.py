@@ -114,6 +114,22 @@ GUARDS = [
         f"{LAWS}::test_law_3_the_digest_covers_settings_and_presence",
     ),
     (
+        "4 a state on a device is fetched before it is copied",
+        [(f"{ENGINE}/snapshots.py", "        self._device.fetch(state)\n", "")],
+        "tests/device/test_laws_on_a_device.py::test_a_session_goes_from_a_cpu_to_a_gpu_and_back",
+    ),
+    (
+        "4 what was updated on a device alone is known to be newer there",
+        [
+            (
+                "service/adamd_service/device/gpu.py",
+                "                home.stale = True\n",
+                "                home.stale = False\n",
+            )
+        ],
+        "tests/device/test_device.py::test_every_optimizer_gives_the_bits_of_the_cpu[adam-float32]",
+    ),
+    (
         "4 no operation is contracted or reordered",
         [
             (
