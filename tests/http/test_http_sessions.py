@@ -438,3 +438,33 @@ def test_an_optimizer_without_an_average_says_so(talk):
     assert "adam has none: its parameters are those to evaluate" in problem["detail"]
     session = talk.create([1.0], optimizer={"name": "schedule_free_adamw", "betas": [0, 0.9]})["id"]
     talk("GET", f"/v1/sessions/{session}/parameters?at=average").problem(422, "invalid_request")
+
+
+@pytest.mark.parametrize("durability", ["committed", "memory"])
+def test_a_state_at_step_0_is_restored_whole(talk, durability):
+    """Whoever makes a state may begin with moments of their own: they are no zeros, though no step was made."""
+    arrays = {"param:w": [1.0, 2.0], "exp_avg:w": [5.0, -5.0], "exp_avg_sq:w": [1.0, 4.0], "best:w": [7.0, 8.0]}
+    told = {
+        "dtype": "float64",
+        "durability": durability,
+        "optimizer": {"name": "adam", "keep_best": True},
+        "state": {"step": 0, "counts": {"w": 0}},
+    }
+    body = save({name: np.array(values) for name, values in arrays.items()}, {"adamd": json.dumps(told)})
+    made = talk("POST", "/v1/sessions", body, SAFETENSORS)
+    assert made.status == 201, made.json
+    state = load(talk("GET", f"/v1/sessions/{made.json['id']}/state").body)
+    assert {name: array.tolist() for name, array in state.items()} == arrays
+
+
+@pytest.mark.parametrize("size", [10**15, 10**6])
+def test_bounds_without_parameters_take_no_memory(talk, size):
+    """A layout may name any size: bounds for it are refused before there is a number for each element."""
+    body = {
+        "layout": [{"name": "w", "shape": [size]}],
+        "dtype": "float32",
+        "optimizer": {"name": "adam", "lower": {"w": 0.0}},
+    }
+    refused = talk("POST", "/v1/sessions", json.dumps(body).encode(), JSON)
+    assert (refused.status, refused.json["code"]) == (422, "invalid_settings")
+    assert refused.json["path"] == "lower"

@@ -86,3 +86,19 @@ def test_hostile_patterns_are_refused_before_they_cost_anything():
     with pytest.raises(SettingsError, match="no tensor matches"):
         check_groups(parse_settings(few), names)
     assert time.process_time() - began < 20  # nothing exponential
+
+
+def test_a_hint_looks_at_few_of_many_long_names(monkeypatch):
+    """difflib compares each character with each: a second for a hundred names of 500 characters that are alike."""
+    looked = []
+
+    def counted(word, names, *rest):
+        looked.append(len(word) * sum(map(len, names)))
+        return []
+
+    monkeypatch.setattr("adamd.wire.patterns.difflib.get_close_matches", counted)
+    names = [f"{'a' * 199}{index:04}{'a' * 300}" for index in range(1000)]
+    entries = [["*" + "a" * 198 + "b"]]
+    with pytest.raises(GroupsError):
+        check(entries, places(entries), names)
+    assert 0 < looked[0] <= 2_000_000

@@ -15,6 +15,9 @@ from typing import Final, TypeAlias
 MOST: Final = 256  # patterns of a session
 LONGEST: Final = 512  # characters of one, as of a tensor's name
 WORK: Final = 20_000_000  # characters that matching may look at: a tenth of a second
+GUESS: Final = (
+    2_000_000  # pairs of characters that a hint may compare: long names cost difflib a second for 100 of them
+)
 Entries: TypeAlias = Sequence[Sequence[str]]  # by group
 
 
@@ -111,7 +114,8 @@ def _listed(entries: Entries) -> list[tuple[int, int, str]]:
 def _near(entry: str, names: Sequence[str]) -> str:
     plain = entry.replace("*", "").replace("?", "")[:256]
     many, cutoff = (3, 0.4) if is_pattern(entry) else (1, 0.6)
-    nearest = difflib.get_close_matches(plain, names[:1000], many, cutoff)
+    looked = names[: min(1000, GUESS // (1 + len(plain) * max(map(len, names[:1000]), default=1)))]
+    nearest = difflib.get_close_matches(plain, looked, many, cutoff)
     if not nearest:
         return f"wanted one of the layout's {len(names)} tensors"
     if is_pattern(entry):

@@ -217,11 +217,12 @@ def _call(
     body: memoryview,
     named: dict[str, Array] | None = None,
 ) -> CreateCall:
-    listed = bounds.listed(document.optimizer, made, dtype)
+    # Without parameters they are refused: a layout alone may name any size.
+    listed = {} if flat is None else bounds.listed(document.optimizer, made, dtype)
     return CreateCall(
         layout=made,
         dtype=dtype,
-        optimizer={**document.optimizer, **dict.fromkeys(listed, ARRAY)},
+        optimizer={**document.optimizer, **dict.fromkeys(bounds.sides(document.optimizer, made), ARRAY)},
         bounds={**(named or {}), **listed},
         parameters=flat,
         name=document.name,

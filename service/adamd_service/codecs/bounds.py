@@ -30,19 +30,20 @@ def named(optimizer: Mapping[str, Any], made: Layout, dtype: str, given: Mapping
     return flats
 
 
+def sides(optimizer: Mapping[str, Any], made: Layout) -> list[str]:
+    """Return which bounds the settings give by element."""
+    return [side for side in BOUNDS if isinstance(optimizer.get(side), (dict, list) if made.vector else dict)]
+
+
 def listed(optimizer: Mapping[str, Any], made: Layout, dtype: str) -> dict[str, Array]:
     """Read bounds that are numbers by tensor in the optimizer's settings, or a list for the one that a vector is."""
     flats = {}
-    for side in BOUNDS:
-        given = optimizer.get(side)
-        if isinstance(given, list) and made.vector:
+    for side in sides(optimizer, made):
+        given, where = optimizer[side], f"optimizer.{side}"
+        if isinstance(given, list):
             given = {made.names[0]: given}
-        if isinstance(given, dict):
-            where = f"optimizer.{side}"
-            arrays = {
-                name: numbers.array_from_json(value, dtype, f"{where}.{name[:64]}") for name, value in given.items()
-            }
-            flats[side] = _flat(side, made, dtype, arrays)
+        arrays = {name: numbers.array_from_json(value, dtype, f"{where}.{name[:64]}") for name, value in given.items()}
+        flats[side] = _flat(side, made, dtype, arrays)
     return flats
 
 

@@ -101,7 +101,8 @@ class Engine:
             return await self._create_memory(head, state, key)
         self._directory.require_free(call.name)
         head = first_head(call, settings, state, f"s_{_token()}")
-        return await self._workers.guard(self._workers.run(self._lifecycle.create, head, state, key))
+        create = partial(self._lifecycle.create, restored=call.kept is not None)
+        return await self._workers.guard(self._workers.run(create, head, state, key))
 
     async def _create_memory(self, head: Head, state: State | None, key: IdempotencyKey | None) -> View:
         spec = head.spec

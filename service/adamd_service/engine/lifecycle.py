@@ -174,7 +174,7 @@ class Lifecycle:
         self._rebuilder = rebuilder
         self._device = device
 
-    def create(self, head: Head, state: State | None, key: IdempotencyKey | None) -> View:
+    def create(self, head: Head, state: State | None, key: IdempotencyKey | None, *, restored: bool) -> View:
         """Write a new session; a repeated creation answers the session that there is.
 
         Raises:
@@ -183,7 +183,8 @@ class Lifecycle:
 
         """
         counts = () if state is None else tuple(state.counts)
-        outcome = self._store.create(head, written(head, state), counts, key, None if state is None else state.numbers)
+        arrays = written(state, restored=restored)
+        outcome = self._store.create(head, arrays, counts, key, None if state is None else state.numbers)
         if isinstance(outcome, Taken):
             if outcome.reason == "idempotency":
                 raise IdempotencyMismatch("this Idempotency-Key was used to create another session; use a new key")
@@ -265,7 +266,7 @@ class Lifecycle:
             if not hot.durable:
                 hot.install(after, state, {}, diverged=False)
                 return View(after, diverged=False)
-            if self._store.put_parameters(head, after, written(after, state), tuple(state.counts)):
+            if self._store.put_parameters(head, after, written(state, restored=False), tuple(state.counts)):
                 hot.drop()
                 return View(self._rebuilder.current(hot), diverged=False)
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
@@ -289,11 +290,11 @@ def require_unfixed(head: Head) -> None:
         )
 
 
-def written(head: Head, state: State | None) -> Mapping[str, Floats]:
+def written(state: State | None, *, restored: bool) -> Mapping[str, Floats]:
     """Return the arrays that a first snapshot needs: a new session's arrays are as they begin, and stay unwritten."""
     if state is None:
         return {}
-    if head.step > 0 or any(state.counts):
+    if restored:  # at step 0 too its arrays may be any
         return state.kept
     return {name: array for name, array in state.arrays.items() if name in ("params", *BOUNDS)}
 
