@@ -130,13 +130,11 @@ class Client:
             WrongDtype, WrongLayout: see `parameters`.
 
         """
-        given = {
-            option: value for option, value in locals().items() if option not in ("self", "on_bad_gradient", "settings")
-        }
+        own = "self", "on_bad_gradient", "settings"
+        given = {option: value for option, value in locals().items() if option not in (*own, "own")}
         sending = Sending.taken(given)
-        return self._session(
-            _opening.create(**given, **settings, on_bad_gradient=self._choice(on_bad_gradient)), sending
-        )
+        choice = self._choice(on_bad_gradient)
+        return self._session(_opening.create(**given, **settings, on_bad_gradient=choice), sending)
 
     def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> Session:
         """Resume the session ``name``, or create it where there is none.
