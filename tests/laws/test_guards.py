@@ -55,11 +55,11 @@ GUARDS = [
             (
                 f"{ENGINE}/steps.py",
                 "        if hot.durable:\n            if not self._commit(",
-                "        self._change(hot, state, step, updates, out, permit)\n        if hot.durable:\n            if not self._commit(",
+                "        self._change(hot, state, step, updates, out, permit, best=note.best)\n        if hot.durable:\n            if not self._commit(",
             ),
             (
                 f"{ENGINE}/steps.py",
-                "        overflowed = self._change(hot, state, step, updates, out, permit)\n        hot.advance(",
+                "        overflowed = self._change(hot, state, step, updates, out, permit, best=note.best)\n        hot.advance(",
                 "        overflowed = 0\n        hot.advance(",
             ),
             (
@@ -294,7 +294,7 @@ GUARDS = [
     ),
     (
         "7 gRPC calls at once are bounded",
-        [(f"{GRPC}/guard.py", "            if self._running > self._most:", "            if False:")],
+        [(f"{GRPC}/guard.py", "            if not self._room():", "            if False:")],
         "tests/grpc/test_grpc_hostile.py::test_calls_at_once_are_bounded",
     ),
     (
