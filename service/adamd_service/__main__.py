@@ -150,7 +150,11 @@ def watch(
 def _sight(session: str, seen: dict[str, Any]) -> str:
     loss = (seen["metrics"] or {}).get("loss")
     told = "—" if loss is None else f"{loss:.6g}"
-    words = f"{session}  step {seen['step']:,}  loss {told}  lr {seen['settings'].get('lr', float('nan')):g}"
+    settings = seen["settings"]
+    lr = f"{settings.get('lr', float('nan')):g}"
+    if "schedule" in settings:  # which step's factor it is, only the session's document says
+        lr += f" × {settings['schedule']['name']}"
+    words = f"{session}  step {seen['step']:,}  loss {told}  lr {lr}"
     return f"{words}  diverged" if seen["diverged"] else words
 
 

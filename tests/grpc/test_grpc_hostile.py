@@ -140,7 +140,7 @@ def test_a_million_tiny_messages_are_not_waited_for(caller, size):
     call = caller.channel.stream_stream(
         caller.path("StepStream"), pb.StepStreamRequest.SerializeToString, pb.StepStreamResponse.FromString
     )
-    error = refused(lambda: next(call(requests(), timeout=60)), S.INVALID_ARGUMENT, "invalid_request")
+    error = refused(lambda: next(call(requests(), timeout=15)), S.INVALID_ARGUMENT, "invalid_request")
     assert "larger ones" in error.detail and len(sent) < 100_000
     assert caller("GetSession", session=session).session.step == 0
 

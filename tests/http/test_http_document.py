@@ -56,7 +56,7 @@ def test_every_operation_answers_as_the_document_says(told, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(450)  # two minutes on two cores
 def test_every_operation_answers_as_the_document_says_at_length(told, tmp_path):
-    assert schemathesis(told, tmp_path, 500) > 5000
+    assert schemathesis(told, tmp_path, 250) > 2500
 
 
 def test_the_document_is_complete(told):
