@@ -26,6 +26,14 @@ CASES = {
     for choices in options(optimizer)
 }
 
+# Of each text, the case with the most of its choices taken.
+FULLEST = {
+    optimizer.text: max(
+        (case for case in CASES if CASES[case][0].text is optimizer.text), key=lambda case: sum(CASES[case][1].values())
+    )
+    for optimizer in FAMILY.values()
+}
+
 
 def kernel_of(optimizer, choices, dtype):
     watched = ("p", *(text for text, array in optimizer.arrays if array in optimizer.nonnegative))

@@ -12,7 +12,17 @@ from adamd_service.optim.cuda_source import blocks, cuda_kernel
 from adamd_service.optim.recurrence import Recurrence, TextError, specialise
 
 from .cuda_host import EXACT, run
-from .cuda_parity import CASES, hyper_of, kernel_of, placed, random_scalars, reference, run_both, settled_scalars
+from .cuda_parity import (
+    CASES,
+    FULLEST,
+    hyper_of,
+    kernel_of,
+    placed,
+    random_scalars,
+    reference,
+    run_both,
+    settled_scalars,
+)
 from .parity import DTYPES, differing, hard_gradients, hard_parameters
 
 ADAM = "adam"
@@ -30,7 +40,7 @@ def test_the_source_on_this_cpu_equals_the_reference(case, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FULLEST.values())
 def test_the_source_equals_the_reference_at_length(case, dtype, capsys):
     compared, different = run_both(case, dtype, 1_000_003, 50, seed=1, grid=(1, 1))
     with capsys.disabled():
