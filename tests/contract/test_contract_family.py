@@ -158,6 +158,18 @@ def test_what_is_carried_belongs_to_a_state(blocking, name):
     session.delete()
 
 
+def test_what_is_carried_is_tried_with_the_settings_of_its_group(blocking):
+    """The session's own beta of 0 forgives any mu_product; the group's does not, and every step would be refused."""
+    given = {"optimizer": "nadam", "betas": (0.0, 0.999), "groups": [{"tensors": ["b"], "betas": [0.9, 0.999]}]}
+    session = blocking.create({"a": [1.0], "b": [2.0]}, **given, durability="memory")
+    session.step({"a": [1.0], "b": [1.0]})
+    exported = session.export()
+    session.delete()
+    blocking.restore(spoilt(exported, lambda d: d["state"]["carried"]["mu_product"].update(a=1e30))).delete()
+    with pytest.raises(InvalidState):
+        blocking.restore(spoilt(exported, lambda d: d["state"]["carried"]["mu_product"].update(b=1e30)))
+
+
 def test_the_whole_family_after_kill_9(server_factory):
     """Snapshots every third step; the server dies without a word; another folds the log to the very bits, and goes on."""
     server = server_factory(env={"ADAMD_SNAPSHOT_RECORDS": 3})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +84,7 @@ def state_of(call: CreateCall, settings: Settings, device: Device) -> State | No
     device.prepare(settings, storage(call.dtype))
     state = State.fresh(call.parameters, len(call.layout.tensors), settings)
     if call.kept is not None:
-        _install(state, call.kept, settings)
+        _install(state, call.kept, settings, call.layout.names)
     state.slots |= {name: call.bounds[name] for name in each(settings) if call.kept is None}
     _require_sound(state, settings, call.layout, first=call.kept is None)
     return state
@@ -101,7 +101,7 @@ def _require_sound(state: State, settings: Settings, layout: Layout, *, first: b
         raise InvalidState(str(error)) from None
 
 
-def _install(state: State, kept: Kept, settings: Settings) -> None:
+def _install(state: State, kept: Kept, settings: Settings, names: Sequence[str]) -> None:
     slots = dict(kept.slots)
     best = slots.pop(BEST, None) if state.best is not None else None  # a session may begin to keep them
     if state.counts and set(slots) != set(state.slots):  # without tensors there is nothing to tell arrays by
@@ -117,8 +117,7 @@ def _install(state: State, kept: Kept, settings: Settings) -> None:
     try:
         state.carry(kept.carried)
         if state.carried is not None:  # an update must follow from what is carried, whatever anyone wrote there
-            tensors = [str(index) for index in range(len(state.counts))]
-            plan(settings, tensors, state.counts, [True] * len(tensors), state.params.dtype, state.carried)
+            plan(settings, names, state.counts, [True] * len(names), state.params.dtype, state.carried)
     except ValueError as error:
         raise InvalidState(f"state.carried: {error}") from None
 
