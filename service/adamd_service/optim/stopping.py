@@ -115,8 +115,8 @@ def advice(stop: Stop, step: int, progress: Progress) -> str | None:
     lowest, plateau = progress.lowest, stop.relative_loss
     if stop.target_loss is not None and lowest is not None and lowest <= stop.target_loss:
         return "target_loss"
-    norm, first = progress.norm, progress.first_norm
-    if None not in (stop.gradient_norm, norm, first) and norm <= stop.gradient_norm * first:  # type: ignore[operator]
+    share, norm, first = stop.gradient_norm, progress.norm, progress.first_norm
+    if share is not None and norm is not None and first is not None and norm <= share * first:
         return "gradient_norm"
     if plateau is not None and progress.stale >= plateau.window:
         return "relative_loss"
