@@ -12,7 +12,8 @@ import grpc
 
 from adamd import _grpc_messages as messages
 from adamd import _operations
-from adamd._grpc_messages import Filling, refusal
+from adamd._grpc_filling import Filling
+from adamd._grpc_messages import refusal
 from adamd._grpc_stream import Advance, numbered
 from adamd._operations import Body, Operation, Standing, Stepped, bad_answer, reference
 from adamd._progress import Meter

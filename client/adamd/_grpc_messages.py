@@ -34,6 +34,7 @@ from adamd.errors import AdamdError, TransportError
 from adamd.wire.channel import ERROR_DOMAIN, PIECE, PROBLEM
 from adamd.wire.dtypes import widen
 from adamd.wire.layout import Tensor, checked
+from adamd.wire.pieces import Data
 from adamd.wire.v1 import adamd_pb2 as pb
 
 INLINE = 1024 * 1024  # bytes of parameters that travel inside a creation
@@ -45,7 +46,6 @@ DURABILITIES = {"committed": pb.DURABILITY_COMMITTED, "memory": pb.DURABILITY_ME
 _NAMES = {number: name for name, number in DTYPES.items()}
 _PROMISES = {number: name for name, number in DURABILITIES.items()}
 _CHAIN = re.compile(r"[0-9a-f]{64}")
-Data = bytes | memoryview
 
 
 # -- out
@@ -302,41 +302,6 @@ def _plain(value: Value) -> Any:
     if kind == "list_value":
         return [_plain(item) for item in value.list_value.values]
     return None if kind in (None, "null_value") else getattr(value, kind)
-
-
-class Filling:
-    """Memory that is being filled, piece by piece, in order."""
-
-    def __init__(self, into: tuple[memoryview, ...]) -> None:
-        self._views = [view.cast("B") for view in into if view.nbytes]
-        self._at = 0  # in the first of them
-        self._offset = 0
-        self._left = sum(view.nbytes for view in self._views)
-
-    @property
-    def full(self) -> bool:
-        """Nothing is missing."""
-        return self._left == 0
-
-    def put(self, offset: int, data: Data) -> None:
-        """Take the next piece.
-
-        Raises:
-            TransportError: it is not the next one, or too long.
-
-        """
-        if offset != self._offset or len(data) > self._left:
-            raise bad_answer(f"a piece of {len(data)} bytes at {offset}; {self._left} are missing at {self._offset}")
-        self._offset, self._left = offset + len(data), self._left - len(data)
-        here = 0
-        while here < len(data):
-            view = self._views[0]
-            count = min(view.nbytes - self._at, len(data) - here)
-            view[self._at : self._at + count] = data[here : here + count]
-            here, self._at = here + count, self._at + count
-            if self._at == view.nbytes:
-                del self._views[0]
-                self._at = 0
 
 
 # -- errors

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
-from adamd._grpc_messages import Data, Filling, cut, stepped
+from adamd._grpc_filling import Filling
+from adamd._grpc_messages import cut, stepped
 from adamd._operations import Step, Stepped, bad_answer
 from adamd.errors import TransportError
-from adamd.wire.pieces import Piece
+from adamd.wire.pieces import Data, Piece
 from adamd.wire.v1 import adamd_pb2 as pb
 
 Advance = Callable[[int], None]

@@ -41,7 +41,7 @@ def devices():
 
 
 @pytest.fixture
-def replica(valkey, devices):  # noqa: F811
+def replica(valkey, devices):  # noqa: F811 - pytest fills in the fixture of that name
     @contextlib.asynccontextmanager
     async def make(kernel=None, url=None, timeout=10.0, device=None, **limits):
         store = RedisStore.connect(url or valkey.url, timeout=timeout)

@@ -21,7 +21,7 @@ from .test_device import (  # noqa: F401 - the tests themselves, on another devi
     test_the_least_recently_used_leaves,
     test_what_does_not_fit_together_changes_nothing,
 )
-from .test_laws_on_a_device import (  # noqa: F401
+from .test_laws_on_a_device import (  # noqa: F401 - the laws too
     replica,
     test_a_memory_session_outlives_its_eviction,
     test_a_session_goes_from_a_cpu_to_a_gpu_and_back,

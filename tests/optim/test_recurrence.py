@@ -66,7 +66,7 @@ def with_chain(p, g, /, b1, *, coupled):
 
 
 def without_return(p, g, /, b1, *, coupled):
-    p = g  # noqa: F841
+    p = g  # noqa: F841 - a text, read and not run
 
 
 def with_expression(p, g, /, b1, *, coupled):

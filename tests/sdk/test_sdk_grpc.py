@@ -20,6 +20,7 @@ from adamd import _arrays, errors
 from adamd import _grpc_messages as messages
 from adamd._flow import Timeout
 from adamd._grpc import KEPT, GrpcTransport
+from adamd._grpc_filling import Filling
 from adamd._operations import Info, Step, body_of
 from adamd._progress import meter
 from adamd._route import route
@@ -54,7 +55,7 @@ def test_bytes_are_cut_into_equal_pieces_and_land_whole(sizes, seed):
     assert b"".join(cut) == whole
     assert all(len(piece) == channel.PIECE for piece in cut[:-1])
     landed = [bytearray(size) for size in reversed(sizes)]
-    filling = messages.Filling(tuple(memoryview(one) for one in landed))
+    filling = Filling(tuple(memoryview(one) for one in landed))
     at = 0
     for piece in cut:
         assert not filling.full
@@ -381,7 +382,7 @@ def test_a_stopped_attempt_is_not_made(server):
 # -- ways there
 
 
-def test_tls_is_trusted_by_ssl_cert_file(server, certificate, monkeypatch):  # noqa: F811
+def test_tls_is_trusted_by_ssl_cert_file(server, certificate, monkeypatch):  # noqa: F811 - pytest fills in the fixture of that name
     cert, context = certificate
     context.set_alpn_protocols(["h2"])
     with Relay(server.grpc_port, wrap=tls(context)) as relay:

@@ -56,3 +56,10 @@ def shown(value: object) -> str:
         return "a number of more than 60 digits"
     text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def path_of(place: tuple[int | str, ...]) -> str:
+    """A place as people write it: `groups[0].lr`."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in place]
+    # A lone surrogate, which JSON can spell, could not be written into the answer.
+    return "".join(parts).removeprefix(".").encode(errors="backslashreplace").decode()

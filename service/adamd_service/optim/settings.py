@@ -17,7 +17,7 @@ from adamd.wire import patterns
 from adamd.wire.patterns import GroupsError, Places, places
 from adamd_service.optim import around
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
-from adamd_service.optim.refusals import ALIASES
+from adamd_service.optim.refusals import ALIASES, path_of
 from adamd_service.optim.refusals import shown as _shown
 from adamd_service.optim.schedules import Constant, Schedule, ScheduleError, parse_schedule
 from adamd_service.optim.stopping import Stop, StopError, parse_stop
@@ -335,7 +335,7 @@ def _require_object(raw: object) -> None:
 
 
 def _explain(optimizer: Optimizer, place: tuple[int | str, ...], kind: str, came: object) -> SettingsError:
-    path = _path(place)
+    path = path_of(place)
     in_group = len(place) > 1 and place[0] == "groups"
     if kind == "extra_forbidden":
         return SettingsError(path, _unknown(optimizer, path, str(place[-1]), in_group))
@@ -395,9 +395,3 @@ def _unknown(optimizer: Optimizer, path: str, key: str, in_group: bool) -> str:
         words = {name: name for name in known} | {name: had for name, had in ALIASES.items() if had in known}
         guess = words.get(next(iter(difflib.get_close_matches(key.lower()[:64], words, n=1)), ""))
     return f"unknown setting {path}; " + (f"did you mean {guess}?" if guess else f"known are {', '.join(known)}")
-
-
-def _path(place: tuple[int | str, ...]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in place]
-    # A lone surrogate, which JSON can spell, could not be written into the answer.
-    return "".join(parts).removeprefix(".").encode(errors="backslashreplace").decode()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
-from adamd_service.records import RING
+from adamd_service.records import RING, SnapshotRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +124,14 @@ def slot(step: int) -> int:
 
 def _hashed(key: str) -> str:
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+
+
+def snapshot_keys(names: SessionKeys, snapshots: tuple[SnapshotRef, ...]) -> list[str]:
+    """Return the keys of all chunks of these snapshots."""
+    found = (names.snapshot_chunks(ref.id, ((a.name, len(a.chunks)) for a in ref.arrays)) for ref in snapshots)
+    return list(chain.from_iterable(found))
+
+
+def snapshot_lengths(snapshots: tuple[SnapshotRef, ...]) -> list[int]:
+    """Return their lengths in bytes, in the same order."""
+    return [length for ref in snapshots for array in ref.arrays for length in array.chunks]

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import chain
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import redis
@@ -32,7 +31,7 @@ from adamd_service.records import (
 from adamd_service.store import chunks, codec, garbage, index, keys, promises
 from adamd_service.store.connect import Client, connect
 from adamd_service.store.failures import refused, translated
-from adamd_service.store.keys import SessionKeys
+from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
 from adamd_service.store.outcomes import Created, Repeated, Standing, Taken, UnknownOutcome
 from adamd_service.store.scripts import script
 
@@ -108,7 +107,7 @@ class RedisStore:
         with translated():
             if arrays:
                 head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
-            chunk_keys = _chunk_keys(names, head.snapshots)
+            chunk_keys = snapshot_keys(names, head.snapshots)
             try:
                 taken = index.claim(self._client, spec, key)
             except BaseException:
@@ -118,7 +117,7 @@ class RedisStore:
                 chunks.unlink(self._client, chunk_keys)
                 return taken
             fields = [text for pair in codec.head_fields(head).items() for text in pair]
-            args: Arguments = [head.incarnation, len(fields), *fields, *_lengths(head.snapshots)]
+            args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
             if verdict[0] != b"created":
                 chunks.unlink(self._client, chunk_keys)
@@ -193,8 +192,8 @@ class RedisStore:
         with translated():
             ref = self._first(after, arrays, counts)
             text = codec.snapshot_text(ref)
-            args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *_lengths((ref,))]
-            chunk_keys = _chunk_keys(names, (ref,))
+            args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *snapshot_lengths((ref,))]
+            chunk_keys = snapshot_keys(names, (ref,))
             verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
             if verdict[0] != b"set":
                 chunks.unlink(self._client, chunk_keys)
@@ -340,17 +339,17 @@ class RedisStore:
         ``covered``: bytes of bodies in the log up to its step, since the snapshot before.
         """
         names = SessionKeys(session_id)
-        named = [names.head, names.record(ref.step), names.garbage, *_chunk_keys(names, (ref,))]
+        named = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
         with translated():
             text = codec.snapshot_text(ref)
-            args: Arguments = [incarnation, ref.chain, text, covered, *_lengths((ref,))]
+            args: Arguments = [incarnation, ref.chain, text, covered, *snapshot_lengths((ref,))]
             verdict = self._repeatable("snapshot", named, *args)
             return verdict[0] == b"kept"
 
     def discard_snapshot(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
         """Unlink written arrays of a snapshot that will not be committed; their TTL does the same, later."""
         names = SessionKeys(session_id)
-        chunks.unlink(self._client, _chunk_keys(names, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),)))
+        chunks.unlink(self._client, snapshot_keys(names, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),)))
 
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
@@ -398,12 +397,3 @@ def _outcome(verdict: list[bytes]) -> CommitOutcome:
     if said in ("committed", "again"):
         return Committed(again=said == "again")
     return Lost(cast(Literal["moved", "fenced", "chunks", "idempotency"], said))
-
-
-def _chunk_keys(names: SessionKeys, snapshots: tuple[SnapshotRef, ...]) -> list[str]:
-    found = (names.snapshot_chunks(ref.id, ((a.name, len(a.chunks)) for a in ref.arrays)) for ref in snapshots)
-    return list(chain.from_iterable(found))
-
-
-def _lengths(snapshots: tuple[SnapshotRef, ...]) -> list[int]:
-    return [length for ref in snapshots for array in ref.arrays for length in array.chunks]
