@@ -261,6 +261,8 @@ def info(response: pb.GetServerInfoResponse) -> dict[str, Any]:
         "dtypes": list(response.dtypes),
         "optimizers": list(response.optimizers),
         "encodings": list(response.encodings),
+        "settings": plain(response.settings),
+        "device": response.device,
     }
 
 

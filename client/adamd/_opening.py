@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from adamd import _arrays, _operations
+from adamd import _arrays, _operations, _resuming
 from adamd._arrays import Given
 from adamd._operations import Create, Info, ListSessions, Page, Restore, SetParameters, Standing, View, Watch, body_of
+from adamd._resuming import check_settings
 from adamd._track import Logic, OnBadGradient, Track, settings_document
 from adamd.errors import InvalidRequest, SessionDeleted, SessionExists, UnknownSession, WrongLayout
 from adamd.wire import safetensors
@@ -50,28 +51,41 @@ def create(
 
 
 def open_(
-    name: str, parameters: Any, lr: float | None, options: Mapping[str, Any], on_bad_gradient: OnBadGradient
+    name: str, parameters: Any, lr: float | None, options: dict[str, Any], on_bad_gradient: OnBadGradient
 ) -> Logic[Track]:
     """Resume a session, or make it where there is none; see `Client.open`."""
+    keep = _resuming.choice(options.pop("on_other_settings", "raise")) == "keep"
     given = None if parameters is None else _arrays.parameters(parameters, options.get("dtype"))
+
+    def check(standing: Standing) -> Logic[None]:
+        if not keep:
+            yield from check_settings(standing, lr, options)
+
     try:
-        return (yield from attach(name, given, on_bad_gradient))
+        return (yield from attach(name, given, on_bad_gradient, check))
     except (UnknownSession, SessionDeleted):
         if given is None:
             raise
     try:
         return (yield from create(parameters, lr, name=name, **options, on_bad_gradient=on_bad_gradient))
     except SessionExists as taken:  # another client was faster
-        return (yield from attach(str(taken.extra.get("id", name)), given, on_bad_gradient))
+        return (yield from attach(str(taken.extra.get("id", name)), given, on_bad_gradient, check))
 
 
-def attach(ref: str, given: Given | None, on_bad_gradient: OnBadGradient) -> Logic[Track]:
+def attach(
+    ref: str,
+    given: Given | None,
+    on_bad_gradient: OnBadGradient,
+    check: Callable[[Standing], Logic[None]] | None = None,
+) -> Logic[Track]:
     """Find a session; where parameters are ``given``, they must fit it, and become its first if it has none yet."""
     standing: Standing = yield View(_operations.reference(ref))
     if given is not None:
         _check_same(standing, given)
-        if standing.document.get("parameters_missing"):  # whoever made it did not come to send them
-            standing = yield SetParameters(standing.id, body_of(given.parts, given.layout))
+    if check is not None:
+        yield from check(standing)
+    if given is not None and standing.document.get("parameters_missing"):  # whoever made it did not come to send them
+        standing = yield SetParameters(standing.id, body_of(given.parts, given.layout))
     return Track(standing, on_bad_gradient)
 
 

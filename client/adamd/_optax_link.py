@@ -131,7 +131,8 @@ class Desk:
         if self.name is None:
             session = self.client.create(values, **options)
         else:
-            session = self.client.open(self.name, values, **options)
+            # Settings that differ are the caller's to choose: they travel with the next step.
+            session = self.client.open(self.name, values, **options, on_other_settings="keep")
         kind = session.settings["name"], session.settings.get("amsgrad"), session.settings.get("maximize")
         if kind != (settings["name"], False, False):
             raise InvalidSettings(

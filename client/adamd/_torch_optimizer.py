@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -49,8 +50,15 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
 
     param_groups: list[dict[str, Any]]
     state: defaultdict[Any, Any]
+    _given: frozenset[str]
     _kind: ClassVar[Kind]
     _decoupled: ClassVar[bool | None] = None  # None: what the group says
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Note which arguments are given, so that only these are compared with a session that is resumed."""
+        made: Self = super().__new__(cls)
+        made._given = _torch_settings.named(cls.__init__, given, named)
+        return made
 
     def __init__(
         self,
@@ -68,7 +76,9 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
     ) -> None:
         self._bond: Bond | Ensemble | None = None
         self._made_up = False  # the constructor is through
+        self._asked: list[dict[str, Any]] = []  # the groups' settings, before those of a session take their place
         self._replaced: Session | None = None  # the one before load_state_dict or add_param_group
+        params = params if isinstance(params, torch.Tensor) else list(params)
         super().__init__(params, {**self._kind.defaults, **defaults})
         self._ranks = Ranks.of(process_group)
         if self._ranks is None:  # else all ranks check together, in Ensemble
@@ -84,6 +94,9 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         }
         self._bond = self._bound(lambda: self._made(session), adopt=session is not None)
         self._made_up = True
+        if self._asked:
+            own = [self._given.union(item if isinstance(item, dict) else ()) for item in params]
+            self._tell_overruled(_torch_settings.overruled(self._asked, self.param_groups, own))
 
     @property
     def session(self) -> Session:
@@ -250,7 +263,22 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         settings = _torch_settings.settings(self.param_groups, _torch_settings.members(places))
         given = {place.name: place.tensor for place in places}
         options = {"optimizer": settings.pop("name"), **settings, **self._options}
-        return self._client.create(given, **options) if name is None else self._client.open(name, given, **options)
+        if name is None:
+            return self._client.create(given, **options)
+        self._asked = _torch_settings.values(self.param_groups)
+        return self._client.open(name, given, **options, on_other_settings="keep")  # adopted, and told
+
+    def _tell_overruled(self, found: list[str]) -> None:
+        """Warn of settings that were given, and are not the session's: it keeps its own, as a loaded state would."""
+        if found:
+            session = self.session
+            warnings.warn(
+                f"session {session.name or session.id!r} is resumed at step {session.step_number} with its own "
+                f"settings, as load_state_dict() would: {'; '.join(found)}. To go on with others, set them in "
+                "optimizer.param_groups now; else give those of the session, or leave them out",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _leads(self) -> bool:
         return self._ranks is None or self._ranks.leads

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,31 @@ def settings(groups: Groups, given: Members) -> dict[str, Any]:
         if over:
             overrides.append({"tensors": names, **over})
     return {**once, **values[base], "groups": overrides}
+
+
+def named(function: Callable[..., Any], given: Sequence[Any], others: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the arguments that a call of a method gives; none where it is no call of it."""
+    try:
+        bound = inspect.signature(function).bind_partial(None, *given, **others).arguments
+    except TypeError:  # the call itself will say so
+        return frozenset()
+    return frozenset(others).union(bound)
+
+
+def values(groups: Groups) -> list[dict[str, Any]]:
+    """Return the settings of each group that may change between steps."""
+    kind = kind_of(groups)
+    return [_values(group, kind) for group in groups]
+
+
+def overruled(before: Sequence[Mapping[str, Any]], groups: Groups, own: Sequence[Collection[str]]) -> list[str]:
+    """Return in words which settings of each group's ``own`` are no longer as they were ``before``."""
+    found = []
+    for index, (had, has) in enumerate(zip(before, values(groups), strict=True)):
+        where = f" in param group {index}" if len(groups) > 1 else ""
+        changed = [key for key in has if key in own[index] and had[key] != has[key]]
+        found += [f"{key} is {has[key]} there and {had[key]} here{where}" for key in changed]
+    return found
 
 
 def adopt(groups: Sequence[dict[str, Any]], places: Sequence[Place], known: Mapping[str, Any]) -> None:

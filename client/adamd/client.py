@@ -145,12 +145,14 @@ class Client:
             name: the session's.
             parameters: what it starts from if it is new; names, shapes and dtype must be those of a session that is
                 there. None only resumes.
-            lr: of a new session.
-            **options: of a new session: as in `create`; encoding, error_feedback and answer_dtype of either.
+            lr: and the other settings that are given must be those of a session that is there.
+            **options: as in `create`; labels of a new session only. ``on_other_settings="keep"`` lets a session that
+                is there have other settings, as one has whose lr was changed on the way.
 
         Raises:
             UnknownSession: there is none, and no parameters to make it from.
             WrongLayout: there is one, of other names, shapes or dtype.
+            InvalidSettings: there is one, with other settings than those given, or without one of this name.
 
         """
         bad = self._choice(options.pop("on_bad_gradient", None))

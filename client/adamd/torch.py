@@ -62,8 +62,9 @@ class Adam(Remote):
         url: the server's; by default ``$ADAMD_URL``, else this machine's port 8000.
         client: one of your own, instead of a URL; `close` leaves it open.
         session: a name (a-z, 0-9 and -, at most 63) to find it again. Where there is one of this name (or id), it is
-            resumed: its parameters are copied into the model and its settings into ``param_groups``. A scheduler that
-            is made then starts from that lr: load its own ``state_dict()`` too.
+            resumed: its parameters are copied into the model and its settings into ``param_groups``, with a warning
+            where one was given here and differs. A scheduler that is made then starts from that lr: load its own
+            ``state_dict()`` too.
         durability: "memory" stores nothing: the session ends with the server's process.
         labels: your own words, to find it in the list; of a new session.
         on_bad_gradient: "skip" leaves the parameters alone where a gradient has NaN or infinity, and counts it in

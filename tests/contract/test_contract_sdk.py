@@ -23,6 +23,23 @@ def name():
     return f"contract-{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture
+def made_with_settings(client, name):
+    """A session that has been used, with settings of every shape."""
+    session = client.create(
+        pair(),
+        lr=0.5,
+        name=name,
+        groups=[{"tensors": ["b"], "lr": 0.125}],
+        schedule={"name": "cosine", "total_steps": 100},
+        stop={"relative_loss": {"window": 5}},
+        lower=-2.5,
+        upper={"w": np.full((3, 2), 9.0)},
+    )
+    session.step(pair())
+    return session
+
+
 def pair(dtype="f4", seed=7):
     rng = np.random.default_rng(seed)
     return {"w": rng.standard_normal((3, 2)).astype(dtype), "b": rng.standard_normal(2).astype(dtype)}
@@ -154,7 +171,7 @@ def test_lost_history_is_told_and_refresh_accepts_it(client, tmp_path, name):
 def test_open_creates_then_resumes(client, name):
     made = client.open(name, pair(), lr=0.5)
     params = made.step(pair())
-    again = client.open(name, pair(), lr=0.1)
+    again = client.open(name, pair(), lr=0.5)
     assert (again.id, again.step_number, again.chain, again.settings["lr"]) == (made.id, 1, made.chain, 0.5)
     assert (client.open(name).parameters()["w"] == params["w"]).all()
     with pytest.raises(errors.WrongLayout, match=name):
@@ -168,6 +185,67 @@ def test_open_creates_then_resumes(client, name):
             call()
     with pytest.raises(errors.UnknownSession):
         client.open(f"{name}-other")
+
+
+OTHERS = [
+    ({"lr": 0.1}, "lr is 0.5 there and 0.1 here"),
+    ({"betas": (0.8, 0.999)}, "betas is [0.9, 0.999] there and [0.8, 0.999] here"),
+    ({"lr": 0.1, "eps": 1e-6}, "eps is 1e-08 there and 1e-06 here"),
+    ({"optimizer": "sgd", "momentum": 0.9}, 'optimizer is "adam" there and "sgd" here'),
+    ({"amsgrad": True}, "amsgrad is false there and true here"),
+    ({"durability": "memory"}, 'durability is "committed" there and "memory" here'),
+    ({"groups": []}, "groups is "),
+    ({"groups": [{"tensors": ["b"], "lr": 0.25}]}, "groups is "),
+    ({"schedule": {"name": "cosine", "total_steps": 50}}, "schedule is "),
+    ({"stop": {"max_steps": 9}}, "stop is "),
+    ({"lower": -3.5}, "lower is -2.5 there and -3.5 here"),
+    ({"clip_norm": 0.5}, "clip_norm is 0"),
+    ({"learningrate": 0.5}, "has no setting 'learningrate'"),
+    ({"clip_nrom": 0.5}, "did you mean clip_norm?"),
+    ({"momentum": 0.5}, "is adam, which has no setting 'momentum'"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), OTHERS, ids=[str(given) for given, _ in OTHERS])
+def test_open_refuses_other_settings_than_the_sessions(client, made_with_settings, given, said):
+    session = made_with_settings
+    for parameters in (None, pair()):
+        with pytest.raises(errors.InvalidSettings) as caught:
+            client.open(session.name, parameters, **given)
+        assert said in caught.value.detail and repr(session.name) in caught.value.detail
+        assert caught.value.step == 1
+    assert client.session(session.id).info() == session.info()  # nothing was changed
+    assert client.open(session.name, **given, on_other_settings="keep").settings == client.session(session.id).settings
+
+
+def test_open_takes_the_settings_that_the_session_has(client, made_with_settings):
+    session = made_with_settings
+    same = client.open(
+        session.name,
+        pair(),
+        np.float64(0.5),
+        optimizer="adam",
+        betas=[0.9, 0.999],
+        eps=1e-8,
+        weight_decay=0,
+        amsgrad=None,
+        groups=[{"lr": 0.125, "tensors": ("b",)}],
+        dtype="float32",
+        durability="committed",
+        schedule={"name": "cosine", "total_steps": 100},
+        stop={"relative_loss": {"window": 5}},
+        lower=-2.5,
+        upper={"w": np.full((3, 2), 9.0)},
+        clip_norm=0,
+        keep_best=False,
+        eps_form="outside",
+        labels={"other": "words"},
+    )
+    assert (same.id, same.step_number) == (session.id, 1)
+    with pytest.raises(errors.InvalidRequest, match="'raise' or 'keep'"):
+        client.open(session.name, on_other_settings="ignore")
+    with pytest.raises(errors.InvalidSettings, match="dtype"):
+        client.open(session.name, dtype="float64")
 
 
 @pytest.mark.parametrize("size", [2, 800_000])

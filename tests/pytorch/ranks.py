@@ -1,6 +1,7 @@
 """What each of two gloo ranks runs in test_torch_ranks.py: python ranks.py URL DIRECTORY NAME, with RANK and the like."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -105,7 +106,10 @@ def names(told):
     loss_of(first, next(batches(1))).backward()
     optimizer.step()
     other = network(seed=5 + rank)
-    resumed = adamd.torch.Adam(other[3:].parameters(), lr=9.0, url=URL, session=NAME)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        resumed = adamd.torch.Adam(other[3:].parameters(), lr=9.0, url=URL, session=NAME)
+    told["resumed warnings"] = sum("lr is 0.02 there and 9.0 here" in str(one.message) for one in said)
     told["resumed"] = flat(other[3:])
     told["resumed lr"] = resumed.param_groups[0]["lr"]
     told["same"] = torch.equal(flat(first[3:]), flat(other[3:]))

@@ -101,6 +101,7 @@ def test_names(ranks):
     assert zero["same"] and one["same"]
     assert torch.equal(zero["resumed"], one["resumed"])
     assert zero["resumed lr"] == one["resumed lr"] == 0.02
+    assert (zero["resumed warnings"], one["resumed warnings"]) == (1, 0)
     assert torch.equal(zero["grown"], one["grown"])
 
 

@@ -53,11 +53,14 @@ def test_a_server_that_is_killed_and_comes_back(server_factory, capsys):
 
 
 CHILD = """
-import sys, torch, adamd.torch
+import sys, torch, warnings, adamd.torch
 from digits import batches, flat, network, train
 torch.set_num_threads(1)
 model = network(seed=99)
-optimizer = adamd.torch.Adam(model.parameters(), lr=9.0, session=sys.argv[1])
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    optimizer = adamd.torch.Adam(model.parameters(), lr=9.0, session=sys.argv[1])
+assert ["lr is 0.003 there and 9.0 here" in str(one.message) for one in told] == [True]
 assert optimizer.session.step_number == 3 and optimizer.param_groups[0]["lr"] == 0.003
 assert [int(s["step"]) for s in optimizer.state_dict()["state"].values()] == [3] * 6
 torch.save(flat(model), sys.argv[2] + "/resumed.pt")
@@ -118,7 +121,8 @@ def test_settings_by_groups_are_resumed(client, name):
 
     first, optimizer = made(0.25)
     train(first, optimizer, batches(2))
-    second, again = made(7.0)
+    with pytest.warns(UserWarning, match=r"lr is 0\.25 there and 7\.0 here in param group 0; lr is 0\.5 there and 14"):
+        second, again = made(7.0)
     assert torch.equal(flat(first), flat(second))
     assert isinstance(again.param_groups[0]["lr"], torch.Tensor)
     assert [float(group["lr"]) for group in again.param_groups] == [0.25, 0.5]
@@ -128,6 +132,22 @@ def test_settings_by_groups_are_resumed(client, name):
             (f"{g}.{i}", p) for g, part in enumerate((first[:3], first[3:])) for i, p in enumerate(part.parameters())
         ]
         adamd.torch.AdamW(names, client=client, session=name)
+
+
+def test_a_resumed_script_is_told_of_settings_that_it_gives_in_vain(trained, client, name):
+    def resumed(**given):
+        return adamd.torch.Adam(network().parameters(), client=client, session=name, **given)
+
+    resumed()  # what is not given is not compared, ...
+    resumed(lr=0.003, eps=1e-8)
+    with pytest.warns(
+        UserWarning, match=rf"'{name}' is resumed at step 3 .*lr is 0\.003 there and 0\.001 here"
+    ) as told:
+        optimizer = resumed(lr=1e-3)  # ... and what is given is, at torch's default too
+    assert [Path(one.filename).name for one in told] == [Path(__file__).name]
+    assert optimizer.param_groups[0]["lr"] == 0.003
+    with pytest.warns(UserWarning, match=r"betas is \[0\.9, 0\.999\] there and \[0\.5, 0\.9\] here"):
+        adamd.torch.Adam(iter(network().parameters()), 0.003, (0.5, 0.9), client=client, session=name)
 
 
 def test_two_processes_with_the_same_gradients_are_one_run(client, name):

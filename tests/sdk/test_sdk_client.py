@@ -11,11 +11,12 @@ import pytest
 from safetensors.numpy import save
 
 import adamd
-from adamd import errors
+from adamd import _opening, errors
 from adamd.errors import (
     BadGradient,
     HistoryLost,
     InvalidRequest,
+    InvalidSettings,
     SessionDeleted,
     SessionExists,
     StepConflict,
@@ -180,7 +181,7 @@ def test_open_creates_then_resumes_and_checks_the_layout(client, name):
     start = pair()
     made = client.open(name, start, lr=0.5)
     params = made.step(start)
-    again = client.open(name, start, lr=0.1)
+    again = client.open(name, start, lr=0.5)
     assert (again.id, again.step_number, again.chain, again.settings["lr"]) == (made.id, 1, made.chain, 0.5)
     assert (client.open(name).parameters()["w"] == params["w"]).all()
     assert client.session(made.id).name == name
@@ -204,6 +205,20 @@ def test_open_creates_then_resumes_and_checks_the_layout(client, name):
     with pytest.raises(UnknownSession):
         client.open(f"{name}-other")
     assert client.open(name, start).id != made.id
+
+
+def test_who_comes_second_to_make_a_session_is_told_of_its_settings(client, name):
+    logic = _opening.open_(name, pair(), 0.25, {}, "raise")
+    wanted = next(logic)
+    with pytest.raises(UnknownSession) as absent:
+        client._shell._call(wanted)
+    client.create(pair(), name=name, lr=0.5)  # another client, between looking and making
+    wanted = logic.throw(absent.value)
+    with pytest.raises(SessionExists) as taken:
+        client._shell._call(wanted)
+    wanted = logic.throw(taken.value)
+    with pytest.raises(InvalidSettings, match=r"lr is 0\.5 there and 0\.25 here"):
+        logic.send(client._shell._call(wanted))
 
 
 def test_two_clients_of_one_session_are_told_about_each_other(client):

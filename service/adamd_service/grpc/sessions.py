@@ -91,6 +91,8 @@ class Sessions:
             dtypes=told["dtypes"],
             optimizers=told["optimizers"],
             encodings=told["encodings"],
+            settings=messages.struct(told["settings"]),
+            device=told["device"],
         )
 
 

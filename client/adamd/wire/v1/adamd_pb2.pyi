@@ -426,7 +426,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "replica", "numerics", "store", "max_message_bytes", "max_body_bytes", "max_in_flight_bytes", "max_concurrent_calls", "dtypes", "optimizers", "encodings")
+    __slots__ = ("version", "replica", "numerics", "store", "max_message_bytes", "max_body_bytes", "max_in_flight_bytes", "max_concurrent_calls", "dtypes", "optimizers", "encodings", "settings", "device")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
@@ -438,6 +438,8 @@ class GetServerInfoResponse(_message.Message):
     DTYPES_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZERS_FIELD_NUMBER: _ClassVar[int]
     ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     version: str
     replica: str
     numerics: str
@@ -449,4 +451,6 @@ class GetServerInfoResponse(_message.Message):
     dtypes: _containers.RepeatedScalarFieldContainer[str]
     optimizers: _containers.RepeatedScalarFieldContainer[str]
     encodings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., replica: _Optional[str] = ..., numerics: _Optional[str] = ..., store: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_body_bytes: _Optional[int] = ..., max_in_flight_bytes: _Optional[int] = ..., max_concurrent_calls: _Optional[int] = ..., dtypes: _Optional[_Iterable[str]] = ..., optimizers: _Optional[_Iterable[str]] = ..., encodings: _Optional[_Iterable[str]] = ...) -> None: ...
+    settings: _struct_pb2.Struct
+    device: str
+    def __init__(self, version: _Optional[str] = ..., replica: _Optional[str] = ..., numerics: _Optional[str] = ..., store: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_body_bytes: _Optional[int] = ..., max_in_flight_bytes: _Optional[int] = ..., max_concurrent_calls: _Optional[int] = ..., dtypes: _Optional[_Iterable[str]] = ..., optimizers: _Optional[_Iterable[str]] = ..., encodings: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., device: _Optional[str] = ...) -> None: ...
