@@ -16,6 +16,7 @@ from adamd_service.device.choose import ASKED
 from adamd_service.engine import Limits
 
 MIB = 1024 * 1024
+CALLS = 512  # gRPC calls at once
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 
@@ -91,7 +92,7 @@ class ServerSettings(BaseSettings):
     snapshot_ratio: float = Field(4.0, gt=0)
     snapshot_records: int = Field(1024, ge=1)
     snapshot_pace: float = Field(128.0 * MIB, gt=0)
-    grpc_calls: int = Field(512, ge=1)
+    grpc_calls: int | None = Field(None, ge=1)  # as many as `CALLS`, and as messages fit into the bytes in flight
     grpc_streams: int = Field(128, ge=1)
 
     def limits(self) -> Limits:
@@ -108,6 +109,6 @@ class ServerSettings(BaseSettings):
             snapshot_ratio=self.snapshot_ratio,
             snapshot_records=self.snapshot_records,
             snapshot_pace=self.snapshot_pace,
-            calls=self.grpc_calls,
+            calls=self.grpc_calls or max(1, min(CALLS, self.in_flight_bytes // channel.MAX_MESSAGE)),
             streams=self.grpc_streams,
         )

@@ -260,6 +260,35 @@ def test_calls_at_once_are_bounded(quick):
         one.close()
 
 
+def test_messages_that_wait_take_no_more_memory_than_the_bytes_in_flight(tmp_path):
+    """What gRPC has read before any code of ours runs stands outside the budget, so calls are bounded by it."""
+    flight = 64 * MIB
+    with watched(tmp_path, "--fsync", "everysec", env={"ADAMD_IN_FLIGHT_BYTES": flight}) as running:
+        callers = [Caller(running) for _ in range(2)]
+        session = callers[0].create(durability=pb.DURABILITY_COMMITTED)
+        callers[0]("GetSession", session=session)
+        unknown = b"\x7a" + pb.UpdateSessionRequest(session="x" * (4 * MIB)).SerializeToString()[1:]  # field 15
+        large = pb.GetSessionRequest(session=session).SerializeToString() + unknown
+        before = running.resident()
+        os.kill(running.store_pid, signal.SIGSTOP)
+        try:
+            waiting = [
+                one.channel.unary_unary(one.path("GetSession"), None, None).future(large, timeout=60)
+                for one in callers
+                for _ in range(60)
+            ]
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline:
+                assert running.resident() - before < 4 * flight
+                time.sleep(0.05)
+        finally:
+            os.kill(running.store_pid, signal.SIGCONT)
+        answers = [call.code() for call in waiting]
+        assert set(answers) == {S.OK, S.RESOURCE_EXHAUSTED}, answers
+        for one in callers:
+            one.close()
+
+
 def test_idle_streams_give_their_places_up_the_longest_idle_first(quick):
     """Kept streams are calls: without this, the streams of a few clients would fill a server for ever."""
     callers = [Caller(quick) for _ in range(3)]
