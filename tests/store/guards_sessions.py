@@ -126,7 +126,21 @@ def patching_compares_the_revision(store, client):
     assert store.patch(head.spec.id, replace(head, settings_revision=3), head) is None
 
 
+def patching_compares_the_chain_if_asked(store, client):
+    head = step(store, create(store))
+    after = replace(head, settings_revision=1)
+    assert store.patch(head.spec.id, head, after, "0" * 64) is None
+    assert store.patch(head.spec.id, head, after, head.chain) == 1
+
+
 # -- delete.lua, claim.lua, release.lua
+
+
+def deleting_compares_the_chain_if_asked(store, client):
+    head = step(store, create(store))
+    assert not store.delete(head.spec.id, "0" * 64)
+    assert store.load_head(head.spec.id) == head
+    assert store.delete(head.spec.id, head.chain)
 
 
 def deleting_works_in_a_full_store(store, client):

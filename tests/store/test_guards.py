@@ -94,6 +94,8 @@ GUARDS = [
     ),
     ("patch", "head[1] ~= ARGV[2] or ", "", "patching_compares_the_incarnation"),
     ("patch", " or head[2] ~= ARGV[3]", "", "patching_compares_the_revision"),
+    ("patch", " or (ARGV[7] ~= '' and head[4] ~= ARGV[7])", "", "patching_compares_the_chain_if_asked"),
+    ("delete", "head[4] ~= ARGV[5]", "false", "deleting_compares_the_chain_if_asked"),
     (
         "delete",
         "redis.call('DEL', KEYS[1], KEYS[4], KEYS[5])\nredis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[2])\n",

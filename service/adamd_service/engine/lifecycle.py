@@ -218,7 +218,7 @@ class Lifecycle:
             settings = carried(parse_settings(head.settings), optimizer, head)
             spec = head.spec if labels is None else replace(head.spec, labels=dict(labels))
             after = replace(head, spec=spec, settings=to_json(settings), settings_revision=head.settings_revision + 1)
-            step = self._store.patch(hot.id, head, after) if hot.durable else head.step
+            step = self._store.patch(hot.id, head, after, if_match) if hot.durable else head.step
             if step is None:
                 continue
             if step == head.step:
@@ -233,14 +233,16 @@ class Lifecycle:
         """Delete a session.
 
         Raises:
-            Moved: its chain is not ``if_match``.
+            Moved: its chain is not ``if_match``; the store compares it, or another replica's step would be lost.
 
         """
-        if if_match is not None:
-            require_chain(self._rebuilder.current(hot), if_match)
-        if hot.durable:
-            self._store.delete(hot.id)
-        hot.drop()
+        for _ in range(RACES):
+            if if_match is not None:
+                require_chain(self._rebuilder.current(hot), if_match)
+            if not hot.durable or self._store.delete(hot.id, if_match):
+                hot.drop()
+                return
+        raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
 
     def set_parameters(self, hot: Hot, flat: Floats) -> View:
         """Set the parameters of a session that has made no step.

@@ -83,7 +83,7 @@ def _ended(client: Client, session_id: str) -> bool:
     if client.exists(keys.gone):
         return True
     named = [keys.head, keys.gone, keys.garbage, keys.ring, keys.readers]
-    return script("delete")(client, named, DAY, NEVER, "absent")[0] == b"deleted"
+    return script("delete")(client, named, DAY, NEVER, "absent", "")[0] == b"deleted"
 
 
 def release(

@@ -172,8 +172,8 @@ class RedisStore:
             more = len(listed) > page_size
             return heads, index.token(listed[page_size - 1]) if more else None
 
-    def patch(self, session_id: str, head: Head, after: Head) -> int | None:
-        """Change settings and labels; None where someone else changed the settings first.
+    def patch(self, session_id: str, head: Head, after: Head, chain: str | None = None) -> int | None:
+        """Change settings and labels; None where someone else changed the settings first, or it is not at ``chain``.
 
         Returns the step after which they count: another replica may have moved the session on meanwhile.
         """
@@ -182,7 +182,7 @@ class RedisStore:
                 self._client,
                 [SessionKeys(session_id).head],
                 *(head.incarnation, head.settings_revision, codec.dumps(after.settings)),
-                *(after.settings_revision, codec.spec_text(after.spec)),
+                *(after.settings_revision, codec.spec_text(after.spec), chain or ""),
             )
             return int(verdict[1]) if verdict[0] == b"patched" else None
 
@@ -199,15 +199,20 @@ class RedisStore:
                 chunks.unlink(self._client, chunk_keys)
             return verdict[0] == b"set"
 
-    def delete(self, session_id: str) -> None:
-        """End a session: its name is free, it answers 410 for a day. `collect` unlinks what it held."""
+    def delete(self, session_id: str, chain: str | None = None) -> bool:
+        """End a session: its name is free, it answers 410 for a day. `collect` unlinks what it held.
+
+        False where it is not at ``chain``.
+        """
         names = SessionKeys(session_id)
         spec = self.load_head(session_id).spec
         with translated():
             garbage.remember(self._client, spec.tenant, session_id)
             named = [names.head, names.gone, names.garbage, names.ring, names.readers]
-            self._repeatable("delete", named, index.DAY, index.DELETED, "any")
+            if self._repeatable("delete", named, index.DAY, index.DELETED, "any", chain or "")[0] == b"moved":
+                return False
             index.release(self._client, spec.tenant, session_id, spec.name or "", remember=index.DAY)
+            return True
 
     # -- steps
 

@@ -2,13 +2,16 @@
 --
 -- KEYS  1 head   2 tombstone   3 garbage   4 ring   5 readers
 -- ARGV  1 nonce  2 seconds that the tombstone stands  3 what the tombstone says  4 "any" or "absent": absent fences
---       a session that was claimed but never made
--- Returns {nonce, verdict}: deleted | present
+--       a session that was claimed but never made  5 chain expected ("": any)
+-- Returns {nonce, verdict}: deleted (also again) | present | moved (its chain is another one)
 --
 -- The first write frees memory, so that a full store lets itself be emptied: only a script's first write is refused.
-local head = redis.call('HMGET', KEYS[1], 'snapshots', 'log_first', 'step')
+local head = redis.call('HMGET', KEYS[1], 'snapshots', 'log_first', 'step', 'chain')
 if head[3] and ARGV[4] == 'absent' then
   return {ARGV[1], 'present'}
+end
+if head[3] and ARGV[5] ~= '' and head[4] ~= ARGV[5] then
+  return {ARGV[1], 'moved'}
 end
 local unnamed = {}
 if head[3] then
