@@ -468,3 +468,45 @@ def test_bounds_without_parameters_take_no_memory(talk, size):
     refused = talk("POST", "/v1/sessions", json.dumps(body).encode(), JSON)
     assert (refused.status, refused.json["code"]) == (422, "invalid_settings")
     assert refused.json["path"] == "lower"
+
+
+def _restored(talk, body, change):
+    """The export again as a session, its document changed; returns the new session's."""
+    arrays, document = unpacked(body)
+    change(document)
+    del document["name"]
+    kinds = {name: ("F64", array.shape, array.tobytes()) for name, array in arrays.items()}
+    return talk("POST", "/v1/sessions", packed(kinds, document), SAFETENSORS).good(201).json
+
+
+@pytest.mark.parametrize("durability", ["committed", "memory"])
+def test_a_restored_session_takes_no_other_parameters_for_the_best(talk, durability):
+    """The lowest loss came along, but not the parameters that had it."""
+    made = talk.create([1.0, 2.0], optimizer={"lr": 0.1, "stop": {"target_loss": 0.0}}, durability=durability)
+    for number, loss in enumerate([0.125, 4.0], 1):
+        talk(
+            "PUT",
+            f"/v1/sessions/{made['id']}/steps/{number}",
+            {"gradient": [1.0, 1.0], "metrics": {"loss": loss}},
+        ).good()
+    body = talk("GET", f"/v1/sessions/{made['id']}/state").good().body
+    again = _restored(talk, body, lambda document: document["optimizer"].update(keep_best=True))
+    path = f"/v1/sessions/{again['id']}"
+    assert again["progress"]["loss"] == 4.0 and "lowest" not in again["progress"]
+    talk("GET", f"{path}/parameters?at=best").problem(409, "parameters_missing")
+    before = talk("GET", f"{path}/parameters").good().json
+    talk("PUT", f"{path}/steps/3", {"gradient": [1.0, 1.0], "metrics": {"loss": 2.0}}).good()
+    best = talk("GET", f"{path}/parameters?at=best").good().json
+    assert best["parameters"] == before["parameters"]
+
+
+@pytest.mark.parametrize("durability", ["committed", "memory"])
+def test_a_session_without_steps_remembers_none(talk, durability):
+    made = talk.create([1.0, 2.0], optimizer={"keep_best": True}, durability=durability)
+    body = talk("GET", f"/v1/sessions/{made['id']}/state").good().body
+    progress = {"loss": 0.1, "lowest": 0.1, "lowest_step": 0, "norm": 1.0, "first_norm": 1.0}
+    again = _restored(talk, body, lambda document: document["state"].update(progress=progress))
+    assert again["progress"] == {}
+    path = f"/v1/sessions/{again['id']}/parameters"
+    talk("PUT", path, [3.0, 4.0], JSON).good()
+    talk("GET", f"{path}?at=best").problem(409, "parameters_missing")

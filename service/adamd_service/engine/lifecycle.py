@@ -146,8 +146,16 @@ def first_head(call: CreateCall, settings: Settings, state: State | None, sessio
         settings=to_json(settings),
         settings_revision=0,
         parameters_missing=state is None,
-        progress={} if call.kept is None else dict(call.kept.progress),
+        progress={} if call.kept is None else _remembered(call.kept, settings),
     )
+
+
+def _remembered(kept: Kept, settings: Settings) -> dict[str, Any]:
+    """Return what a restored session remembers of its steps: nothing of none, and no lowest loss whose parameters, to
+    be kept from now on, did not come along.
+    """
+    unknown = {"lowest", "lowest_step"} if settings.keep_best and BEST not in kept.slots else set()
+    return {} if kept.step == 0 else {name: value for name, value in kept.progress.items() if name not in unknown}
 
 
 def _first_chain(spec: Spec, incarnation: str, step: int, state: State | None) -> str:
