@@ -34,6 +34,7 @@ AdamdError
 │   └── WrongReplica        wrong_replica        421   a memory session lives in another process
 ├── Unavailable             try again; the SDK does, by itself
 │   ├── Busy                busy                 429
+│   ├── DeviceFull          device_full          503   states in use fill the GPU
 │   ├── ShuttingDown        shutting_down        503
 │   ├── StoreUnavailable    store_unavailable    503
 │   └── StoreFull           store_full           503
@@ -262,6 +263,10 @@ class Unavailable(AdamdError):
 
 class Busy(Unavailable):
     code, status = "busy", 429
+
+
+class DeviceFull(Unavailable):
+    code = "device_full"
 
 
 class ShuttingDown(Unavailable):

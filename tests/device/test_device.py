@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from adamd.errors import Busy, TooLarge
+from adamd.errors import DeviceFull, TooLarge
 from adamd_service.device.gpu import Gpu, Step
 from adamd_service.device.runtime import DeviceLost
 from adamd_service.optim import FAMILY, FusedKernel, State, apply, encoded, parse_settings, plan
@@ -148,7 +148,7 @@ def many(gpu, count, size, dtype, steps=3):
                 try:
                     gpu.apply(other, gradient, updates, bounds, mine)
                     break
-                except Busy:
+                except DeviceFull:
                     pass
             assert differing(out, mine) == 0
         return True
@@ -218,8 +218,9 @@ def test_out_of_memory_evicts_and_tries_again(device):
     assert first.params.tobytes() != np.ones(size, dtype).tobytes()
     with gpu.ready(second):  # in use: there is nothing to evict
         gpu.runtime.refuse = 9
-        with pytest.raises(Busy, match="sessions in use"), gpu.ready(first):
+        with pytest.raises(DeviceFull, match="sessions in use") as full, gpu.ready(first):
             pass
+        assert full.value.status == 503 and full.value.retry_after
     gpu.runtime.refuse = 0
     gpu.apply(first, np.ones(size, dtype), plan(settings, ["w"], first.counts, [True], dtype), [0, size], None)
     gpu.fetch(first)

@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from adamd.errors import Busy, TooLarge
+from adamd.errors import DeviceFull, TooLarge
 from adamd_service.device.batch import ALIGNED, Get, Put
 from adamd_service.device.ring import Ring
 from adamd_service.device.runtime import OutOfMemory, Runtime
@@ -73,7 +73,7 @@ class Residences:
 
         Raises:
             TooLarge: it would not fit alone.
-            Busy: states in use take the room.
+            DeviceFull: states in use take the room.
 
         """
         home = self._home(state)
@@ -158,7 +158,7 @@ class Residences:
         """Move the least recently used one out that nobody uses.
 
         Raises:
-            Busy: there is none.
+            DeviceFull: there is none.
 
         """
         with self._lock:
@@ -171,7 +171,7 @@ class Residences:
                 None,
             )
         if victim is None:
-            raise Busy(
+            raise DeviceFull(
                 f"sessions in use hold {self.used} of the device's {self.limit} bytes; try again", retry_after=0.5
             )
         try:

@@ -34,6 +34,7 @@ STATUS: dict[type[AdamdError], StatusCode] = {
     errors.SettingsConflict: StatusCode.ABORTED,
     errors.Unavailable: StatusCode.UNAVAILABLE,
     errors.Busy: StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeviceFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.StoreFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.InternalError: StatusCode.INTERNAL,
     errors.TransportError: StatusCode.UNAVAILABLE,  # the SDK's own

@@ -42,7 +42,7 @@ class Device(Protocol):
         """Compile what a session with these settings will run."""
 
     def ready(self, state: State) -> AbstractContextManager[None]:
-        """Room for an update: inside, `apply` does not fail for lack of memory. Raises Busy, TooLarge."""
+        """Room for an update: inside, `apply` does not fail for lack of memory. Raises DeviceFull, TooLarge."""
 
     def apply(
         self,
