@@ -76,6 +76,8 @@ class GrpcTransport:
             if self._closed:
                 raise _closed() from error
             raise
+        except TransportError as error:
+            raise self._route.told(error) from error.__cause__
 
     def _sent(self, operation: Operation, call: Call) -> Any:
         match operation:

@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 from adamd import errors
 from adamd._arrays import pieces
 from adamd._operations import (
+    OTHER_PROTOCOL,
     Body,
     Create,
     ListSessions,
@@ -326,6 +327,8 @@ def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
     foreign = _FOREIGN.get(status)
     if foreign is not None:
         return foreign(f"{status}: {words[:200]}")
+    if "http1.x server" in words:
+        return TransportError("the other side speaks HTTP/1", phase=OTHER_PROTOCOL, permanent=True)
     for sign, said in _HOPELESS.items():
         if sign in words:
             return TransportError(said, phase="connect", permanent=True)
@@ -343,7 +346,6 @@ def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
 
 _HOPELESS = {
     "CERTIFICATE_VERIFY_FAILED": "untrusted certificate; SSL_CERT_FILE may name your authority's",
-    "http1.x server": "that server speaks HTTP at this port: use its http:// address, or its port for gRPC",
 }
 _UNCONNECTED = ("failed to connect", "connections to all backends", "resolv", "handshake")
 _ENDED = ("RST_STREAM", "Stream removed", "GOAWAY")  # how gRPC tells of a connection that ended, by other statuses

@@ -85,6 +85,8 @@ class HttpTransport:
             with stop.ends(wire.interrupt), self._meter(request.nbytes, down) as (sent, got):
                 response = wire.exchange(head, request, deadline, sent, got)
             done = True
+        except TransportError as error:
+            raise self._route.told(error) from error.__cause__
         finally:
             self._give_back(wire, keep=done)
         return response

@@ -15,11 +15,13 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from adamd._http_messages import Request, Response
+from adamd._operations import OTHER_PROTOCOL
 from adamd.errors import TransportError
 
 PIECE = 1 << 20  # bytes between two looks at the clock and at the other direction
 SMALL = 64 * 1024  # buffers below this are joined: one packet costs more than the copy
 MAX_HEAD = 64 * 1024
+SETTINGS = b"\x04\0\0\0\0\0"  # what follows the length of HTTP/2's first frame (RFC 9113, sections 3.4 and 6.5)
 Advance = Callable[[int], None]
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -168,6 +170,8 @@ class Wire:
         while (end := self._left.find(b"\r\n\r\n")) < 0:
             if len(self._left) > MAX_HEAD:
                 raise _no_http(f"a head of more than {MAX_HEAD} bytes")
+            if self._left[3:9] == SETTINGS:
+                raise TransportError("the other side speaks HTTP/2", phase=OTHER_PROTOCOL, permanent=True)
             self._receive(deadline)
         lines = self._left[:end].decode("latin-1").split("\r\n")
         del self._left[: end + 4]

@@ -18,6 +18,7 @@ from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import Layout
 
 _REF = re.compile(r"[A-Za-z0-9_-]{1,64}")
+OTHER_PROTOCOL = "other protocol"  # the phase of an attempt that met HTTP in gRPC's place, or the other way round
 ARRAYS = 4  # of a state, about: only the server knows how many its optimizer keeps
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from adamd._operations import OTHER_PROTOCOL
 from adamd.errors import InvalidRequest, TransportError
 from adamd.wire.channel import DEFAULT_PORT as GRPC_PORT
 
@@ -55,6 +56,20 @@ class Route:
     def url(self) -> str:
         """The server's URL."""
         return f"{self.scheme}://{self.authority}{self.prefix}"
+
+    def told(self, error: TransportError) -> TransportError:
+        """Return an attempt's error; one that met another protocol at this port with the address that would do."""
+        if error.extra.get("phase") != OTHER_PROTOCOL:
+            return error
+        mine, other, usual = ("HTTP", "gRPC", 8000) if self.scheme.startswith("http") else ("gRPC", "HTTP", GRPC_PORT)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        scheme = self.scheme.replace(mine.lower(), other.lower())
+        return TransportError(
+            f"{self.url}: {other} is spoken at port {self.port}, not {mine}; use {scheme}://{host}:{self.port}, or the "
+            f"server's port for {mine}: {usual}, unless its ready line says another",
+            phase=OTHER_PROTOCOL,
+            permanent=True,
+        )
 
     @property
     def target(self) -> str:

@@ -159,6 +159,9 @@ def _sight(session: str, seen: dict[str, Any]) -> str:
 
 
 def _unanswered(url: str, error: TransportError) -> str:
+    if error.extra.get("permanent"):  # somebody answers, or could, but not so
+        said = str(error)
+        return f"adamd: {said}" if url in said else f"adamd: {url}: {said}"
     return (
         f"adamd: no adamd server answers at {url} ({_reason(error)}).\n"
         "Start one here: adamd serve. Or name another: --url http://host:8000, or ADAMD_URL in the environment."

@@ -117,6 +117,18 @@ def test_no_server_there():
     assert "adamd serve" in told.stderr and "ADAMD_URL" in told.stderr and "Traceback" not in told.stderr
 
 
+@pytest.mark.parametrize("command", [["sessions"], ["watch", "run-7"]])
+@pytest.mark.parametrize("asked", ["http", "grpc"])
+def test_the_other_protocols_port_is_told(server, asked, command):
+    url, right = f"http://127.0.0.1:{server.grpc_port}", server.grpc_url
+    if asked == "grpc":
+        url, right = f"grpc://127.0.0.1:{server.port}", server.url
+    told = adamd_command(*command, "--url", url)
+    assert (told.returncode, told.stdout) == (1, "")
+    (line,) = told.stderr.splitlines()
+    assert line.startswith(f"adamd: {url}: ") and right in line
+
+
 def test_help_shows_examples():
     told = adamd_command("serve", "--help").stdout
     assert "adamd serve --host 0.0.0.0 --data-dir /srv/adamd" in told

@@ -470,6 +470,15 @@ def test_nobody_there_is_told_soon(connect):
     assert isinstance(caught.value.__cause__, errors.TransportError)
 
 
+def test_the_other_protocols_port_is_told_at_the_first_attempt(server, connect, kind):
+    there = server.url if kind.startswith("grpc") else server.grpc_url
+    client = connect(SimpleNamespace(port=server.grpc_port, grpc_port=server.port))
+    for call in (client.info, lambda: client.open("any", np.zeros(1_000_000, "f4")), lambda: client.create(pair())):
+        with pytest.raises(errors.TransportError, match=there) as caught:
+            call()
+        assert not isinstance(caught.value, errors.RetriesExhausted)
+
+
 def test_a_closed_client_says_so(connect):
     client = connect()
     session = client.create(np.zeros(1, "f4"))

@@ -267,7 +267,7 @@ def test_a_session_that_is_none():
 
 def test_what_speaks_no_grpc_is_told():
     with Scripted(answer(400, b"{}")) as peer, adamd.connect(f"grpc://127.0.0.1:{peer.port}", timeout=QUICK) as client:
-        with pytest.raises(TransportError, match="speaks HTTP") as caught:
+        with pytest.raises(TransportError, match="HTTP is spoken at port") as caught:
             client.info()
         assert type(caught.value) is TransportError
 
