@@ -36,7 +36,7 @@ Url = Annotated[str | None, typer.Option(envvar="ADAMD_URL", help="the server, a
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="where to listen \\[127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="0 takes a free one \\[8000]")] = None,
+    port: Annotated[str | None, typer.Option(help="0 takes a free one \\[8000]")] = None,
     grpc_port: GrpcPort = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
@@ -81,7 +81,7 @@ def serve(
 
         from adamd_service.device.choose import DeviceRefused
         from adamd_service.serve import serve as run
-        from adamd_service.settings import ServerSettings
+        from adamd_service.settings import ServerSettings, refused
         from adamd_service.store import StoreRefused
     except ModuleNotFoundError as error:
         raise SystemExit(
@@ -90,8 +90,7 @@ def serve(
     try:
         run(ServerSettings(**given), lambda line: print(line, flush=True))
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise SystemExit(f"adamd: {faults}") from None
+        raise SystemExit(f"adamd: {refused(error, given)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
         raise SystemExit(f"adamd: {error}") from None
 

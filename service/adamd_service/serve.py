@@ -27,7 +27,7 @@ from adamd_service.http.app import application
 from adamd_service.http.connection import guarded
 from adamd_service.http.doors import doors
 from adamd_service.optim import warm_up
-from adamd_service.settings import ServerSettings
+from adamd_service.settings import ServerSettings, unknown
 from adamd_service.store import EmbeddedStore, RedisStore
 from adamd_service.telemetry import Telemetry, configure_logging
 
@@ -80,6 +80,8 @@ def serve(
 
     """
     configure_logging(settings.log_level)
+    for line in unknown(os.environ):
+        say(line)
     say("loading the kernels (on a new machine they are compiled first, which takes half a minute)")
     warm_up((np.dtype(np.float32), np.dtype(np.float64)))
     gc.freeze()  # half a million objects of the compiler's: looking through them took a fifth of a small step's time

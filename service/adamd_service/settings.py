@@ -1,14 +1,20 @@
-"""The server's settings: the command line over ``ADAMD_…`` in the environment over defaults."""
+"""The server's settings: the command line over ``ADAMD_…`` in the environment over defaults.
+
+A setting's description says what it may be: it is what a wrong one is told.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adamd.wire import channel
@@ -17,6 +23,10 @@ from adamd_service.engine import Limits
 
 MIB = 1024 * 1024
 CALLS = 512  # gRPC calls at once
+PREFIX = "ADAMD_"
+CLIENTS = ("URL", "API_KEY")  # what the SDK reads, and the other commands
+# What Kubernetes sets in every pod beside a service named adamd, or adamd-something.
+KUBERNETES = re.compile(r"([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 
@@ -61,39 +71,65 @@ def _hosts(given: tuple[str, ...]) -> tuple[str, ...]:
     return given
 
 
+def _bytes(given: Any) -> Any:
+    """Read a size as people write it; a number is bytes. What it cannot read is left to who refuses it."""
+    try:
+        return TypeAdapter(ByteSize).validate_python(given) if isinstance(given, str) else given
+    except ValidationError:
+        return given
+
+
+PORT = "a port: a whole number from 0 to 65535, 0 for a free one"
+SIZE = "a number of bytes, as in 2147483648, 2GB or 512MiB"
+SECONDS = "seconds, more than 0"
+COUNT = "a whole number, 1 or more"
+SWITCH = "true or false"
+ORIGINS = "origins of web pages, as in http://localhost:3000"
+HOSTS = "host names, as in adamd.local"
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1, description=SIZE)]
+Seconds = Annotated[float, Field(gt=0, description=SECONDS)]
+
+
 class ServerSettings(BaseSettings):
     """Every bound and address of a server. Sizes are in bytes, times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="ADAMD_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    grpc_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = channel.DEFAULT_PORT
-    data_dir: Path = Field(default_factory=_data_dir)
-    redis_url: str | None = None
-    device: str = Field("auto", pattern=f"^{ASKED}$")
-    device_bytes: int | None = Field(None, ge=1)
-    fsync: Literal["always", "everysec"] = "always"
-    allow_lossy_store: bool = False
-    store_trusted: bool = False
-    store_timeout: float = Field(10.0, gt=0)
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_origins)] = ()
-    allowed_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_hosts)] = ()
+    host: str = Field("127.0.0.1", description="an address of this machine")
+    port: int = Field(8000, ge=0, le=65535, description=PORT)
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = Field(
+        channel.DEFAULT_PORT, description=f"{PORT}, or off"
+    )
+    data_dir: Path = Field(default_factory=_data_dir, description="a directory")
+    redis_url: str | None = Field(None, description="a store's URL, as in redis://localhost:6379")
+    device: str = Field("auto", pattern=f"^{ASKED}$", description="auto, cpu, cuda, or cuda:N as in cuda:0")
+    device_bytes: Size | None = Field(None, description=SIZE)
+    fsync: Literal["always", "everysec"] = Field("always", description="always or everysec")
+    allow_lossy_store: bool = Field(False, description=SWITCH)
+    store_trusted: bool = Field(False, description=SWITCH)
+    store_timeout: Seconds = 10.0
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
+    cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_origins)] = Field(
+        (), description=ORIGINS
+    )
+    allowed_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_hosts)] = Field(
+        (), description=HOSTS
+    )
 
-    max_body_bytes: int = Field(2048 * MIB, ge=1)
-    in_flight_bytes: int = Field(default_factory=lambda: max(512 * MIB, _physical() // 4), ge=1)
-    hot_bytes: int = Field(default_factory=lambda: max(256 * MIB, _physical() // 2), ge=1)
-    memory_session_bytes: int = Field(default_factory=lambda: max(256 * MIB, _physical() // 4), ge=1)
-    idle_buffer_bytes: int = Field(128 * MIB, ge=0)
-    upload_gap: float = Field(30.0, gt=0)
-    shutdown_grace: float = Field(30.0, gt=0)
-    threads: int = Field(32, ge=2, le=256)
-    snapshot_ratio: float = Field(4.0, gt=0)
-    snapshot_records: int = Field(1024, ge=1)
-    snapshot_pace: float = Field(128.0 * MIB, gt=0)
-    grpc_calls: int | None = Field(None, ge=1)  # as many as `CALLS`, and as messages fit into the bytes in flight
-    grpc_streams: int = Field(128, ge=1)
+    max_body_bytes: Size = 2048 * MIB
+    in_flight_bytes: Size = Field(default_factory=lambda: max(512 * MIB, _physical() // 4))
+    hot_bytes: Size = Field(default_factory=lambda: max(256 * MIB, _physical() // 2))
+    memory_session_bytes: Size = Field(default_factory=lambda: max(256 * MIB, _physical() // 4))
+    idle_buffer_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=0, description=SIZE)] = 128 * MIB
+    upload_gap: Seconds = 30.0
+    shutdown_grace: Seconds = 30.0
+    threads: int = Field(32, ge=2, le=256, description="a whole number from 2 to 256")
+    snapshot_ratio: float = Field(4.0, gt=0, description="a number above 0")
+    snapshot_records: int = Field(1024, ge=1, description=COUNT)
+    snapshot_pace: Annotated[float, BeforeValidator(_bytes), Field(gt=0, description=f"{SIZE}, a second")] = 128.0 * MIB
+    # As many as `CALLS`, and as messages fit into the bytes in flight.
+    grpc_calls: int | None = Field(None, ge=1, description=COUNT)
+    grpc_streams: int = Field(128, ge=1, description=COUNT)
 
     def limits(self) -> Limits:
         """Return the bounds that the engine upholds."""
@@ -112,3 +148,42 @@ class ServerSettings(BaseSettings):
             calls=self.grpc_calls or max(1, min(CALLS, self.in_flight_bytes // channel.MAX_MESSAGE)),
             streams=self.grpc_streams,
         )
+
+
+def refused(error: ValidationError, given: Collection[str]) -> str:
+    """Say what was wrong: the option or the variable, what came, what is wanted. ``given``: by the command line."""
+    return "; ".join(dict.fromkeys(_refused(one, given) for one in error.errors(include_url=False)))
+
+
+def _refused(fault: ErrorDetails, given: Collection[str]) -> str:
+    name = str(fault["loc"][0])
+    field = ServerSettings.model_fields[name]
+    where = f"--{name.replace('_', '-')}" if name in given else f"{PREFIX}{name.upper()}"
+    own = fault.get("ctx", {}).get("error")  # of a validator here, in its own words
+    if isinstance(own, ValueError):
+        return f"{where}: {own}"
+    came = str(fault["input"])
+    said = f"{where} is {came[:200]!r}; wanted {field.description}"
+    if name == "port" and came.startswith("tcp://"):
+        said += (
+            ". Kubernetes sets this variable where a service is named adamd: "
+            "give the pod enableServiceLinks: false, or the service another name"
+        )
+    return said
+
+
+def unknown(environ: Collection[str]) -> list[str]:
+    """Say of each variable ``ADAMD_…`` that none of adamd's programs reads, and of the one it was probably meant to be.
+
+    They are told and not refused: a variable may be a newer version's, or another program's.
+    """
+    known = sorted({*CLIENTS, *(name.upper() for name in ServerSettings.model_fields)})
+    said = []
+    for name in sorted(environ):
+        prefix, own = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()
+        if prefix != PREFIX or own in known or KUBERNETES.fullmatch(own):
+            continue
+        near = get_close_matches(own[:100], known, n=1)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else "adamd serve --help and the README have those that are"
+        said.append(f"the environment variable {name[:100]} is not known and does nothing; {hint}")
+    return said

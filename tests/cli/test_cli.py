@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 import adamd
+from adamd_service.settings import ServerSettings, refused
 from servers import ended, free_port
 
 ADAMD = Path(sys.executable).parent / "adamd"
@@ -145,16 +147,80 @@ def test_a_taken_port_is_told(server, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--port", "70000"], "port"),
-        (["--fsync", "never"], "fsync"),
+        (["--port", "70000"], "--port is '70000'; wanted a port: a whole number from 0 to 65535"),
+        (["--port", "eight"], "--port is 'eight'; wanted a port"),
+        (["--grpc-port", "none"], "--grpc-port is 'none'; wanted a port: a whole number from 0 to 65535"),
+        (["--fsync", "never"], "--fsync is 'never'; wanted always or everysec"),
+        (["--device", "tpu"], "--device is 'tpu'; wanted auto, cpu, cuda, or cuda:N"),
         (["--redis-url", "ftp://x"], "redis://"),
-        (["--log-level", "loud"], "log_level"),
+        (["--log-level", "loud"], "--log-level is 'loud'; wanted debug, info, warning or error"),
+        (["--cors-origin", "x"], "--cors-origin: 'x' is no origin"),
     ],
 )
 def test_a_wrong_option_is_told_in_a_line(words, said, tmp_path):
     told = adamd_command("serve", "--data-dir", str(tmp_path), *words)
     assert told.returncode == 1
-    assert said in told.stderr and "Traceback" not in told.stderr
+    assert said in told.stderr and "Traceback" not in told.stderr and "should" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "ADAMD_HOT_BYTES",
+            "2XB",
+            "ADAMD_HOT_BYTES is '2XB'; wanted a number of bytes, as in 2147483648, 2GB or 512MiB",
+        ),
+        ("ADAMD_PORT", "tcp://10.0.0.1:8000", "enableServiceLinks"),
+    ],
+)
+def test_a_wrong_variable_is_told_in_a_line(name, value, said, tmp_path):
+    told = adamd_command("serve", "--data-dir", str(tmp_path), **{name: value})
+    assert told.returncode == 1
+    assert said in told.stderr and len(told.stderr.splitlines()) == 1
+
+
+def test_every_setting_says_what_it_may_be():
+    for name, field in ServerSettings.model_fields.items():
+        assert field.description, name
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("2GB", 2 * 10**9), ("512MiB", 2**29), ("1.5 GiB", 3 * 2**29), ("8k", 8000), ("2147483648", 2**31)],
+)
+def test_sizes_are_read_as_people_write_them(monkeypatch, given, meant):
+    for name in ("MAX_BODY_BYTES", "IN_FLIGHT_BYTES", "HOT_BYTES", "MEMORY_SESSION_BYTES", "IDLE_BUFFER_BYTES"):
+        monkeypatch.setenv(f"ADAMD_{name}", given)
+    monkeypatch.setenv("ADAMD_DEVICE_BYTES", given)
+    monkeypatch.setenv("ADAMD_SNAPSHOT_PACE", given)
+    made = ServerSettings()
+    limits = made.limits()
+    told = limits.body, limits.in_flight, limits.hot, limits.memory_sessions, limits.idle_buffers, made.device_bytes
+    assert (*told, limits.snapshot_pace) == (meant,) * 7
+
+
+@pytest.mark.parametrize("given", ["2XB", "-1", "0", "", "1e400", "nan", "2GB3", "0.2", "infGB"])
+def test_what_is_no_size_is_refused(monkeypatch, given):
+    monkeypatch.setenv("ADAMD_HOT_BYTES", given)
+    with pytest.raises(ValidationError) as caught:
+        ServerSettings()
+    assert refused(caught.value, ()).startswith(f"ADAMD_HOT_BYTES is {given!r}; wanted a number of bytes")
+
+
+def test_variables_that_nothing_reads_are_told(server_factory):
+    others = {
+        "ADAMD_URL": "http://127.0.0.1:9",
+        "ADAMD_API_KEY": "x",
+        "ADAMD_SERVICE_HOST": "10.0.0.1",
+        "ADAMD_GRPC_SERVICE_PORT_HTTP": "1",
+        "ADAMD_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    wrong = {"ADAMD_MAX_BODY_BYTE": "1", "adamd_fsink": "always", "ADAMD_XYZZY": ""}
+    told = [line for line in server_factory(env={**others, **wrong}).lines if "is not known" in line]
+    told = [line for line in told if any(name in line for name in (*others, *wrong))]
+    assert [line.split()[3] for line in told] == ["ADAMD_MAX_BODY_BYTE", "ADAMD_XYZZY", "adamd_fsink"]
+    assert "did you mean ADAMD_MAX_BODY_BYTES?" in told[0] and "did you mean ADAMD_FSYNC?" in told[2]
 
 
 def test_a_data_directory_in_use_is_told(server):

@@ -99,7 +99,7 @@ def test_sessions_are_spread_over_the_gpus_by_their_room():
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"), [("cuda", "--device cuda: "), ("gpu", "device: String should match pattern")]
+    ("asked", "said"), [("cuda", "--device cuda: "), ("gpu", "--device is 'gpu'; wanted auto, cpu, cuda")]
 )
 def test_the_command_refuses_a_device_that_is_not_here(asked, said, tmp_path):
     """On a machine without CuPy, or without a driver; a machine with a GPU has make gpu instead."""
