@@ -80,12 +80,23 @@ def test_hostile_patterns_are_refused_before_they_cost_anything():
         parse_settings({"groups": [{"tensors": ["*" * 513]}]})
     names = [f"{'a' * 500}{i}" for i in range(1000)]
     stars = {"groups": [{"tensors": ["*a" * 255 + "b"]}]}
-    with pytest.raises(SettingsError, match="too many patterns, or stars in them, for 1000 tensors"):
+    with pytest.raises(SettingsError, match="too many patterns, or too long ones, for 1000 tensors"):
         check_groups(parse_settings(stars), names)
     few = {"groups": [{"tensors": ["*a" * 30 + "b"]}]}
     with pytest.raises(SettingsError, match="no tensor matches"):
         check_groups(parse_settings(few), names)
     assert time.process_time() - began < 20  # nothing exponential
+
+
+def test_one_star_before_a_long_text_is_work_too():
+    """At each of a name's characters the whole text is tried: 20 such patterns took two seconds."""
+    names = [f"{'a' * 500}{i:03}" for i in range(1000)]
+    entries = [[f"*{'a' * 250}b{i}" for i in range(20)]]
+    with pytest.raises(GroupsError, match="too many patterns, or too long ones"):
+        check(entries, places(entries), names)
+    few = [["*bias", "*norm*.weight", "encoder.*.attention.*"]]
+    layers = [f"encoder.{i}.attention.{what}" for i in range(4096) for what in ("bias", "norm.weight")]
+    check(few, places(few), layers)
 
 
 def test_a_hint_looks_at_few_of_many_long_names(monkeypatch):
