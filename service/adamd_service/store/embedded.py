@@ -162,8 +162,10 @@ class EmbeddedStore:
             "logfile": str(self._data / "valkey.log"),
             "appendonly": "yes",
             "appendfsync": self._fsync,
-            "auto-aof-rewrite-min-size": "512mb",
-            "auto-aof-rewrite-percentage": "200",  # at 100 it writes as much again as the steps do, and they wait
+            # A rewrite writes all that is in memory, and after its fork every page that the steps touch is copied once
+            # more: the file may grow to five times the memory before one.
+            "auto-aof-rewrite-min-size": "1gb",
+            "auto-aof-rewrite-percentage": "400",
             "save": "",
             "rdbcompression": "no",  # LZF finds nothing in floats, and takes a core for each rewrite of the file
             "maxmemory-policy": "noeviction",
