@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
@@ -88,7 +88,7 @@ class Sending:
     @classmethod
     def taken(cls, options: dict[str, Any]) -> Self:
         """Take the choice out of a call's options; raises as `of`."""
-        names = ("encoding", "error_feedback", "answer_dtype")
+        names = (field.name for field in fields(cls))
         return cls.of(**{name: options.pop(name) for name in names if name in options})
 
 

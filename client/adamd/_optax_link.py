@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from adamd._around import TRAVEL
 from adamd._optax_tree import Form, Strays, agree, narrowed, updates
+from adamd._resuming import differing
 from adamd.client import Client
 from adamd.errors import AdamdError, InvalidRequest, InvalidSettings, StepSuperseded, WrongLayout
 from adamd.session import Session
@@ -23,14 +25,14 @@ class Link:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._masters: dict[str, Array] = session.parameters()
+        self._masters = self._exact() if session.step_number == 0 else session.parameters()
         self._strays: dict[str, Strays] = {}
 
     def read(self, like: Form) -> dict[str, Array]:
         """Follow the session to where it stands, and return its parameters, in memory of the caller's own."""
         self._check(like)
         self.session.refresh()
-        self.session.parameters(out=self._masters)
+        self._masters = self.session.parameters()
         self._strays = {}
         return {name: array.copy() for name, array in narrowed(self._masters, like).items()}
 
@@ -56,9 +58,9 @@ class Link:
                 step=session.step_number,
             )
         self._check_held(like, held)
-        changed = {key: value for key, value in settings.items() if session.settings.get(key) != value}
+        changed = {key: value for key, _, value in differing(settings, session.settings)}
         try:
-            session.step(gradients, loss, settings=changed, out=self._masters)
+            self._masters = session.step(gradients, loss, settings=changed, out=self._room())
         except BaseException:  # an answer may have broken off in the masters
             for name, array in held.items():
                 np.copyto(self._masters[name], array)
@@ -70,6 +72,21 @@ class Link:
         made = {name: updates(array, held[name]) for name, array in meant.items()}
         self._strays = {name: strays for name, (_, strays) in made.items()}
         return {name: delta for name, (delta, _) in made.items()}
+
+    def _exact(self) -> dict[str, Array]:
+        """Read the parameters as the session has them, in whatever dtype answers are wanted."""
+        before, self.session.answer_dtype = self.session.answer_dtype, None
+        try:
+            read: dict[str, Array] = self.session.parameters()
+            return read
+        finally:
+            self.session.answer_dtype = before
+
+    def _room(self) -> dict[str, Array] | None:
+        """Return the memory for the next answer: that of the last one, if it was of the same dtype."""
+        wanted = self.session.answer_dtype or self.session.dtype
+        kind = "float32" if wanted == "bfloat16" else wanted  # NumPy has no bfloat16
+        return self._masters if all(array.dtype == kind for array in self._masters.values()) else None
 
     def _check(self, like: Form) -> None:
         mine = dict(zip(like.names, like.shapes, strict=True))
@@ -148,8 +165,8 @@ class Desk:
         if not ref:
             raise InvalidRequest("this optimizer state has no session; state = tx.init(params) makes one")
         if ref not in self.links:
-            bad = self.options.get("on_bad_gradient")
-            self.links[ref] = Link(self.client.session(ref, on_bad_gradient=bad))
+            own = {key: self.options[key] for key in ("on_bad_gradient", *TRAVEL) if key in self.options}
+            self.links[ref] = Link(self.client.session(ref, **own))
         return self.links[ref]
 
 

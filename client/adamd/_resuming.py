@@ -54,9 +54,15 @@ def check_settings(standing: Standing, lr: float | None, options: Mapping[str, A
         _check_names(standing, given, {*known, *standing.settings})
         theirs = {**known, **theirs}
     given |= {key: options[key] for key in ("dtype", "durability") if options.get(key) is not None}
-    differing = [(key, theirs[key], value) for key, value in given.items() if not _alike(key, value, theirs[key])]
-    if differing:
-        raise _differ(standing, differing)
+    found = differing(given, theirs)
+    if found:
+        raise _differ(standing, found)
+
+
+def differing(given: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Differing]:
+    """Return which settings that are given are not as a session has them; what it does not tell is None."""
+    pairs = ((key, theirs.get(key), value) for key, value in given.items())
+    return [(key, has, value) for key, has, value in pairs if not _alike(key, value, has)]
 
 
 def _check_names(standing: Standing, given: Iterable[str], known: set[str]) -> None:
@@ -92,19 +98,24 @@ def _within(mine: Any, theirs: Any, *, whole: bool) -> bool:
     return bool(mine == theirs)
 
 
-def _differ(standing: Standing, differing: list[Differing]) -> InvalidSettings:
-    said = "; ".join(f"{key} is {_shown(theirs)} there and {_shown(mine)} here" for key, theirs, mine in differing)
-    leave = "leave it out" if len(differing) == 1 else "leave them out"
+def said(found: Iterable[Differing]) -> list[str]:
+    """Return in words what is there and here."""
+    return [f"{key} is {_shown(theirs)} there and {_shown(mine)} here" for key, theirs, mine in found]
+
+
+def _differ(standing: Standing, found: list[Differing]) -> InvalidSettings:
+    leave = "leave it out" if len(found) == 1 else "leave them out"
     ways = [f"{leave} to go on with the session's"]
-    changing = {key: mine for key, _, mine in differing if key not in (*BESIDE, "optimizer")}
+    changing = {key: mine for key, _, mine in found if key not in (*BESIDE, "optimizer")}
     if changing:
         words = ", ".join(f"{key}={_shown(value, python=True)}" for key, value in changing.items())
         ways.append(f"change them by client.session({(standing.name or standing.id)!r}).update({words})")
     return InvalidSettings(
-        f"{_who(standing)} has other settings than these: {said}. {', '.join(ways).capitalize()}, or choose another "
-        "name; on_other_settings='keep' takes the session's without a word",
+        f"{_who(standing)} has other settings than these: {'; '.join(said(found))}. "
+        f"{', '.join(ways).capitalize()}, or choose another name; on_other_settings='keep' takes the session's "
+        "without a word",
         step=standing.step,
-        path=f"optimizer.{differing[0][0]}" if differing[0][0] not in BESIDE else differing[0][0],
+        path=f"optimizer.{found[0][0]}" if found[0][0] not in BESIDE else found[0][0],
         id=standing.id,
     )
 

@@ -29,11 +29,12 @@ class Kept:
     mirror: Mirror
 
 
-def found_in(groups: Groups, layout: Layout, dtype: str | None = None) -> Kept:
-    """Find a session's tensors in the groups.
+def found_in(groups: Groups, layout: Layout, dtype: str | None = None, answer: str | None = None) -> Kept:
+    """Find a session's tensors in the groups. ``answer`` is the dtype that the user chose for its answers.
 
     Raises:
         WrongLayout: they are others, or of another dtype than the session's.
+        WrongDtype: answers cannot come in what was chosen.
 
     """
     found = _torch_layout.places(groups)
@@ -43,7 +44,7 @@ def found_in(groups: Groups, layout: Layout, dtype: str | None = None) -> Kept:
         raise WrongLayout("the session's tensors are not the parameters of this optimizer")
     named = {place.name: place for place in found}
     places = tuple(named[name] for name in layout.names)
-    return Kept(places, frozenset(id(place.tensor) for place in found), Mirror(places, layout, kind))
+    return Kept(places, frozenset(id(place.tensor) for place in found), Mirror(places, layout, kind, answer))
 
 
 def present_in(kept: Kept, groups: Groups) -> list[Place]:
@@ -95,7 +96,7 @@ def read_state(session: Session, places: Sequence[Place], kind: Kind, step: int,
         HistoryLost, StepSuperseded: it does not.
 
     """
-    found = _torch_state.unpack(session.export(), places, kind)
+    found = _torch_state.unpack(session.export(), places, kind, rounded=session.answer_dtype is not None)
     if found.chain != chain:
         moved = StepSuperseded if found.step > step else HistoryLost
         raise moved(
@@ -115,14 +116,14 @@ class Bond:
         adopt: copy the session's parameters and settings into the model and the groups; else they are the same already.
 
     Raises:
-        WrongLayout, InvalidSettings: the session does not fit; nothing was copied.
+        WrongLayout, WrongDtype, InvalidSettings: the session does not fit; nothing was copied.
 
     """
 
     def __init__(self, session: Session, groups: Groups, *, adopt: bool) -> None:
         self.session = session
         self._kind = kind_of(groups)
-        self.kept = found_in(groups, session.layout, session.dtype)
+        self.kept = found_in(groups, session.layout, session.dtype, session.answer_dtype)
         self._members = _torch_settings.members(self.kept.places)
         mirror = self.kept.mirror
         with torch.no_grad():
@@ -195,6 +196,7 @@ class Bond:
             yield
         finally:
             self.session.answer_dtype = before
+        self.kept.mirror.landed()
 
     def _changed(self, groups: Groups) -> dict[str, Any]:
         """Return the settings that the session does not have yet."""

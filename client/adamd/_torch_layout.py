@@ -11,6 +11,7 @@ import torch
 from adamd.errors import InvalidRequest, WrongDtype, WrongLayout
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 # Their master, the session's parameter, is float32.
 NARROW = (torch.bfloat16, torch.float16)
 

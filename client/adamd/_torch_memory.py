@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from adamd._arrays import Flat, raw_bytes
-from adamd._torch_layout import DTYPES, NARROW, Place
+from adamd._torch_layout import BY_NAME, DTYPES, NARROW, Place
+from adamd.errors import WrongDtype
 from adamd.wire.layout import Layout
 
 # Bytes of a gradient below which a copy of it beside its neighbours costs less than sending it by itself.
@@ -31,7 +32,8 @@ class Run:
 class Mirror:
     """The session's parameters as last read, beside the model's, which are the same or narrower.
 
-    Where all parameters are bfloat16, or all float16, answers come as that already: half of the bytes.
+    Where all parameters are bfloat16, or all float16, answers come as that already: half of the bytes. Where the user
+    has chosen a narrower dtype for them than the model's, they come into a buffer of that, and `landed` widens them.
 
     Answers come into one flat host buffer, which is used again with every step, and are copied into the parameters only
     when they are whole: an answer that breaks off must not leave half of it in the model.
@@ -40,25 +42,34 @@ class Mirror:
         places: all parameters, in the layout's order.
         layout: the session's.
         dtype: the session's.
+        chosen: the dtype in which the user wants answers; None: the session's.
 
     Attributes:
         flat: the buffer.
-        room: the same, for `Session.step`.
+        room: the same, or that of the chosen dtype, for `Session.step`.
         answer: the dtype that answers have to come in; None: the session's.
+
+    Raises:
+        WrongDtype: the user wants answers in another dtype than a narrow model's own.
 
     """
 
-    def __init__(self, places: Sequence[Place], layout: Layout, dtype: str) -> None:
+    def __init__(self, places: Sequence[Place], layout: Layout, dtype: str, chosen: str | None = None) -> None:
         self._places = places
         self._tensors = [place.tensor for place in places]
         self._dtypes = [tensor.dtype for tensor in self._tensors]
         self._bounds = layout.bounds
         one = self._dtypes[0] if len(set(self._dtypes)) == 1 else torch.float32
-        self.answer = DTYPES[one] if one in NARROW else None
+        own = DTYPES[one] if one in NARROW else None
+        if chosen not in (None, own) and own is not None:
+            raise WrongDtype(f"answer_dtype is {chosen!r}; the model is {own}, and answers come as that already")
+        self.answer = own or chosen
         self.flat = self._empty(one)
         self._views = self._split(self.flat)
         self._layout = layout
-        self.room = Flat(layout, self.answer or dtype, (_bytes(self.flat),))
+        self._narrow = None if own == self.answer else self._empty(BY_NAME[self.answer or dtype])
+        room = self.flat if self._narrow is None else self._narrow
+        self.room = Flat(layout, self.answer or dtype, (_bytes(room),))
         self._runs = self._planned()
         self._staged: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # made when it is needed
         self.mark()
@@ -74,9 +85,14 @@ class Mirror:
             return self._gathered(found)
         return {place.name: gradient.resolve_neg() for place, gradient in zip(present, found, strict=True)}
 
+    def landed(self) -> None:
+        """Widen an answer that came in the dtype chosen for it."""
+        if self._narrow is not None:
+            self.flat.copy_(self._narrow)
+
     def write(self, touched: Sequence[Place] | None = None) -> None:
-        """Copy these parameters from the buffer into the model; None copies all."""
-        if touched is None or len(touched) == len(self._tensors):
+        """Copy these parameters from the buffer into the model; None copies all, and so does an answer that rounds."""
+        if touched is None or self._narrow is not None or len(touched) == len(self._tensors):
             torch._foreach_copy_(self._tensors, self._views)
         else:
             views = dict(zip((place.name for place in self._places), self._views, strict=True))

@@ -6,29 +6,20 @@ import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 
-from adamd import _torch_kinds, _torch_layout, _torch_settings, _torch_state
+from adamd import _resuming, _torch_kinds, _torch_layout, _torch_settings, _torch_state
+from adamd._around import Around, parted
 from adamd._torch_bond import Bond
 from adamd._torch_kinds import Kind
 from adamd._torch_ranks import Ensemble, Ranks
+from adamd._torch_successor import successor
+from adamd._track import settings_document
 from adamd.client import Client, Durability, connect
-from adamd.errors import (
-    AdamdError,
-    InvalidRequest,
-    InvalidState,
-    SessionDeleted,
-    StepSuperseded,
-    UnknownSession,
-    WrongReplica,
-)
+from adamd.errors import InvalidRequest, InvalidState
 from adamd.session import OnBadGradient, Session
-
-# What a session answers that is no more; WrongReplica: it was in the memory of a server that ended.
-_GONE = (UnknownSession, SessionDeleted, WrongReplica)
 
 
 class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent where the house's mypy runs
@@ -45,6 +36,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         on_bad_gradient: as there.
         timeout: as there.
         process_group: as there.
+        around: as there.
 
     """
 
@@ -73,7 +65,9 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         on_bad_gradient: OnBadGradient = "raise",
         timeout: Any = None,
         process_group: Any = None,
+        **around: Unpack[Around],
     ) -> None:
+        self._around, travel = parted(around, type(self).__name__)
         self._bond: Bond | Ensemble | None = None
         self._made_up = False  # the constructor is through
         self._asked: list[dict[str, Any]] = []  # the groups' settings, before those of a session take their place
@@ -91,12 +85,15 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
             "durability": durability,
             "labels": labels,
             "on_bad_gradient": on_bad_gradient,
+            **travel,
         }
         self._bond = self._bound(lambda: self._made(session), adopt=session is not None)
         self._made_up = True
         if self._asked:
             own = [self._given.union(item if isinstance(item, dict) else ()) for item in params]
-            self._tell_overruled(_torch_settings.overruled(self._asked, self.param_groups, own))
+            changed = _torch_settings.overruled(self._asked, self.param_groups, own)
+            self._tell_overruled(changed, "set them in optimizer.param_groups now")
+            self._tell_overruled(self._differing(), "change them by optimizer.session.update(…)")
 
     @property
     def session(self) -> Session:
@@ -262,20 +259,29 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         places = _torch_layout.places(self.param_groups)
         settings = _torch_settings.settings(self.param_groups, _torch_settings.members(places))
         given = {place.name: place.tensor for place in places}
-        options = {"optimizer": settings.pop("name"), **settings, **self._options}
+        options = {"optimizer": settings.pop("name"), **settings, **self._around, **self._options}
         if name is None:
             return self._client.create(given, **options)
         self._asked = _torch_settings.values(self.param_groups)
         return self._client.open(name, given, **options, on_other_settings="keep")  # adopted, and told
 
-    def _tell_overruled(self, found: list[str]) -> None:
+    def _differing(self) -> list[str]:
+        """Return in words what surrounds the update in a session that is resumed otherwise than was given."""
+        known = self.session.settings
+        given = settings_document(self._around)
+        if not _resuming.differing(given, known):
+            return []
+        defaults = self._client.info()["settings"][known["name"]]
+        return _resuming.said(_resuming.differing(given, {**defaults, **known}))
+
+    def _tell_overruled(self, found: list[str], how: str) -> None:
         """Warn of settings that were given, and are not the session's: it keeps its own, as a loaded state would."""
         if found:
             session = self.session
             warnings.warn(
                 f"session {session.name or session.id!r} is resumed at step {session.step_number} with its own "
-                f"settings, as load_state_dict() would: {'; '.join(found)}. To go on with others, set them in "
-                "optimizer.param_groups now; else give those of the session, or leave them out",
+                f"settings, as load_state_dict() would: {'; '.join(found)}. To go on with others, {how}; "
+                "else give those of the session, or leave them out",
                 UserWarning,
                 stacklevel=4,
             )
@@ -311,52 +317,11 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         return self._bond
 
     def _restored(self) -> Session:
-        """Restore a session from ``self.state`` and the model, in place of the one before and under its name.
-
-        A name is free only when its session is deleted; so the state is first restored without it.
-        """
-        old = self._latest()
-        places = _torch_layout.places(self.param_groups)
-        _torch_layout.check(places)
-        settings = _torch_settings.settings(self.param_groups, _torch_settings.members(places))
-        body = _torch_state.pack(places, self.state, settings, self._kind)
-        options = {**self._options, **_handed_down(old)}
-        new = self._client.restore(body, **options)
-        with suppress(*_GONE):
-            old.delete()
-        if old.name is None:
-            return new
-        try:
-            named = self._client.restore(body, old.name, **options)
-        except AdamdError as error:
-            error.add_note(f"the state is safe in session {new.id}, which has no name")
-            raise
-        with suppress(AdamdError):  # a copy that nobody needs
-            new.delete()
-        return named
+        """Restore a session from ``self.state`` and the model, in place of the one before and under its name."""
+        return successor(self._client, self._latest(), self.param_groups, self.state, self._around, self._options)
 
 
 _NEEDED = ("lr", "betas", "eps", "weight_decay")  # what every torch has saved
-
-
-def _handed_down(old: Session) -> dict[str, Any]:
-    """Return what a session hands down to the one that takes its place.
-
-    Raises:
-        StepSuperseded: another client has moved it on, and that would be lost.
-
-    """
-    try:
-        told = old.info()
-    except _GONE:
-        return {}
-    if told["step"] > old.step_number:
-        raise StepSuperseded(
-            f"the session is at step {told['step']} by another client; this optimizer was at {old.step_number}, and "
-            "would replace it. optimizer.refresh() follows it; then load the state again if it shall go",
-            step=told["step"],
-        )
-    return {"durability": told["durability"], "labels": told["labels"]}
 
 
 def _scalar(loss: Any) -> float | None:

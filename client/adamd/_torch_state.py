@@ -2,7 +2,7 @@
 
 torch keeps for each parameter that was ever updated ``{"step": float32 scalar, "exp_avg", "exp_avg_sq", …}``, the
 arrays in the parameter's own dtype, device and memory format. Of a bfloat16 or float16 parameter they are float32, and
-so is its master, "master_param".
+so is its master, "master_param", which there is too where an ``answer_dtype`` rounds what the model gets.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import torch
 from adamd import _export
 from adamd._export import PARAMETERS, Draft, Export
 from adamd._torch_kinds import Kind
-from adamd._torch_layout import NARROW, Place
+from adamd._torch_layout import BY_NAME, NARROW, Place
 from adamd.errors import InvalidState
 
 MASTER = "master_param"  # as transformer_engine's FusedAdam calls it
-AROUND = "ema", "lower", "upper"  # what adamd keeps around any optimizer: no part of torch's state
+EMA = "ema"  # the parameters' moving average, which torch takes no notice of in a state
+AROUND = "lower", "upper", "best"  # what adamd keeps around any optimizer besides: no part of torch's state
 ASKED = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}  # by which setting
 MOST = 2**53  # a float64 counts so far
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
@@ -37,14 +38,18 @@ class Unpacked:
     state: State
 
 
-def unpack(export: bytes, places: Sequence[Place], kind: Kind) -> Unpacked:
+def unpack(export: bytes, places: Sequence[Place], kind: Kind, *, rounded: bool) -> Unpacked:
     """Read an export. Parameters that were never updated have no state, as in torch."""
     found = _export.read(export)
-    return Unpacked(found.step, found.chain, laid_out(found, places, kind))
+    return Unpacked(found.step, found.chain, laid_out(found, places, kind, rounded=rounded, ema=True))
 
 
-def laid_out(found: Export, places: Sequence[Place], kind: Kind) -> State:
-    """Return the state in torch's layout, in memory of its own."""
+def laid_out(found: Export, places: Sequence[Place], kind: Kind, *, rounded: bool = False, ema: bool = False) -> State:
+    """Return the state in torch's layout, in memory of its own.
+
+    ``rounded``: the model has rounded parameters, so their masters travel. ``ema``: so does their moving average.
+    """
+    left = AROUND if ema else (*AROUND, EMA)
     state: State = {}
     for place in places:
         count = found.counts[place.name]
@@ -55,7 +60,7 @@ def laid_out(found: Export, places: Sequence[Place], kind: Kind) -> State:
         for number in kind.numbers:
             mine[number] = _number(found.carried[number][place.name])
         for array, values in found.arrays.items():
-            if array in AROUND or (array == PARAMETERS and not narrow):
+            if array in left or (array == PARAMETERS and not (narrow or rounded)):
                 continue
             dtype = torch.float32 if narrow else place.tensor.dtype
             held = torch.empty_like(place.tensor, dtype=dtype, requires_grad=False)
@@ -66,7 +71,13 @@ def laid_out(found: Export, places: Sequence[Place], kind: Kind) -> State:
 
 
 def pack(
-    places: Sequence[Place], state: Mapping[torch.Tensor, Any], settings: Mapping[str, Any], kind: Kind, step: int = 0
+    places: Sequence[Place],
+    state: Mapping[torch.Tensor, Any],
+    settings: Mapping[str, Any],
+    kind: Kind,
+    step: int = 0,
+    bounds: Mapping[str, Mapping[str, Any]] | None = None,
+    answer: str | None = None,
 ) -> memoryview:
     """Write the export of a session with the parameters as they are now and this state.
 
@@ -76,8 +87,11 @@ def pack(
         settings: the whole of them, with the name.
         kind: what the state is of.
         step: the session's, where it is more than the largest count.
+        bounds: numbers or arrays by tensor, for "lower" or "upper" where that is "array"; without one there is none.
+        answer: the dtype that the model's parameters were rounded to on their way; None: to their own.
 
     """
+    bounds = bounds or {}
     wide = any(place.tensor.dtype == torch.float64 for place in places)
     names = kind.arrays(settings)
     kept = {place.name: state.get(place.tensor) or {} for place in places}
@@ -85,15 +99,19 @@ def pack(
         dtype="float64" if wide else "float32",
         shapes={place.name: tuple(place.tensor.shape) for place in places},
         settings=settings,
-        names=names,
+        names=(*names, *bounds, *((EMA,) if settings.get("ema_decay") else ())),
         counts={name: _count(mine, kind, names) for name, mine in kept.items()},
         carried={number: {n: float(mine.get(number, 1.0)) for n, mine in kept.items()} for number in kind.numbers},
         step=step,
     ).laid_out()
     for place in places:
-        _fill(views[PARAMETERS][place.name], _parameter(place, state))
+        _fill(views[PARAMETERS][place.name], _parameter(place, state, answer))
         for array in names:
             _fill(views[array][place.name], kept[place.name].get(array))
+        for side, given in bounds.items():
+            views[side][place.name][...] = given.get(place.name, -math.inf if side == "lower" else math.inf)
+        if EMA in views:  # an average begins as the parameters
+            _fill(views[EMA][place.name], kept[place.name].get(EMA, _parameter(place, state, answer)))
     return body
 
 
@@ -104,11 +122,14 @@ def _count(mine: Mapping[str, Any], kind: Kind, names: Iterable[str]) -> int:
     return int(any(mine.get(array) is not None for array in names))
 
 
-def _parameter(place: Place, state: Mapping[torch.Tensor, Any]) -> torch.Tensor:
+def _parameter(place: Place, state: Mapping[torch.Tensor, Any], answer: str | None) -> torch.Tensor:
     """Return a parameter's master, if the model has not been given another value since."""
     tensor = place.tensor.detach()
-    master = state.get(place.tensor, {}).get(MASTER) if tensor.dtype in NARROW else None
-    return tensor if master is None or not torch.equal(master.to(tensor), tensor) else master
+    master = state.get(place.tensor, {}).get(MASTER)
+    if master is None:
+        return tensor
+    seen = master if answer is None else master.to(BY_NAME[answer])
+    return master if torch.equal(seen.to(tensor), tensor) else tensor
 
 
 def uncast(state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
@@ -152,7 +173,7 @@ def check(places: Sequence[Place], state: Mapping[Any, Any], settings: Mapping[s
                     f"the state of {place} has no {entry!r}{hint}; it has {_listed(mine)}, and {kind.torch} wants "
                     f"{_listed(wanted)}"
                 )
-        for array in (*arrays, *((MASTER,) if MASTER in mine else ())):
+        for array in (*arrays, *(own for own in (MASTER, EMA) if own in mine)):
             _check_array(place, array, mine[array])
         _check_numbers(place, mine, kind)
 

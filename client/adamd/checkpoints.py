@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from adamd._around import TRAVEL
 from adamd.client import Client
 from adamd.session import Session
 
@@ -96,7 +97,7 @@ def from_optax(
     """
     from adamd import _checkpoint_optax
 
-    kept = ("durability", "labels", "on_bad_gradient", "encoding", "error_feedback", "answer_dtype")
+    kept = ("durability", "labels", "on_bad_gradient", *TRAVEL)
     passed = {key: options.pop(key) for key in kept if key in options}
     step = options.pop("step", 0)
     body = _checkpoint_optax.moved_in(state, params, {"name": optimizer, **options}, step)

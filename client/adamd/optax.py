@@ -33,7 +33,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 try:
     import jax
@@ -44,13 +44,15 @@ except ModuleNotFoundError as error:
 import numpy as np
 from jax.experimental import io_callback
 
+from adamd._around import Around, parted
 from adamd._optax_link import HANDLE, Desk
 from adamd._optax_tree import Form, form, leaves_of, update_dtype
+from adamd._track import settings_document
 from adamd.client import Client, Durability, connect
 from adamd.errors import InvalidRequest
 from adamd.session import OnBadGradient, Session
 
-__all__ = ["AdamState", "Transformation", "adam", "adamw"]
+__all__ = ["AdamState", "Around", "Transformation", "adam", "adamw"]
 
 Schedule = Callable[[Any], Any]
 
@@ -141,6 +143,7 @@ def adam(
     labels: Mapping[str, str] | None = None,
     on_bad_gradient: OnBadGradient = "raise",
     timeout: Any = None,
+    **around: Unpack[Around],
 ) -> Transformation:
     """Adam at a server, with the equation and the defaults of `optax.adam` (eps outside the square root).
 
@@ -160,6 +163,9 @@ def adam(
         labels: your own words, to find it in the list; of a new session.
         on_bad_gradient: "skip" leaves the parameters alone where a gradient has NaN or infinity; "raise" raises.
         timeout: of a whole call, in seconds, or an `adamd.Timeout`.
+        around: what surrounds the update at the server (``schedule``, ``clip_norm``, ``lower``, ``ema_decay``,
+            ``stop``, …), and how gradients and parameters travel (``encoding``, ``error_feedback``, ``answer_dtype``):
+            `adamd.optax.Around` lists them.
 
     Parameters are float32, float64, or float16 and bfloat16 with a float32 master at the server, also mixed; the
     session is float64 where one of them is. A leaf is named by its path, as "layers/0/kernel".
@@ -170,7 +176,9 @@ def adam(
     """
     numbers = {"betas": [_number("b1", b1), _number("b2", b2)], "eps": _number("eps", eps), "weight_decay": 0.0}
     options = {"durability": durability, "labels": labels, "on_bad_gradient": on_bad_gradient}
-    return _made(learning_rate, {"name": "adam", **numbers}, None, (url, client, timeout), session, options)
+    given, travel = parted(around, "adam")
+    settings = {"name": "adam", **numbers, **settings_document(given)}
+    return _made(learning_rate, settings, None, (url, client, timeout), session, options | travel)
 
 
 def adamw(
@@ -188,6 +196,7 @@ def adamw(
     labels: Mapping[str, str] | None = None,
     on_bad_gradient: OnBadGradient = "raise",
     timeout: Any = None,
+    **around: Unpack[Around],
 ) -> Transformation:
     """AdamW at a server: `adam` with decoupled weight decay, with the defaults of `optax.adamw`.
 
@@ -206,6 +215,7 @@ def adamw(
         labels: as in `adam`.
         on_bad_gradient: as in `adam`.
         timeout: as in `adam`.
+        around: as in `adam`.
 
     Raises:
         InvalidRequest: a setting is no number.
@@ -214,7 +224,9 @@ def adamw(
     numbers = {"betas": [_number("b1", b1), _number("b2", b2)], "eps": _number("eps", eps)}
     numbers |= {"weight_decay": _number("weight_decay", weight_decay)}
     options = {"durability": durability, "labels": labels, "on_bad_gradient": on_bad_gradient}
-    return _made(learning_rate, {"name": "adamw", **numbers}, mask, (url, client, timeout), session, options)
+    given, travel = parted(around, "adamw")
+    settings = {"name": "adamw", **numbers, **settings_document(given)}
+    return _made(learning_rate, settings, mask, (url, client, timeout), session, options | travel)
 
 
 def _made(

@@ -25,7 +25,7 @@ all ranks together, and what fails on one raises on all. Rank 0's settings count
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 try:
     import torch
@@ -33,11 +33,12 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("adamd.torch needs PyTorch: pip install 'adamd[torch]'", name="torch") from error
 
 from adamd import _torch_kinds
+from adamd._around import Around
 from adamd._torch_optimizer import Remote
 from adamd.client import Client, Durability
 from adamd.session import OnBadGradient
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "Around", "NAdam", "RAdam", "RMSprop"]
 
 
 class Adam(Remote):
@@ -72,6 +73,10 @@ class Adam(Remote):
         timeout: of a whole call, in seconds, or an `adamd.Timeout`.
         process_group: the ranks that train this model; None is torch.distributed's default group, where that is
             initialised. False: this process by itself.
+        around: what surrounds the update at the server (``schedule``, ``clip_norm``, ``lower``, ``ema_decay``,
+            ``stop``, …), and how gradients and parameters travel (``encoding``, ``error_feedback``, ``answer_dtype``):
+            `adamd.torch.Around` lists them. A session that is resumed keeps its own settings, and a warning says so.
+            With an ``encoding`` that drops something, every parameter needs a gradient in every step.
 
     Raises:
         WrongDtype, WrongLayout: parameters that no session takes: complex, float64 among others, sharing memory, …; or
@@ -102,6 +107,7 @@ class Adam(Remote):
         on_bad_gradient: OnBadGradient = "raise",
         timeout: Any = None,
         process_group: Any = None,
+        **around: Unpack[Around],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         super().__init__(
@@ -115,6 +121,7 @@ class Adam(Remote):
             on_bad_gradient=on_bad_gradient,
             timeout=timeout,
             process_group=process_group,
+            **around,
         )
 
 

@@ -1,0 +1,96 @@
+"""A session that takes the place of another: restored from a torch state, with all that the other had around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from adamd import _export, _torch_layout, _torch_settings, _torch_state
+from adamd._around import SETTINGS, TRAVEL
+from adamd._torch_bond import Groups
+from adamd._torch_kinds import kind_of
+from adamd.client import Client
+from adamd.errors import AdamdError, SessionDeleted, StepSuperseded, UnknownSession, WrongReplica
+from adamd.session import Session
+
+# What a session answers that is no more; WrongReplica: it was in the memory of a server that ended.
+GONE = (UnknownSession, SessionDeleted, WrongReplica)
+
+
+def successor(
+    client: Client,
+    old: Session,
+    groups: Groups,
+    state: Mapping[Any, Any],
+    around: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Session:
+    """Restore a session from ``state`` and the model, in place of the one before and under its name.
+
+    A name is free only when its session is deleted; so the state is first restored without it. What surrounds the
+    update is taken over from the old session. A moving average goes on where the state has one, and else begins anew,
+    as the lowest loss and the progress of stop rules do. What an encoding left over is dropped.
+
+    Args:
+        client: of the server.
+        old: the session before.
+        groups: the optimizer's ``param_groups``.
+        state: in torch's layout, checked.
+        around: what the optimizer was made with, for where the old session is gone.
+        options: of `Client.restore`, likewise.
+
+    Raises:
+        StepSuperseded: another client has moved the old one on, and that would be lost.
+
+    """
+    places, kind = _torch_layout.places(groups), kind_of(groups)
+    _torch_layout.check(places)
+    told = _told(old)
+    if told is not None:
+        around = {key: told["optimizer"][key] for key in SETTINGS if key in told["optimizer"]}
+        options = {**options, "durability": told["durability"], "labels": told["labels"]}
+    options = {**options, **{name: getattr(old, name) for name in TRAVEL}}
+    bounds = _bounds(old, around)
+    own = _torch_settings.settings(groups, _torch_settings.members(places))
+    settings = {**own, **around, **dict.fromkeys(bounds, "array")}
+    # SGD keeps no count in its state, and a schedule goes by it.
+    step = 0 if kind.counts else old.step_number
+    body = _torch_state.pack(places, state, settings, kind, step, bounds, options["answer_dtype"])
+    new = client.restore(body, **options)
+    with suppress(*GONE):
+        old.delete()
+    if old.name is None:
+        return new
+    try:
+        named = client.restore(body, old.name, **options)
+    except AdamdError as error:
+        error.add_note(f"the state is safe in session {new.id}, which has no name")
+        raise
+    with suppress(AdamdError):  # a copy that nobody needs
+        new.delete()
+    return named
+
+
+def _told(old: Session) -> dict[str, Any] | None:
+    """Return the old session's document; None where it is gone."""
+    try:
+        told = old.info()
+    except GONE:
+        return None
+    if told["step"] > old.step_number:
+        raise StepSuperseded(
+            f"the session is at step {told['step']} by another client; this optimizer was at {old.step_number}, and "
+            "would replace it. optimizer.refresh() follows it; then load the state again if it shall go",
+            step=told["step"],
+        )
+    return told
+
+
+def _bounds(old: Session, around: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return those bounds that have a number for each element: by side, then by tensor."""
+    found = {side: around[side] for side in ("lower", "upper") if side in around}
+    if "array" in found.values():  # the old session has them
+        arrays = _export.read(old.export()).arrays
+        return {side: arrays[side] for side, bound in found.items() if bound == "array"}
+    return {side: bound for side, bound in found.items() if isinstance(bound, Mapping)}
