@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from adamd.errors import WrongDtype, WrongLayout
+from adamd.errors import InvalidRequest, RequestError, WrongDtype, WrongLayout
 from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, widen
 from adamd.wire.layout import Layout, Tensor, named_layout, vector_layout
 
@@ -96,15 +96,22 @@ def _window(owner: Array, start: int, end: int) -> memoryview:
     return raw_bytes(owner)[start - first : end - first]
 
 
-def part(name: str, value: Any, what: str) -> Part:
+def part(
+    name: str, value: Any, what: str, dtype: str = "float64", overflow: type[RequestError] = InvalidRequest
+) -> Part:
     """Read one array-like: NumPy, anything with ``__array__`` or dlpack, a torch tensor, or nested lists of numbers.
+
+    Python's own numbers have no dtype that could be lost: they take ``dtype``, as JSON's do.
 
     Raises:
         WrongDtype: no floating-point dtype that travels.
         WrongLayout: ragged.
+        InvalidRequest: a Python number is too large for ``dtype``; or what ``overflow`` says.
 
     """
     array, kind = _read(value, what)
+    if _plain(value):
+        array, kind = _in_dtype(array, dtype, what, overflow), dtype
     if kind not in ITEMSIZE:
         raise WrongDtype(
             f"{what} is {kind}; {', '.join(ITEMSIZE)} can be sent. Convert it: numpy.asarray(x, 'float32')"
@@ -121,10 +128,33 @@ def _read(value: Any, what: str) -> tuple[Array, str]:
             array = np.from_dlpack(value)
     except ValueError as error:
         raise WrongLayout(f"{what} is no array: {error}") from None
-    if array.dtype.kind in "iu" and not hasattr(value, "dtype"):  # a list of whole numbers, as in [1, 2]
+    if array.dtype.kind in "iu" and not hasattr(value, "dtype"):  # whole numbers, as in [1, 2] or range(3)
         array = array.astype(np.float64)
     kind = array.dtype.name
     return (array.view(np.uint16), kind) if kind == "bfloat16" else (array, kind)  # ml_dtypes', as jax gives it
+
+
+def _plain(value: Any) -> bool:
+    """Say whether these are Python's own numbers alone, in lists or tuples of any depth."""
+    if not isinstance(value, list | tuple):
+        return type(value) in (int, float)
+    kinds = set(map(type, value))
+    return kinds <= {int, float} or (kinds <= {list, tuple} and all(map(_plain, value)))
+
+
+def _in_dtype(array: Array, dtype: str, what: str, overflow: type[RequestError]) -> Array:
+    """Round Python's numbers to a session's dtype, by way of float64 as JSON's readers do."""
+    try:
+        wide = array.astype(np.float64)
+    except OverflowError:
+        raise overflow(f"{what} has a whole number that no float64 holds") from None
+    with np.errstate(over="ignore"):
+        made: Array = wide.astype(storage(dtype))
+    lost = np.flatnonzero(np.isinf(made) & np.isfinite(wide))
+    if lost.size:
+        index = int(lost[0])
+        raise overflow(f"{what}: element {index} is {wide.flat[index]:g}, which no {dtype} holds", index=index)
+    return made
 
 
 def _from_torch(tensor: Any) -> tuple[Array, str]:
@@ -149,7 +179,7 @@ def parameters(values: Any, dtype: str | None = None) -> Given:
     """Read parameters: one array, or a mapping of names to arrays (sorted by name, as the server does).
 
     Args:
-        values: float16, bfloat16, float32 or float64, of any shapes.
+        values: float16, bfloat16, float32 or float64, of any shapes; lists of numbers are of ``dtype``, or float64.
         dtype: the session's, "float32" or "float64"; by default float64 where a part is, else float32.
 
     Raises:
@@ -157,8 +187,11 @@ def parameters(values: Any, dtype: str | None = None) -> Given:
         WrongLayout: bad names, or no arrays at all.
 
     """
+    if dtype not in (None, "float32", "float64"):
+        raise WrongDtype(f"dtype is {dtype!r}; a session is 'float32' or 'float64' (narrower arrays widen into it)")
+    listed = dtype or "float64"
     if isinstance(values, Mapping):
-        named = {name: part(name, value, f"parameter {name!r}") for name, value in values.items()}
+        named = {name: part(name, value, f"parameter {name!r}", listed) for name, value in values.items()}
         if not named:
             raise WrongLayout("the parameters have no tensors at all; give an array, or a dict with one at least")
         if not all(isinstance(name, str) for name in named):
@@ -166,23 +199,24 @@ def parameters(values: Any, dtype: str | None = None) -> Given:
         layout = named_layout({name: item.array.shape for name, item in named.items()})
         parts = tuple(named[name] for name in layout.names)
     else:
-        one = part("parameters", values, "the parameter array")
+        one = part("parameters", values, "the parameter array", listed)
         layout, parts = vector_layout(one.array.shape), (one,)
     if dtype is None:
         dtype = "float64" if any(item.dtype == "float64" for item in parts) else "float32"
-    if dtype not in ("float32", "float64"):
-        raise WrongDtype(f"dtype is {dtype!r}; a session is 'float32' or 'float64' (narrower arrays widen into it)")
     for item in parts:
         check_widens(item.dtype, dtype, f"parameter {item.name!r}")
     return Given(layout, dtype, parts)
 
 
-def matching(values: Any, layout: Layout, dtype: str, what: str) -> tuple[Part, ...]:
+def matching(
+    values: Any, layout: Layout, dtype: str, what: str, overflow: type[RequestError] = InvalidRequest
+) -> tuple[Part, ...]:
     """Read arrays for a session's layout, in its order; those left out of a mapping, or None, are left out.
 
     Raises:
         WrongLayout: an unknown name, another shape, nothing at all, or an array where a mapping is wanted.
         WrongDtype: the session could take it only by rounding.
+        InvalidRequest: a Python number is too large for ``dtype``; or what ``overflow`` says.
 
     """
     if layout.vector == isinstance(values, Mapping):
@@ -198,7 +232,7 @@ def matching(values: Any, layout: Layout, dtype: str, what: str) -> tuple[Part, 
         if value is None:
             continue
         place = what if layout.vector else f"{what} {tensor.name!r}"
-        item = part(tensor.name, value, place)
+        item = part(tensor.name, value, place, dtype, overflow)
         if item.array.shape != tensor.shape:
             raise WrongLayout(f"{place} has shape {list(item.array.shape)}; this session's is {list(tensor.shape)}")
         check_widens(item.dtype, dtype, place)

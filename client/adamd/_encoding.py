@@ -22,7 +22,7 @@ import numpy as np
 from adamd import _arrays
 from adamd._arrays import Flat, Part, raw_bytes
 from adamd._operations import Body, body_of
-from adamd.errors import InvalidRequest, WrongDtype, WrongLayout
+from adamd.errors import BadGradient, InvalidRequest, WrongDtype, WrongLayout
 from adamd.wire import encodings
 from adamd.wire.dtypes import Array, check_widens, narrow, storage, widen
 from adamd.wire.layout import Layout, Tensor
@@ -136,7 +136,7 @@ class Encoder:
 
         Raises:
             WrongLayout, WrongDtype: it does not fit.
-            BadGradient: it cannot be scaled (NaN, infinity).
+            BadGradient: it cannot be scaled (NaN, infinity), or has a Python number that is too large for ``dtype``.
 
         """
         how = how or self.chosen
@@ -148,7 +148,7 @@ class Encoder:
                 return Written(Body(gradient.pieces, gradient.dtype), (), None)
             parts = gradient.parts()
         else:
-            parts = _arrays.matching(gradient, layout, dtype, "gradient")
+            parts = _arrays.matching(gradient, layout, dtype, "gradient", BadGradient)
         whole = len(parts) == len(layout.tensors)
         left = self._left if how.error_feedback else None
         if how.encoding == "raw" and (left is None or not whole):
@@ -293,8 +293,9 @@ def _elements(given: Sparse, tensor: Tensor, dtype: str) -> tuple[Array, Part]:
     what = f"gradient {tensor.name!r}"
     indices = np.asarray(given.indices)
     indices = indices.astype(np.int64) if not indices.size else indices
-    some = np.size(given.values) > 0  # an empty list has no dtype
-    values = _arrays.part(tensor.name, given.values if some else np.empty(0, storage(dtype)), f"{what}: values")
+    some = np.size(given.values) > 0  # an empty array's dtype says nothing
+    came = given.values if some else np.empty(0, storage(dtype))
+    values = _arrays.part(tensor.name, came, f"{what}: values", dtype, BadGradient)
     check_widens(values.dtype, dtype, f"{what}: values")
     array = values.array
     if indices.ndim != 1 or indices.dtype.kind not in "iu" or array.shape[:1] != indices.shape:

@@ -45,8 +45,8 @@ class Session(Seen):
 
         Args:
             gradient: at the current parameters, in their shapes; float16, bfloat16 or float32, and float64 in a float64
-                session. From a dict, tensors that are left out or None are not touched and do not count. `adamd.Sparse`
-                names some elements or rows only.
+                session; lists of Python numbers take the session's dtype. From a dict, tensors that are left out or
+                None are not touched and do not count. `adamd.Sparse` names some elements or rows only.
             loss: recorded as the metric "loss"; a number.
             lr: counts from this step on, as from a scheduler.
             settings: others that do.

@@ -67,6 +67,22 @@ def test_it_is_adam(client):
     assert (session.parameters() == params).all()
 
 
+def test_lists_of_numbers_are_the_same_as_arrays(client):
+    start, gradient = [0.1, -0.2], [0.3, 1]
+    listed = client.create(start, lr=0.1, dtype="float32", on_bad_gradient="skip")
+    arrays = client.create(np.float32(start), lr=0.1)
+    assert listed.dtype == arrays.dtype == "float32"
+    assert listed.step(gradient).tobytes() == arrays.step(np.float32(gradient)).tobytes()
+    taken = adamd.Sparse([1], [0.5])
+    assert listed.step(taken).tobytes() == arrays.step(adamd.Sparse([1], np.float32([0.5]))).tobytes()
+    for large in ([1.0, 1e39], [1.0, 10**400], adamd.Sparse([1], [1e39])):  # a bad gradient, as 1e38 would be
+        assert (listed.step(large) == arrays.parameters()).all()
+    assert (listed.skipped, listed.step_number) == (3, 2)
+    with pytest.raises(errors.WrongDtype, match="float64"):
+        listed.step(np.array(gradient))
+    assert client.create(start).dtype == "float64"
+
+
 @pytest.mark.parametrize("durability", ["committed", "memory"])
 @pytest.mark.parametrize("shape", [(), (2, 0), (4, 5, 6), (1_500_000,)])
 def test_arrays_of_every_shape(client, durability, shape):

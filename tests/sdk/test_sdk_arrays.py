@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adamd import _arrays
-from adamd.errors import WrongDtype, WrongLayout
+from adamd.errors import InvalidRequest, WrongDtype, WrongLayout
 from adamd.wire.layout import named_layout, vector_layout
 
 PAIR = named_layout({"w": (3, 2), "b": (2,)})
@@ -82,6 +82,39 @@ def test_anything_with_dunder_array_is_an_array():
 def test_gradients_that_do_not_fit(gradient, error, said):
     with pytest.raises(error, match=said):
         _arrays.matching(gradient, PAIR, "float32", "gradient")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("numbers", [[0.1, 1], (0.1, 1), [2**70, -3], [float("nan"), float("inf")]])
+def test_pythons_own_numbers_take_the_sessions_dtype(numbers, dtype):
+    (item,) = _arrays.matching(numbers, vector_layout((2,)), dtype, "gradient")
+    assert item.dtype == dtype
+    np.testing.assert_array_equal(item.array, np.array([float(number) for number in numbers]).astype(dtype))
+    (row,) = _arrays.matching({"w": [[1, 2.5], (3, 4), [5, 6]]}, PAIR, dtype, "gradient")
+    assert (row.dtype, row.array[0].tolist()) == (dtype, [1.0, 2.5])
+    (one,) = _arrays.matching(0.5, vector_layout(()), dtype, "gradient")
+    assert (one.dtype, one.array.shape) == (dtype, ())
+    assert _arrays.parameters(numbers, dtype).parts[0].dtype == dtype
+
+
+@pytest.mark.parametrize("value", [[np.float64(1), 2.0], [np.zeros(1), np.zeros(1)], np.float64(1), range(2), [True]])
+def test_what_has_a_dtype_keeps_it_in_a_list_too(value):
+    layout = vector_layout(np.shape(value))
+    with pytest.raises(WrongDtype):
+        _arrays.matching(value, layout, "float32", "gradient")
+
+
+@pytest.mark.parametrize("value", [1e39, -(10**39), 3.5e38])
+def test_a_number_that_a_dtype_does_not_hold_is_refused_and_not_infinity(value):
+    with pytest.raises(InvalidRequest, match=r"element 1 is -?\d\S+, which no float32 holds") as caught:
+        _arrays.parameters([0.0, value], "float32")
+    assert caught.value.extra["index"] == 1
+    assert _arrays.parameters([0.0, value], "float64").parts[0].array[1] == value
+
+
+def test_a_whole_number_beyond_every_dtype_is_refused():
+    with pytest.raises(InvalidRequest, match="no float64 holds"):
+        _arrays.parameters([0, 10**400])
 
 
 def test_tensors_may_be_left_out_and_come_in_layout_order():
