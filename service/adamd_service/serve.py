@@ -7,7 +7,6 @@ import gc
 import os
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import structlog
 import uvicorn
 
 from adamd.wire.poller import chosen
+from adamd_service import ports
 from adamd_service.device.choose import device_of
 from adamd_service.device.cupy_runtime import found
 from adamd_service.device.runtime import DeviceLost, Runtime
@@ -82,6 +82,7 @@ def serve(
     configure_logging(settings.log_level)
     for line in unknown(os.environ):
         say(line)
+    ports.check(settings.host, settings.port, None if settings.grpc_port == "off" else settings.grpc_port)
     say("loading the kernels (on a new machine they are compiled first, which takes half a minute)")
     warm_up((np.dtype(np.float32), np.dtype(np.float64)))
     gc.freeze()  # half a million objects of the compiler's: looking through them took a fifth of a small step's time
@@ -137,7 +138,7 @@ def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], 
         date_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
-        backlog=1024,
+        backlog=ports.BACKLOG,
     )
     server = Server(config, engine)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -147,7 +148,7 @@ def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], 
 async def _run(
     server: Server, engine: Engine, telemetry: Telemetry, settings: ServerSettings, say: Callable[[str], None]
 ) -> None:
-    listening = _listen(settings.host, settings.port)
+    listening = ports.listen(settings.host, settings.port, "HTTP")
     addresses = [f"http://{_shown(settings.host)}:{listening.getsockname()[1]}"]
     beside = await _grpc(engine, telemetry, settings, say)
     if beside is not None:
@@ -185,10 +186,7 @@ async def _grpc(
     try:
         await beside.start(settings.host, settings.grpc_port)
     except OSError as error:
-        raise SystemExit(
-            f"adamd: cannot listen on {settings.host} port {settings.grpc_port} for gRPC: {error}; "
-            "choose another --grpc-port, or --grpc-port off"
-        ) from None
+        raise ports.refusal(settings.host, settings.grpc_port, "gRPC", error) from None
     return beside
 
 
@@ -199,21 +197,6 @@ async def _end(server: Server, beside: GrpcServer | None, grace: float) -> None:
         return
     await beside.drain()
     await beside.stop(grace)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise SystemExit(
-            f"adamd: cannot listen on {host} port {port}: {error.strerror}; choose another --port"
-        ) from None
-    return listening
 
 
 def _shown(host: str) -> str:

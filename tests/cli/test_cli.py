@@ -138,10 +138,38 @@ def test_help_shows_examples():
     assert "adamd sessions --url http://localhost:8000" in adamd_command("sessions", "--help").stdout
 
 
-def test_a_taken_port_is_told(server, tmp_path):
-    told = adamd_command("serve", "--port", str(server.port), "--data-dir", str(tmp_path))
-    assert told.returncode == 1
-    assert "choose another --port" in told.stderr and "Traceback" not in told.stderr
+@pytest.mark.parametrize(
+    ("taken", "words"),
+    [
+        ("port", ["--grpc-port", "0", "--port"]),
+        ("grpc_port", ["--port", "0", "--grpc-port"]),
+        ("port", ["--port", "0", "--grpc-port"]),
+        ("grpc_port", ["--grpc-port", "0", "--port"]),
+    ],
+)
+def test_a_taken_port_is_told_in_a_line_and_before_anything_starts(server, tmp_path, taken, words):
+    port = str(getattr(server, taken))
+    told = adamd_command("serve", "--data-dir", str(tmp_path / "none"), *words, port)
+    assert (told.returncode, told.stdout, (tmp_path / "none").exists()) == (1, "", False)
+    (line,) = told.stderr.splitlines()
+    protocol = "HTTP" if words[-1] == "--port" else "gRPC"
+    assert f"cannot listen on 127.0.0.1 port {port} for {protocol}: the port is taken" in line
+    assert f"choose another {words[-1]} (0 takes a free one" in line
+
+
+def test_one_port_for_both_protocols_is_told(tmp_path):
+    port = str(free_port())
+    told = adamd_command("serve", "--port", port, "--grpc-port", port, "--data-dir", str(tmp_path))
+    assert (told.returncode, told.stdout) == (1, "")
+    assert f"port {port} for gRPC: the port is taken" in told.stderr
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_that_is_not_ours_is_told(host, tmp_path):
+    told = adamd_command("serve", "--host", host, "--port", "0", "--data-dir", str(tmp_path))
+    assert (told.returncode, told.stdout) == (1, "")
+    (line,) = told.stderr.splitlines()
+    assert f"{host} is no address of this machine; choose another --host" in line
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +63,7 @@ class GrpcServer:
         try:
             bound = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(str(error)) from None
+            raise OSError(errno.EADDRINUSE, str(error)) from None  # most likely: gRPC gives no errno
         await self._server.start()
         await self.serving(True)
         self.port = bound
