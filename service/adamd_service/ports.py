@@ -54,4 +54,3 @@ def refusal(host: str, port: int, protocol: str, error: OSError) -> SystemExit:
     elif error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
         why, advice = f"{host} is no address of this machine", "choose another --host"
     return SystemExit(f"adamd: cannot listen on {host} port {port} for {protocol}: {why}; {advice}")
-
