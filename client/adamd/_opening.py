@@ -15,7 +15,7 @@ from adamd import _arrays, _operations, _resuming
 from adamd._arrays import Given
 from adamd._operations import Create, Info, ListSessions, Page, Restore, SetParameters, Standing, View, Watch, body_of
 from adamd._resuming import check_settings
-from adamd._track import Logic, OnBadGradient, Track, settings_document
+from adamd._track import Logic, OnBadGradient, Track, labels_document, settings_document
 from adamd.errors import InvalidRequest, SessionDeleted, SessionExists, UnknownSession, WrongLayout
 from adamd.wire import safetensors
 
@@ -45,7 +45,7 @@ def create(
     """Make a session; see `Client.create`."""
     given = {"name": optimizer, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     settings = settings_document(given | {"amsgrad": amsgrad, "maximize": maximize, "groups": groups} | others)
-    document = {"name": name, "optimizer": settings, "durability": durability, "labels": dict(labels or {})}
+    document = {"name": name, "optimizer": settings, "durability": durability, "labels": labels_document(labels or {})}
     standing = yield Create(_arrays.parameters(parameters, dtype), document, secrets.token_hex(16))
     return Track(standing, on_bad_gradient)
 
@@ -100,7 +100,7 @@ def restore(
     """Make a session from an exported state; see `Client.restore`."""
     changes: dict[str, Any] = {"name": name}
     changes |= {} if durability is None else {"durability": durability}
-    changes |= {} if labels is None else {"labels": dict(labels)}
+    changes |= {} if labels is None else {"labels": labels_document(labels)}
     pieces = _renamed(_bytes_of(source), changes, settings_document(settings or {}))
     standing = yield Restore(pieces, secrets.token_hex(16))
     return Track(standing, on_bad_gradient)

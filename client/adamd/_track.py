@@ -268,7 +268,7 @@ class Track:
         if not optimizer and labels is None:
             raise InvalidRequest("nothing to update; give settings, as lr=1e-4, or labels")
         told: Standing = yield _operations.Update(
-            self.now.id, optimizer or None, None if labels is None else dict(labels)
+            self.now.id, optimizer or None, None if labels is None else labels_document(labels)
         )
         self.now = replace(self.now, settings=told.settings, document=told.document, stop=told.stop)
         return told.document
@@ -351,3 +351,20 @@ def _check_state(body: memoryview) -> None:
         safetensors.read_header(body)
     except AdamdError as error:
         raise _operations.bad_answer(f"no exported state: {error.detail}") from error
+
+
+def labels_document(given: Mapping[str, str]) -> dict[str, str]:
+    """Return labels, which are texts by name; JSON and protobuf would each say something else of others.
+
+    Raises:
+        InvalidRequest: one is none.
+
+    """
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(f"labels is {given!r:.60}; wanted a dict of texts, as {{'team': 'blue'}}")
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise InvalidRequest(f"labels has the name {name!r:.60}; wanted a text")
+        if not isinstance(value, str):
+            raise InvalidRequest(f"labels.{name[:64]} is {value!r:.60}; wanted a text")
+    return dict(given)

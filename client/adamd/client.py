@@ -111,8 +111,7 @@ class Client:
             amsgrad: keep the largest exp_avg_sq.
             maximize: ascend.
             groups: overrides for some tensors, by names or patterns, as ``[{"tensors": ["*.bias"], "lr": 0.01}]``.
-            dtype: the state's; float64 where a parameter is, else float32 (narrower ones widen exactly). Lists of
-                Python numbers have none: they take it, or else float64.
+            dtype: the state's; float64 where a parameter is, or a list of numbers, else float32 (narrower ones widen).
             durability: "memory" stores nothing: the session ends with the server's process.
             labels: your own words, to find it in the list.
             on_bad_gradient: see `Session.step`; the client's by default.

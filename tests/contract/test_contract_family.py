@@ -42,6 +42,23 @@ def test_steps_are_the_references_and_survive_an_export(client, settings):
         one.delete()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"optimizer": "adma"}, "optimizer is 'adma'; did you mean adam\\? wanted one of adam, adamw, "),
+        ({"durability": "always"}, "durability is 'always'; wanted committed or memory"),
+        ({"labels": {"a": 1}}, "labels.a is 1; wanted a text"),
+        ({"labels": ["a"]}, "labels is \\['a'\\]; wanted a dict of texts"),
+        ({"labels": {1: "a"}}, "labels has the name 1; wanted a text"),
+        ({"name": "A b"}, "name is 'A b'; wanted a-z, 0-9 and -"),
+        ({"weight_decay": "x"}, "weight_decay is 'x'; wanted a finite number"),
+    ],
+)
+def test_a_wrong_word_is_told_with_what_is_accepted(client, wrong, said):
+    with pytest.raises((InvalidRequest, InvalidSettings), match=said):
+        client.create([1.0], **wrong)
+
+
 @pytest.fixture(scope="module")
 def blocking(server):
     with adamd.connect(server.url) as made:

@@ -157,7 +157,49 @@ def test_the_list_has_pages(talk):
     ["page_size=0", "page_size=1001", "page_size=x", "page_size=1e3", "page_token=nonsense", "page_token=" + "x" * 300],
 )
 def test_a_page_that_is_none_is_refused(talk, query):
-    talk("GET", f"/v1/sessions?{query}").problem(422, "invalid_request")
+    told = talk("GET", f"/v1/sessions?{query}").problem(422, "invalid_request")
+    assert told["path"] == query.split("=")[0] and "wanted" in told["detail"] and "Input" not in told["detail"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "path", "said"),
+    [
+        ({"name": "A b"}, "name", "name is 'A b'; wanted a-z, 0-9 and -, 1 to 63 characters"),
+        ({"name": 3}, "name", "name is 3; wanted a-z"),
+        ({"optimizer": "adam"}, "optimizer", 'optimizer is \'adam\'; wanted an object such as {"name": "adam"'),
+        ({"optimizer": None}, "optimizer", "optimizer is null; wanted an object"),
+        ({"optimizer": {"name": "adma"}}, "name", "optimizer is 'adma'; did you mean adam? wanted one of adam, adamw"),
+        ({"dtype": "float16"}, "dtype", "dtype is 'float16'; wanted float32 or float64"),
+        ({"durability": "always"}, "durability", "durability is 'always'; wanted committed or memory"),
+        ({"durability": True}, "durability", "durability is true; wanted"),
+        ({"labels": []}, "labels", "labels is a list of 0; wanted an object of at most 64 texts"),
+        ({"labels": {str(i): "" for i in range(65)}}, "labels", "labels is an object of 65; wanted an object of at"),
+        ({"labels": {"a": 1}}, "labels.a", "labels.a is 1; wanted a text"),
+        ({"vector": "yes"}, "vector", "vector is 'yes'; wanted true or false"),
+        ({"state": 3}, "state", "state is 3; wanted the counts"),
+        ({"state": {"step": 1}}, "state.counts", "state.counts is missing; wanted the counts"),
+        ({"layout": {}}, "layout", "layout is an object of 0; wanted a list such as"),
+        ({"layout": [3]}, "layout.0", "layout.0 is 3; wanted an object such as"),
+        ({"lr": 0.1}, "lr", "lr: unknown; did you mean optimizer.lr?"),
+    ],
+)
+def test_what_is_wrong_in_a_creation_is_told_with_what_came_and_what_is_wanted(talk, wrong, path, said):
+    told = talk("POST", "/v1/sessions", {"parameters": [1.0], **wrong})
+    told = told.problem(422, "invalid_settings" if path == "name" and "optimizer" in wrong else "invalid_request")
+    assert told["path"] == path and said in told["detail"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ([3], "the body is a list of 1; wanted a JSON object"),
+        ({"optimizer": 3}, "optimizer is 3; wanted an object"),
+        ({"labels": {"a": None}}, "labels.a is null; wanted a text"),
+    ],
+)
+def test_what_is_wrong_in_a_change_is_told_so_too(talk, wrong, said):
+    one = talk.create([1.0])["id"]
+    assert said in talk("PATCH", f"/v1/sessions/{one}", wrong).problem(422, "invalid_request")["detail"]
 
 
 def test_memory_sessions_are_listed_in_pages_too(talk):

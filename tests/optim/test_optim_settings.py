@@ -31,7 +31,12 @@ REFUSED = [
     ({"betas": [False, 0.9]}, "betas[0]", "betas[0] is false"),
     ({"amsgrad": 1}, "amsgrad", "amsgrad is 1; wanted true or false"),
     ({"maximize": "yes"}, "maximize", "maximize is 'yes'; wanted true or false"),
-    ({"name": "sdg"}, "name", 'name is \'sdg\'; wanted "adam", "adamw", "nadam", '),
+    ({"name": "sdg"}, "name", "optimizer is 'sdg'; did you mean sgd? wanted one of adam, adamw, nadam, "),
+    ({"name": "adma"}, "name", "optimizer is 'adma'; did you mean adam? wanted one of "),
+    ({"name": "AdamW"}, "name", "optimizer is 'AdamW'; did you mean adamw?"),
+    ({"name": "xyzzy"}, "name", "optimizer is 'xyzzy'; wanted one of adam"),
+    ({"name": None}, "name", "optimizer is null; wanted one of adam"),
+    ({"name": "x" * 10_000}, "name", "...; wanted one of adam"),
     ({"groups": {}}, "groups", "groups is an object of 0; wanted a list of objects"),
     ({"groups": [3]}, "groups[0]", "groups[0] is 3; wanted an object"),
     ({"groups": [{}]}, "groups[0].tensors", "groups[0].tensors is missing; wanted a list of tensor names"),
@@ -118,7 +123,7 @@ def test_merge():
         with pytest.raises(SettingsError) as caught:
             merge_settings(current, patch)
         assert caught.value.path == path
-    with pytest.raises(SettingsError, match="this session runs adamw, fixed when it was created"):
+    with pytest.raises(SettingsError, match="this session's is adamw, fixed when it was created"):
         merge_settings(current, {"name": "adam"})
 
 

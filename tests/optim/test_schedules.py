@@ -213,7 +213,7 @@ REFUSED = [
     ({}, "", "is an object without a name; wanted an object"),
     ({"name": 3}, "name", "is 3; wanted one of"),
     ({"name": ["cosine"]}, "name", "is a list of 1; wanted one of"),
-    ({"name": "cos"}, "name", 'is \'cos\'; wanted one of "constant", "linear", "cosine", "exponential", "step"'),
+    ({"name": "cos"}, "name", 'is \'cos\'; did you mean cosine? wanted one of constant, linear, cosine, exponential, step'),
     ({"name": "cosine"}, "total_steps", "is missing; wanted a whole number of steps, 1 or more"),
     ({"name": "cosine", "total_steps": 0}, "total_steps", "is 0; wanted a whole number of steps, 1 or more"),
     ({"name": "cosine", "total_steps": 1.5}, "total_steps", "is 1.5; wanted a whole number"),

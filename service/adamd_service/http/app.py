@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adamd.errors import AdamdError, InternalError, InvalidRequest
+from adamd.wire.layout import shown
 from adamd_service.codecs.info import server_info
 from adamd_service.engine import Engine
 from adamd_service.http import answers, routes
@@ -25,6 +26,7 @@ from adamd_service.telemetry import Telemetry
 
 # The page of calls can make them: in a foreign page's frame, its buttons would be pressed for that page.
 UNFRAMED = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Frame-Options": "DENY"}
+ASKED = {"page_size": "a whole number from 1 to 1000", "page_token": "the next_page_token of an earlier answer"}
 log = structlog.get_logger()
 
 
@@ -109,8 +111,8 @@ async def _known(_request: Request, error: Exception) -> Response:
 async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    return answers.problem(InvalidRequest(f"{where}: {fault['msg']}", path=where))
+    where = str(fault["loc"][-1])
+    return answers.problem(InvalidRequest(f"{where} is {shown(fault['input'])}; wanted {ASKED[where]}", path=where))
 
 
 async def _plain(request: Request, error: Exception) -> Response:

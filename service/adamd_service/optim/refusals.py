@@ -1,6 +1,7 @@
 """Words for settings that are refused: what came, and what it was probably meant to be."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import Final
 
 # What the same thing is called elsewhere (Keras, TensorFlow, optax, the papers); compared without case, "_" and "-".
@@ -56,6 +57,15 @@ def shown(value: object) -> str:
         return "a number of more than 60 digits"
     text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def one_of(value: object, known: Collection[str]) -> str:
+    """What came, that is none of these names, which of them it was probably meant to be, and all of them."""
+    word = value.lower()[:64] if isinstance(value, str) else ""
+    near = [name for name in known if word and sorted(name) == sorted(word)]  # two letters changed their places
+    near = near or difflib.get_close_matches(word, known, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"is {shown(value)}; {meant}wanted one of {', '.join(known)}"
 
 
 def path_of(place: tuple[int | str, ...]) -> str:

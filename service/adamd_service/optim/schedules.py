@@ -20,6 +20,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from adamd_service.optim.refusals import one_of
 from adamd_service.optim.refusals import shown as _shown
 
 LONGEST: Final = 2**53
@@ -295,13 +296,12 @@ _DECAYED: Final[Mapping[str, Callable[[float], float]]] = {
 
 def parse_schedule(raw: object) -> Schedule:
     """A schedule from decoded JSON. Raises ScheduleError at the first thing that is wrong."""
-    names = ", ".join(f'"{name}"' for name in SCHEDULES)
     if not isinstance(raw, dict) or "name" not in raw:
         came = "an object without a name" if isinstance(raw, dict) else _shown(raw)
         raise ScheduleError("", f'is {came}; wanted an object such as {{"name": "cosine", "total_steps": 1000}}')
     model = SCHEDULES.get(raw["name"]) if isinstance(raw["name"], str) else None
     if model is None:
-        raise ScheduleError("name", f"is {_shown(raw['name'])}; wanted one of {names}")
+        raise ScheduleError("name", one_of(raw["name"], SCHEDULES))
     try:
         schedule = model.model_validate(raw)
     except ValidationError as error:

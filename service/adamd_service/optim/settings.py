@@ -17,7 +17,7 @@ from adamd.wire import patterns
 from adamd.wire.patterns import GroupsError, Places, places
 from adamd_service.optim import around
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
-from adamd_service.optim.refusals import ALIASES, path_of
+from adamd_service.optim.refusals import ALIASES, one_of, path_of
 from adamd_service.optim.refusals import shown as _shown
 from adamd_service.optim.schedules import Constant, Schedule, ScheduleError, parse_schedule
 from adamd_service.optim.stopping import Stop, StopError, parse_stop
@@ -121,7 +121,6 @@ KINDS: Final[Mapping[str, tuple[Any, str]]] = {
 }
 WANTED: Final[Mapping[str, str]] = {
     **{name: wanted for name, (_, wanted) in KINDS.items()},
-    "name": ", ".join(f'"{name}"' for name in FAMILY),
     "groups": 'a list of objects such as {"tensors": ["w"], "lr": 0.01}',
     "tensors": "a list of tensor names, or patterns of them",
     "keep_best": SWITCH,
@@ -207,7 +206,9 @@ def parse_settings(raw: object) -> Settings:
     assert isinstance(raw, dict)
     name = raw.get("name", "adam")
     if not isinstance(name, str) or name not in FAMILY:
-        raise _explain(FAMILY["adam"], ("name",), "literal", name)
+        raise SettingsError(
+            "name", f"optimizer {one_of(name, FAMILY)}"
+        )  # as the SDK calls it, and the member around it
     try:
         return _made(FAMILY[name], _model(name).model_validate(raw))
     except ValidationError as error:
@@ -297,7 +298,9 @@ def merge_settings(current: Settings, patch: object) -> Settings:
     name = current.optimizer.name
     wanted = patch.get("name", name)
     if isinstance(wanted, str) and wanted in FAMILY and wanted != name:
-        raise SettingsError("name", f"name is {_shown(wanted)}; this session runs {name}, fixed when it was created")
+        raise SettingsError(
+            "name", f"optimizer is {_shown(wanted)}; this session's is {name}, fixed when it was created"
+        )
     merged = parse_settings({**current.document, **patch})
     if blamed := _blamed(current.optimizer, current.hyper, merged.hyper):
         had, came = (_shown(getattr(hyper, blamed)) for hyper in (current.hyper, merged.hyper))
