@@ -24,7 +24,7 @@ from adamd.wire import channel, pieces
 from adamd.wire.pieces import Codec
 from adamd.wire.v1 import adamd_pb2 as pb
 
-WATCHED = 20.0  # seconds that one look at a session waits for it to move
+WATCHED = 4.0  # seconds that one look at a session waits for it to move; so long is a server that came back not told
 DETAILS = "grpc-status-details-bin"
 
 

@@ -218,7 +218,7 @@ def decode(operation: Operation, response: Response) -> Any:
         case Watch():
             now = _standing(response)
             told = {"step": now.step, "chain": now.chain, "settings": now.settings, "diverged": now.diverged}
-            return told | {"metrics": None}
+            return told | {"metrics": _metrics(_document(response).get("metrics"))}
         case Info():
             return _document(response)
         case Delete():
@@ -261,8 +261,13 @@ def _retry_after(given: Mapping[str, str]) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
+def _metrics(told: Any) -> dict[str, float] | None:
+    """Read the last step's metrics; None from a server that does not tell them. One that is null is left out."""
+    return {k: v for k, v in told.items() if v is not None} if isinstance(told, dict) else None
+
+
 def _standing(response: Response) -> Standing:
-    document = _document(response)
+    document = {name: told for name, told in _document(response).items() if name != "metrics"}  # a watch tells them
     try:
         name, settings, chain = document["name"], document["optimizer"], document["chain"]
         made = layout.from_json(document["layout"], vector=document["vector"] is True)

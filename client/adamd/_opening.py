@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -16,7 +17,7 @@ from adamd._arrays import Given
 from adamd._operations import Create, Info, ListSessions, Page, Restore, SetParameters, Standing, View, Watch, body_of
 from adamd._resuming import check_settings
 from adamd._track import Logic, OnBadGradient, Track, labels_document, settings_document
-from adamd.errors import InvalidRequest, SessionDeleted, SessionExists, UnknownSession, WrongLayout
+from adamd.errors import AdamdError, InvalidRequest, SessionDeleted, SessionExists, UnknownSession, WrongLayout
 from adamd.wire import safetensors
 
 Durability: TypeAlias = Literal["committed", "memory"]
@@ -122,6 +123,31 @@ def watch(ref: str, since: str | None) -> Logic[dict[str, Any] | None]:
     """Look where a session stands; None where it has not moved."""
     seen: dict[str, Any] | None = yield Watch(_operations.reference(ref), since)
     return None if seen is None or seen["chain"] == since else seen
+
+
+class Absence:
+    """Whether a watched server is away: it is told once, and again only after it was back."""
+
+    def __init__(self, url: str, tell: Callable[[AdamdError], None] | None) -> None:
+        self._url = url
+        self._tell = tell
+        self._away = False
+
+    def waiting(self, error: AdamdError) -> None:
+        """Note that an attempt failed, and that another one follows."""
+        if self._away:
+            return
+        self._away = True
+        if self._tell is not None:
+            self._tell(error)
+        else:
+            said = f"no answer from {self._url} ({error}); it is tried again until the client's time-out"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+
+    def over(self) -> bool:
+        """Note an answer, and say whether the server had been away."""
+        was, self._away = self._away, False
+        return was
 
 
 def choice(given: str) -> OnBadGradient:

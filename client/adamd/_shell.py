@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from adamd import _flow
@@ -43,14 +44,14 @@ class Shell:
         self._timeout = timeout
         self._known = False  # the server has answered once
 
-    def run(self, logic: Logic[T]) -> T:
-        """Drive a logic to its end."""
+    def run(self, logic: Logic[T], waiting: Callable[[AdamdError], None] | None = None) -> T:
+        """Drive a logic to its end. ``waiting`` is told of each failure that another attempt follows."""
         outcome: Any = None
         try:
             while True:
                 wanted = logic.throw(outcome) if isinstance(outcome, AdamdError) else logic.send(outcome)
                 try:
-                    outcome = wanted.run() if isinstance(wanted, Work) else self._call(wanted)
+                    outcome = wanted.run() if isinstance(wanted, Work) else self._call(wanted, waiting)
                 except AdamdError as error:
                     outcome = error
         except StopIteration as end:
@@ -59,7 +60,7 @@ class Shell:
         finally:
             logic.close()
 
-    def _call(self, operation: Operation) -> Any:
+    def _call(self, operation: Operation, waiting: Callable[[AdamdError], None] | None) -> Any:
         """Drive one operation to its result, sleeping and sending as the flow asks."""
         flow = _flow.call(operation, self._timeout, time.monotonic, random.random, known=self._known)
         outcome: Got | AdamdError | None = None
@@ -69,6 +70,8 @@ class Shell:
                 if isinstance(event, Send):
                     outcome = self._attempt(event)
                 else:
+                    if waiting is not None and isinstance(outcome, AdamdError):
+                        waiting(outcome)
                     time.sleep(event.seconds)
                     outcome = None
         except StopIteration as end:

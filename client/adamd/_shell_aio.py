@@ -41,14 +41,14 @@ class AsyncShell:
         self._closed = True
         self._threads.shutdown(wait=False)
 
-    async def run(self, logic: Logic[T]) -> T:
-        """Drive a logic to its end."""
+    async def run(self, logic: Logic[T], waiting: Callable[[AdamdError], None] | None = None) -> T:
+        """Drive a logic to its end. ``waiting`` is told of each failure that another attempt follows."""
         outcome: Any = None
         try:
             while True:
                 wanted = logic.throw(outcome) if isinstance(outcome, AdamdError) else logic.send(outcome)
                 try:
-                    outcome = await (self._work(wanted) if isinstance(wanted, Work) else self._call(wanted))
+                    outcome = await (self._work(wanted) if isinstance(wanted, Work) else self._call(wanted, waiting))
                 except AdamdError as error:
                     outcome = error
         except StopIteration as end:
@@ -57,7 +57,7 @@ class AsyncShell:
         finally:
             logic.close()
 
-    async def _call(self, operation: Operation) -> Any:
+    async def _call(self, operation: Operation, waiting: Callable[[AdamdError], None] | None) -> Any:
         """Drive one operation to its result, sleeping and sending as the flow asks."""
         flow = _flow.call(operation, self._timeout, time.monotonic, random.random, known=self._known)
         outcome: Got | AdamdError | None = None
@@ -67,6 +67,8 @@ class AsyncShell:
                 if isinstance(event, Send):
                     outcome = await self._attempt(event)
                 else:
+                    if waiting is not None and isinstance(outcome, AdamdError):
+                        waiting(outcome)
                     await asyncio.sleep(event.seconds)
                     outcome = None
         except StopIteration as end:

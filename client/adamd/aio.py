@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -26,6 +26,7 @@ from adamd._opening import Durability, Source
 from adamd._shell_aio import AsyncShell
 from adamd._track import Logic, OnBadGradient, Seen, Track
 from adamd._transports import transport
+from adamd.errors import AdamdError
 
 __all__ = ["AsyncClient", "AsyncSession", "connect"]
 
@@ -138,11 +139,16 @@ class AsyncClient:
             if (token := page.token) is None:
                 return
 
-    async def watch(self, ref: str, every: float = 0.5) -> AsyncIterator[dict[str, Any]]:
+    async def watch(
+        self, ref: str, every: float = 0.5, *, away: Callable[[AdamdError], None] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
         """Yield where a session stands, now and whenever it has moved: as `adamd.Client.watch`."""
-        since: str | None = None
+        since, absence = None, _opening.Absence(self.url, away)
         while True:
-            seen = await self._shell.run(_opening.watch(ref, since))
+            seen = await self._shell.run(_opening.watch(ref, since), absence.waiting)
+            if absence.over() and seen is None:
+                since = None
+                continue
             if seen is not None:
                 since = seen["chain"]
                 yield seen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from adamd import _opening
@@ -13,6 +13,7 @@ from adamd._opening import Durability, Source
 from adamd._shell import Shell
 from adamd._track import Logic, OnBadGradient, Track
 from adamd._transports import transport
+from adamd.errors import AdamdError
 from adamd.session import Session
 
 __all__ = ["Client", "Durability", "connect"]
@@ -221,23 +222,32 @@ class Client:
             if (token := page.token) is None:
                 return
 
-    def watch(self, ref: str, every: float = 0.5) -> Iterator[dict[str, Any]]:
+    def watch(
+        self, ref: str, every: float = 0.5, *, away: Callable[[AdamdError], None] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Yield where a session stands, now and whenever it has moved, until it is deleted.
+
+        While the server is away it is tried again, for as long as the client's time-out says; when it is back, where
+        the session stands is told again.
 
         Args:
             ref: its id or name.
             every: seconds between two looks at least; steps in between are told together.
+            away: is called once when the server stops answering; by default that is a warning.
 
         Yields:
-            step, chain, settings, diverged, and the last step's metrics: None over HTTP, which does not tell them.
+            step, chain, settings, diverged, and the metrics that the last step carried, as ``{"loss": 0.31}``.
 
         Raises:
             UnknownSession, SessionDeleted: there is none, or no more.
 
         """
-        since: str | None = None
+        since, absence = None, _opening.Absence(self.url, away)
         while True:
-            seen = self._shell.run(_opening.watch(ref, since))
+            seen = self._shell.run(_opening.watch(ref, since), absence.waiting)
+            if absence.over() and seen is None:
+                since = None
+                continue
             if seen is not None:
                 since = seen["chain"]
                 yield seen

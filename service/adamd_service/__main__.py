@@ -125,7 +125,7 @@ def watch(
 ) -> None:
     """Show where a session stands, live, until Ctrl-C: its step, loss and lr.
 
-    Over gRPC it is told of every change, with the loss; over HTTP it looks twice a second, and no loss is told.
+    Over gRPC it is told of every change; over HTTP it looks twice a second. While the server is away, it waits for it.
 
     Example: adamd watch run-7 --url grpc://localhost:50051
     """
@@ -133,7 +133,15 @@ def watch(
     try:
         live = console.status(f"{session}: …") if console.is_terminal else nullcontext()
         with adamd.connect(url, timeout=WATCHING) as client, live as line:
-            for seen in client.watch(session):
+
+            def away(error: AdamdError) -> None:
+                said = f"{session}: no answer from {client.url} ({_reason(error)}); waiting until it is back"
+                if line is None:
+                    print(f"adamd: {said}", file=sys.stderr, flush=True)
+                else:
+                    line.update(said)
+
+            for seen in client.watch(session, away=away):
                 if line is None:
                     print(_sight(session, seen), flush=True)
                 else:
@@ -167,7 +175,7 @@ def _unanswered(url: str, error: TransportError) -> str:
     )
 
 
-def _reason(error: TransportError) -> str:
+def _reason(error: AdamdError) -> str:
     """Return the last attempt's own words, without the address and the advice that surround them."""
     last = error.__cause__ if isinstance(error.__cause__, AdamdError) else error
     return (str(last).partition(": ")[2] or str(last)).partition(";")[0]

@@ -90,11 +90,39 @@ def test_sessions_and_watch_over_both(server, transport):
         try:
             assert watching.stdout.readline().split() == f"{session.name} step 0 loss — lr 0.25".split()
             session.step(np.ones(3, np.float32), loss=0.5, lr=0.125)
-            loss = "0.5" if transport == "grpc" else "—"
-            assert watching.stdout.readline().split() == f"{session.name} step 1 loss {loss} lr 0.125".split()
+            assert watching.stdout.readline().split() == f"{session.name} step 1 loss 0.5 lr 0.125".split()
             session.delete()
             assert watching.wait(60) == 1
             assert "deleted" in watching.stderr.read()
+        finally:
+            watching.kill()
+            watching.communicate()
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_watch_says_once_that_the_server_is_away_and_goes_on_when_it_is_back(server_factory, transport):
+    server = server_factory()
+    url = server.grpc_url if transport == "grpc" else server.url
+    with adamd.connect(server.url, timeout=adamd.Timeout(total=60)) as client:
+        session = client.create(np.zeros(3, np.float32), name="watched")
+        session.step(np.ones(3, np.float32), loss=0.5)
+        watching = subprocess.Popen(
+            [ADAMD, "watch", "watched", "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert watching.stdout.readline().split()[:5] == "watched step 1 loss 0.5".split()
+            server.kill()
+            away = watching.stderr.readline()
+            assert f"watched: no answer from {url} (" in away and "waiting until it is back" in away
+            server.restart()
+            session.step(np.ones(3, np.float32), loss=0.25)
+            line = watching.stdout.readline().split()
+            while line[2] == "1":  # where it stood when the server came back
+                line = watching.stdout.readline().split()
+            assert line[:5] == "watched step 2 loss 0.25".split()
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(30) == 0
+            assert watching.stderr.read() == ""
         finally:
             watching.kill()
             watching.communicate()

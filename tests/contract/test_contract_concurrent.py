@@ -125,14 +125,51 @@ def test_a_watch_tells_what_has_moved(server, wire):
             told = []
             with pytest.raises(errors.SessionDeleted):
                 async for seen in client.watch(session.id, every=0.01):
-                    told.append((seen["step"], seen["chain"] == session.chain, seen["settings"]["lr"]))
+                    told.append((seen["step"], seen["chain"] == session.chain, seen["settings"]["lr"], seen["metrics"]))
                     if session.step_number == 2:
                         await session.delete()
                     else:
-                        await session.step(np.ones(3, "f4"), lr=0.25)
-            assert told == [(0, True, 0.5), (1, True, 0.25), (2, True, 0.25)]
+                        loss = 0.5 if session.step_number else None
+                        await session.step(np.ones(3, "f4"), lr=0.25, loss=loss, metrics={"none": float("nan")})
+            assert told == [(0, True, 0.5, {}), (1, True, 0.25, {}), (2, True, 0.25, {"loss": 0.5})]
 
     asyncio.run(main())
+
+
+def away_for(relay, seconds):
+    """End every connection, those that come in this time too; returns the thread that ends it."""
+
+    def accept():
+        relay.cut = lambda number: (None, None, False)
+
+    relay.cut = lambda number: (0, 0, True)
+    relay.drop()
+    back = threading.Timer(seconds, accept)
+    back.start()
+    return back
+
+
+def test_a_watch_tells_once_that_the_server_is_away_and_goes_on_when_it_is_back(server, wire, client):
+    with Relay(server.grpc_port if wire == "grpc" else server.port) as relay:
+        with adamd.connect(url_of(wire, relay.port, relay.port), timeout=PATIENT) as watching:
+            session, away = client.create(np.zeros(3, "f4")), []
+            seen = watching.watch(session.id, every=0.01, away=away.append)
+            assert next(seen)["step"] == 0
+            for times in (1, 2):
+                back = away_for(relay, 0.5)  # several attempts
+                session.step(np.ones(3, "f4"), loss=times)
+                assert next(seen)["metrics"] == {"loss": times}
+                back.join()
+                assert [isinstance(error, errors.TransportError) for error in away] == [True] * times
+
+
+def test_where_a_session_stands_is_told_again_after_an_absence_and_without_a_listener_it_is_a_warning(server):
+    with Relay(server.port) as relay, adamd.connect(relay.url, timeout=PATIENT) as client:
+        seen = client.watch(client.create(np.zeros(3, "f4")).id, every=0.01)
+        first = next(seen)
+        away_for(relay, 0.5)
+        with pytest.warns(RuntimeWarning, match="no answer from .*; it is tried again"):
+            assert next(seen) == first
 
 
 # -- step_async

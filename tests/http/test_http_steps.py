@@ -281,6 +281,15 @@ def test_settings_count_with_this_step_and_stay(talk, session):
     assert talk("GET", f"/v1/sessions/{session}").json["optimizer"]["lr"] == 0.5
 
 
+def test_a_session_is_told_with_the_metrics_of_its_last_step(talk, session):
+    path = f"/v1/sessions/{session}"
+    assert talk("GET", path).good().json["metrics"] == {}
+    talk("PUT", f"{path}/steps/1", {"gradient": G1.tolist(), "metrics": {"loss": 0.31, "nan": None}}).good()
+    assert talk("GET", path).good().json["metrics"] == {"loss": 0.31, "nan": None}
+    talk("PUT", f"{path}/steps/2", {"gradient": G1.tolist()}).good()
+    assert talk("GET", path).good().json["metrics"] == {}
+
+
 def test_metrics_are_outside_the_digest_and_a_replay_keeps_the_first(talk, session):
     talk.put(session, 1, G1, {"Adamd-Metrics": '{"loss": 0.31, "acc": null, "größe": 1}'.encode()}).good()
     again = talk.put(session, 1, G1, {"Adamd-Metrics": '{"loss": 0.99}'}).good()

@@ -118,6 +118,7 @@ class View:
     head: Head
     diverged: bool
     repeated: bool = False  # a repeated creation
+    metrics: Mapping[str, Any] | None = None  # of the last step, where they were asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,8 +124,10 @@ class Engine:
     async def view(self, ref: str) -> View:
         """Return a session as it stands in the store."""
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            head = await self._locked(hot, self._rebuilder.current, hot)
-            return View(head, hot.diverged)
+            head, metrics = await self._locked(hot, self._rebuilder.current_with_metrics, hot)
+            if metrics is None:  # the step was not taken here
+                metrics = await self._watchers.measured(head) if hot.durable else {}
+            return View(head, hot.diverged, metrics=metrics)
 
     async def list(self, page_size: int, after: str | None) -> tuple[list[Head], str | None]:
         """Return a page of heads, and the token of the next page: this replica's memory sessions, then the others."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,10 @@ class Rebuilder:
             raise
         assert hot.head is not None
         return hot.head
+
+    def current_with_metrics(self, hot: Hot) -> tuple[Head, Mapping[str, Any] | None]:
+        """Return what `current` does, and what its last step carried, where that is known here."""
+        return self.current(hot), hot.metrics
 
     def _moved(self, known: Head) -> Head | None:
         standing = self._store.standing(known.spec.id)

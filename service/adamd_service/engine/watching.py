@@ -85,5 +85,9 @@ class Watchers:
         if hot is not None and hot.head is not None and hot.metrics is not None and standing.is_of(hot.head):
             return Seen(hot.head, hot.metrics, hot.diverged)
         head = await self._workers.run(self._store.load_head, session_id)
-        records = await self._workers.run(self._store.records, session_id, head.step, head.step) if head.step else ()
-        return Seen(head, records[0].metrics if records else {}, diverged=False)
+        return Seen(head, await self.measured(head), diverged=False)
+
+    async def measured(self, head: Head) -> Mapping[str, Any]:
+        """Return what the last step of a stored session carried, from its record."""
+        records = await self._workers.run(self._store.records, head.spec.id, head.step, head.step) if head.step else ()
+        return records[0].metrics if records else {}

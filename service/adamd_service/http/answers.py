@@ -34,7 +34,8 @@ def session(view: View, status: int = 200) -> Response:
     if view.repeated:
         extra[headers.REPLAYED] = "true"
     extra |= _advised(advice_of(head))
-    return JSONResponse(document(head, diverged=view.diverged), status, extra)
+    told = {} if view.metrics is None else {"metrics": view.metrics}
+    return JSONResponse(document(head, diverged=view.diverged) | told, status, extra)
 
 
 def parameters(answer: Answer, kind: str) -> Response:

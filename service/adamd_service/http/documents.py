@@ -120,6 +120,7 @@ _SESSION = {
                 "stop": {"type": ["string", "null"], "description": "the rule of optimizer.stop that holds"},
                 "warnings": {"type": "array", "items": {"type": "object", "required": ["code", "detail"]}},
                 "progress": {"type": "object"},
+                "metrics": {"type": "object", "description": 'GET: what the last step carried, as {"loss": 0.31}'},
                 "layout": _LAYOUT,
                 "dtype": {"enum": ["float32", "float64"]},
                 "durability": {"enum": ["committed", "memory"]},
