@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from adamd.errors import Moved, SessionDeleted
 
@@ -47,3 +48,38 @@ def test_if_match_holds_although_another_replica_steps_meanwhile(replica, change
                 await two.view(session)
 
     run(scenario())
+
+
+@pytest.mark.parametrize("end", ["delete", "close"])
+def test_a_snapshot_that_is_for_nothing_is_given_up_and_says_why(replica, valkey, end):
+    """Of a session that is deleted meanwhile, and at the end of the server: not after the whole of it was written."""
+    big = np.ones(1_000_000, np.float32)
+
+    async def scenario():
+        async with replica(snapshot_records=2, snapshot_pace=2e5) as engine:  # many seconds, were it written
+            session = (await engine.create(create_call(big))).head.spec.id
+            for number in (1, 2):
+                await engine.step(step_call(session, number, big))
+            hot = engine.hot.find(session)
+            while len([key for key in chunks(valkey, session) if ttl(valkey, key) > 0]) == 0:
+                await asyncio.sleep(0.01)
+            assert hot.snapshotting
+            await (engine.delete(session) if end == "delete" else engine.close())
+            while hot.snapshotting:
+                await asyncio.sleep(0.01)
+            assert [key for key in chunks(valkey, session) if ttl(valkey, key) > 0] == []
+
+    with capture_logs() as logged:
+        run(asyncio.wait_for(scenario(), 30))
+    why = {"delete": "the session is deleted", "close": "the server is shutting down"}[end]
+    assert [entry["reason"] for entry in logged if entry["event"] == "snapshot given up"] == [why]
+
+
+def chunks(valkey, session):
+    with valkey.client() as client:
+        return list(client.scan_iter(match=f"adamd:{{{session}}}:snapshot:*"))
+
+
+def ttl(valkey, key):
+    with valkey.client() as client:
+        return client.ttl(key)

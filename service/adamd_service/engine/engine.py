@@ -321,13 +321,19 @@ class Engine:
             with self.hot.use(hot.id) as same:
                 if same is hot and await self._locked(hot, self._snapshots.still_due, hot):
                     copied = await self._locked(hot, self._snapshots.copy, hot)
-                    await self._workers.run(self._snapshots.write, copied, self._is_draining)
+                    await self._workers.run(self._snapshots.write, copied, partial(self._pointless, hot))
                     await self._locked(hot, self._snapshots.still_due, hot)  # what the store says now
         except (AdamdError, InterruptedError) as error:
             log.warning("snapshot given up", session=hot.id, reason=str(error))
         finally:
             hot.snapshotting = False
             self._snapshotting -= 1
+
+    def _pointless(self, hot: Hot) -> str:
+        """Say why a snapshot under way is for nothing; "" where it is not."""
+        if self.draining:
+            return "the server is shutting down"
+        return "" if self.hot.find(hot.id) is hot else "the session is deleted"  # pinned, so not evicted
 
     # -- locking
 

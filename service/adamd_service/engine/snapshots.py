@@ -84,8 +84,13 @@ class Snapshots:
         self._device.fetch(state)
         return Copy(head, state.copy(clone), snapshot_ref(head, state), hot.log_bytes)
 
-    def write(self, copy: Copy, stopping: Callable[[], bool]) -> bool:
-        """Write a copy, paced, and make it the newest snapshot; False where the history went another way."""
+    def write(self, copy: Copy, pointless: Callable[[], str]) -> bool:
+        """Write a copy, paced, and make it the newest snapshot; False where the history went another way.
+
+        Raises:
+            InterruptedError: ``pointless`` said why, between two chunks; "" goes on.
+
+        """
         spec = copy.head.spec
         started, written = time.monotonic(), 0
 
@@ -93,8 +98,8 @@ class Snapshots:
             nonlocal written
             written += nbytes
             ahead = written / self._pace - (time.monotonic() - started)
-            if stopping():
-                raise InterruptedError
+            if why := pointless():
+                raise InterruptedError(why)
             if ahead > 0:
                 time.sleep(min(ahead, 1.0))
 
