@@ -41,7 +41,8 @@ from adamd.wire.encodings import RAW
 from adamd.wire.headers import JSON
 
 MAX_DOCUMENT = 64 * 1024 * 1024
-_ETAG = re.compile(r'(?:W/)?"([0-9a-f]{64})"')  # a proxy may weaken it
+_CHAIN = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(rf'(?:W/)?"({_CHAIN.pattern})"')  # a proxy may weaken it
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,14 +274,16 @@ def _standing(response: Response) -> Standing:
         made = layout.from_json(document["layout"], vector=document["vector"] is True)
         good = (
             isinstance(document["id"], str)
+            and document["id"] != ""
             and isinstance(name, str | None)
             and type(document["step"]) is int
             and isinstance(settings, dict)
             and document["dtype"] in ("float32", "float64")
             and isinstance(chain, str)
+            and _CHAIN.fullmatch(chain) is not None  # every step would be sent with another If-Match
         )
         if not good:
-            raise TypeError("a member has another type")
+            raise TypeError("a member has another type, or is empty, or no chain")
         return Standing(
             id=document["id"],
             name=name,
