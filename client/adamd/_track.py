@@ -26,6 +26,7 @@ from adamd.errors import AdamdError, BadGradient, HistoryLost, InvalidRequest, S
 from adamd.wire import safetensors
 from adamd.wire.layout import Layout
 
+NONE = {"lower": -math.inf, "upper": math.inf}  # bounds that bound nothing
 WHY = {
     "gradient_below_eps": "the gradient is far below eps, and steps are that small a part of lr",
     "second_moment_underflow": "the gradient's square is nothing in this dtype, and the second moment stays 0",
@@ -308,19 +309,24 @@ class Track:
 
 
 def settings_document(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON values; those that are None are the server's default.
+    """Return settings as JSON values; those that are None are the server's default, and an infinite bound is null.
 
     Raises:
         InvalidRequest: NaN, infinity, or something that JSON cannot say.
 
     """
-    found = {name: value for name, value in given.items() if value is not None}
+    found = {name: _bound(name, value) for name, value in given.items() if value is not None}
     if not found:
         return {}
     try:
         return dict(json.loads(json.dumps(found, allow_nan=False, default=_plain)))
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"settings {', '.join(found)}: not finite numbers or plain values: {error}") from None
+
+
+def _bound(name: str, value: Any) -> Any:
+    """JSON has no infinity: a bound that bounds nothing is null there."""
+    return None if isinstance(value, float | np.floating) and value == NONE.get(name) else value
 
 
 def _plain(value: Any) -> Any:

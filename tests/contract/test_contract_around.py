@@ -295,3 +295,32 @@ def test_after_kill_9(server_factory, transport):
                 session.step(gradient)
                 twin.step(gradient)
             assert twin.differing(session.export()) == [], around
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_bound_is_taken_away_and_the_replay_knows(server_factory, transport):
+    """By PATCH and with a step; one with a number for each element is an array of the state, and stays."""
+    server = server_factory()
+    with shells.connect(transport, shells.url_of(transport, server.port, server.grpc_port)) as client:
+        settings = {"optimizer": "adam", "lr": 0.5, "lower": -3.0, "upper": 3.0}
+        twin, session = Twin(inside(), settings), client.create(inside(), **settings)
+        for number, gradient in enumerate(gradients(9)):
+            carried = {"lower": -np.inf} if number == 6 else None
+            if number == 3:
+                session.update(upper=np.inf)
+                twin.change({"upper": None})
+            session.step(gradient, settings=carried)
+            if carried:
+                twin.change({"lower": None})
+            twin.step(gradient)
+            here = flat(session.parameters())
+            assert (here.max() > 3.0) == (number >= 3) and (here.min() < -3.0) == (number >= 6)
+        assert not {"lower", "upper"} & session.info()["optimizer"].keys()
+        session.update(lower=-9)
+        assert session.info()["optimizer"]["lower"] == -9.0
+        server.restart()
+        assert twin.differing(client.session(session.id).export()) == []
+        free = client.create({"w": np.float32([1, 2])}, lower=-np.inf, upper={"w": [9, 9]})
+        assert "lower" not in free.info()["optimizer"]
+        with pytest.raises(InvalidSettings, match="upper is null; this session has 'array', fixed when it was created"):
+            free.update(upper=np.inf)

@@ -26,7 +26,7 @@ NUMBER = "a finite number, 0 or more"
 BETA = "a finite number, 0 or more and below 1"
 SWITCH = "true or false"
 WHOLE = "a whole number, 0 or more"
-BOUND = "a finite number, or at creation one for each element, by tensor"
+BOUND = "a finite number, null (none), or at creation one for each element, by tensor"
 
 
 class SettingsError(ValueError):
@@ -58,7 +58,8 @@ def _count(value: object) -> object:
 
 
 def _bound(value: object) -> object:
-    return value if value == around.ARRAY else _number(value)
+    """No number means "off" here, as 0 does for a clip: JSON has no infinity, and JavaScript writes it as null."""
+    return value if value is None or value == around.ARRAY else _number(value)
 
 
 def _schedule(value: object) -> Schedule | None:
