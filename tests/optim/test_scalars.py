@@ -15,6 +15,7 @@ from adamd_service.optim import (
     check_scalars,
     parse_settings,
     plan,
+    settings_of,
     updates_from_json,
     updates_to_json,
 )
@@ -57,6 +58,12 @@ def test_rounded_once_from_float64(t, dtype):
         ({"weight_decay": 1e39}, "weight_decay"),
         ({"name": "adamw", "lr": 1e20, "weight_decay": 1e20}, "weight_decay"),
         ({"groups": [{"tensors": ["w"]}, {"tensors": ["b"], "eps": 1e-40}]}, "groups[1].eps"),
+        # Not held by a later update only: such a session would come to a stop at it.
+        ({"lr": 1e39, "eps_form": "hat"}, "lr"),
+        ({"name": "yogi", "lr": 1e40, "betas": [0.5, 0.9999999], "eps_form": "hat"}, "lr"),
+        ({"name": "nadam", "lr": 1e39, "eps_form": "hat"}, "lr"),
+        ({"name": "sgd", "momentum": 0.9, "dampening": 1e39}, "dampening"),
+        ({"name": "schedule_free_adamw", "lr": 1e40, "warmup_steps": 10**6}, "lr"),
     ],
 )
 def test_what_float32_cannot_hold_is_refused(raw, path):
@@ -79,17 +86,21 @@ def test_settings_that_no_tensor_uses_are_not_checked():
     lr=st.floats(0, 1e300),
     b1=st.floats(0, 1, exclude_max=True),
     b2=st.floats(0, 1, exclude_max=True),
-    t=st.integers(1, 10**12),
+    name=st.sampled_from([name for name in FAMILY if not FAMILY[name].carried]),
+    hat=st.booleans(),
+    t=st.integers(1, 2**53),
 )
-def test_a_check_at_the_first_update_holds_for_all(lr, b1, b2, t):
-    settings = parse_settings({"lr": lr, "betas": [b1, b2]})
+def test_a_check_at_a_few_updates_holds_for_all(lr, b1, b2, name, hat, t):
+    had = {"betas": [b1, b2], "eps_form": "hat" if hat else "outside", "dampening": lr, "lr_decay": lr, "alpha": b1}
+    raw = {"name": name, "lr": lr, **{key: value for key, value in had.items() if key in settings_of(FAMILY[name])}}
+    settings = parse_settings(raw)
     for dtype in (F32, F64):
         try:
             check_scalars(settings, ["w"], dtype)
         except SettingsError:
             continue
         made = plan(settings, ["w"], [t - 1], [True], dtype)
-        assert read(updates_to_json(made), dtype) == made
+        assert updates_from_json(updates_to_json(made), settings.optimizer, settings.arrays, dtype) == made
 
 
 def test_plan_merges_neighbours():

@@ -21,6 +21,9 @@ from adamd_service.optim.settings import Settings, SettingsError
 NUMERICS_ID = "adamd-1"
 PLAIN: Final = AtStep()  # no schedule, nothing clipped
 TIMES: Final = 1, 1000  # updates of a tensor by which every choice of a text has been taken
+# Updates at which every scalar has been at its largest: Adam's step size in the first, that with eps "hat" or a warm-up
+# in the last that there can be, SGD's 1 - dampening from the second on.
+EXTREMES: Final = 1, 2, 2**53
 
 
 class Scalars(NamedTuple):
@@ -92,13 +95,14 @@ def plan(
 def check_scalars(settings: Settings, names: Sequence[str], dtype: np.dtype[Any]) -> None:
     """Raise SettingsError where a scalar of the session or of a group would not survive rounding to `dtype`.
 
-    t = 1 is the worst case of Adam (step_size only falls with t, sqrt_bc2 only grows). The session's own settings are
-    left out where every tensor of `names` is in a group.
+    Not only in its next update: a session that goes on until a later one would be refused every step from there on. Of
+    `EXTREMES` the ones between are never beyond. The session's own settings are left out where every tensor of `names`
+    is in a group.
     """
-    if not names or any(settings.places.of(name) is None for name in names):
-        scalars_at(settings, None, 1, _first(settings), dtype)
-    for index in range(len(settings.groups)):
-        scalars_at(settings, index, 1, _first(settings), dtype)
+    own = not names or any(settings.places.of(name) is None for name in names)
+    for index in (*((None,) if own else ()), *range(len(settings.groups))):
+        for t in EXTREMES:
+            scalars_at(settings, index, t, _first(settings), dtype)
 
 
 def of_session(settings: Settings, dtype: np.dtype[Any]) -> Iterator[Scalars]:

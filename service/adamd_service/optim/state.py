@@ -215,8 +215,8 @@ def check_state(state: State) -> None:
         if type(count) is not int or count < 0:
             raise ValueError(f"counts[{tensor}] is {count!r}; wanted a whole number, 0 or more")
     for tensor, carried in enumerate(state.carried or ()):
-        if not all(map(math.isfinite, carried)):
-            raise ValueError(f"carried[{tensor}] is {carried}; wanted finite numbers")
+        if not all(math.isfinite(number) and number >= 0.0 for number in carried):  # products and sums of weights
+            raise ValueError(f"carried[{tensor}] is {carried}; wanted finite numbers, 0 or more")
 
 
 def runs_of(
