@@ -15,30 +15,37 @@ import numpy as np
 
 from adamd_service.optim.compiled import Compiled, compile_loop
 from adamd_service.optim.gradient import compile_scans
-from adamd_service.optim.kernel import Block
+from adamd_service.optim.kernel import Block, slices_of
 from adamd_service.optim.narrowing import compile_narrowing
 from adamd_service.optim.norm import compile_norm
+from adamd_service.optim.reference import ReferenceKernel
 from adamd_service.optim.rule import CONSTANTS, Rule
 from adamd_service.optim.scalars import Scalars, of_session
 from adamd_service.optim.settings import Settings, parse_settings
 from adamd_service.optim.widening import compile_widening
 
+_REFERENCE: Final = ReferenceKernel()
 WARM: Final = "adam", "adamw"  # one text, compiled in all of its variants before a server is ready
+# Loops of one process: 2 MB each that Numba never gives back, and half a second of a processor. Settings of all kinds
+# would ask for 4,784 (1,196 rules, in two dtypes, with an answer or without), and clients choose the settings.
+MOST: Final = 256
+SPARE: Final = 1 << 14  # elements at once by the reference: what it makes in between stays in the processor's cache
 _LOOPS: Final[dict[tuple[Rule, bool, np.dtype[Any]], Compiled]] = {}  # what this process has compiled, or loaded
 
 
 @dataclass(frozen=True, slots=True)
 class FusedKernel:
     """The compiled form of a rule; see `kernel.Kernel` for the contract. A variant is compiled when it is first needed,
-    see `warm_up` and `prepare`.
+    see `warm_up` and `prepare`. Beyond `MOST` of them the reference takes its place: slower, and the same bits.
     """
 
     def __call__(self, block: Block, scalars: Scalars, /) -> bool:
         """Update the block in place; True where something watched is now NaN or infinite."""
         p, g, arrays, out = block
-        if out is None:
-            return bool(loop_of(scalars.rule, False, p.dtype)(p, g, *arrays, *scalars.typed))
-        return bool(loop_of(scalars.rule, True, p.dtype)(p, g, *arrays, out, *scalars.typed))
+        loop = loop_of(scalars.rule, out is not None, p.dtype)
+        if loop is None:
+            return max((_REFERENCE(part, scalars) for part in slices_of(block, SPARE)), default=False)  # all of them
+        return bool(loop(p, g, *arrays, *(() if out is None else (out,)), *scalars.typed))
 
 
 def warm_up(dtypes: Iterable[np.dtype[Any]], progress: Callable[[str], None] | None = None) -> None:
@@ -62,11 +69,13 @@ def prepare(settings: Settings, dtype: np.dtype[Any]) -> None:
         loop_of(scalars.rule, with_out, dtype)
 
 
-def loop_of(rule: Rule, with_out: bool, dtype: np.dtype[Any]) -> Compiled:
-    """The compiled loop over (p, g, the state arrays…, [out], the scalars…, tiny, zero)."""
+def loop_of(rule: Rule, with_out: bool, dtype: np.dtype[Any]) -> Compiled | None:
+    """The compiled loop over (p, g, the state arrays…, [out], the scalars…, tiny, zero); None where it is not there,
+    and `MOST` others are.
+    """
     key = rule, with_out, dtype
     loop = _LOOPS.get(key)
-    if loop is None:
+    if loop is None and len(_LOOPS) < MOST:
         loop = _LOOPS[key] = _compile(rule, with_out, dtype)
     return loop
 

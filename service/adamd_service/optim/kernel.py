@@ -1,5 +1,6 @@
 """What a kernel is: one update of one block of a session's arrays, in place."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -30,3 +31,19 @@ class Kernel(Protocol):
         """Update p and the state arrays in place by `scalars.rule`; True where one that the rule watches is now NaN or
         infinite. The scalars are of the block's dtype (`apply` sees to it).
         """
+
+
+def slices_of(block: Block, size: int) -> Iterator[Block]:
+    """Neighbouring parts of a block, to be taken by whoever is free."""
+    parts = [slice(start, start + size) for start in range(0, block.p.size, size)]
+    return iter(
+        tuple(
+            Block(
+                block.p[part],
+                block.g[part],
+                tuple(array[part] for array in block.arrays),
+                None if block.out is None else block.out[part],
+            )
+            for part in parts
+        )
+    )

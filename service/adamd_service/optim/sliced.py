@@ -1,10 +1,9 @@
 """A kernel over fixed slices of a large block, on a few threads: one core does not fill the memory's bandwidth."""
 
-from collections.abc import Iterator
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 
-from adamd_service.optim.kernel import Block, Kernel
+from adamd_service.optim.kernel import Block, Kernel, slices_of
 from adamd_service.optim.scalars import Scalars
 
 SLICE = 1 << 18  # elements: a fraction of a millisecond, so that a thread which begins late or is held up costs no more
@@ -32,7 +31,7 @@ class SlicedKernel:
         """
         if self.lanes < 2 or block.p.size < self.least:
             return self.kernel(block, scalars)
-        slices = _slices(block, self.size)
+        slices = slices_of(block, self.size)
 
         def lane() -> bool:
             diverged = False
@@ -48,19 +47,3 @@ class SlicedKernel:
             begun = [future for future in handed if not future.cancel()]
             wait(begun)
         return any([diverged, *(future.result() for future in begun)])
-
-
-def _slices(block: Block, size: int) -> Iterator[Block]:
-    """Neighbouring parts of a block, to be taken by whoever is free."""
-    parts = [slice(start, start + size) for start in range(0, block.p.size, size)]
-    return iter(
-        tuple(
-            Block(
-                block.p[part],
-                block.g[part],
-                tuple(array[part] for array in block.arrays),
-                None if block.out is None else block.out[part],
-            )
-            for part in parts
-        )
-    )
