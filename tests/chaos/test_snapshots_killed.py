@@ -116,26 +116,26 @@ def strangers(store):
         [head] = client.scan_iter(match="*:head")
         base, fields = head[: -len(b"head")], client.hgetall(head)
         named = {head, base + b"ring", base + b"readers", base + b"garbage"}
-        snapshots = json.loads(fields[b"snapshots"])
-        snapshots += [
-            one["snapshot"] for one in map(json.loads, client.lrange(base + b"garbage", 0, -1)) if "snapshot" in one
-        ]
+        garbage = [json.loads(entry) for entry in client.lrange(base + b"garbage", 0, -1)]  # named by it until it goes
+        snapshots = json.loads(fields[b"snapshots"]) + [one["snapshot"] for one in garbage if one["kind"] == "snapshot"]
         for snapshot in snapshots:
             for array in snapshot["arrays"]:
                 for index in range(len(array["chunks"])):
                     named.add(base + f"snapshot:{snapshot['id']}:{array['name']}:{index}".encode())
-        for step in range(int(fields[b"log_first"]), int(fields[b"step"]) + 1):
-            record = base + f"record:{step}".encode()
-            meta = json.loads(client.hget(record, "meta"))
-            named.add(record)
-            named |= {base + f"body:{meta['attempt']}:{index}".encode() for index in range(len(meta["chunks"]))}
+        logs = [(one["first"], one["last"]) for one in garbage if one["kind"] == "records"]
+        for first, last in [(fields[b"log_first"], fields[b"step"]), *logs]:
+            for step in range(int(first), int(last) + 1):
+                record = base + f"record:{step}".encode()
+                meta = json.loads(client.hget(record, "meta") or '{"chunks": [], "attempt": ""}')
+                named.add(record)
+                named |= {base + f"body:{meta['attempt']}:{index}".encode() for index in range(len(meta["chunks"]))}
         return [key for key in client.scan_iter(match=base + b"*") if key not in named and client.ttl(key) < 0]
 
 
-def eventually(true, within=20):
+def eventually(true, told=lambda: "", within=20):
     deadline = time.monotonic() + within
     while not true():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, told()
         time.sleep(0.1)
 
 
@@ -178,7 +178,7 @@ def test_a_snapshot_that_death_interrupts(undisturbed, tmp_path, dead, at, after
             assert told(session.export()) == undisturbed
         with adamd.connect(two.url) as client:
             assert told(client.session("run").export()) == undisturbed
-        eventually(lambda: strangers(store) == [])
+        eventually(lambda: strangers(store) == [], lambda: strangers(store))
         with adamd.connect(two.url) as client:
             client.session("run").delete()
         eventually(
