@@ -83,6 +83,45 @@ def test_an_error_is_raised_when_every_lane_has_ended(threads, failing):
     assert begun == {0, 1, 2} and ended == begun - {failing}
 
 
+class Short(ThreadPoolExecutor):
+    """At its bound of threads: a lane is queued, and then there is no thread for it, as at a limit of processes."""
+
+    def _adjust_thread_count(self):
+        if self._threads:
+            raise RuntimeError("can't start new thread")
+        super()._adjust_thread_count()
+
+
+@pytest.mark.parametrize("pool", ["short", "ended"])
+def test_a_thread_that_cannot_be_had_changes_nothing(pool):
+    """The step is committed already: it is taken on the threads that there are, and nobody comes after it."""
+    gradients = list(hard_gradients(np.random.default_rng(1), SIZE, 3, DTYPES[0]))
+    with Short(3) as threads:
+        if pool == "ended":
+            threads.shutdown()
+        else:
+            threads.submit(time.sleep, 0.05)  # its only thread, which then finds the lanes in the queue
+        many = SlicedKernel(FusedKernel(), threads, 4, least=2, size=10)
+        assert trained(many, DTYPES[0], gradients) == trained(FusedKernel(), DTYPES[0], gradients)
+
+
+def test_a_lane_that_comes_late_and_was_queued_without_a_thread_writes_nothing():
+    held, begun = threading.Event(), []
+
+    def kernel(block, scalars):
+        begun.append(threading.current_thread())
+        return False
+
+    with Short(3) as threads:
+        threads.submit(held.wait)
+        try:
+            SlicedKernel(kernel, threads, 4, least=2, size=64)(told_apart(3), None)
+        finally:
+            held.set()
+        threads.shutdown(wait=True)
+    assert begun == [threading.current_thread()] * 3
+
+
 def told_apart(lanes):
     """A block whose lanes can be told apart by their first parameter."""
     values = np.repeat(np.arange(lanes, dtype=np.float64), 64)

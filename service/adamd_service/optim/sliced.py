@@ -1,6 +1,9 @@
 """A kernel over fixed slices of a large block, on a few threads: one core does not fill the memory's bandwidth."""
 
-from concurrent.futures import Executor, wait
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 from adamd_service.optim.kernel import Block, Kernel, slices_of
@@ -39,11 +42,55 @@ class SlicedKernel:
                 diverged |= self.kernel(part, scalars)
             return diverged
 
-        handed = [self.threads.submit(lane) for _ in range(self.lanes - 1)]
+        lanes, handed = _Lanes(lane), list[Future[None]]()
+        # No thread to be had, or no more at the end of the process: then the caller's has all of it. An executor that
+        # cannot start one has queued the lane all the same, so who has begun is not asked of futures.
+        with suppress(RuntimeError):
+            handed += (self.threads.submit(lanes) for _ in range(self.lanes - 1))
         try:
             diverged = lane()
         finally:
-            # Threads that others keep busy are not waited for: there is nothing left to do for them.
-            begun = [future for future in handed if not future.cancel()]
-            wait(begun)
-        return any([diverged, *(future.result() for future in begun)])
+            for future in handed:
+                future.cancel()
+            lanes.close()
+        return lanes.outcome() or diverged
+
+
+class _Lanes:
+    """A lane for whoever comes while there is something to do, and who is at work in it."""
+
+    def __init__(self, lane: Callable[[], bool]) -> None:
+        self._lane = lane
+        self._turn = threading.Condition()
+        self._working = 0
+        self._closed = False
+        self._diverged = False
+        self._error: BaseException | None = None
+
+    def __call__(self) -> None:
+        with self._turn:
+            if self._closed:
+                return
+            self._working += 1
+        diverged, broken = False, None
+        try:
+            diverged = self._lane()
+        except BaseException as error:  # whoever closes raises it
+            broken = error
+        with self._turn:
+            self._working -= 1
+            self._diverged |= diverged
+            self._error = self._error or broken
+            self._turn.notify_all()
+
+    def close(self) -> None:
+        """Let nobody begin any more, and wait for those who have; threads that others keep busy are not waited for."""
+        with self._turn:
+            self._closed = True
+            self._turn.wait_for(lambda: not self._working)
+
+    def outcome(self) -> bool:
+        """Say whether one saw something non-finite; raises what one raised."""
+        if self._error is not None:
+            raise self._error
+        return self._diverged
