@@ -262,9 +262,9 @@ def _retry_after(given: Mapping[str, str]) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _metrics(told: Any) -> dict[str, float] | None:
-    """Read the last step's metrics; None from a server that does not tell them. One that is null is left out."""
-    return {k: v for k, v in told.items() if v is not None} if isinstance(told, dict) else None
+def _metrics(told: Any) -> dict[str, float]:
+    """Read the last step's metrics; one that is null is left out."""
+    return {k: v for k, v in told.items() if v is not None} if isinstance(told, dict) else {}
 
 
 def _standing(response: Response) -> Standing:

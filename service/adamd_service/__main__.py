@@ -155,7 +155,7 @@ def watch(
 
 
 def _sight(session: str, seen: dict[str, Any]) -> str:
-    loss = (seen["metrics"] or {}).get("loss")
+    loss = seen["metrics"].get("loss")
     told = "—" if loss is None else f"{loss:.6g}"
     settings = seen["settings"]
     lr = f"{settings.get('lr', float('nan')):g}"

@@ -59,6 +59,58 @@ def test_every_operation_answers_as_the_document_says_at_length(told, tmp_path):
     assert schemathesis(told, tmp_path, 250) > 2500
 
 
+def test_the_page_of_calls_needs_no_other_machine(told):
+    talk = Talk(told)
+    page = talk("GET", "/docs").good()
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "http" not in policy
+    text = page.body.decode()
+    assert "//" not in text and "<script>" not in text  # no foreign address, and nothing inline
+    named = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert len(named) == 4
+    for name in named:
+        if not name.startswith("data:"):
+            file = talk("GET", f"/{name}").good()
+            assert file.headers["Content-Type"].startswith("text/css" if name.endswith("css") else "text/javascript")
+    start = talk("GET", "/docs/start.js").good().body.decode()
+    assert talk("GET", f"/{re.search('url: .([a-z.]+)', start)[1]}").good().json["paths"]
+    assert "validatorUrl: null" in start and b"SwaggerUIBundle" in talk("GET", "/docs/swagger-ui-bundle.js").body
+    talk.close()
+
+
+def test_every_setting_of_every_optimizer_is_in_the_document_with_its_kind_and_its_default(told):
+    talk = Talk(told)
+    paths = talk("GET", "/openapi.json").good().json["paths"]
+    had = talk("GET", "/v1/info").good().json["settings"]
+    bodies = [
+        paths["/v1/sessions"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"][
+            "optimizer"
+        ],
+        paths["/v1/sessions/{session}"]["patch"]["requestBody"]["content"]["application/json"]["schema"]["properties"][
+            "optimizer"
+        ],
+    ]
+    for schema in bodies:
+        known = schema["properties"]
+        assert known["name"]["enum"] == list(had) and not schema["additionalProperties"]
+        assert {"groups", *known} == {"name", "groups"} | {name for settings in had.values() for name in settings}
+        for name, told_ in known.items():
+            assert "type" in told_ and told_["description"]
+            if name != "groups":
+                assert "default " in told_["description"]
+        assert (
+            "0.001 (adam, adamw" in known["lr"]["description"]
+            and "0.01 (adamw)" in known["weight_decay"]["description"]
+        )
+        inner = known["groups"]["items"]["properties"]
+        assert "weight_decay" in inner and not {"amsgrad", "schedule", "name"} & inner.keys()
+    # each default is of its own kind, and what the schema knows is what the server takes
+    for optimizer, settings in had.items():
+        given = {name: value for name, value in settings.items() if value is not None}
+        talk("POST", "/v1/sessions", {"parameters": [1.0], "optimizer": {"name": optimizer, **given}}).good(201)
+    talk.close()
+
+
 def test_the_document_is_complete(told):
     talk = Talk(told)
     paths = talk("GET", "/openapi.json").good().json["paths"]

@@ -430,7 +430,7 @@ def test_if_match_guards_a_change_and_an_end(talk, durability):
 
 def test_the_page_of_calls_is_in_no_foreign_frame(talk):
     told = talk("GET", "/docs").good().headers
-    assert told["Content-Security-Policy"] == "frame-ancestors 'none'" and told["X-Frame-Options"] == "DENY"
+    assert "frame-ancestors 'none'" in told["Content-Security-Policy"] and told["X-Frame-Options"] == "DENY"
     talk("GET", "/redoc").problem(404, "no_route")
 
 

@@ -52,9 +52,13 @@ class CreateDocument(BaseModel):
     )
     parameters: Any = Field(None, description="a number, a nested list, or an object of them")
     layout: list[dict[str, Any]] | None = Field(None, description='[{"name": "w", "shape": [784, 10]}, …]')
-    dtype: Literal["float32", "float64"] | None = None
-    durability: Literal["committed", "memory"] = "committed"
-    labels: dict[str, str] = Field(default_factory=dict, max_length=MAX_LABELS)
+    dtype: Literal["float32", "float64"] | None = Field(None, description="the state's; where it is absent, float64")
+    durability: Literal["committed", "memory"] = Field(
+        "committed", description="memory: nothing is stored, and the session ends with the server's process"
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="your own words, to find the session in the list"
+    )
     vector: bool | None = Field(None, description="safetensors: the one tensor is a plain array")
     state: StateDocument | None = Field(None, description="safetensors: restore an exported state")
 

@@ -19,7 +19,7 @@ class PatchDocument(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     optimizer: dict[str, Any] | None = None
-    labels: dict[str, str] | None = Field(None, max_length=MAX_LABELS)
+    labels: dict[str, str] | None = Field(None, max_length=MAX_LABELS, description="take the place of those there are")
 
 
 def patch(body: memoryview) -> PatchDocument:

@@ -118,7 +118,7 @@ class View:
     head: Head
     diverged: bool
     repeated: bool = False  # a repeated creation
-    metrics: Mapping[str, Any] | None = None  # of the last step, where they were asked for
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # of the last step, where the session is only looked at
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def session(view: View, status: int = 200) -> Response:
     if view.repeated:
         extra[headers.REPLAYED] = "true"
     extra |= _advised(advice_of(head))
-    told = {} if view.metrics is None else {"metrics": view.metrics}
+    told = {"metrics": view.metrics} if view.metrics else {}
     return JSONResponse(document(head, diverged=view.diverged) | told, status, extra)
 
 

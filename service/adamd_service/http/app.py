@@ -9,7 +9,6 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
@@ -19,13 +18,11 @@ from adamd.errors import AdamdError, InternalError, InvalidRequest
 from adamd.wire.layout import shown
 from adamd_service.codecs.info import server_info
 from adamd_service.engine import Engine
-from adamd_service.http import answers, routes
+from adamd_service.http import answers, pages, routes
 from adamd_service.http.doors import Doors, hang
 from adamd_service.http.leftovers import Leftovers
 from adamd_service.telemetry import Telemetry
 
-# The page of calls can make them: in a foreign page's frame, its buttons would be pressed for that page.
-UNFRAMED = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Frame-Options": "DENY"}
 ASKED = {"page_size": "a whole number from 1 to 1000", "page_token": "the next_page_token of an earlier answer"}
 log = structlog.get_logger()
 
@@ -59,6 +56,7 @@ def application(engine: Engine, telemetry: Telemetry, doors: Doors) -> FastAPI:
     app.router.routes.append(routes.StepRoute())
     app.include_router(routes.router)
     _operations(app, engine, telemetry)
+    pages.add(app)
     app.add_exception_handler(AdamdError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain)
@@ -86,12 +84,6 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         return Response(telemetry.render(), media_type=telemetry.content_type)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        page = get_swagger_ui_html(openapi_url="/openapi.json", title="adamd")
-        page.headers.update(UNFRAMED)
-        return page
 
     @app.get("/v1/info")
     async def info() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from adamd.wire.encodings import ENCODINGS, RAW
 from adamd_service.codecs.bodies import MAX_LABEL_NAME, CreateDocument
 from adamd_service.codecs.checks import AT
 from adamd_service.codecs.documents import PatchDocument
+from adamd_service.http.schemas import settings_schema
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 NUMBER = {"type": "integer", "minimum": 1, "maximum": headers.MAX_STEP}
@@ -26,7 +27,7 @@ GRADIENT_JSON = {
             "gradient": _TENSORS_JSON
             | {"description": "in the shape of the parameters; a tensor that is null is left out"},
             "metrics": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
-            "settings": {"type": "object"},
+            "settings": settings_schema(),
         },
     },
     "example": {"gradient": [0.5, -0.25], "metrics": {"loss": 0.31}, "settings": {"lr": 0.0005}},
@@ -207,23 +208,26 @@ def _create_schema() -> dict[str, Any]:
         "description": "with a dtype, in the place of parameters",
     }
     schema["properties"]["parameters"] = _TENSORS_JSON
+    schema["properties"]["optimizer"] = settings_schema()
     schema["properties"]["labels"] |= {"propertyNames": {"minLength": 1, "maxLength": MAX_LABEL_NAME}}
     return schema
 
 
 def _patch_schema() -> dict[str, Any]:
     schema = PatchDocument.model_json_schema()
+    schema["properties"]["optimizer"] = settings_schema()
     schema["properties"]["labels"] |= {"propertyNames": {"minLength": 1, "maxLength": MAX_LABEL_NAME}}
     return schema
 
 
+_EXAMPLE = {"parameters": [1.0, 2.0], "optimizer": {"name": "adam", "lr": 0.1}}
 _STEP_BODY = {"required": True, "content": {**_SENT, headers.JSON: GRADIENT_JSON}}
 CREATE: dict[str, Any] = {
     "parameters": [_key(required=False)],
     "requestBody": {
         "required": True,
         "content": {
-            headers.JSON: {"schema": _create_schema(), "example": {"parameters": [1.0, 2.0]}},
+            headers.JSON: {"schema": _create_schema(), "example": _EXAMPLE},
             headers.SAFETENSORS: BINARY,
         },
     },

@@ -28,7 +28,11 @@ from adamd_service.optim.scalars import (
     updates_from_json,
     updates_to_json,
 )
+from adamd_service.optim.schedules import SCHEDULES
 from adamd_service.optim.settings import (
+    GROUPED,
+    KINDS,
+    WANTED,
     Group,
     Settings,
     SettingsError,
@@ -50,9 +54,13 @@ __all__ = [
     "BEST",
     "BOUNDS",
     "FAMILY",
+    "GROUPED",
+    "KINDS",
     "NONE",
     "NUMERICS_ID",
+    "SCHEDULES",
     "SURROUNDING",
+    "WANTED",
     "WARM",
     "Block",
     "BoundsError",

@@ -130,6 +130,7 @@ WANTED: Final[Mapping[str, str]] = {
 COMMON: Final[Mapping[str, Any]] = {"lr": 0.001}  # the default of every optimizer that says no other
 # For the session as a whole: its arrays and its bits depend on them.
 SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value", *around.SESSION}
+GROUPED: Final = frozenset(KINDS) - SESSION  # what a group may have of its own
 # adamd's own, beside torch's: told only where they are not as torch would have it.
 QUIET: Final = {"eps_form", "bias_correction", *around.SETTINGS} - {"maximize"}
 
