@@ -11,7 +11,7 @@ NUMBER = {"type": "number", "minimum": 0}
 BETA = NUMBER | {"exclusiveMaximum": 1}
 SWITCH = {"type": "boolean"}
 COUNT = {"type": "integer", "minimum": 1}
-BOUND = {"type": ["number", "array", "object"]}
+BOUND = {"anyOf": [{"type": "number"}, {"type": "array", "items": {}}, {"type": "object"}, {"type": "null"}]}
 # Where it is not a number of 0 or more.
 SHAPES: Mapping[str, dict[str, Any]] = {
     "betas": {"type": "array", "items": BETA, "minItems": 2, "maxItems": 2},
