@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from adamd.errors import InvalidRequest, InvalidState, WrongLayout
 from adamd.wire import headers, layout, numbers, safetensors
@@ -17,14 +16,15 @@ from adamd.wire.dtypes import Array, check_widens, storage, vector, widen
 from adamd.wire.layout import Layout, Tensor, shown, some
 from adamd_service.codecs import bounds
 from adamd_service.codecs.checks import metrics, parse_json, settings
+from adamd_service.codecs.faults import MAX_LABELS, validated
 from adamd_service.engine import CreateCall, Gradient, Kept
-from adamd_service.optim import ARRAY, BEST, FAMILY, SURROUNDING, progress_from_json, settings_of
+from adamd_service.optim import ARRAY, BEST, FAMILY, SURROUNDING, progress_from_json
 from adamd_service.records import Spec
 
 PARAMS = "param"  # an exported tensor is param:<name>, and <state array>:<name>
 STEP_KEYS = {"gradient", "metrics", "settings"}
 SAFETENSORS_WEIGHT = 3  # a creation's body: itself, the flat vector, the state's copy
-MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL = 64, 128, 1024
+MAX_LABEL_NAME, MAX_LABEL = 128, 1024
 # A restored session goes on counting: far below 2^53, where a number in JSON stops being exact.
 Count = Annotated[int, Field(ge=0, le=headers.MAX_STEP // 2)]
 
@@ -72,53 +72,6 @@ EXPORTED = {"id", "step", "chain", "incarnation", "settings_revision", "created_
     "progress",
     "snapshot_step",
 }
-
-
-Model = TypeVar("Model", bound=BaseModel)
-WANTED = {
-    "": "a JSON object",
-    "name": "a-z, 0-9 and -, 1 to 63 characters",
-    "optimizer": 'an object such as {"name": "adam", "lr": 0.001}',
-    "layout": 'a list such as [{"name": "w", "shape": [784, 10]}]',
-    "layout[]": 'an object such as {"name": "w", "shape": [784, 10]}',
-    "dtype": "float32 or float64",
-    "durability": "committed or memory",
-    "labels": f'an object of at most {MAX_LABELS} texts, such as {{"team": "blue"}}',
-    "labels[]": "a text",
-    "vector": "true or false",
-    "state": "the counts as an export has them",
-}
-
-
-def validated(model: type[Model], raw: Any) -> Model:
-    """Check a JSON document.
-
-    Raises:
-        InvalidRequest: with the first fault's place.
-
-    """
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False)[0]
-    place = fault["loc"]
-    # A name that came from outside may be of any length, and half a character.
-    where = ".".join(str(part)[:64] for part in place).encode(errors="backslashreplace").decode()[:256]
-    if fault["type"] == "extra_forbidden":
-        known = list(model.model_fields)
-        near = get_close_matches(str(place[-1])[:64], known, n=1)
-        if "optimizer" in known and any(place[-1] in settings_of(optimizer) for optimizer in FAMILY.values()):
-            near = [f"optimizer.{where}"]
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        raise InvalidRequest(f"{where}: unknown; {hint}", path=where)
-    first = str(place[0]) if place else ""
-    wanted = WANTED.get(f"{first}[]" if place[1:] else first) or WANTED[first]
-    came = "missing" if fault["type"] == "missing" else _came(fault["input"])
-    raise InvalidRequest(f"{where or 'the body'} is {came}; wanted {wanted}", path=where)
-
-
-def _came(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)
 
 
 def check_labels(labels: dict[str, str] | None) -> None:

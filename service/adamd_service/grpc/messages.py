@@ -12,7 +12,7 @@ from adamd.errors import InvalidRequest, InvalidSettings, WrongLayout
 from adamd.wire.layout import MAX_TENSORS
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
-from adamd_service.codecs.bodies import MAX_LABELS
+from adamd_service.codecs.faults import MAX_LABELS
 from adamd_service.engine import Advice, Answer, advice_of, to_its_end
 from adamd_service.optim import lr_at, parse_settings
 from adamd_service.records import Head, Spec
