@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # an extra that may be missing
 
 LOST = 70  # the exit status after a GPU was lost: EX_SOFTWARE
 PRESENCE = 10.0  # seconds between a replica's signs of life; they last three times as long
+PATIENCE = 3.0  # seconds that a person waits without a word
 log = structlog.get_logger()
 
 
@@ -83,13 +85,28 @@ def serve(
     for line in unknown(os.environ):
         say(line)
     ports.check(settings.host, settings.port, None if settings.grpc_port == "off" else settings.grpc_port)
-    say("loading the kernels (on a new machine they are compiled first, which takes half a minute)")
-    warm_up((np.dtype(np.float32), np.dtype(np.float64)))
+    warm_up((np.dtype(np.float32), np.dtype(np.float64)), patiently(say))
     gc.freeze()  # half a million objects of the compiler's: looking through them took a fifth of a small step's time
     device = device_of(settings.device, settings.device_bytes, _end_with, say, runtimes)
     with store_of(settings, say) as store:
         engine = Engine(store, settings.limits(), secrets.token_hex(6), device)
         uvicorn_loop(settings, engine, say)
+
+
+def patiently(say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Callable[[float], None]:
+    """Return what takes the kernels' progress, and tells of it only where they take long: where they are compiled."""
+    told = started = clock()
+
+    def progress(share: float) -> None:
+        nonlocal told
+        now = clock()
+        if now - told < PATIENCE or share == 1:
+            return
+        why = " (the first start on a machine compiles them: half a minute at most)" if told == started else ""
+        told = now
+        say(f"preparing the kernels{why}: {share:.0%}")
+
+    return progress
 
 
 def _end_with(error: DeviceLost) -> None:

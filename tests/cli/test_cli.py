@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 import adamd
+from adamd_service.serve import patiently
 from adamd_service.settings import ServerSettings, refused
 from servers import ended, free_port
 
@@ -277,6 +278,20 @@ def test_variables_that_nothing_reads_are_told(server_factory):
     told = [line for line in told if any(name in line for name in (*others, *wrong))]
     assert [line.split()[3] for line in told] == ["ADAMD_MAX_BODY_BYTE", "ADAMD_XYZZY", "adamd_fsink"]
     assert "did you mean ADAMD_MAX_BODY_BYTES?" in told[0] and "did you mean ADAMD_FSYNC?" in told[2]
+
+
+def test_the_kernels_are_told_only_where_they_take_long():
+    said, now = [], iter([0.0, 1.0, 2.0, 2.5])
+    quick = patiently(said.append, lambda: next(now))
+    for share in (0.25, 0.5, 1.0):
+        quick(share)
+    assert said == []
+    times = iter([0.0, 2.0, 5.0, 6.0, 9.0, 15.0])
+    slow = patiently(said.append, lambda: next(times))
+    for share in (0.1, 0.25, 0.3, 0.5, 1.0):
+        slow(share)
+    assert [line.split(": ")[-1] for line in said] == ["25%", "50%"]
+    assert "first start on a machine" in said[0] and "first start" not in said[1]
 
 
 def test_a_data_directory_in_use_is_told(server):

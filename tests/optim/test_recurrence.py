@@ -88,9 +88,9 @@ def test_choices_are_all_named():
 
 
 def test_warm_up_tells_its_progress():
-    said = []
-    warm_up([np.dtype("float32")], said.append)
-    assert said[0] == "gradients" and len(said) == 5 and said[-1] == "float32 adam coupled amsgrad"
+    shares = []
+    warm_up([np.dtype("float32")], shares.append)
+    assert shares == sorted(set(shares)) and len(shares) == 8 and shares[-1] == 1.0
 
 
 def test_importing_starts_no_compiler():

@@ -8,6 +8,7 @@ import ast
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Final
 
@@ -48,19 +49,19 @@ class FusedKernel:
         return bool(loop(p, g, *arrays, *(() if out is None else (out,)), *scalars.typed))
 
 
-def warm_up(dtypes: Iterable[np.dtype[Any]], progress: Callable[[str], None] | None = None) -> None:
+def warm_up(dtypes: Iterable[np.dtype[Any]], progress: Callable[[float], None] = lambda share: None) -> None:
     """Compile Adam and AdamW for the session dtypes given (or load them from the cache), so that no step of theirs
     waits for a compiler. The others are compiled where a session of theirs is made: all of the family would be minutes.
+    ``progress`` is told the share that is done.
     """
-    say = progress or (lambda _: None)
-    say("gradients")
-    compile_scans()
-    compile_widening()
-    compile_narrowing()
-    compile_norm()
-    for dtype, (coupled, amsgrad) in product(dtypes, product((False, True), repeat=2)):
-        say(f"{dtype.name} adam{' coupled' * coupled}{' amsgrad' * amsgrad}")
-        prepare(parse_settings({"name": "adam", "weight_decay": 0.01 * coupled, "amsgrad": amsgrad}), dtype)
+    variants = product(dtypes, product((0.0, 0.01), (False, True)))
+    work: list[Callable[[], None]] = [compile_scans, compile_widening, compile_narrowing, compile_norm]
+    for dtype, (weight_decay, amsgrad) in variants:
+        settings = parse_settings({"name": "adam", "weight_decay": weight_decay, "amsgrad": amsgrad})
+        work.append(partial(prepare, settings, dtype))
+    for done, compile_one in enumerate(work, 1):
+        compile_one()
+        progress(done / len(work))
 
 
 def prepare(settings: Settings, dtype: np.dtype[Any]) -> None:
