@@ -20,7 +20,7 @@ from bench.processes import machine
 SIZES = {1_000_000: 40, 10_000_000: 20, 50_000_000: 8}  # parameters -> rounds
 OWED = 0.95  # torch's time ÷ ours, at least
 WARM, BLOCK = 3, 10  # updates of one side in a row: those before the clock, and those timed
-# Between two blocks, in seconds: OpenMP's threads spin for milliseconds after torch's update, on the core where ours would run.
+# Seconds between two blocks: OpenMP's threads spin for milliseconds after torch's update, on the core that ours needs.
 PAUSE = 0.05
 
 
@@ -59,7 +59,7 @@ def _times(parameters: int, rounds: int, count: int, kernel: Kernel) -> tuple[li
 
 
 def _block(step: Callable[[], object]) -> float:
-    """Return the mean time of a few updates, in seconds, after some that bring caches and threads to their steady state."""
+    """Return the mean seconds of a few updates, after some that bring caches and threads to their steady state."""
     for _ in range(WARM):
         step()
     began = time.perf_counter()

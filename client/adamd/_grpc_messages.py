@@ -113,8 +113,9 @@ def step(operation: Step) -> tuple[pb.StepHeader, tuple[memoryview, ...]]:
     dtype, views, names = flat(operation.body)
     header = pb.StepHeader(
         session=reference(operation.ref),
-        step=operation.number,
-        if_match=operation.chain,
+        step=operation.number or 0,
+        if_match=operation.chain or "",
+        idempotency_key=operation.key or "",
         nbytes=sum(view.nbytes for view in views),
         encoding=_known(ENCODINGS, operation.body.encoding, "encoding"),
         tensors=names,
@@ -281,7 +282,7 @@ def stepped(told: pb.Standing | None, operation: Step | ReadParameters) -> Stepp
         raise bad_answer(f"{_NAMES.get(told.dtype, 'unknown')} parameters; wanted {operation.dtype}")
     if told.nbytes != room:
         raise bad_answer(f"{told.nbytes} bytes of parameters; wanted {room}")
-    if isinstance(operation, Step) and told.step != operation.number:
+    if isinstance(operation, Step) and operation.number not in (None, told.step):
         raise bad_answer(f"step {told.step}; wanted {operation.number}")
     if _CHAIN.fullmatch(told.chain) is None:
         raise bad_answer("no chain of a session")

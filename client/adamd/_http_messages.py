@@ -138,7 +138,9 @@ def encode(operation: Operation) -> Request:
 
 def _step(operation: Step) -> Request:
     kind, body = _body(operation.body)
-    sent = {**kind, **_rounded(operation), "If-Match": f'"{operation.chain}"'}
+    sent = kind | _rounded(operation)
+    if operation.chain is not None:
+        sent["If-Match"] = f'"{operation.chain}"'
     if operation.settings:
         sent[headers.SETTINGS] = json.dumps(operation.settings)
     if operation.body.encoding != "raw":
@@ -147,6 +149,10 @@ def _step(operation: Step) -> Request:
         sent[headers.ANSWER_DTYPE] = operation.dtype
     if operation.metrics:
         sent[headers.METRICS] = json.dumps(operation.metrics)
+    if operation.number is None:
+        assert operation.key is not None
+        sent[headers.IDEMPOTENCY] = operation.key
+        return Request("POST", _path(operation.ref, "/steps"), sent, body, headers.OCTETS, operation.into)
     path = _path(operation.ref, f"/steps/{operation.number}")
     return Request("PUT", path, sent, body, headers.OCTETS, operation.into)
 

@@ -18,6 +18,7 @@ from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import Layout
 
 _REF = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 OTHER_PROTOCOL = "other protocol"  # the phase of an attempt that met HTTP in gRPC's place, or the other way round
 ARRAYS = 4  # of a state, about: only the server knows how many its optimizer keeps
 
@@ -192,26 +193,28 @@ class Step:
     """Take a step.
 
     Attributes:
-        number: the step that it will be, from 1.
-        chain: the history at ``number - 1`` that it builds on.
+        number: the step that it will be, from 1; None: whichever is next.
+        chain: the history at ``number - 1`` that it builds on; None: whatever it is.
         body: the gradient.
         dtype: of the answer's parameters.
         rounded: the dtype is asked for, and not the session's own.
         into: memory of exactly the answer's length.
         settings: that count with this step and stay.
         metrics: names to finite numbers; None for a number that is not.
+        key: makes it safe to repeat where it has no number.
 
     """
 
     ref: str
-    number: int
-    chain: str
+    number: int | None
+    chain: str | None
     body: Body
     dtype: str
     into: tuple[memoryview, ...]
     settings: Mapping[str, Any]
     metrics: Mapping[str, float | None]
     rounded: bool = False
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +254,7 @@ def said(operation: Operation) -> str:
     """Return what an operation is, in an error's words."""
     match operation:
         case Step(ref, number):
-            return f"step {number} of session {ref}"
+            return f"{'a gradient' if number is None else f'step {number}'} of session {ref}"
         case Create():
             return "creating a session"
         case Restore():
@@ -287,6 +290,18 @@ def reference(ref: str) -> str:
     if _REF.fullmatch(ref) is None:
         raise UnknownSession(f"{ref[:80]!r} is neither a session's id nor a name ([a-z0-9-], at most 63)")
     return ref
+
+
+def idempotency_key(key: Any) -> str:
+    """Check the key of a request.
+
+    Raises:
+        InvalidRequest: no server takes it.
+
+    """
+    if not isinstance(key, str) or _KEY.fullmatch(key) is None:
+        raise InvalidRequest(f"key is {key!r}; wanted 1 to 255 printable ASCII characters, as in 'worker-3/batch-17'")
+    return key
 
 
 def export(now: Standing, into: BinaryIO | None) -> Export:

@@ -15,16 +15,24 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
 from adamd import _arrays, _operations
-from adamd._encoding import Encoder, Encoding, Sending, checked, checked_answer
+from adamd._encoding import Encoder, Sending
 from adamd._operations import Operation, Stall, Standing, Stepped, body_of
-from adamd.errors import AdamdError, BadGradient, HistoryLost, InvalidRequest, StepConflict, StepSuperseded
+from adamd.errors import (
+    AdamdError,
+    BadGradient,
+    HistoryLost,
+    IdempotencyMismatch,
+    InvalidRequest,
+    RetriesExhausted,
+    StepConflict,
+    StepSuperseded,
+)
 from adamd.wire import safetensors
-from adamd.wire.layout import Layout
 
 NONE = {"lower": -math.inf, "upper": math.inf}  # bounds that bound nothing
 WHY = {
@@ -49,92 +57,6 @@ class Work:
 
 
 Logic: TypeAlias = Generator[Operation | Work, Any, T]
-
-
-class Seen(Protocol):
-    """What a client has seen of a session; `Session` and `AsyncSession` have it."""
-
-    _track: Track
-
-    @property
-    def id(self) -> str:
-        """The server's name for it."""
-        return self._track.now.id
-
-    @property
-    def name(self) -> str | None:
-        """Yours."""
-        return self._track.now.name
-
-    @property
-    def step_number(self) -> int:
-        """How many updates this client has seen acknowledged."""
-        return self._track.now.step
-
-    @property
-    def chain(self) -> str:
-        """The history that this client has seen: 64 hexadecimal digits."""
-        return self._track.now.chain
-
-    @property
-    def layout(self) -> Layout:
-        """Names and shapes, in order."""
-        return self._track.now.layout
-
-    @property
-    def dtype(self) -> str:
-        """Of its state and parameters: "float32" or "float64"."""
-        return self._track.now.dtype
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The hyperparameters, as this client last knew them: name, lr, betas, eps, weight_decay, …."""
-        return dict(self._track.now.settings)
-
-    @property
-    def skipped(self) -> int:
-        """How many bad gradients were skipped."""
-        return self._track.skipped
-
-    @property
-    def diverged(self) -> bool:
-        """A parameter is no longer finite; further steps are refused."""
-        return self._track.now.diverged
-
-    @property
-    def stop(self) -> str | None:
-        """The rule of its ``stop`` settings that says to stop, as of the last step seen; None: none does.
-
-        "target_loss", "gradient_norm", "relative_loss" or "max_steps". It only advises: further steps are taken.
-        """
-        return self._track.now.stop
-
-    @property
-    def encoding(self) -> Encoding:
-        """How gradients are sent, from the next step on: "raw", "float16", "bfloat16", "int8" or `adamd.TopK`."""
-        return self._track.encoder.encoding
-
-    @encoding.setter
-    def encoding(self, encoding: Encoding) -> None:
-        self._track.encoder.encoding = checked(encoding)
-
-    @property
-    def error_feedback(self) -> bool:
-        """What a lossy encoding drops goes along with the next gradient."""
-        return self._track.encoder.error_feedback
-
-    @error_feedback.setter
-    def error_feedback(self, on: bool) -> None:
-        self._track.encoder.error_feedback = bool(on)
-
-    @property
-    def answer_dtype(self) -> str | None:
-        """What parameters are rounded to on their way here; None: not at all."""
-        return self._track.encoder.answer_dtype
-
-    @answer_dtype.setter
-    def answer_dtype(self, dtype: str | None) -> None:
-        self._track.encoder.answer_dtype = checked_answer(dtype, self.dtype)
 
 
 class Track:
@@ -168,10 +90,41 @@ class Track:
 
         ``sending`` is what was chosen when the step was asked for; None: what holds when it begins.
         """
+        return (yield from self._send(gradient, loss, lr, settings, metrics, out, sending or self.encoder.chosen, None))
+
+    def push(
+        self,
+        gradient: Any,
+        loss: Any,
+        lr: float | None,
+        settings: Mapping[str, Any] | None,
+        metrics: Mapping[str, Any] | None,
+        out: Any,
+        key: str | None,
+    ) -> Logic[Any]:
+        """Have a gradient applied at whatever step is next: its key makes it safe to repeat."""
+        named = secrets.token_hex(16) if key is None else _operations.idempotency_key(key)
+        try:
+            return (yield from self._send(gradient, loss, lr, settings, metrics, out, self.encoder.chosen, named))
+        except RetriesExhausted as error:
+            told = f"{error.detail}; it may have counted: the same push with key={named!r} is safe, and tells"
+            raise RetriesExhausted(told, step=error.step, retry_after=error.retry_after, key=named) from error
+
+    def _send(
+        self,
+        gradient: Any,
+        loss: Any,
+        lr: float | None,
+        settings: Mapping[str, Any] | None,
+        metrics: Mapping[str, Any] | None,
+        out: Any,
+        how: Sending,
+        key: str | None,
+    ) -> Logic[Any]:
+        """Send a gradient: as the step that comes next here, or with a ``key`` as whichever comes next there."""
         carried = settings_document({**(settings or {}), "lr": lr} if lr is not None else settings or {})
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now = self.now
-        how = sending or self.encoder.chosen
         answered = how.answer_dtype
         doubtful = self.encoder.in_doubt
         try:
@@ -179,14 +132,15 @@ class Track:
             land = _arrays.landing(now.layout, answered or now.dtype, out, written.parts)
             asked = _operations.Step(
                 ref=now.id,
-                number=now.step + 1,
-                chain=now.chain,
+                number=now.step + 1 if key is None else None,
+                chain=now.chain if key is None else None,
                 body=written.body,
                 dtype=answered or now.dtype,
                 rounded=answered is not None,
                 into=land.buffers,
                 settings=carried,
                 metrics={name: _finite(name, value) for name, value in measured.items()},
+                key=key,
             )
             self.encoder.in_doubt = True
             told: Stepped = yield asked
@@ -194,13 +148,14 @@ class Track:
             if not error.extra.get("applied"):  # not this gradient; one before it, whose answer was lost, perhaps
                 self.encoder.in_doubt = doubtful
             raise
-        except BadGradient:
+        except (BadGradient, IdempotencyMismatch) as error:
             self.encoder.in_doubt = doubtful
-            if self._on_bad_gradient == "raise":
+            if self._on_bad_gradient == "raise" or isinstance(error, IdempotencyMismatch):
                 raise
             self.skipped += 1
             return (yield from self.parameters(out))
         self.encoder.sent(written)
+        self._check_kept(told)
         self._advance(told, carried)
         return land.finish()
 
@@ -212,6 +167,16 @@ class Track:
         told: Stepped = yield _operations.ReadParameters(
             now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at
         )
+        self._check_kept(told)
+        if at is None:
+            if told.step != now.step:
+                self.encoder.moved()
+            self._advance(told, {})
+        return land.finish()
+
+    def _check_kept(self, told: Stepped) -> None:
+        """Refuse to go on where what was seen acknowledged is no longer there."""
+        now = self.now
         if told.step < now.step or (told.step == now.step and told.chain != now.chain):
             what = "another history" if told.step == now.step else "it went back"
             raise HistoryLost(
@@ -219,11 +184,6 @@ class Track:
                 f"session.refresh() accepts it; then go on from session.parameters()",
                 step=told.step,
             )
-        if at is None:
-            if told.step != now.step:
-                self.encoder.moved()
-            self._advance(told, {})
-        return land.finish()
 
     def _advance(self, told: Stepped, carried: Mapping[str, Any]) -> None:
         now = self.now

@@ -23,8 +23,9 @@ from adamd import _opening
 from adamd._encoding import Encoding, Sending
 from adamd._flow import Timeout
 from adamd._opening import Durability, Source
+from adamd._seen import Seen
 from adamd._shell_aio import AsyncShell
-from adamd._track import Logic, OnBadGradient, Seen, Track
+from adamd._track import Logic, OnBadGradient, Track
 from adamd._transports import transport
 from adamd.errors import AdamdError
 
@@ -199,6 +200,21 @@ class AsyncSession(Seen):
         """
         async with self._turn:
             return await self._shell.run(self._track.step(gradient, loss, lr, settings, metrics, out))
+
+    async def push(
+        self,
+        gradient: Any,
+        loss: Any = None,
+        *,
+        lr: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        out: Any = None,
+        key: str | None = None,
+    ) -> Any:
+        """Have a gradient applied at whatever step is next: as `adamd.Session.push`, with its arguments and errors."""
+        async with self._turn:
+            return await self._shell.run(self._track.push(gradient, loss, lr, settings, metrics, out, key))
 
     async def parameters(self, out: Any = None, *, at: str | None = None) -> Any:
         """Return the current parameters and go on from their step: as `adamd.Session.parameters`."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, overload
 
 from adamd._ahead import Ahead
-from adamd._track import Logic, OnBadGradient, Seen, Track
+from adamd._seen import Seen
+from adamd._track import Logic, OnBadGradient, Track
 
 __all__ = ["OnBadGradient", "Session"]
 
@@ -101,6 +102,47 @@ class Session(Seen):
         carried, measured = (None if given is None else dict(given) for given in (settings, metrics))
         logic = self._track.step(gradient, loss, lr, carried, measured, out, self._track.encoder.chosen)
         return self._ahead.queue(lambda: self._run(logic))
+
+    def push(
+        self,
+        gradient: Any,
+        loss: Any = None,
+        *,
+        lr: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        out: Any = None,
+        key: str | None = None,
+    ) -> Any:
+        """Have a gradient applied at whatever step is next, and return the parameters after it.
+
+        For many clients of one session that do not wait for each other (asynchronous SGD): where `step` raises
+        `StepConflict` because another client made it, this takes the next. How stale the gradient was is how far
+        `step_number` moved, less one.
+
+        Args:
+            gradient: and the others: as in `step`. It may be at parameters that others have moved since.
+            loss: as in `step`.
+            lr: as in `step`.
+            settings: as in `step`; they stay, for all clients.
+            metrics: as in `step`.
+            out: as in `step`.
+            key: names this gradient, as "worker-3/batch-17": pushed again with its key, within a day, it does not count
+                twice, whatever became of this process meanwhile. None: one that is random, for this call's own repeats.
+
+        Returns:
+            As `step`: the parameters as they are after it; those after another client's step where that was faster.
+
+        Raises:
+            BadGradient, WrongDtype, WrongLayout, Diverged: as in `step`.
+            HistoryLost: the gradient counts, but the store has lost steps that this client saw acknowledged.
+            IdempotencyMismatch: a gradient that has counted had this key, and was another one.
+            RetriesExhausted: no answer in time. It may count: the same push with ``error.extra["key"]`` is safe, and
+                tells.
+
+        """
+        with self._ahead.turn():
+            return self._run(self._track.push(gradient, loss, lr, settings, metrics, out, key))
 
     def parameters(self, out: Any = None, *, at: str | None = None) -> Any:
         """Return the current parameters, in the shapes they were given in, and go on from their step.

@@ -130,7 +130,7 @@ def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str |
     if number - 1 > head.step:
         return HistoryLost(
             f"you have seen step {number - 1} acknowledged; the store has only {head.step}: it went back. "
-            f"GET …/parameters and continue at {head.step + 1}, or restore an export.",
+            f"Read the parameters and continue at {head.step + 1}, or restore an export.",
             step=head.step,
         )
     known = chain_at(head, ring, number - 1)
@@ -138,7 +138,7 @@ def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str |
         return None
     return HistoryLost(
         f"step {number} would build on chain {if_match[:12]}…; this session's step {number - 1} has chain "
-        f"{known[:12]}…: another history. GET …/parameters and continue at {head.step + 1}.",
+        f"{known[:12]}…: another history. Read the parameters and continue at {head.step + 1}.",
         step=head.step,
     )
 
@@ -163,7 +163,8 @@ def _gap(head: Head, number: int) -> StepGap:
 
 def _conflict(head: Head) -> StepConflict:
     return StepConflict(
-        f"step {head.step} is already applied with another gradient; GET …/parameters and continue at {head.step + 1}",
+        f"step {head.step} is already applied with another gradient; "
+        f"read the parameters and continue at {head.step + 1}",
         step=head.step,
     )
 
@@ -173,7 +174,7 @@ def _superseded(head: Head, number: int, entry: Entry | None, digest: str) -> St
     said = {True: "with this very gradient", False: "with another gradient", "unknown": "too long ago to say how"}
     return StepSuperseded(
         f"step {number} is applied already, {said[applied]}; the session is at {head.step}. "
-        f"GET …/parameters and continue at {head.step + 1}",
+        f"Read the parameters and continue at {head.step + 1}",
         step=head.step,
         applied=applied,
     )

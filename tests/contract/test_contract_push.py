@@ -1,0 +1,121 @@
+"""Many clients of one session that do not wait for each other: gradients that take whichever step is next."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import adamd
+from adamd import errors
+from contract import shells
+from sdk.peers import Relay
+
+WORKERS, EACH = 4, 10
+
+
+def created(client, **options):
+    return client.create(np.zeros(3, "f4"), lr=1.0, optimizer="sgd", **options)
+
+
+@pytest.mark.parametrize("durability", ["committed", "memory"])
+def test_every_gradient_of_many_clients_counts_exactly_once(connect, client, durability):
+    session = created(client, durability=durability)
+
+    def work(number):
+        with connect() as mine:
+            own = mine.session(session.id)
+            seen = [own.step_number]
+            for batch in range(EACH):
+                own.push(np.full(3, 1 + number * EACH + batch, "f4"), loss=1.0)
+                seen.append(own.step_number)
+            return seen
+
+    with ThreadPoolExecutor(WORKERS) as threads:
+        seen = list(threads.map(work, range(WORKERS)))
+    assert session.info()["step"] == WORKERS * EACH
+    total = sum(range(1, WORKERS * EACH + 1))  # whole numbers, so that their order does not matter
+    assert (session.parameters() == -total).all()
+    for mine in seen:
+        assert mine == sorted(set(mine))
+    applied = [step for mine in seen for step in mine[1:]]
+    assert sorted(applied) == list(range(1, WORKERS * EACH + 1))
+
+
+def test_a_push_does_not_mind_what_others_did_and_a_step_goes_on_after_it(client):
+    session = created(client)
+    other = client.session(session.id)
+    for _ in range(3):
+        other.step(np.ones(3, "f4"))
+    assert session.step_number == 0
+    with pytest.raises(errors.StepSuperseded):
+        session.step(np.full(3, 5, "f4"))
+    assert (session.push(np.full(3, 5, "f4")) == -8).all()
+    assert session.step_number == 4
+    assert (session.step(np.ones(3, "f4")) == -9).all()
+
+
+def test_a_key_counts_once_whoever_repeats_it_and_no_other_gradient_has_it(client):
+    session = created(client)
+    session.push(np.ones(3, "f4"), key="worker-3/batch 17")
+    again = client.session(session.id)
+    again.push(np.ones(3, "f4"))
+    assert (again.push(np.ones(3, "f4"), key="worker-3/batch 17") == -2).all()
+    assert again.step_number == 2
+    with pytest.raises(errors.IdempotencyMismatch):
+        again.push(np.full(3, 2, "f4"), key="worker-3/batch 17")
+    assert session.info()["step"] == 2
+    session.delete()
+
+
+@pytest.mark.parametrize("key", ["", " x", "a\nb", "é", "k" * 256, 7])
+def test_a_key_that_no_server_takes_is_refused_before_anything_is_sent(client, key):
+    session = created(client)
+    with pytest.raises(errors.InvalidRequest, match="key is"):
+        session.push(np.ones(3, "f4"), key=key)
+    assert session.info()["step"] == 0
+
+
+def test_a_push_whose_answer_was_lost_counts_once_by_the_key_that_the_error_tells(kind, server):
+    with Relay(server.grpc_port if kind.startswith("grpc") else server.port) as relay:
+        url = shells.url_of(kind, relay.port, relay.port)
+        with shells.connect(kind, url, timeout=adamd.Timeout(total=2, inactivity=1)) as client:
+            session = created(client)
+            session.push(np.ones(3, "f4"))
+            relay.down.clear()  # what is asked arrives, what is answered does not
+            with pytest.raises(errors.RetriesExhausted, match="same push with key=") as caught:
+                session.push(np.ones(3, "f4"), key=None)
+            relay.down.set()
+        with shells.connect(kind, url) as client:
+            session = client.session(session.id)
+            assert session.step_number == 2
+            assert (session.push(np.ones(3, "f4"), key=caught.value.extra["key"]) == -2).all()
+            assert session.info()["step"] == 2
+
+
+def test_a_bad_gradient_that_is_pushed_is_skipped_or_told(client):
+    session = created(client, on_bad_gradient="skip")
+    client.session(session.id).push(np.ones(3, "f4"))
+    assert (session.push(np.full(3, np.nan, "f4")) == -1).all()
+    assert (session.skipped, session.step_number) == (1, 1)
+    with pytest.raises(errors.BadGradient):
+        client.session(session.id).push(np.full(3, np.inf, "f4"))
+
+
+def test_int8_with_error_feedback_loses_nothing_over_many_pushes(client):
+    session = created(client, encoding="int8")
+    gradient = np.array([1, 0.001, -0.0004], "f4")
+    for _ in range(50):
+        parameters = session.push(gradient)
+    assert np.allclose(parameters, -50 * gradient, atol=2 * 1 / 127)
+
+
+def test_a_push_notices_that_the_store_has_lost_what_was_acknowledged(client):
+    session = created(client)
+    session.step(np.ones(3, "f4"))
+    held = session._track.now
+    other = created(client)
+    session._track.now = type(held)(
+        **{name: getattr(held, name) for name in held.__slots__} | {"id": other.id, "step": 3}
+    )
+    with pytest.raises(errors.HistoryLost):
+        session.push(np.ones(3, "f4"))
