@@ -224,3 +224,26 @@ def test_the_average_is_read_beside_the_parameters(client):
     plain = client.create(np.float64([1.0]))
     with pytest.raises(InvalidRequest, match="adam has none"):
         plain.parameters(at="average")
+
+
+@pytest.mark.parametrize("durability", ["committed", "memory"])
+def test_parameters_that_are_set_begin_a_new_life(blocking, durability):
+    """Of a state that is restored at step 0 with moments, a best loss and what it carried, nothing is left."""
+    settings = {"optimizer": "nadam", "ema_decay": 0.9, "keep_best": True, "stop": {"target_loss": 0.6}}
+    old = blocking.create({"w": np.float32([1, 2])}, **settings, durability="memory")
+    old.step({"w": np.float32([1, 1])}, loss=0.5)
+    made = old.export()
+    again = blocking.restore(spoilt(made, lambda d: d["state"].update(step=0, counts={"w": 0})))
+    again.set_parameters({"w": np.float32([5, 6])})
+    new = blocking.create({"w": np.float32([5, 6])}, **settings, durability=durability)
+    for loss in (0.9, 0.8):
+        for session in (again, new):
+            session.step({"w": np.float32([1, -1])}, loss=loss)
+            assert session.stop is None and session.info()["progress"]["lowest"] == loss
+        assert again.parameters(at="best")["w"].tobytes() == new.parameters(at="best")["w"].tobytes()
+        exports = [safetensors.read_header(memoryview(one.export())) for one in (again, new)]
+        states = [json.loads(header.metadata["adamd"])["state"] for header in exports]
+        assert states[0] == states[1]
+        assert again.export()[exports[0].data_start :] == new.export()[exports[1].data_start :]
+    for session in (old, again, new):
+        session.delete()
