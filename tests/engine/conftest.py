@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 import numpy as np
 import pytest
@@ -77,6 +78,18 @@ def create_call(parameters, optimizer=None, **more):
 
 def step_call(ref, number, gradient, **more):
     return StepCall(ref=ref, number=number, body=body_of(np.ascontiguousarray(gradient).tobytes()), **more)
+
+
+async def bodies_left(engine, session):
+    """The keys of logged bodies that are still there when a refusal's clearing up, in the background, had its time."""
+    deadline = time.monotonic() + 20
+    while True:
+        found = await asyncio.to_thread(
+            lambda: list(engine.store._client.scan_iter(match=f"*{session}*:body:*", count=1000))
+        )
+        if not found or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.02)
 
 
 def fold(parameters, gradients, settings=None, changes=None):
