@@ -1,10 +1,15 @@
 """Fixtures that start real processes; each ends what it started."""
 
+import hypothesis
 import pytest
 
 from servers import Server, Store, store_binaries
 
 LONG = 100_000  # characters
+
+# How long an example takes is the machine's business, and no test's.
+hypothesis.settings.register_profile("adamd", deadline=None)
+hypothesis.settings.load_profile("adamd")
 
 
 @pytest.hookimpl(wrapper=True)

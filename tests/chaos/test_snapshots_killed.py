@@ -142,7 +142,7 @@ def eventually(true, told=lambda: "", within=20):
 MOMENTS = {
     "written": (0, 5, 13),  # chunks: of the first array, of a later one, all but the last
     "named": (0, 1),  # the chunks are there, the head does not name them yet
-    "collecting": (0, 2),  # it names them, and nothing has been unlinked
+    "collecting": (0, 1),  # it names them, and nothing has been unlinked
     "unlinking": (0, 1, 5),  # of the snapshot before, and of the records that it covers
 }
 EVERY_DEATH = [
