@@ -2,6 +2,7 @@
 tests/laws takes the guards out one by one to see them go red."""
 
 import asyncio
+import contextlib
 import re
 import threading
 
@@ -23,7 +24,7 @@ from adamd.errors import (
 )
 from adamd_service.optim import FusedKernel
 
-from .conftest import bodies_left, create_call, fold, run, step_call
+from .conftest import bodies_left, body_of, create_call, fold, run, step_call
 
 RNG = np.random.default_rng(7)
 SIZE = 600_000  # 2.4 MB: staged in chunks, not inline
@@ -458,6 +459,46 @@ def test_what_a_deleted_session_held_is_swept_where_its_deleter_died(replica):
             await engine.keep_house(30)
             left = [key.rsplit(b":", 1)[1] for key in keys_of(engine, session)]
             assert left == [b"gone"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_a_session_that_goes_on_has_unnamed_is_swept(replica, monkeypatch, reads):
+    """Its writer died before it had collected, or a reader was at work then; and no further snapshot is taken."""
+
+    async def scenario():
+        async with replica(snapshot_records=2) as engine:
+            session = (await engine.create(create_call(np.zeros(SIZE, np.float32)))).head.spec.id
+            with engine.store.lease(session) if reads else contextlib.nullcontext(), monkeypatch.context() as patch:
+                if not reads:
+                    patch.setattr(engine.store, "collect", lambda session: 0)
+                for number, gradient in enumerate(gradients(4), 1):
+                    await stepped(engine, session, number, gradient)
+                    while engine.hot.find(session).snapshotting:
+                        await asyncio.sleep(0.01)
+            assert [key for key in keys_of(engine, session) if key.endswith(b":record:1")]
+            await engine.keep_house(30)
+            left = keys_of(engine, session)
+            head = engine.store.load_head(session)
+            named = {snapshot.id.encode() for snapshot in head.snapshots}
+            assert {key.split(b":")[3] for key in left if b":snapshot:" in key} == named
+            assert sorted(int(key.rsplit(b":", 1)[1]) for key in left if b":record:" in key) == [3, 4]
+
+    run(scenario())
+
+
+def test_parameters_that_are_set_again_take_no_further_room(replica):
+    async def scenario():
+        async with replica() as engine:
+            session = (await engine.create(create_call(np.zeros(SIZE, np.float32)))).head.spec.id
+            chunks = len([key for key in keys_of(engine, session) if b":snapshot:" in key])
+            for value in range(5):
+                given = np.full(SIZE, value, np.float32)
+                await engine.set_parameters(session, body_of(given.tobytes()), None, None)
+        async with replica() as engine:  # the first has ended, and with it what it did in the background
+            assert len([key for key in keys_of(engine, session) if b":snapshot:" in key]) == chunks
+            assert (await engine.parameters(session)).parameters[0] == 4
 
     run(scenario())
 

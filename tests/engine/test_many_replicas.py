@@ -75,7 +75,7 @@ async def taken(engine, session, number, one):
     return await engine.step(call)
 
 
-@pytest.mark.parametrize(("name", "dtype"), zip(OPTIMIZERS, ["float32", "float64"] * 2, strict=True))
+@pytest.mark.parametrize(("name", "dtype"), [*zip(OPTIMIZERS, ["float32", "float64"] * 2, strict=True)])
 def test_replicas_in_turn_make_what_one_makes(replica, name, dtype):
     """The third comes by seldom: what it holds is older than the oldest snapshot, or unnamed and unlinked since."""
 

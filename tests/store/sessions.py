@@ -131,7 +131,7 @@ def snapshot(store, head, covered=None, *, snapshot_id=None):
     data = np.full(head.spec.layout.size, head.step, head.spec.dtype).view(np.uint8)
     refs = tuple(store.write_array(head.spec.id, snapshot_id, name, data) for name in ("params", "exp_avg"))
     ref = SnapshotRef(snapshot_id, head.step, head.chain, (head.step,) * len(head.spec.layout.tensors), refs)
-    kept = store.commit_snapshot(head.spec.id, head.incarnation, ref, head.log_bytes if covered is None else covered)
+    kept = store.commit_snapshot(head.spec, head.incarnation, ref, head.log_bytes if covered is None else covered)
     return ref, kept
 
 

@@ -45,7 +45,7 @@ def test_what_is_committed_lasts_and_what_is_not_goes_away(store, client):
     key = IdempotencyKey("k", "d" * 32)
     assert store.commit(names, commit_of(head, record, idempotency=key)) == Committed()
     ref = SnapshotRef("snap", 1, record.chain, (1,), (written,))
-    assert store.commit_snapshot(names, head.incarnation, ref, 0)
+    assert store.commit_snapshot(head.spec, head.incarnation, ref, 0)
     left = {key: client.ttl(f"adamd:{{{names}}}:{key}") for key in keys_of(client, names)}
     ends = {name for name, ttl in left.items() if ttl != -1}
     assert {name.split(":")[0] for name in ends} == {"key"}, "the client's key, for a day"
@@ -136,7 +136,7 @@ def test_as_many_chunks_as_there_may_be(store, client, monkeypatch):
     head = moved_on(head, record)
     refs = tuple(store.write_array(head.spec.id, "snap", name, data.view("u1")) for name, data in arrays.items())
     ref = SnapshotRef("snap", 1, head.chain, (1,), refs)
-    assert store.commit_snapshot(head.spec.id, head.incarnation, ref, 0)
+    assert store.commit_snapshot(head.spec, head.incarnation, ref, 0)
     for array in ref.arrays:
         assert array_of(store, head.spec.id, ref, array) == arrays[array.name].tobytes()
     store.delete(head.spec.id)
@@ -179,7 +179,7 @@ def test_a_snapshot_committed_twice_by_a_lost_answer_stays(store):
     assert kept
     head = steps(store, head, 2)
     assert snapshot(store, head)[1]
-    assert store.commit_snapshot(head.spec.id, head.incarnation, ref, 0), "named, though not the newest any more"
+    assert store.commit_snapshot(head.spec, head.incarnation, ref, 0), "named, though not the newest any more"
 
 
 def test_an_answer_that_belongs_to_another_call_is_not_taken(store_process, connected):

@@ -186,6 +186,8 @@ class Engine:
                     read = decode or partial(flat_parameters, dtype=dtype)
                     flat = await self._workers.run(read, memoryview(raw), head.spec)
                 view = await self._locked(hot, self._lifecycle.set_parameters, hot, flat)
+                if hot.durable:  # those before them
+                    self._workers.spawn(self._collect(hot.id))
                 self._watchers.moved(hot.id)
                 return view
 

@@ -111,7 +111,7 @@ class Snapshots:
             self._store.discard_snapshot(spec.id, copy.ref.id, refs)
             raise
         ref = replace(copy.ref, arrays=tuple(refs))
-        done = self._store.commit_snapshot(spec.id, copy.head.incarnation, ref, copy.covered)
+        done = self._store.commit_snapshot(spec, copy.head.incarnation, ref, copy.covered)
         if not done:
             self._store.discard_snapshot(spec.id, copy.ref.id, refs)
         self._store.collect(spec.id)

@@ -40,14 +40,24 @@ def remember(client: Client, tenant: str, session_id: str) -> None:
         client.sadd(IndexKeys(tenant).deleted, session_id)
 
 
+def expect(client: Client, tenant: str, session_id: str) -> None:
+    """Note that a session that goes on is about to unname something: whoever does so may die before it has collected,
+    a reader may be at work, and the session's next snapshot may be far or never.
+    """
+    with suppress(redis.ResponseError):  # a full store: the session's next snapshot, or its end, does it
+        client.sadd(IndexKeys(tenant).littered, session_id)
+
+
 def sweep(client: Client, tenant: str) -> int:
-    """Collect for a few deleted sessions whose deleter died before it had collected; returns the keys."""
-    unlinked, names = 0, IndexKeys(tenant).deleted
-    for member in cast("list[bytes]", client.srandmember(names, ENTRIES)):
-        keys = SessionKeys(member.decode())
-        unlinked += collect(client, keys)
-        if not client.exists(keys.head) and not client.exists(keys.garbage):
-            client.srem(names, member.decode())
+    """Collect for a few sessions for which that may be still to be done; returns the number of keys."""
+    unlinked, index = 0, IndexKeys(tenant)
+    for names in (index.deleted, index.littered):
+        for member in cast("list[bytes]", client.srandmember(names, ENTRIES)):
+            keys = SessionKeys(member.decode())
+            unlinked += collect(client, keys)
+            goes_on = names == index.deleted and client.exists(keys.head)  # its deleter is not that far yet
+            if not goes_on and not client.exists(keys.garbage):
+                client.srem(names, member.decode())
     return unlinked
 
 

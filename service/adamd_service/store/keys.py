@@ -96,8 +96,13 @@ class IndexKeys:
 
     @property
     def deleted(self) -> str:
-        """Set: ids whose garbage is still to be unlinked."""
+        """Set: ids of deleted sessions whose garbage is still to be unlinked."""
         return self._key("deleted")
+
+    @property
+    def littered(self) -> str:
+        """Set: ids of sessions that go on, and may have garbage."""
+        return self._key("littered")
 
     def claim(self, session_id: str) -> str:
         """String with a short TTL: this session is being created now."""

@@ -194,6 +194,7 @@ class RedisStore:
             text = codec.snapshot_text(ref)
             args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *snapshot_lengths((ref,))]
             chunk_keys = snapshot_keys(names, (ref,))
+            garbage.expect(self._client, head.spec.tenant, head.spec.id)
             verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
             if verdict[0] != b"set":
                 chunks.unlink(self._client, chunk_keys)
@@ -338,16 +339,17 @@ class RedisStore:
         names = SessionKeys(session_id)
         return chunks.write_array(self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace)
 
-    def commit_snapshot(self, session_id: str, incarnation: str, ref: SnapshotRef, covered: int) -> bool:
+    def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int) -> bool:
         """Make a written snapshot the newest; False where the history went another way.
 
         ``covered``: bytes of bodies in the log up to its step, since the snapshot before.
         """
-        names = SessionKeys(session_id)
+        names = SessionKeys(spec.id)
         named = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
         with translated():
             text = codec.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, *snapshot_lengths((ref,))]
+            garbage.expect(self._client, spec.tenant, spec.id)
             verdict = self._repeatable("snapshot", named, *args)
             return verdict[0] == b"kept"
 
@@ -362,7 +364,7 @@ class RedisStore:
             return garbage.collect(self._client, SessionKeys(session_id))
 
     def sweep(self, tenant: str) -> int:
-        """Collect for sessions that are deleted and not yet collected; returns the number of keys."""
+        """Collect for a few sessions for which that may be still to be done; returns the number of keys."""
         with translated():
             return garbage.sweep(self._client, tenant)
 
