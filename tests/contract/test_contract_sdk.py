@@ -83,6 +83,23 @@ def test_lists_of_numbers_are_the_same_as_arrays(client):
     assert client.create(start).dtype == "float64"
 
 
+@pytest.mark.parametrize("empty", [[], np.zeros((2, 0), "f4"), {"a": np.zeros(0, "f4")}], ids=["list", "array", "dict"])
+def test_a_session_of_no_elements_steps_and_moves_as_any_other(client, empty):
+    """As torch, which warns of such parameters and takes them: a layer of size 0 must not stop a script."""
+    session = client.create(empty, lr=0.1, clip_norm=1.0, ema_decay=0.9, keep_best=True, stop={"max_steps": 3})
+    for number, encoding in enumerate(("raw", "int8", adamd.TopK(0.5)), 1):
+        session.encoding = encoding
+        told = session.step(empty, loss=0.5)
+        assert np.size(told["a"] if isinstance(empty, dict) else told) == 0
+        assert (session.step_number, session.diverged) == (number, False)
+    assert session.stop == "max_steps"
+    again = client.restore(session.export())
+    again.step(empty)
+    assert again.step_number == 4
+    with pytest.raises(errors.WrongLayout, match="no tensors"):
+        client.create({})
+
+
 @pytest.mark.parametrize("durability", ["committed", "memory"])
 @pytest.mark.parametrize("shape", [(), (2, 0), (4, 5, 6), (1_500_000,)])
 def test_arrays_of_every_shape(client, durability, shape):

@@ -131,8 +131,9 @@ CREATIONS = {
         {"layout": pb.Layout(tensors=[pb.Tensor(name="a", shape=[2**32, 2**32])]), "dtype": F4},
         "wrong_layout",
     ),
+    "no tensors": ({"layout": pb.Layout(), "dtype": F4}, "wrong_layout"),
     "an unknown optimizer": (
-        {"layout": pb.Layout(), "dtype": F4, "optimizer": struct(name="sgd2")},
+        {"layout": pb.Layout(tensors=[pb.Tensor(name="a")]), "dtype": F4, "optimizer": struct(name="sgd2")},
         "invalid_settings",
     ),
     "parameters of another length": (

@@ -284,6 +284,8 @@ WRONG_CREATIONS = {
         "wrong_layout",
     ),
     "a plain array of two": ({"layout": layout(a=[1], b=[1]), "dtype": "float32", "vector": True}, "wrong_layout"),
+    "no tensors in an object": ({"parameters": {}}, "wrong_layout"),
+    "no tensors in a layout": ({"layout": [], "dtype": "float32"}, "wrong_layout"),
     "a plain array of none": ({"layout": [], "dtype": "float32", "vector": True}, "wrong_layout"),
     "an object that is a plain array": ({"parameters": {"a": [1]}, "vector": True}, "invalid_request"),
     "a state": ({"parameters": [1], "state": {"step": 1, "counts": {}}}, "invalid_request"),

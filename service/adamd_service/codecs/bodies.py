@@ -197,6 +197,8 @@ def _call(
     body: memoryview,
     named: dict[str, Array] | None = None,
 ) -> CreateCall:
+    if not made.names:
+        raise WrongLayout("a session has at least one tensor, of no elements perhaps; this one would have none at all")
     # Without parameters they are refused: a layout alone may name any size.
     listed = {} if flat is None else bounds.listed(document.optimizer, made, dtype)
     return CreateCall(

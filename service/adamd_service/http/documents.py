@@ -96,6 +96,7 @@ _SENT = {headers.SAFETENSORS: BINARY, headers.OCTETS: BINARY}
 _NUMBERED = {"type": "object", "required": ["step", "parameters"], "properties": {"step": {"type": "integer"}}}
 _LAYOUT = {
     "type": "array",
+    "minItems": 1,
     "items": {
         "type": "object",
         "required": ["name", "shape"],
