@@ -32,9 +32,9 @@ check: $(STAMP) ## ruff, mypy, the direction of imports
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adamd needs Python 3.11 or later")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "installing adamd and its tests into $(VENV) …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[service,demo]' --group dev
+	@echo "installing adamd and its tests into $(VENV): a minute, or what the network takes …"
+	@.ci/install $(BIN) --upgrade pip
+	@.ci/install $(BIN) -e '.[service,demo]' --group dev
 	@touch $@
 
 clean: ## remove what make made
