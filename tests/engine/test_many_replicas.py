@@ -1,5 +1,7 @@
 """One session served by three replicas in turn, with everything that surrounds an update: one history, the bits of one server."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -102,5 +104,31 @@ def test_replicas_in_turn_make_what_one_makes(replica, name, dtype):
                     k: a.tobytes() for k, a in wanted.arrays.items()
                 }
             assert (await two.view(shared)).head.snapshots[0].step > 30
+
+    run(scenario())
+
+
+def test_a_replay_asks_nothing_of_the_groups(replica, valkey):
+    """A store from before entries with `*` and `?` were patterns: its records say which tensors took which scalars."""
+    shapes = {"a*": (3,), "ab": (4,), "b": (2,)}
+    made = layout.named_layout(shapes)
+    gradient = np.linspace(-1, 1, made.size, dtype=np.float32)
+
+    async def scenario():
+        async with replica() as one:
+            start = np.ones(made.size, np.float32)
+            settings = {"lr": 0.1, "groups": [{"tensors": ["a*"], "lr": 0.5}, {"tensors": ["ab"], "lr": 0.1}]}
+            session = (await one.create(CreateCall(made, "float32", settings, start))).head.spec.id
+            for number in (1, 2):
+                answer = await one.step(StepCall(session, number, body_of(gradient.tobytes()), "float32"))
+        with valkey.client() as client:  # as it would read there: the group of the one tensor with that name
+            head = f"adamd:{{{session}}}:head"
+            told = json.loads(client.hget(head, "settings"))
+            told["groups"] = told["groups"][:1]
+            client.hset(head, "settings", json.dumps(told))
+        async with replica() as two:
+            found = await two.parameters(session)
+            assert (found.step, found.chain) == (2, answer.chain)
+            assert found.parameters.tobytes() == answer.parameters.tobytes()
 
     run(scenario())
