@@ -341,6 +341,38 @@ GUARDS = [
         "tests/house/test_house.py::test_imports_run_one_way",
     ),
     (
+        "2 a lane that comes late writes into nothing that was dropped",
+        [(f"{OPTIM}/sliced.py", "            if self._closed:\n                return\n", "")],
+        "tests/optim/test_sliced.py::test_a_lane_that_comes_late_and_was_queued_without_a_thread_writes_nothing",
+    ),
+    (
+        "7 the loops that a process compiles are bounded",
+        [(f"{OPTIM}/fused.py", "if loop is None and len(_LOOPS) < MOST:", "if loop is None:")],
+        "tests/optim/test_fused.py::test_beyond_so_many_the_reference_takes_their_place[False-float32]",
+    ),
+    (
+        "7 parameters that are set again take no further room",
+        [
+            (
+                f"{ENGINE}/engine.py",
+                "                    self._workers.spawn(self._collect(hot.id))\n",
+                "                    pass\n",
+            )
+        ],
+        f"{LAWS}::test_parameters_that_are_set_again_take_no_further_room",
+    ),
+    (
+        "7 what a snapshot unnames is swept where nobody collected",
+        [
+            (
+                "service/adamd_service/store/redis_store.py",
+                "            garbage.expect(self._client, spec.tenant, spec.id)\n",
+                "",
+            )
+        ],
+        f"{LAWS}::test_what_a_session_that_goes_on_has_unnamed_is_swept[False]",
+    ),
+    (
         "around the first parameters lie within their bounds",
         [(f"{OPTIM}/bounds.py", "            if inside:\n", "            if False:\n")],
         f"{AROUND}::test_bounds_stay_when_parameters_are_set_again",
