@@ -57,7 +57,7 @@ class AsyncShell:
         finally:
             logic.close()
 
-    async def _call(self, operation: Operation, waiting: Callable[[AdamdError], None] | None) -> Any:
+    async def _call(self, operation: Operation, waiting: Callable[[AdamdError], None] | None = None) -> Any:
         """Drive one operation to its result, sleeping and sending as the flow asks."""
         flow = _flow.call(operation, self._timeout, time.monotonic, random.random, known=self._known)
         outcome: Got | AdamdError | None = None
