@@ -3,7 +3,8 @@
 import hypothesis
 import pytest
 
-from servers import Server, Store, store_binaries
+from nursery import missing
+from servers import Server, Store, no_nursery, store_binaries
 
 LONG = 100_000  # characters
 
@@ -24,6 +25,15 @@ def pytest_assertrepr_compare(config, left, right):
             for name in ("CI", "BUILD_NUMBER"):
                 patch.delenv(name, raising=False)
         return (yield)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if why := missing():
+        terminalreporter.write_line(f"every server was spawned, none forked (which takes minutes longer): {why}")
+
+
+def pytest_unconfigure():
+    no_nursery()
 
 
 @pytest.fixture(scope="session")

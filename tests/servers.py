@@ -1,5 +1,6 @@
 """Real processes for the tests: adamd servers and Valkey or Redis servers, over real sockets."""
 
+import functools
 import os
 import re
 import shutil
@@ -16,7 +17,9 @@ from pathlib import Path
 import redis
 
 from adamd_service.store.embedded import binary
+from nursery import Nursery, missing
 
+ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}  # before any test changes it
 START = 120  # the first start on a machine compiles the kernels
 
 
@@ -65,10 +68,27 @@ def ended(command, *, within=120, env=None, cwd=None):
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+@functools.cache
+def nursery():
+    """This process's nursery, started when it is asked for; None on a machine that cannot have one."""
+    return Nursery(ENVIRONMENT) if missing() is None else None
+
+
+def no_nursery():
+    """End the nursery, if there is one."""
+    if nursery.cache_info().currsize and nursery() is not None:
+        nursery().close()
+    nursery.cache_clear()
+
+
 class Server:
-    """`adamd serve` as a child process. `url` and `grpc_url` are where it listens; `restart` keeps ports and data."""
+    """`adamd serve` as a process of its own. `url` and `grpc_url` are where it listens; `restart` keeps ports and data.
+
+    It is forked from the nursery, unless its environment is one in which the nursery's would have been loaded otherwise.
+    """
 
     module = "adamd_service"
+    forked = True
 
     def __init__(self, data_dir, *options, env=None, port=0):
         self.data_dir = Path(data_dir)
@@ -82,13 +102,10 @@ class Server:
         self.grpc_url = None  # grpc://host:port
 
     def start(self):
-        command = [sys.executable, "-m", self.module, "serve", "--port", str(self.port)]
-        command += ["--grpc-port", str(self.grpc_port)]
-        command += ["--data-dir", str(self.data_dir), *map(str, self.options)]
+        words = ["serve", "--port", str(self.port), "--grpc-port", str(self.grpc_port)]
+        words += ["--data-dir", str(self.data_dir), *map(str, self.options)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **{k: str(v) for k, v in self.env.items()}}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
-        )
+        self.process = self._launched(words, environment)
         ready = threading.Event()
         self.reader = threading.Thread(target=self._read, args=(self.process.stdout, ready), daemon=True)
         self.reader.start()
@@ -99,6 +116,13 @@ class Server:
                 self.reader.join(5)
                 raise RuntimeError("adamd did not start:\n" + "\n".join(self.lines[-30:]))
         return self
+
+    def _launched(self, words, environment):
+        parent = nursery() if self.forked else None
+        if parent is not None and parent.serves(self.module, environment):
+            return parent.fork(self.module, words, environment)
+        command = [sys.executable, "-m", self.module, *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
 
     def _read(self, pipe, ready):
         for line in pipe:
