@@ -79,7 +79,7 @@ def _of_size(gpu: Gpu, size: int) -> Row:
     if 16 * size > gpu.runtime.free():
         return (f"{size:,}", *["does not fit"] * 5)
     [update] = _planned(size)
-    repeats = max(5, 200_000_000 // size)
+    repeats = min(1_000, max(5, 200_000_000 // size))
     bandwidth = copy_bandwidth(gpu.runtime, 4 * size, repeats)
     floor = update_bytes(gpu, update.scalars) * size / bandwidth
     kernel = update_seconds(gpu, update.scalars, size, repeats)

@@ -161,11 +161,11 @@ class Server:
         return self.start()
 
     def resident(self):
-        """Resident memory in bytes."""
+        """Resident memory in bytes, without pages of files: a forked process has those of its libraries when it needs them."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
-        raise RuntimeError("no VmRSS")
+        raise RuntimeError("no RssAnon")
 
     def log(self):
         return "\n".join(self.lines)

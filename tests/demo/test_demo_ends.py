@@ -86,8 +86,9 @@ def test_in_a_terminal_it_shows_what_happens(tmp_path, temporary):
     ("number", "moment"),
     [
         (signal.SIGINT, b"starting a server"),
-        (signal.SIGINT, b"training"),
-        (signal.SIGINT, b"starts again"),
+        # Each signal and each moment is below and above; the rest of the product is slow.
+        pytest.param(signal.SIGINT, b"training", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, b"starts again", marks=pytest.mark.slow),
         (signal.SIGTERM, b"starts again"),
         (signal.SIGHUP, b"training"),
     ],

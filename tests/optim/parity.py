@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 
 from adamd_service.optim import FusedKernel, State, apply, check_gradient, parse_settings, plan
 
@@ -36,6 +37,29 @@ AROUND = {
     "adamw averaged": {"name": "adamw", "lr": 0.1, "ema_decay": 0.9, "maximize": True, "upper": 0.5},
 }
 VARIANTS = {**ADAM, **AROUND, **variants.VARIANTS}
+
+
+def covering(cases, both=()):
+    """Mark a test to take `case` and `dtype`: each case in one of the dtypes, in turn, those in `both` in both of them.
+
+    What is left of the product is slow: a dtype changes the numbers' size in a kernel, and no choice that a text takes.
+    """
+    return pytest.mark.parametrize(
+        ("case", "dtype"),
+        [
+            pytest.param(
+                case,
+                dtype,
+                id=f"{case}-{dtype}",
+                marks=[] if (place + turn) % len(DTYPES) == 0 or case in both else pytest.mark.slow,
+            )
+            for place, case in enumerate(cases)
+            for turn, dtype in enumerate(DTYPES)
+        ],
+    )
+
+
+of_variants = covering(VARIANTS, both=("adam", *variants.FULLEST))
 
 
 def unsigned(array):

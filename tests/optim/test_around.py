@@ -29,7 +29,7 @@ from adamd_service.optim import (
 from adamd_service.optim.around import AtStep
 from adamd_service.optim.norm import gradient_norm
 
-from .parity import DTYPES, differing, hard_gradients, hard_parameters
+from .parity import DTYPES, covering, differing, hard_gradients, hard_parameters
 
 F32, F64 = np.dtype("float32"), np.dtype("float64")
 REFERENCE, FUSED = ReferenceKernel(), FusedKernel()
@@ -46,6 +46,8 @@ AROUND = {
     "all": {"schedule": COSINE, "gradient_scale": 0.5, "clip_norm": 10.0, "clip_value": 0.1, "lower": -1, "upper": 1,
             "ema_decay": 0.99},
 }  # fmt: skip
+EACH = {f"{name}-{around}": (name, around)
+        for name, around in [*(("adam", one) for one in AROUND), *((name, "all") for name in FAMILY)]}  # fmt: skip
 
 
 def step(state, parsed, gradient, number, kernel, out=None):
@@ -54,12 +56,10 @@ def step(state, parsed, gradient, number, kernel, out=None):
     return updates, apply(state, gradient, updates, [0, len(gradient)], out, kernel)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("optimizer", "around"), [*(("adam", around) for around in AROUND), *((name, "all") for name in FAMILY)]
-)
-def test_the_kernels_agree_and_a_record_replays(around, optimizer, dtype):
+@covering(EACH, both=("adam-all",))
+def test_the_kernels_agree_and_a_record_replays(case, dtype):
     """Reference, fused kernel, and the fused kernel from the record's JSON alone: the same bits, whichever optimizer is in the middle."""
+    optimizer, around = EACH[case]
     asked = {"name": optimizer, **AROUND[around]}
     if FAMILY[optimizer].average is not None:
         asked = {name: value for name, value in asked.items() if name not in ("lower", "upper")}

@@ -23,14 +23,13 @@ from .cuda_parity import (
     run_both,
     settled_scalars,
 )
-from .parity import DTYPES, differing, hard_gradients, hard_parameters
+from .parity import DTYPES, covering, differing, hard_gradients, hard_parameters
 
 ADAM = "adam"
 FMA = " fma " in Path("/proc/cpuinfo").read_text()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@covering(CASES, both=FULLEST.values())
 def test_the_source_on_this_cpu_equals_the_reference(case, dtype):
     compared, different = run_both(case, dtype, 1031, 8)
     assert compared >= 1031 * 8

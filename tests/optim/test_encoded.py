@@ -13,7 +13,7 @@ from adamd.wire.dtypes import storage, widen
 from adamd.wire.encodings import INT8, LAZY, RAW, SPARSE
 from adamd_service.optim import FusedKernel, Lazy, ReferenceKernel, State, apply, encoded, parse_settings, plan
 
-from .parity import DTYPES, VARIANTS, differing, hard_gradients, hard_parameters
+from .parity import DTYPES, VARIANTS, differing, hard_gradients, hard_parameters, of_variants
 
 F32, F64 = DTYPES
 FUSED, REFERENCE = FusedKernel(), ReferenceKernel()
@@ -54,14 +54,13 @@ def wires(session):
     ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_dense_encodings_equal_the_vector_sent_raw_in_both_kernels_and_any_slices(variant, dtype):
+@of_variants
+def test_dense_encodings_equal_the_vector_sent_raw_in_both_kernels_and_any_slices(case, dtype):
     size = BOUNDS[-1]
     for wire in wires(dtype):
         encoding, value_dtype = (INT8, "float32") if wire == INT8 else wire
         rng = np.random.default_rng(11)
-        parsed = parse_settings(VARIANTS[variant])
+        parsed = parse_settings(VARIANTS[case])
         one = State.fresh(hard_parameters(rng, size, dtype), len(NAMES), parsed)
         others = [(one.copy(), kernel, width) for kernel in (REFERENCE, FUSED) for width in (1 << 20, 97)]
         out = np.empty(size, dtype)
@@ -80,13 +79,12 @@ def test_dense_encodings_equal_the_vector_sent_raw_in_both_kernels_and_any_slice
                     assert differing(array, state.arrays[name]) == 0, (wire, name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_lazy_touches_what_is_named_and_nothing_else(variant, dtype):
+@of_variants
+def test_lazy_touches_what_is_named_and_nothing_else(case, dtype):
     """Against a state of the named elements alone: what the step makes of them is what it would of a dense vector."""
     size = BOUNDS[-1]
     rng = np.random.default_rng(5)
-    parsed = parse_settings(VARIANTS[variant])
+    parsed = parse_settings(VARIANTS[case])
     states = [State.fresh(hard_parameters(rng, size, dtype), len(NAMES), parsed)]
     states += [states[0].copy() for _ in range(3)]
     runs = [(REFERENCE, 1 << 20), (FUSED, 1 << 20), (FUSED, 61), (REFERENCE, 7)]

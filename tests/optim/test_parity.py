@@ -26,6 +26,7 @@ from .parity import (
     hard_gradients,
     hard_parameters,
     idle_gradients,
+    of_variants,
     run_both,
     specials,
 )
@@ -33,11 +34,10 @@ from .parity import (
 REFERENCE = ReferenceKernel()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_fused_equals_reference(variant, dtype):
-    compared, different = run_both(VARIANTS[variant], dtype, 4099, 12, REFERENCE, FUSED)
-    assert compared >= 4099 * 12 * (1 + len(parse_settings(VARIANTS[variant]).arrays))
+@of_variants
+def test_fused_equals_reference(case, dtype):
+    compared, different = run_both(VARIANTS[case], dtype, 4099, 12, REFERENCE, FUSED)
+    assert compared >= 4099 * 12 * (1 + len(parse_settings(VARIANTS[case]).arrays))
     assert different == 0
 
 
