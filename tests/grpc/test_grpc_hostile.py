@@ -296,7 +296,7 @@ def test_idle_streams_give_their_places_up_the_longest_idle_first(quick):
     streams = [callers[number % 3].stream() for number in range(8)]
     for number, stream in enumerate(streams, 1):
         stream.step(session, number, np.ones(4, "<f4"))
-        callers[0]("GetServerInfo", 5)  # by its answer, the stream's handler has come back to wait: idle from here on
+        time.sleep(0.1 if number < 3 else 0)  # until its handler waits again: the second is idle before the third
     streams[0].step(session, 9, np.ones(4, "<f4"))  # now the second one is the longest idle
     watch = callers[2].received("WatchSession", session=session)
     assert next(watch).standing.step == 9

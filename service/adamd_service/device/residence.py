@@ -64,7 +64,7 @@ class Residences:
 
     def knows(self, state: State) -> bool:
         """Say whether the state is on this device."""
-        home = self._homes.get(id(state))
+        home = self._found(state)
         return home is not None and home.address is not None
 
     @contextmanager
@@ -88,7 +88,7 @@ class Residences:
 
     def fetch(self, state: State) -> None:
         """Bring the state's own arrays up to date; it stays where it is."""
-        home = self._homes.get(id(state))
+        home = self._found(state)
         if home is not None:
             with home.lock:
                 self._fetch(home, state)
@@ -99,6 +99,11 @@ class Residences:
             for home in self._homes.values():
                 self._free(home)
             self._homes.clear()
+
+    def _found(self, state: State) -> Residence | None:
+        """Return the state's place, if it has one: not that of a state that is gone, whose id it got."""
+        home = self._homes.get(id(state))
+        return home if home is not None and home.state() is state else None
 
     def _home(self, state: State) -> Residence:
         """Return the state's place, pinned, as the most recently used one."""
