@@ -148,12 +148,16 @@ MOMENTS = {
 EVERY_DEATH = [
     (dead, at, after) for at, afters in MOMENTS.items() for after in afters for dead in ("server", "store", "both")
 ]
-SOME = [("server", "written", 5), ("both", "named", 0), ("server", "unlinking", 1)]
+QUICK = ("both", "named", 0)
+SOME = [("server", "written", 5), ("server", "unlinking", 1)]
 
 
 @pytest.mark.parametrize(
     ("dead", "at", "after"),
-    [pytest.param(*one, marks=() if one in SOME else pytest.mark.chaos) for one in EVERY_DEATH],
+    [
+        pytest.param(*one, marks=() if one == QUICK else pytest.mark.slow if one in SOME else pytest.mark.chaos)
+        for one in EVERY_DEATH
+    ],
 )
 def test_a_snapshot_that_death_interrupts(undisturbed, tmp_path, dead, at, after):
     store = Store().start()
