@@ -425,6 +425,17 @@ GUARDS = [
         "tests/wire/test_wire_patterns.py::test_hostile_patterns_are_refused_before_they_cost_anything",
     ),
     (
+        "4 a place on a device is that of its own state",
+        [
+            (
+                "service/adamd_service/device/residence.py",
+                "home if home is not None and home.state() is state else None",
+                "home",
+            )
+        ],
+        "tests/device/test_device.py::test_a_state_that_got_the_id_of_one_that_is_gone_is_its_own",
+    ),
+    (
         "around an exact name wins over a pattern",
         [
             (
