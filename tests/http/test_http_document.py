@@ -54,9 +54,9 @@ def test_every_operation_answers_as_the_document_says(told, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(450)  # two minutes on two cores
+@pytest.mark.timeout(450)  # more than a minute on two cores
 def test_every_operation_answers_as_the_document_says_at_length(told, tmp_path):
-    assert schemathesis(told, tmp_path, 250) > 2500
+    assert schemathesis(told, tmp_path, 150) > 1500
 
 
 def test_the_page_of_calls_needs_no_other_machine(told):
