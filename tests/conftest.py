@@ -1,16 +1,24 @@
 """Fixtures that start real processes; each ends what it started."""
 
+import signal
+
 import hypothesis
 import pytest
 
-from nursery import missing
-from servers import Server, Store, no_nursery, store_binaries
+from forkserver import missing
+from servers import Server, Store, no_fork_server, store_binaries
 
 LONG = 100_000  # characters
 
 # How long an example takes is the machine's business, and no test's.
 hypothesis.settings.register_profile("adamd", deadline=None)
 hypothesis.settings.load_profile("adamd")
+
+
+def pytest_configure():
+    """A shell has what it starts in the background ignore Ctrl-C, and so would whatever the tests start, and send it to."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -33,7 +41,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_unconfigure():
-    no_nursery()
+    no_fork_server()
 
 
 @pytest.fixture(scope="session")

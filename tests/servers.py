@@ -17,7 +17,7 @@ from pathlib import Path
 import redis
 
 from adamd_service.store.embedded import binary
-from nursery import Nursery, missing
+from forkserver import ForkServer, missing
 
 ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}  # before any test changes it
 START = 120  # the first start on a machine compiles the kernels
@@ -69,22 +69,22 @@ def ended(command, *, within=120, env=None, cwd=None):
 
 
 @functools.cache
-def nursery():
-    """This process's nursery, started when it is asked for; None on a machine that cannot have one."""
-    return Nursery(ENVIRONMENT) if missing() is None else None
+def fork_server():
+    """This process's fork server, started when it is asked for; None on a machine that cannot have one."""
+    return ForkServer(ENVIRONMENT) if missing() is None else None
 
 
-def no_nursery():
-    """End the nursery, if there is one."""
-    if nursery.cache_info().currsize and nursery() is not None:
-        nursery().close()
-    nursery.cache_clear()
+def no_fork_server():
+    """End the fork server, if there is one."""
+    if fork_server.cache_info().currsize and fork_server() is not None:
+        fork_server().close()
+    fork_server.cache_clear()
 
 
 class Server:
     """`adamd serve` as a process of its own. `url` and `grpc_url` are where it listens; `restart` keeps ports and data.
 
-    It is forked from the nursery, unless its environment is one in which the nursery's would have been loaded otherwise.
+    It is forked from the fork server, unless its environment is one in which the fork server's would have been loaded otherwise.
     """
 
     module = "adamd_service"
@@ -118,7 +118,7 @@ class Server:
         return self
 
     def _launched(self, words, environment):
-        parent = nursery() if self.forked else None
+        parent = fork_server() if self.forked else None
         if parent is not None and parent.serves(self.module, environment):
             return parent.fork(self.module, words, environment)
         command = [sys.executable, "-m", self.module, *words]

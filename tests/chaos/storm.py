@@ -68,7 +68,7 @@ class Storm:
         self.plan, self.say = plan, say
         self.rng = np.random.default_rng(plan.seed)
         self.server = Server(directory, env=ENV)
-        self.server.forked = False  # killed and started as a user's is, who has no nursery
+        self.server.forked = False  # killed and started as a user's is, who has no fork server
         self.crew = Crew()
         self.summary = Summary()
         self.journals = journals(plan)

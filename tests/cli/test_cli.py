@@ -133,10 +133,13 @@ def test_a_watch_ends_in_order(server):
     with adamd.connect(server.url) as client:
         session = client.create(np.zeros(3, np.float32))
         watching = subprocess.Popen([ADAMD, "watch", session.id, "--url", server.grpc_url], stdout=subprocess.PIPE)
-        watching.stdout.readline()
-        watching.send_signal(signal.SIGINT)
-        assert watching.wait(30) == 0
-        watching.communicate()
+        try:
+            watching.stdout.readline()
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(30) == 0
+        finally:
+            watching.kill()
+            watching.communicate()
         session.delete()
 
 

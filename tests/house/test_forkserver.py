@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import servers
-from nursery import missing
-from servers import ENVIRONMENT, Server, nursery
+from forkserver import missing
+from servers import ENVIRONMENT, Server, fork_server
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"servers are not forked: {missing()}")
 
@@ -49,7 +49,7 @@ def test_what_is_forked_is_what_is_spawned(how, tmp_path, monkeypatch):
         env=environment,
         text=True,
     )
-    forked = nursery().fork("probe", [how, "x y"], environment)
+    forked = fork_server().fork("probe", [how, "x y"], environment)
     first, *rest = forked.stdout.read().splitlines()
     told, *others = spawned.stdout.read().splitlines()
     assert json.loads(first) == json.loads(told)
@@ -66,7 +66,7 @@ def parent(server):
 
 def test_a_server_ends_with_the_status_and_the_words_that_it_has_when_spawned(tmp_path):
     one = Server(tmp_path / "one").start()
-    assert parent(one) == nursery().pid
+    assert parent(one) == fork_server().pid
     pid = one.pid
     one.kill()
     assert one.process.returncode == one.process.poll() == -signal.SIGKILL
@@ -88,27 +88,27 @@ def test_one_whose_libraries_would_load_otherwise_is_spawned(tmp_path):
     assert one.stop() == 0
     import sklearn  # noqa: F401 - sets variables of OpenMP's; so do other tests, before or after this one
 
-    assert nursery().serves("adamd_service", {**os.environ, **ENVIRONMENT, "ADAMD_MAX_BODY_BYTES": "1"})
-    assert not nursery().serves("adamd_service", {**ENVIRONMENT, "GRPC_TRACE": "all"})
-    assert not nursery().serves("adamd_service", {k: v for k, v in ENVIRONMENT.items() if k != "PATH"})
-    assert not nursery().serves("device.serving", ENVIRONMENT)
+    assert fork_server().serves("adamd_service", {**os.environ, **ENVIRONMENT, "ADAMD_MAX_BODY_BYTES": "1"})
+    assert not fork_server().serves("adamd_service", {**ENVIRONMENT, "GRPC_TRACE": "all"})
+    assert not fork_server().serves("adamd_service", {k: v for k, v in ENVIRONMENT.items() if k != "PATH"})
+    assert not fork_server().serves("device.serving", ENVIRONMENT)
 
 
 def test_nothing_lives_where_it_is_forked(server):
     """A thread, of gRPC's say, is not there after a fork, and a lock that it held is never let go."""
-    assert os.listdir(f"/proc/{nursery().pid}/task") == [str(nursery().pid)]
+    assert os.listdir(f"/proc/{fork_server().pid}/task") == [str(fork_server().pid)]
 
 
 OWNER = """
 import sys, time
-from servers import Server, nursery
+from servers import Server, fork_server
 one = Server(sys.argv[1]).start()
-print(nursery().pid, one.pid, one.store_pid, flush=True)
+print(fork_server().pid, one.pid, one.store_pid, flush=True)
 time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("victim", ["pytest", "nursery"])
+@pytest.mark.parametrize("victim", ["pytest", "fork server"])
 def test_nothing_is_left_of_who_is_killed(victim, tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, tmp_path / "data"],
@@ -117,7 +117,7 @@ def test_nothing_is_left_of_who_is_killed(victim, tmp_path):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     ) as owner:
         children = list(map(int, owner.stdout.readline().split()))
-        if victim == "nursery":
+        if victim == "fork server":
             os.kill(children[0], signal.SIGKILL)
         else:
             owner.kill()
@@ -139,7 +139,7 @@ def test_without_pidfds_servers_are_spawned_and_that_is_said(tmp_path, monkeypat
     mine = str(Path(servers.__file__).parent / "conftest.py")
     [plugin] = [one for one in pytestconfig.pluginmanager.get_plugins() if getattr(one, "__file__", "") == mine]
     monkeypatch.delattr(os, "pidfd_open")
-    monkeypatch.setattr(servers, "nursery", nursery.__wrapped__)
+    monkeypatch.setattr(servers, "fork_server", fork_server.__wrapped__)
     one = Server(tmp_path / "one").start()
     assert parent(one) == os.getpid()
     assert one.stop() == 0

@@ -1,10 +1,10 @@
 """Servers forked from a process that has loaded everything: ready in a fifth of a second instead of two seconds.
 
-Run as a program, this file is the nursery: it imports adamd, loads the kernels, and forks a child for each request that
+Run as a program, this file is the fork server: it imports adamd, loads the kernels, and forks a child for each request that
 comes through its socket. The child takes the environment, the directory, the output and the arguments that it was
 given, and runs the module as `python -m` does, down to the interpreter's end. Nothing that lives is there before a
 fork: no thread of Python's, no event loop, no channel or server of gRPC's. When the socket closes, because its pytest
-ended or was killed, the nursery ends, and Linux kills what is left of its children.
+ended or was killed, the fork server ends, and Linux kills what is left of its children.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ LOADED = 120  # seconds in which it has loaded everything: the first time on a m
 
 
 def missing():
-    """Why there can be no nursery on this machine; None where there can."""
+    """Why there can be no fork server on this machine; None where there can."""
     for name in ("pidfd_open", "fork"):
         if not hasattr(os, name):
             return f"os.{name} is not on this machine"
@@ -44,7 +44,7 @@ def missing():
     return None
 
 
-class Nursery:
+class ForkServer:
     """The process that forks, for servers whose environment differs from `environment` in what is `HARMLESS` alone."""
 
     def __init__(self, environment):
@@ -84,7 +84,7 @@ class Nursery:
             ours.close()
             stdout.close()
             self._log.seek(0)
-            raise RuntimeError(f"the nursery did not fork ({error!r}):\n{self._log.read()[-5000:]}") from None
+            raise RuntimeError(f"the fork server did not fork ({error!r}):\n{self._log.read()[-5000:]}") from None
 
     def close(self):
         """End it, and with it whatever lives of its children."""
@@ -95,7 +95,7 @@ class Nursery:
 
 
 class Forked:
-    """A child of the nursery, for its tests what `subprocess.Popen` is for a child of theirs."""
+    """A child of the fork server, for its tests what `subprocess.Popen` is for a child of theirs."""
 
     def __init__(self, told, stdout):
         self.stdout, self.returncode = stdout, None
@@ -120,7 +120,7 @@ class Forked:
             except (TimeoutError, BlockingIOError):
                 raise subprocess.TimeoutExpired(f"adamd, process {self.pid}", timeout) from None
             if not message:
-                raise RuntimeError(f"the nursery ended before process {self.pid} did")
+                raise RuntimeError(f"the fork server ended before process {self.pid} did")
             self.returncode = int(message)
             self._told.close()
             os.close(self._pidfd)
@@ -138,7 +138,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-# -- the side of the nursery
+# -- the side of the fork server
 
 
 def load():
@@ -193,14 +193,14 @@ def reap(pidfd, pid, told):
 
 
 def end_with(parent):
-    """Have Linux kill this process when the nursery ends."""
+    """Have Linux kill this process when the fork server ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before it was asked for
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def forget(waiting, control, children, told):
-    """Close what is the nursery's: a new process would not have it either."""
+    """Close what is the fork server's: a new process would not have it either."""
     waiting.close()
     control.close()
     os.close(told)
