@@ -33,7 +33,7 @@ from adamd_service.engine.steps import Step, Stepper, may_compile
 from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
 from adamd_service.engine.watching import Seen, Watchers
 from adamd_service.engine.workers import Workers
-from adamd_service.optim import Cpu, Device, Settings, State
+from adamd_service.optim import Cpu, Device, State
 from adamd_service.records import Head, IdempotencyKey, Spec
 from adamd_service.session import foresee
 from adamd_service.store import RedisStore
@@ -90,17 +90,17 @@ class Engine:
         """Make a session; see `Lifecycle.create` for what is refused."""
         self._refuse_when_draining()
         settings = check_create(call)
-        self._check_size(call, settings)
+        sizes.check_kept(call, settings, self.limits)
         key = None if call.key is None else IdempotencyKey(call.key, call.digest)
         repeated = self._directory.repeated(key)
         if repeated is not None:
             return repeated
         state = await self._workers.run(state_of, call, settings, self.device)
         if call.durability == "memory":
-            head = first_head(call, settings, state, f"m_{self.replica}_{_token()}")
+            head = first_head(call, settings, state, f"m_{self.replica}_{secrets.token_hex(10)}")
             return await self._create_memory(head, state, key)
         self._directory.require_free(call.name)
-        head = first_head(call, settings, state, f"s_{_token()}")
+        head = first_head(call, settings, state, f"s_{secrets.token_hex(10)}")
         create = partial(self._lifecycle.create, restored=call.kept is not None)
         return await self._workers.guard(self._workers.run(create, head, state, key))
 
@@ -363,12 +363,6 @@ class Engine:
 
     # -- bounds and shutdown
 
-    def _check_size(self, call: CreateCall, settings: Settings) -> None:
-        nbytes = sizes.state_bytes(call.layout, call.dtype, settings)
-        limit = self.limits.memory_sessions if call.durability == "memory" else self.limits.hot
-        if nbytes > limit:
-            raise TooLarge(f"a state of {nbytes} bytes; this server keeps at most {limit} in memory")
-
     def _refuse_when_draining(self) -> None:
         if self.draining:
             raise ShuttingDown("the server is shutting down; try again, at this address", retry_after=1.0)
@@ -402,7 +396,3 @@ def _told(head: Head) -> Iterator[None]:
         if error.step is None:
             error.step = head.step
         raise
-
-
-def _token() -> str:
-    return secrets.token_hex(10)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from adamd.errors import TooLarge
 from adamd.wire.dtypes import ITEMSIZE, check_narrows
 from adamd.wire.layout import Layout
-from adamd_service.engine.calls import StepCall
+from adamd_service.engine.calls import CreateCall, StepCall
+from adamd_service.engine.limits import Limits
 from adamd_service.optim import Settings, parse_settings
 from adamd_service.records import Head, Spec
 
 AROUND, AROUND_TENSOR = 128 * 1024, 1024  # bytes: head, ring, keys; a tensor's name, shape, place and count
+
+
+def check_kept(call: CreateCall, settings: Settings, limits: Limits) -> None:
+    """Raise TooLarge where this server keeps less in memory than a session that is to be made would take."""
+    nbytes = state_bytes(call.layout, call.dtype, settings)
+    limit = limits.memory_sessions if call.durability == "memory" else limits.hot
+    if nbytes > limit:
+        raise TooLarge(f"a state of {nbytes} bytes; this server keeps at most {limit} in memory")
 
 
 def answer_bytes(spec: Spec, call: StepCall) -> int:

@@ -208,9 +208,7 @@ def parse_settings(raw: object) -> Settings:
     assert isinstance(raw, dict)
     name = raw.get("name", "adam")
     if not isinstance(name, str) or name not in FAMILY:
-        raise SettingsError(
-            "name", f"optimizer {one_of(name, FAMILY)}"
-        )  # as the SDK calls it, and the member around it
+        raise SettingsError("name", f"optimizer {one_of(name, FAMILY)}")  # as the SDK calls it
     try:
         return _made(FAMILY[name], _model(name).model_validate(raw))
     except ValidationError as error:
@@ -300,9 +298,8 @@ def merge_settings(current: Settings, patch: object) -> Settings:
     name = current.optimizer.name
     wanted = patch.get("name", name)
     if isinstance(wanted, str) and wanted in FAMILY and wanted != name:
-        raise SettingsError(
-            "name", f"optimizer is {_shown(wanted)}; this session's is {name}, fixed when it was created"
-        )
+        said = f"optimizer is {_shown(wanted)}; this session's is {name}, fixed when it was created"
+        raise SettingsError("name", said)
     merged = parse_settings({**current.document, **patch})
     if blamed := _blamed(current.optimizer, current.hyper, merged.hyper):
         had, came = (_shown(getattr(hyper, blamed)) for hyper in (current.hyper, merged.hyper))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from adamd.errors import AdamdError, InternalError
 from adamd.wire import layout
 from adamd.wire.dtypes import ITEMSIZE, SESSION_DTYPES
 from adamd.wire.encodings import ENCODINGS, RAW
-from adamd_service.records import ArrayRef, Entry, Head, Record, SnapshotRef, Spec
+from adamd_service.records import ArrayRef, CommitOutcome, Committed, Entry, Head, Lost, Record, SnapshotRef, Spec
 from adamd_service.store.outcomes import Standing
 
 T = TypeVar("T")
@@ -259,3 +259,11 @@ def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{type(value).__name__} is no object")
     return value
+
+
+def outcome_from(verdict: Sequence[bytes]) -> CommitOutcome:
+    """Read what `commit.lua` says."""
+    said = verdict[0].decode()
+    if said in ("committed", "again"):
+        return Committed(again=said == "again")
+    return Lost(cast(Literal["moved", "fenced", "chunks", "idempotency"], said))

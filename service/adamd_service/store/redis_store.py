@@ -19,11 +19,9 @@ from adamd_service.records import (
     Carried,
     Commit,
     CommitOutcome,
-    Committed,
     Entry,
     Head,
     IdempotencyKey,
-    Lost,
     Record,
     SnapshotRef,
     Spec,
@@ -261,7 +259,7 @@ class RedisStore:
             raise refused(error) from error
         except Exception as error:  # whatever else it was, the script may have run, or run yet
             raise UnknownOutcome(str(error)) from error
-        return _outcome(verdict)
+        return codec.outcome_from(verdict)
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
         """Say whether an attempt to commit ``step`` was committed; where it was not, it never will be."""
@@ -397,10 +395,3 @@ class RedisStore:
         if said == index.DELETED.encode():
             raise SessionDeleted(f"session {session_id} is deleted")
         raise UnknownSession(f"there is no session {session_id!r}")
-
-
-def _outcome(verdict: list[bytes]) -> CommitOutcome:
-    said = verdict[0].decode()
-    if said in ("committed", "again"):
-        return Committed(again=said == "again")
-    return Lost(cast(Literal["moved", "fenced", "chunks", "idempotency"], said))
