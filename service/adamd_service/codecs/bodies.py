@@ -15,8 +15,8 @@ from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import Array, check_widens, storage, vector, widen
 from adamd.wire.layout import Layout, Tensor, shown, some
 from adamd_service.codecs import bounds
-from adamd_service.codecs.checks import metrics, parse_json, settings
-from adamd_service.codecs.faults import MAX_LABELS, validated
+from adamd_service.codecs.checks import MAX_LABEL, MAX_LABEL_NAME, MAX_LABELS, metrics, parse_json, settings
+from adamd_service.codecs.faults import validated
 from adamd_service.engine import CreateCall, Gradient, Kept
 from adamd_service.optim import ARRAY, BEST, FAMILY, SURROUNDING, progress_from_json
 from adamd_service.records import Spec
@@ -24,7 +24,6 @@ from adamd_service.records import Spec
 PARAMS = "param"  # an exported tensor is param:<name>, and <state array>:<name>
 STEP_KEYS = {"gradient", "metrics", "settings"}
 SAFETENSORS_WEIGHT = 3  # a creation's body: itself, the flat vector, the state's copy
-MAX_LABEL_NAME, MAX_LABEL = 128, 1024
 # A restored session goes on counting: far below 2^53, where a number in JSON stops being exact.
 Count = Annotated[int, Field(ge=0, le=headers.MAX_STEP // 2)]
 

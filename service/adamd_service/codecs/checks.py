@@ -15,6 +15,8 @@ from adamd.wire import headers
 from adamd.wire.layout import shown
 
 MAX_METRICS = 64
+MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL = 64, 128, 1024  # of a session; characters
+PAGE, LONGEST_PAGE, LONGEST_TOKEN = 100, 1000, 200  # sessions; characters
 MAX_PARTS = 1_000_000  # lists, objects and strings in one JSON text: empty ones take twenty times their text
 MAX_SETTINGS = 1024 * 1024  # bytes of a step's settings, in JSON
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)

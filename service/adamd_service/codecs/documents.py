@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from adamd_service.codecs.bodies import check_labels
-from adamd_service.codecs.checks import parse_json
-from adamd_service.codecs.faults import MAX_LABELS, validated
+from adamd_service.codecs.checks import MAX_LABELS, parse_json
+from adamd_service.codecs.faults import validated
 from adamd_service.engine import Advice, advice_of
 from adamd_service.optim import lr_at, parse_settings
 from adamd_service.records import Head

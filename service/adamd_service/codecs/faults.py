@@ -9,9 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from adamd.errors import InvalidRequest
 from adamd.wire.layout import shown
+from adamd_service.codecs.checks import MAX_LABELS
 from adamd_service.optim import FAMILY, settings_of
 
-MAX_LABELS = 64
 Model = TypeVar("Model", bound=BaseModel)
 WANTED = {
     "": "a JSON object",

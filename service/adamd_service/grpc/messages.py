@@ -12,7 +12,6 @@ from adamd.errors import InvalidRequest, InvalidSettings, WrongLayout
 from adamd.wire.layout import MAX_TENSORS
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
-from adamd_service.codecs.faults import MAX_LABELS
 from adamd_service.engine import Advice, Answer, advice_of, to_its_end
 from adamd_service.optim import lr_at, parse_settings
 from adamd_service.records import Head, Spec
@@ -136,8 +135,8 @@ def labels(value: Mapping[str, str]) -> dict[str, str]:
         InvalidRequest: more than a session has, as in `layout`.
 
     """
-    if len(value) > MAX_LABELS:
-        raise InvalidRequest(f"labels: {len(value)}; at most {MAX_LABELS}", path="labels")
+    if len(value) > checks.MAX_LABELS:
+        raise InvalidRequest(f"labels: {len(value)}; at most {checks.MAX_LABELS}", path="labels")
     return dict(value)
 
 

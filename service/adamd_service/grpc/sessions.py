@@ -16,8 +16,6 @@ from adamd_service.engine import Engine
 from adamd_service.grpc import messages
 from adamd_service.grpc.guard import Context
 
-PAGE, LONGEST_PAGE, LONGEST_TOKEN = 100, 1000, 200
-
 
 class Sessions:
     """Serves the methods with one message each way over one engine."""
@@ -45,10 +43,10 @@ class Sessions:
 
     async def list(self, request: pb.ListSessionsRequest, _context: Context) -> pb.ListSessionsResponse:
         """Return a page of sessions."""
-        size = request.page_size or PAGE
-        if size > LONGEST_PAGE:
-            raise InvalidRequest(f"page_size: {size}; at most {LONGEST_PAGE}", path="page_size")
-        if len(request.page_token) > LONGEST_TOKEN:
+        size = request.page_size or checks.PAGE
+        if size > checks.LONGEST_PAGE:
+            raise InvalidRequest(f"page_size: {size}; at most {checks.LONGEST_PAGE}", path="page_size")
+        if len(request.page_token) > checks.LONGEST_TOKEN:
             raise InvalidRequest("page_token: it comes from the page before, as it is", path="page_token")
         while True:
             heads, token = await self._engine.list(size, request.page_token or None)

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adamd.errors import AdamdError, InternalError, InvalidRequest
 from adamd.wire.layout import shown
+from adamd_service.codecs.checks import LONGEST_PAGE
 from adamd_service.codecs.info import server_info
 from adamd_service.engine import Engine
 from adamd_service.http import answers, pages, routes
@@ -23,7 +24,10 @@ from adamd_service.http.doors import Doors, hang
 from adamd_service.http.leftovers import Leftovers
 from adamd_service.telemetry import Telemetry
 
-ASKED = {"page_size": "a whole number from 1 to 1000", "page_token": "the next_page_token of an earlier answer"}
+ASKED = {
+    "page_size": f"a whole number from 1 to {LONGEST_PAGE}",
+    "page_token": "the next_page_token of an earlier answer",
+}
 log = structlog.get_logger()
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from adamd.wire import headers
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.encodings import ENCODINGS, RAW
-from adamd_service.codecs.bodies import MAX_LABEL_NAME, CreateDocument
-from adamd_service.codecs.checks import AT
+from adamd_service.codecs.bodies import CreateDocument
+from adamd_service.codecs.checks import AT, MAX_LABEL_NAME
 from adamd_service.codecs.documents import PatchDocument
 from adamd_service.http.schemas import settings_schema
 

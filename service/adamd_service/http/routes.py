@@ -84,8 +84,8 @@ async def create_session(request: Request) -> Response:
 @router.get("/sessions", responses=documents.PAGE)
 async def list_sessions(
     request: Request,
-    page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
-    page_token: Annotated[str | None, Query(max_length=200)] = None,
+    page_size: Annotated[int, Query(ge=1, le=checks.LONGEST_PAGE)] = checks.PAGE,
+    page_token: Annotated[str | None, Query(max_length=checks.LONGEST_TOKEN)] = None,
 ) -> Response:
     """List sessions, page by page."""
     heads, token = await engine_of(request).list(page_size, page_token or None)
