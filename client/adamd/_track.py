@@ -85,43 +85,14 @@ class Track:
         metrics: Mapping[str, Any] | None,
         out: Any,
         sending: Sending | None = None,
+        key: str | None = None,
     ) -> Logic[Any]:
         """Take the next step: its number and the chain that it builds on make it safe to repeat.
 
-        ``sending`` is what was chosen when the step was asked for; None: what holds when it begins.
+        ``sending`` is what was chosen when the step was asked for; None: what holds when it begins. With a ``key`` it
+        is whichever step comes next at the server, and the key makes it safe.
         """
-        return (yield from self._send(gradient, loss, lr, settings, metrics, out, sending or self.encoder.chosen, None))
-
-    def push(
-        self,
-        gradient: Any,
-        loss: Any,
-        lr: float | None,
-        settings: Mapping[str, Any] | None,
-        metrics: Mapping[str, Any] | None,
-        out: Any,
-        key: str | None,
-    ) -> Logic[Any]:
-        """Have a gradient applied at whatever step is next: its key makes it safe to repeat."""
-        named = secrets.token_hex(16) if key is None else _operations.idempotency_key(key)
-        try:
-            return (yield from self._send(gradient, loss, lr, settings, metrics, out, self.encoder.chosen, named))
-        except RetriesExhausted as error:
-            told = f"{error.detail}; it may have counted: the same push with key={named!r} is safe, and tells"
-            raise RetriesExhausted(told, step=error.step, retry_after=error.retry_after, key=named) from error
-
-    def _send(
-        self,
-        gradient: Any,
-        loss: Any,
-        lr: float | None,
-        settings: Mapping[str, Any] | None,
-        metrics: Mapping[str, Any] | None,
-        out: Any,
-        how: Sending,
-        key: str | None,
-    ) -> Logic[Any]:
-        """Send a gradient: as the step that comes next here, or with a ``key`` as whichever comes next there."""
+        how = sending or self.encoder.chosen
         carried = settings_document({**(settings or {}), "lr": lr} if lr is not None else settings or {})
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now = self.now
@@ -158,6 +129,24 @@ class Track:
         self._check_kept(told)
         self._advance(told, carried)
         return land.finish()
+
+    def push(
+        self,
+        gradient: Any,
+        loss: Any,
+        lr: float | None,
+        settings: Mapping[str, Any] | None,
+        metrics: Mapping[str, Any] | None,
+        out: Any,
+        key: str | None,
+    ) -> Logic[Any]:
+        """Have a gradient applied at whatever step is next: its key makes it safe to repeat."""
+        named = secrets.token_hex(16) if key is None else _operations.idempotency_key(key)
+        try:
+            return (yield from self.step(gradient, loss, lr, settings, metrics, out, key=named))
+        except RetriesExhausted as error:
+            told = f"{error.detail}; it may have counted: the same push with key={named!r} is safe, and tells"
+            raise RetriesExhausted(told, step=error.step, retry_after=error.retry_after, key=named) from error
 
     def parameters(self, out: Any, at: str | None = None) -> Logic[Any]:
         """Read the parameters, and go on from their step; or others beside them (``at``), which change nothing here."""
