@@ -6,7 +6,7 @@ Rounded to nearest, ties to even, as `adamd.wire.dtypes.narrow`, which stays the
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from adamd.wire import dtypes
 from adamd_service.optim.compiled import Compiled, compile_loop
 from adamd_service.optim.encoded import SLICE
 from adamd_service.optim.kernel import Floats
+
+if TYPE_CHECKING:  # `compile_loop` gives them to the texts
+    from numpy import float32, uint32
 
 # The mask that drops the sign, and the bits of the largest finite number.
 _LARGEST: dict[str, tuple[np.unsignedinteger[Any], np.unsignedinteger[Any]]] = {
@@ -50,14 +53,14 @@ def narrow(parameters: Floats, dtype: str, out: NDArray[Any]) -> int:
 # Texts for Numba, which infers their types; `uint32` keeps the arithmetic in 32 bits.
 
 
-def single_to_bfloat16(words, bits):  # type: ignore[no-untyped-def]
+def single_to_bfloat16(words, bits):  # type: ignore[no-untyped-def]  # a text for Numba
     """Round uint32 `words` of float32 to their upper halves; NaN stays NaN."""
     for i in range(words.size):
-        rounded = (words[i] + uint32(0x7FFF) + ((words[i] >> uint32(16)) & uint32(1))) >> uint32(16)  # type: ignore[name-defined]  # noqa: F821
-        bits[i] = 0x7FC0 if (words[i] & uint32(0x7FFFFFFF)) > uint32(0x7F800000) else rounded  # type: ignore[name-defined]  # noqa: F821
+        rounded = (words[i] + uint32(0x7FFF) + ((words[i] >> uint32(16)) & uint32(1))) >> uint32(16)
+        bits[i] = 0x7FC0 if (words[i] & uint32(0x7FFFFFFF)) > uint32(0x7F800000) else rounded
 
 
-def single_to_half(words, values, shifted, shifted_words, bits):  # type: ignore[no-untyped-def]
+def single_to_half(words, values, shifted, shifted_words, bits):  # type: ignore[no-untyped-def]  # a text for Numba
     """Round float32 (`words` and `values`, the same memory as uint32 and float32) to uint16 `bits` of float16.
 
     A normal number's exponent loses 127 - 15 = 112 of its bias (0x38000000), and 13 bits are rounded away. What is
@@ -65,15 +68,15 @@ def single_to_half(words, values, shifted, shifted_words, bits):  # type: ignore
     in a loop of its own, so that both vectorise. From 65520 (0x477FF000) on it is infinity.
     """
     for i in range(words.size):
-        shifted[i] = abs(values[i]) + float32(0.5)  # type: ignore[name-defined]  # noqa: F821
+        shifted[i] = abs(values[i]) + float32(0.5)
     for i in range(words.size):
-        size = words[i] & uint32(0x7FFFFFFF)  # type: ignore[name-defined]  # noqa: F821
-        normal = (size - uint32(0x38000000) + uint32(0xFFF) + ((size >> uint32(13)) & uint32(1))) >> uint32(13)  # type: ignore[name-defined]  # noqa: F821
-        small = shifted_words[i] - uint32(0x3F000000)  # type: ignore[name-defined]  # noqa: F821
-        rounded = small if size < uint32(0x38800000) else normal  # type: ignore[name-defined]  # noqa: F821
-        rounded = uint32(0x7C00) if size >= uint32(0x477FF000) else rounded  # type: ignore[name-defined]  # noqa: F821
-        rounded = uint32(0x7E00) if size > uint32(0x7F800000) else rounded  # type: ignore[name-defined]  # noqa: F821
-        bits[i] = rounded | ((words[i] >> uint32(16)) & uint32(0x8000))  # type: ignore[name-defined]  # noqa: F821
+        size = words[i] & uint32(0x7FFFFFFF)
+        normal = (size - uint32(0x38000000) + uint32(0xFFF) + ((size >> uint32(13)) & uint32(1))) >> uint32(13)
+        small = shifted_words[i] - uint32(0x3F000000)
+        rounded = small if size < uint32(0x38800000) else normal
+        rounded = uint32(0x7C00) if size >= uint32(0x477FF000) else rounded
+        rounded = uint32(0x7E00) if size > uint32(0x7F800000) else rounded
+        bits[i] = rounded | ((words[i] >> uint32(16)) & uint32(0x8000))
 
 
 @cache

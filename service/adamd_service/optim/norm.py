@@ -11,12 +11,15 @@ loop vectorise. A zero changes no sum, so a sparse gradient and the dense one th
 import inspect
 import math
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from adamd_service.optim.compiled import Compiled, compile_loop
 from adamd_service.optim.encoded import SLICE, Encoded
+
+if TYPE_CHECKING:  # `compile_loop` gives them to the texts
+    from numpy import float64
 
 BLOCK: Final = 4096  # as add_squares has it
 LANES: Final = 256
@@ -54,7 +57,7 @@ def add_squares(values, lanes, total):  # type: ignore[no-untyped-def]  # a text
         for i in range(0, block.size, lanes.size):
             row = block[i : i + lanes.size]
             for j in range(row.size):
-                x = float64(row[j])  # type: ignore[name-defined]  # noqa: F821 - compile_loop has it
+                x = float64(row[j])
                 lanes[j] = lanes[j] + x * x
         half = lanes.size // 2
         while half > 0:

@@ -6,13 +6,16 @@ bfloat16 has no NumPy dtype; it arrives as uint16, the upper half of a float32.
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adamd_service.optim.compiled import Compiled, compile_loop
 from adamd_service.optim.kernel import Floats
+
+if TYPE_CHECKING:  # `compile_loop` gives them to the texts
+    from numpy import float32, uint32
 
 
 def widen(gradient: NDArray[Any], into: Floats) -> None:
@@ -34,13 +37,13 @@ def widen(gradient: NDArray[Any], into: Floats) -> None:
 # Texts for Numba, which infers their types; `uint32` keeps the arithmetic in 32 bits.
 
 
-def bfloat16_to_single(bits, words):  # type: ignore[no-untyped-def]
+def bfloat16_to_single(bits, words):  # type: ignore[no-untyped-def]  # a text for Numba
     """Shift uint16 `bits` into the upper halves of uint32 `words`."""
     for i in range(bits.size):
-        words[i] = uint32(bits[i]) << uint32(16)  # type: ignore[name-defined]  # noqa: F821
+        words[i] = uint32(bits[i]) << uint32(16)
 
 
-def half_to_single(bits, words, values):  # type: ignore[no-untyped-def]
+def half_to_single(bits, words, values):  # type: ignore[no-untyped-def]  # a text for Numba
     """Widen uint16 `bits` of float16 into `words` and `values`, the same memory as uint32 and float32.
 
     The exponent's bias grows by 127 - 15 = 112, and by 224 from all ones to all ones (infinity, NaN). A subnormal is
@@ -49,12 +52,12 @@ def half_to_single(bits, words, values):  # type: ignore[no-untyped-def]
     """
     for i in range(bits.size):
         exponent = bits[i] & 0x7C00
-        bias = uint32(113) if exponent == 0 else uint32(224) if exponent == 0x7C00 else uint32(112)  # type: ignore[name-defined]  # noqa: F821
-        words[i] = ((uint32(bits[i]) & uint32(0x7FFF)) << uint32(13)) + (bias << uint32(23))  # type: ignore[name-defined]  # noqa: F821
+        bias = uint32(113) if exponent == 0 else uint32(224) if exponent == 0x7C00 else uint32(112)
+        words[i] = ((uint32(bits[i]) & uint32(0x7FFF)) << uint32(13)) + (bias << uint32(23))
     for i in range(bits.size):
-        values[i] = values[i] - (float32(2.0**-14) if (bits[i] & 0x7C00) == 0 else float32(0.0))  # type: ignore[name-defined]  # noqa: F821
+        values[i] = values[i] - (float32(2.0**-14) if (bits[i] & 0x7C00) == 0 else float32(0.0))
     for i in range(bits.size):
-        words[i] = words[i] | ((uint32(bits[i]) & uint32(0x8000)) << uint32(16))  # type: ignore[name-defined]  # noqa: F821
+        words[i] = words[i] | ((uint32(bits[i]) & uint32(0x8000)) << uint32(16))
 
 
 @cache
