@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
 from talking import Talk, watched
 
@@ -107,6 +108,7 @@ def test_every_setting_of_every_optimizer_is_in_the_document_with_its_kind_and_i
     # each default is of its own kind, and what the schema knows is what the server takes
     for optimizer, settings in had.items():
         given = {name: value for name, value in settings.items() if value is not None}
+        jsonschema_rs.validate(bodies[0], {"name": optimizer, **given})
         talk("POST", "/v1/sessions", {"parameters": [1.0], "optimizer": {"name": optimizer, **given}}).good(201)
     talk.close()
 
