@@ -54,7 +54,9 @@ def test_a_push_does_not_mind_what_others_did_and_a_step_goes_on_after_it(client
     assert (session.step(np.ones(3, "f4")) == -9).all()
 
 
-def test_a_key_counts_once_whoever_repeats_it_and_no_other_gradient_has_it(client):
+@pytest.mark.parametrize("bad", ["raise", "skip"])
+def test_a_key_counts_once_whoever_repeats_it_and_no_other_gradient_has_it(connect, bad):
+    client = connect(timeout=adamd.Timeout(total=20), on_bad_gradient=bad)  # to skip is for bad gradients only
     session = created(client)
     session.push(np.ones(3, "f4"), key="worker-3/batch 17")
     again = client.session(session.id)

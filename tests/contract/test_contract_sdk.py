@@ -492,6 +492,15 @@ def test_a_server_that_is_killed_is_waited_for(server_factory, connect):
     assert (session.parameters() == params).all()
 
 
+@pytest.mark.parametrize("labels", [{"team": 7}, {7: "blue"}, ["blue"]])
+def test_labels_that_are_no_texts_are_refused_alike(client, labels):
+    session = client.create([0.0])
+    for refused in (lambda: client.create([0.0], labels=labels), lambda: session.update(labels=labels)):
+        with pytest.raises(errors.InvalidRequest, match="wanted a"):
+            refused()
+    assert session.info()["labels"] == {}
+
+
 def test_nobody_there_is_told_soon(connect):
     from servers import free_port
 

@@ -488,6 +488,24 @@ def test_what_a_session_that_goes_on_has_unnamed_is_swept(replica, monkeypatch, 
     run(scenario())
 
 
+def test_what_parameters_that_are_set_again_unnamed_is_swept(replica, monkeypatch):
+    """Whoever set them died before it had collected."""
+
+    async def scenario():
+        async with replica() as engine:
+            session = (await engine.create(create_call(np.zeros(SIZE, np.float32)))).head.spec.id
+            chunks = len([key for key in keys_of(engine, session) if b":snapshot:" in key])
+            with monkeypatch.context() as patch:
+                patch.setattr(engine.store, "collect", lambda session: 0)
+                await engine.set_parameters(session, body_of(np.ones(SIZE, np.float32).tobytes()), None, None)
+                await asyncio.sleep(0.1)  # what it does in the background
+            assert len([key for key in keys_of(engine, session) if b":snapshot:" in key]) == 2 * chunks
+            await engine.keep_house(30)
+            assert len([key for key in keys_of(engine, session) if b":snapshot:" in key]) == chunks
+
+    run(scenario())
+
+
 def test_parameters_that_are_set_again_take_no_further_room(replica):
     async def scenario():
         async with replica() as engine:
