@@ -261,8 +261,8 @@ def test_parity_sees_nothing_without_a_mutation(text, dtype):
 def test_parity_sees_fastmath(dtype):
     rule = plan(parse_settings({}), ["w"], [0], [True], dtype)[0].scalars.rule
     scalar = numba.from_dtype(dtype)
-    namespace = {"sqrt": np.sqrt}
-    exec(render(rule, "loose", False), namespace)
+    namespace = {"sqrt": np.sqrt, **{name: getattr(np, name) for name in ("float32", "float64", "uint32", "uint64")}}
+    exec(render(rule, "loose", False, dtype), namespace)
     signature = (*[numba.types.Array(scalar, 1, "C")] * 4, *[scalar] * (len(rule.scalars) + 2))
     loop = numba.njit([signature], fastmath=True, error_model="numpy")(namespace["loose"])
 

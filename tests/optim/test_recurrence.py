@@ -31,7 +31,7 @@ def test_specialised_to_what_is_used():
 
 def test_rendering_leaves_the_text_as_it_is():
     rule = plan(parse_settings({}), ["w"], [0], [True], np.dtype("float32"))[0].scalars.rule
-    assert render(rule, "loop", True) == render(rule, "loop", True)
+    assert render(rule, "loop", True, np.dtype("float32")) == render(rule, "loop", True, np.dtype("float32"))
 
 
 def with_literal(p, g, /, b1, *, coupled):
@@ -185,8 +185,6 @@ FIRST = """
         m_array[i] = m
         v_array[i] = v
         out_array[i] = p
-        diverged = diverged | (p - p != zero) | (v - v != zero)
-    return diverged
 """
 
 
@@ -194,7 +192,7 @@ FIRST = """
 def test_a_session_without_extras_runs_the_first_loop(dtype):
     for raw in ({"name": "adamw"}, {"name": "adam", "eps_form": "hat"}, {"name": "adamw", "bias_correction": False}):
         rule = plan(parse_settings(raw), ["w"], [4], [True], np.dtype(dtype))[0].scalars.rule
-        assert render(rule, "loop", True).endswith(FIRST.lstrip("\n"))
+        assert FIRST in render(rule, "loop", True, np.dtype(dtype))
         assert rule.arrays == ("m", "v") and rule.watched == ("p", "v")
 
 

@@ -37,7 +37,7 @@ def _compile(source: str, name: str, signature: tuple[Any, ...], filename: str, 
     import numba
     import numpy as np
 
-    types = {"uint32": np.uint32, "float32": np.float32, "float64": np.float64}
+    types = {"uint32": np.uint32, "uint64": np.uint64, "float32": np.float32, "float64": np.float64}
     namespace: dict[str, Any] = {"sqrt": np.sqrt, **types, "__name__": __name__}
     exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - our own text, generated from the recurrence
     decorate = numba.njit([signature], cache=cache, **OPTIONS)

@@ -90,17 +90,17 @@ def _compile(rule: Rule, with_out: bool, dtype: np.dtype[Any]) -> Compiled:
     arrays = [numba.types.Array(scalar, 1, "C", readonly=array == "g") for array in ("p", "g", *rule.arrays)]
     arrays += [numba.types.Array(scalar, 1, "C")] * with_out
     signature = (*arrays, *[scalar] * (len(rule.scalars) + len(CONSTANTS)))
-    return compile_loop(render(rule, name, with_out), name, signature)
+    return compile_loop(render(rule, name, with_out, dtype), name, signature)
 
 
-def render(rule: Rule, name: str, with_out: bool) -> str:
+def render(rule: Rule, name: str, with_out: bool, dtype: np.dtype[Any]) -> str:
     """The source of a loop over (p, g, the state arrays…, [out], every scalar, tiny, zero) that returns whether one
     that the rule watches became NaN or infinite.
 
     Everything is assigned to a local first and stored at the end, so that the compiler sees one load and one store for
     each array.
     """
-    recurrence = rule.recurrence
+    recurrence, word = rule.recurrence, f"uint{8 * dtype.itemsize}"
     stored = [(f"{result}_array", result) for result in recurrence.results] + [("out_array", "p")] * with_out
     arguments = (
         [f"{array}_array" for array in ("p", "g", *rule.arrays)]
@@ -114,12 +114,17 @@ def render(rule: Rule, name: str, with_out: bool) -> str:
             for target, expression in recurrence.statements
         ),
         *(f"{array}[i] = {result}" for array, result in stored),
-        # x - x is 0 for every finite x and NaN for the others; `|` on booleans vectorises where a branch or a float sum
-        # does not.
-        " | ".join(["diverged = diverged", *(f"({one} - {one} != zero)" for one in rule.watched)]),
+        # x - x is +0, whose bits are all 0, for every finite x and NaN for the others. `|` on words vectorises where a
+        # branch or a float sum does not, and costs less than on comparisons.
+        f"seen = {word}({' | '.join(['seen', *(f'{dtype}({one} - {one}).view({word})' for one in rule.watched)])})",
     ]
-    head = [f"def {name}({', '.join(arguments)}):", "    diverged = False", "    for i in range(p_array.size):"]
-    return "\n".join([*head, *(f"        {line}" for line in lines), "    return diverged", ""])
+    head = [
+        f"def {name}({', '.join(arguments)}):",
+        f"    zero = {dtype}(0)",  # a select of what the compiler knows to be 0 is a mask
+        f"    seen = {word}(0)",
+        "    for i in range(p_array.size):",
+    ]
+    return "\n".join([*head, *(f"        {line}" for line in lines), "    return seen != 0", ""])
 
 
 class _Scalar(ast.NodeTransformer):
