@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import time
 
 import numpy as np
@@ -36,13 +37,33 @@ def valkey():
     running.stop()
 
 
+class OffTheLoop(RedisStore):
+    """A store that sees whoever waits for it on the event loop, where everybody else would wait too."""
+
+
+def off_the_loop(name, method):
+    def called(*args, **more):
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return method(*args, **more)
+        raise AssertionError(f"{name} waits for the store on the event loop")
+
+    return called
+
+
+for name, method in vars(RedisStore).items():
+    if inspect.isfunction(method) and not name.startswith("_") and name not in ("close", "stage", "commit_soon"):
+        setattr(OffTheLoop, name, off_the_loop(name, method))
+
+
 @pytest.fixture
 def replica(valkey):
     """Make engines: ``async with replica(kernel_or_device, **limits) as engine``; without one, the CPU's own kernel."""
 
     @contextlib.asynccontextmanager
     async def make(kernel=None, url=None, timeout=10.0, **limits):
-        store = RedisStore.connect(url or valkey.url, timeout=timeout)
+        store = OffTheLoop.connect(url or valkey.url, timeout=timeout)
         device = kernel if kernel is None or hasattr(kernel, "apply") else Cpu(kernel)
         engine = Engine(store, Limits(**{**LIMITS, **limits}), f"r{id(store):x}", device)
         try:

@@ -23,6 +23,7 @@ from adamd.errors import (
     WrongLength,
 )
 from adamd_service.optim import FusedKernel
+from adamd_service.store import RedisStore
 
 from .conftest import bodies_left, body_of, create_call, fold, run, step_call
 
@@ -137,18 +138,25 @@ def test_law_2_a_commit_whose_answer_was_lost_is_found_out(replica, store_factor
         store = store_factory()
         async with replica(url=store.url, timeout=0.3) as engine:
             session = (await engine.create(create_call(start))).head.spec.id
-            commit = engine.store.commit
+            ways = {name: getattr(engine.store, name) for name in ("commit", "commit_soon")}
+            stopped = set()
 
-            def stopped(*args):
-                store.pause()  # the command arrives, and is run when the store goes on: after the time-out
-                threading.Timer(0.4, store.resume).start()
-                return commit(*args)
+            def stopping(name):
+                def commit(*args):
+                    stopped.add(name)
+                    store.pause()  # the command arrives, and is run when the store goes on: after the time-out
+                    threading.Timer(0.4, store.resume).start()
+                    return ways[name](*args)
+
+                return commit
 
             for number, gradient in enumerate(given, 1):
-                engine.store.commit = stopped
+                for name in ways:
+                    setattr(engine.store, name, stopping(name))
                 task = asyncio.create_task(stepped(engine, session, number, gradient))
                 await asyncio.sleep(0.1)
-                engine.store.commit = commit
+                for name, way in ways.items():
+                    setattr(engine.store, name, way)
                 try:
                     answer = await task
                 except StoreUnavailable:
@@ -156,21 +164,23 @@ def test_law_2_a_commit_whose_answer_was_lost_is_found_out(replica, store_factor
                     answer = await stepped(engine, session, number, gradient)
                 assert answer.step == number
             assert answer.parameters.tobytes() == fold(start, given)
+            assert ("commit_soon" in stopped) == (size < SIZE and engine.device.inline)
             async with replica(url=store.url) as other:  # the log is whole: a replica that saw nothing reads it back
                 assert (await other.parameters(session)).parameters.tobytes() == fold(start, given)
 
     run(scenario())
 
 
-def test_law_2_a_caller_that_goes_away_leaves_a_whole_session(replica):
-    start, given = RNG.standard_normal(SIZE).astype(np.float32), gradients(20)
+@pytest.mark.parametrize("size", [50, SIZE], ids=["inline", "chunks"])
+def test_law_2_a_caller_that_goes_away_leaves_a_whole_session(replica, size):
+    start, given = RNG.standard_normal(size).astype(np.float32), gradients(20, size)
 
     async def scenario():
         async with replica() as engine:
             session = (await engine.create(create_call(start))).head.spec.id
             for number, gradient in enumerate(given, 1):
                 task = asyncio.create_task(stepped(engine, session, number, gradient))
-                await asyncio.sleep(0.0007 * number)
+                await asyncio.sleep((0.0007 if size == SIZE else 0.00005) * number)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 answer = await stepped(engine, session, number, gradient)
@@ -454,7 +464,7 @@ def test_what_a_deleted_session_held_is_swept_where_its_deleter_died(replica):
         async with replica() as engine:
             session = (await engine.create(create_call(np.zeros(SIZE, np.float32)))).head.spec.id
             await stepped(engine, session, 1, gradients(1)[0])
-            engine.store.delete(session)  # and nobody collects
+            await asyncio.to_thread(engine.store.delete, session)  # and nobody collects
             assert [key for key in keys_of(engine, session) if b":body:" in key]
             await engine.keep_house(30)
             left = [key.rsplit(b":", 1)[1] for key in keys_of(engine, session)]
@@ -470,7 +480,10 @@ def test_what_a_session_that_goes_on_has_unnamed_is_swept(replica, monkeypatch, 
     async def scenario():
         async with replica(snapshot_records=2) as engine:
             session = (await engine.create(create_call(np.zeros(SIZE, np.float32)))).head.spec.id
-            with engine.store.lease(session) if reads else contextlib.nullcontext(), monkeypatch.context() as patch:
+            with (
+                RedisStore.lease(engine.store, session) if reads else contextlib.nullcontext(),
+                monkeypatch.context() as patch,
+            ):
                 if not reads:
                     patch.setattr(engine.store, "collect", lambda session: 0)
                 for number, gradient in enumerate(gradients(4), 1):
@@ -480,7 +493,7 @@ def test_what_a_session_that_goes_on_has_unnamed_is_swept(replica, monkeypatch, 
             assert [key for key in keys_of(engine, session) if key.endswith(b":record:1")]
             await engine.keep_house(30)
             left = keys_of(engine, session)
-            head = engine.store.load_head(session)
+            head = await asyncio.to_thread(engine.store.load_head, session)
             named = {snapshot.id.encode() for snapshot in head.snapshots}
             assert {key.split(b":")[3] for key in left if b":snapshot:" in key} == named
             assert sorted(int(key.rsplit(b":", 1)[1]) for key in left if b":record:" in key) == [3, 4]

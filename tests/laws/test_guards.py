@@ -54,8 +54,8 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/steps.py",
-                "        if hot.durable:\n            if not self._commit(",
-                "        self._change(hot, state, step, updates, out, permit, best=note.best)\n        if hot.durable:\n            if not self._commit(",
+                "        if hot.durable:\n            if not (yield from self._commit(",
+                "        self._change(hot, state, step, updates, out, permit, best=note.best)\n        if hot.durable:\n            if not (yield from self._commit(",
             ),
             (
                 f"{ENGINE}/steps.py",
@@ -69,8 +69,8 @@ GUARDS = [
             ),
             (
                 f"{ENGINE}/steps.py",
-                "        except BaseException:\n            hot.drop()\n            raise\n        if isinstance",
-                "        except BaseException:\n            raise\n        if isinstance",
+                "        except BaseException:\n            hot.drop()\n            raise\n        assert outcome",
+                "        except BaseException:\n            raise\n        assert outcome",
             ),
             (
                 f"{ENGINE}/rebuild.py",
@@ -90,6 +90,32 @@ GUARDS = [
             )
         ],
         f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[chunks]",
+    ),
+    (
+        "2 a commit from the loop knows its own answer",
+        [("service/adamd_service/store/lines.py", "answer and answer[0] == nonce.encode()", "answer")],
+        "tests/store/test_lines.py::test_another_calls_answer_is_not_taken_for_its_own",
+    ),
+    (
+        "2 a connection whose answer did not come is thrown away",
+        [
+            (
+                "service/adamd_service/store/lines.py",
+                "            self._open -= 1\n            line.close()\n            if isinstance(error",
+                "            self._idle.append(line)\n            if isinstance(error",
+            )
+        ],
+        "tests/store/test_lines.py::test_no_answer_in_time_is_an_unknown_outcome_and_the_connection_is_gone",
+    ),
+    (
+        "2 a connection that is not quiet is not used",
+        [("service/adamd_service/store/lines.py", "            if line.is_quiet():", "            if True:")],
+        "tests/store/test_lines.py::test_connections_that_ended_are_seen_before_anything_is_sent",
+    ),
+    (
+        "7 what became of a commit is not asked on the event loop",
+        [(f"{ENGINE}/steps.py", "            yield None\n            self._resolve", "            self._resolve")],
+        f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[inline]",
     ),
     (
         "3 a step has one digest",

@@ -28,7 +28,8 @@ def connected():
     made = []
 
     def make(where, *, timeout=10.0, connections=64):
-        made.append(RedisStore(connect(where if isinstance(where, str) else where.url, timeout, connections)))
+        client = connect(where if isinstance(where, str) else where.url, timeout, connections)
+        made.append(RedisStore(client, timeout))
         return made[-1]
 
     yield make

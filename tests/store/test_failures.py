@@ -305,7 +305,7 @@ def test_a_cluster_that_is_not_there():
     with pytest.raises(StoreUnavailable):
         connect(f"redis+cluster://127.0.0.1:{free_port()},[::1]:{free_port()}", 1.0, 4)
     with pytest.raises(StoreUnavailable):
-        RedisStore(connect(f"redis+sentinel://127.0.0.1:{free_port()}/service", 1.0, 4)).ping()
+        RedisStore(connect(f"redis+sentinel://127.0.0.1:{free_port()}/service", 1.0, 4), 1.0).ping()
 
 
 def test_a_login_in_the_url(store_factory, store_kind, connected):

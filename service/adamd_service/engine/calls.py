@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adamd.errors import AdamdError
 from adamd.wire.buffers import Bytes
 from adamd.wire.encodings import RAW
 from adamd.wire.layout import Layout
@@ -153,3 +155,14 @@ class Exported:
     counts: tuple[int, ...]
     carried: Carried
     arrays: Mapping[str, Floats]
+
+
+@contextmanager
+def told(head: Head) -> Iterator[None]:
+    """Every problem of a session tells where it stands."""
+    try:
+        yield
+    except AdamdError as error:
+        if error.step is None:
+            error.step = head.step
+        raise

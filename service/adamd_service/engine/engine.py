@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,10 +17,9 @@ import structlog
 
 from adamd.errors import AdamdError, SessionExists, ShuttingDown, TooLarge
 from adamd.wire.buffers import BufferPool
-from adamd.wire.dtypes import ITEMSIZE
 from adamd_service.engine import sizes
 from adamd_service.engine.admission import Budget
-from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Floats, StepCall, View
+from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Floats, StepCall, View, told
 from adamd_service.engine.copies import Copies
 from adamd_service.engine.directory import Directory
 from adamd_service.engine.hot import Hot, HotSessions
@@ -28,8 +27,9 @@ from adamd_service.engine.intake import receive_all
 from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
 from adamd_service.engine.limits import Limits
 from adamd_service.engine.rebuild import Rebuilder
+from adamd_service.engine.small import is_small
 from adamd_service.engine.snapshots import Snapshots
-from adamd_service.engine.steps import Step, Stepper, may_compile
+from adamd_service.engine.steps import Step, Stepper
 from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
 from adamd_service.engine.watching import Seen, Watchers
 from adamd_service.engine.workers import Workers
@@ -40,7 +40,6 @@ from adamd_service.store import RedisStore
 
 T = TypeVar("T")
 TENANT = "default"
-SMALL_STEP = 512 * 1024  # a memory step up to this is done on the event loop: a thread's hop would cost as much
 SNAPSHOTS = 2  # written at once: each is a second copy of a state, and takes a thread
 log = structlog.get_logger()
 
@@ -179,7 +178,7 @@ class Engine:
             head = await self._known(hot)
             if head.step > 0:  # refused before the body is read, but not on the word of a cache
                 require_unfixed(await self._locked(hot, self._rebuilder.current, hot))
-            with _told(head):
+            with told(head):
                 limit = self._uploads.most_parameters(head.spec, body, dtype, flat=decode is None)
                 with self.in_flight.hold(body.weight * (limit if body.declared is None else body.declared)):
                     raw = await receive_all(body, limit, self.pool, self.limits.upload_gap, self._is_draining)
@@ -264,7 +263,7 @@ class Engine:
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(call.ref)) as hot:
             head = await self._foreseen(hot, call)
-            with _told(head):
+            with told(head):
                 expected = self._uploads.expected(head, call)
                 answered = sizes.answer_bytes(head.spec, call)
                 with self.in_flight.hold(expected * call.body.weight + answered) as held:
@@ -289,13 +288,20 @@ class Engine:
         return head
 
     async def _finish(self, hot: Hot, step: Step) -> Answer:
-        head = hot.head  # by the whole vector: the answer has all of it, however few tensors the gradient names
-        if self.device.inline and not hot.durable and head is not None and not hot.lock.locked():
-            size = head.spec.layout.size * ITEMSIZE[head.spec.dtype]
-            if max(size, step.reception.buffer.nbytes) <= SMALL_STEP and not may_compile(hot, step):
-                async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop
-                    return self._stepper.run(hot, step, inline=True)
-        return await self._locked(hot, self._stepper.run, hot, step)
+        if hot.lock.locked() or not (self.device.inline and is_small(hot, step)):
+            return await self._locked(hot, self._stepper.run, hot, step)
+        if hot.durable:
+            return await self._workers.guard(self._soon(hot, step))
+        async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop
+            return self._stepper.run(hot, step, inline=True)
+
+    async def _soon(self, hot: Hot, step: Step) -> Answer:
+        if self.store.lines.wanted:
+            self._workers.spawn(self.store.lines.grow(self._workers.run))
+        async with hot.lock:
+            if is_small(hot, step):  # still: somebody else may have come between
+                return await self._stepper.run_soon(hot, step, self._workers.run)
+            return await self._workers.run(self._stepper.run, hot, step)
 
     async def watch(self, ref: str) -> AsyncGenerator[Seen]:
         """Tell where a session stands: at once, and again when it has moved; steps that follow fast are told together.
@@ -354,7 +360,10 @@ class Engine:
 
         if charged:
             await self._room(hot)
-        return await self._workers.guard(section())
+        if hot.lock.locked():
+            return await self._workers.guard(section())
+        await hot.lock.acquire()  # free: without a task of its own, which takes several turns of the loop
+        return await self._workers.run(work, *args, after=hot.lock.release)
 
     async def _room(self, hot: Hot) -> None:
         """Charge a session's state before it is loaded (law 6)."""
@@ -385,14 +394,3 @@ class Engine:
         self.draining = True
         await self._workers.close()
         self.store.close()
-
-
-@contextmanager
-def _told(head: Head) -> Iterator[None]:
-    """Every problem of a session tells where it stands."""
-    try:
-        yield
-    except AdamdError as error:
-        if error.step is None:
-            error.step = head.step
-        raise

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
@@ -24,13 +25,13 @@ from adamd.errors import (
 from adamd.wire.dtypes import storage
 from adamd_service.engine.calls import Answer
 from adamd_service.engine.copies import Copies, rounded
+from adamd_service.engine.driving import Asked, InThread, Taking, Told, soon, to_the_end
 from adamd_service.engine.hot import Hot
 from adamd_service.engine.intake import Reception
 from adamd_service.engine.noting import advice_of, noted
 from adamd_service.engine.rebuild import Rebuilder
 from adamd_service.optim import (
     NUMERICS_ID,
-    WARM,
     Device,
     Settings,
     SettingsError,
@@ -44,14 +45,12 @@ from adamd_service.optim import (
     to_json,
     updates_to_json,
 )
-from adamd_service.records import Commit, Committed, Entry, Head, IdempotencyKey, Lost, Record
+from adamd_service.records import Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
 from adamd_service.session import Apply, Refuse, Replay, StepRequest, decide, next_chain
 from adamd_service.store import RedisStore, UnknownOutcome
 
 RACES = 64  # compare-and-set races lost in a row before a client is told to come back
 Permit: TypeAlias = AbstractContextManager[object]
-SAME_KERNEL = {"lr", "schedule", "gradient_scale", "clip_norm"}  # settings whose change asks for no other kernel
-OTHER_KERNEL = {"clip_value", "lower", "upper", "ema_decay", "groups"}  # and those that ask even Adam for another
 KEYS = 4096  # Idempotency-Keys that a memory session remembers
 
 
@@ -104,18 +103,34 @@ class Stepper:
             AdamdError: it was refused, or the store could not be asked; then nothing was applied here.
 
         """
+        return to_the_end(self._taken(hot, step, nullcontext() if inline else self._updates), self._commit_of(hot))
+
+    async def run_soon(self, hot: Hot, step: Step, in_thread: InThread) -> Answer:
+        """`run` on the event loop, as far as nothing in it waits for anything but the commit's answer; the rest, where
+        there is one, in a thread.
+        """
+        taking = self._taken(hot, step, nullcontext())
+        return await soon(taking, partial(self._store.commit_soon, hot.id), self._commit_of(hot), in_thread)
+
+    def _commit_of(self, hot: Hot) -> Callable[[Commit], CommitOutcome]:
+        return partial(self._store.commit, hot.id)
+
+    def _taken(self, hot: Hot, step: Step, permit: Permit) -> Taking:
         try:
-            return self._run(hot, step, nullcontext() if inline else self._updates)
+            return (yield from self._run(hot, step, permit))
         finally:
             if step.chunks and not step.committed:
                 self._discard(hot.id, step)
 
-    def _run(self, hot: Hot, step: Step, permit: Permit) -> Answer:
+    def _run(self, hot: Hot, step: Step, permit: Permit) -> Taking:
         asked = hot.head is None
         if asked:
+            yield None
             self._rebuilder.current(hot)
         for _ in range(RACES):
             assert hot.head is not None
+            if step.key is not None and hot.durable:
+                yield None
             repeated = self._by_key(hot, step)
             if repeated is not None:
                 return repeated
@@ -123,11 +138,13 @@ class Stepper:
             if isinstance(decision, Apply):
                 assert hot.state is not None
                 with self._device.ready(hot.state):  # before the commit: memory must not be lacking after it
-                    answer = self._apply(hot, step, decision.step, permit)
+                    answer = yield from self._apply(hot, step, decision.step, permit)
                 if answer is not None:
                     return answer
+                yield None
                 self._rebuilder.current(hot)
             elif not asked:
+                yield None
                 self._rebuilder.current(hot)
             else:
                 return self._answer_known(hot, step, decision)
@@ -166,7 +183,7 @@ class Stepper:
     def _known(self, hot: Hot, step: Step, *, replayed: bool) -> Answer:
         return self._copies.answer(hot, minimal=step.minimal, replayed=replayed, answer_dtype=step.answer_dtype)
 
-    def _apply(self, hot: Hot, step: Step, number: int, permit: Permit) -> Answer | None:
+    def _apply(self, hot: Hot, step: Step, number: int, permit: Permit) -> Generator[Asked, Told, Answer | None]:
         """Commit and apply; None where another writer was first and the decision must be made again."""
         head, state = hot.head, hot.state
         assert head is not None and state is not None and hot.settings is not None
@@ -185,7 +202,7 @@ class Stepper:
         dtype = step.answer_dtype or head.spec.dtype
         out = None if step.minimal else self._copies.lease(head.spec.layout.size, dtype)
         if hot.durable:
-            if not self._commit(hot, step, head, after, record):
+            if not (yield from self._commit(hot, step, head, after, record)):
                 return None
         elif step.key is not None:
             hot.keys[step.key] = (record.digest, number)
@@ -266,7 +283,7 @@ class Stepper:
             staging.abort()
             raise
 
-    def _commit(self, hot: Hot, step: Step, head: Head, after: Head, record: Record) -> bool:
+    def _commit(self, hot: Hot, step: Step, head: Head, after: Head, record: Record) -> Generator[Asked, Told, bool]:
         key = None if step.key is None else IdempotencyKey(step.key, record.digest)
         commit = Commit(
             incarnation=head.incarnation,
@@ -278,8 +295,9 @@ class Stepper:
             progress=None if after.progress == head.progress else after.progress,
         )
         try:
-            outcome = self._store.commit(hot.id, commit)
+            outcome = yield commit
         except UnknownOutcome:
+            yield None
             self._resolve(hot, step, record.step)
             return False
         except InternalError:  # no refusal that is known: it may have run, so its chunks stay (their TTL takes them)
@@ -289,6 +307,7 @@ class Stepper:
         except BaseException:
             hot.drop()
             raise
+        assert outcome is not None
         if isinstance(outcome, Committed):
             step.committed = True
             return True
@@ -316,13 +335,6 @@ class Stepper:
             self._store.discard(session_id, step.attempt, len(step.chunks or ()))
         except StoreUnavailable:
             return
-
-
-def may_compile(hot: Hot, step: Step) -> bool:
-    """Say whether a step's settings may ask for a variant of the optimizer that was not compiled with the session."""
-    if not step.settings or hot.settings is None or step.settings.keys() <= SAME_KERNEL:
-        return False
-    return hot.settings.optimizer.name not in WARM or not step.settings.keys().isdisjoint(OTHER_KERNEL)
 
 
 def carried(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:

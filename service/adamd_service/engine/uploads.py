@@ -102,20 +102,15 @@ class Uploads:
     async def receive(self, hot: Hot, head: Head, call: StepCall, expected: int) -> Step:
         """Receive, hash, check and (for a large durable one) log the body of a step."""
         attempt = secrets.token_hex(8)
-        try:
-            counted = call.encoding in (SPARSE, LAZY) and call.body.declared is None
-            if call.decode is None and not counted:
-                return await self._octets(hot, head, call, expected, attempt)
-            raw = await receive_all(call.body, expected, self._pool, self._limits.upload_gap, self._draining)
-            if call.decode is not None:
-                return await self._taken(head, call, await self._decoded(call.decode, raw, head.spec), attempt)
-            dtype = call.dtype or head.spec.dtype
-            encodings.check_length(call.encoding, raw.nbytes, head.spec.layout.size, dtype)
-            return await self._taken(head, call, Gradient(dtype, raw), attempt)
-        except AdamdError as error:
-            if error.step is None:
-                error.step = head.step
-            raise
+        counted = call.encoding in (SPARSE, LAZY) and call.body.declared is None
+        if call.decode is None and not counted:
+            return await self._octets(hot, head, call, expected, attempt)
+        raw = await receive_all(call.body, expected, self._pool, self._limits.upload_gap, self._draining)
+        if call.decode is not None:
+            return await self._taken(head, call, await self._decoded(call.decode, raw, head.spec), attempt)
+        dtype = call.dtype or head.spec.dtype
+        encodings.check_length(call.encoding, raw.nbytes, head.spec.layout.size, dtype)
+        return await self._taken(head, call, Gradient(dtype, raw), attempt)
 
     async def _octets(self, hot: Hot, head: Head, call: StepCall, expected: int, attempt: str) -> Step:
         dtype = encodings.body_dtype(call.encoding, call.dtype, head.spec.dtype)

@@ -17,9 +17,17 @@ class Workers:
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="adamd")
         self._tasks: set[asyncio.Future[Any]] = set()
 
-    async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """Run blocking work in a thread; see `to_its_end`."""
-        return await to_its_end(asyncio.get_running_loop().run_in_executor(self.threads, work, *args))
+    async def run(self, work: Callable[..., T], *args: Any, after: Callable[[], object] | None = None) -> T:
+        """Run blocking work in a thread; see `to_its_end`. ``after`` is called on the loop as soon as it is over."""
+        try:
+            begun = asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
+        except BaseException:
+            if after is not None:
+                after()
+            raise
+        if after is not None:
+            begun.add_done_callback(lambda _: after())
+        return await to_its_end(begun)
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """Begin ``work``, and wait for it; see `to_its_end`."""

@@ -21,9 +21,12 @@ ARRAY = re.compile(r"[a-z][a-z0-9_]{0,31}")  # which of them a session has, its 
 STANDING = ("incarnation", "step", "chain", "settings_revision", "parameters_missing")
 
 
+_COMPACT = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # json.dumps makes one each time
+
+
 def dumps(value: Any) -> str:
     """Return compact JSON without NaN."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _COMPACT.encode(value)
 
 
 def spec_text(spec: Spec) -> str:

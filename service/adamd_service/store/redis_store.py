@@ -1,4 +1,4 @@
-"""The one implementation of the store, over the Redis protocol. Synchronous: it is called from worker threads."""
+"""The one implementation of the store, over the Redis protocol. Called from worker threads, but for `commit_soon`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from adamd_service.records import (
     Spec,
 )
 from adamd_service.store import chunks, codec, garbage, index, keys, promises
+from adamd_service.store.commits import commit_call
 from adamd_service.store.connect import Client, connect
 from adamd_service.store.failures import refused, translated
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
+from adamd_service.store.lines import Lines
 from adamd_service.store.outcomes import Created, Repeated, Standing, Taken, UnknownOutcome
 from adamd_service.store.scripts import script
 
@@ -45,8 +47,9 @@ class RedisStore:
     InternalError where what it holds is damaged.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, timeout: float) -> None:
         self._client = client
+        self.lines = Lines(client, timeout)
         self._uploads = threading.Semaphore(chunks.UPLOADS)
         self.promise = "unchecked"
 
@@ -57,7 +60,7 @@ class RedisStore:
         ``max_connections``: for calls, one for each thread at most; uploads have `chunks.UPLOADS` of their own, so
         that slow clients which send a body never keep the others from committing theirs.
         """
-        return cls(connect(url, timeout, max_connections + chunks.UPLOADS))
+        return cls(connect(url, timeout, max_connections + chunks.UPLOADS), timeout)
 
     def check(self, *, allow_lossy: bool = False, trusted: bool = False) -> None:
         """Look at the store's version, persistence and eviction, and set ``promise`` to what they mean.
@@ -71,6 +74,7 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections."""
+        self.lines.close()
         self._client.close()
 
     def ping(self) -> None:
@@ -237,22 +241,7 @@ class RedisStore:
             UnknownOutcome: no answer came; `resolve` finds out.
 
         """
-        names, record, key = SessionKeys(session_id), commit.record, commit.idempotency
-        body = names.body(record.attempt, len(record.chunks))
-        client_key = names.idempotency("" if key is None else key.key)
-        named = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
-        entry = Entry(record.step, record.digest, record.attempt, record.chain)
-        changed = commit.settings_revision != commit.expect_revision
-        args: Arguments = [
-            *(commit.incarnation, record.prev_chain, record.step - 1, commit.expect_revision),
-            *(record.step, keys.slot(record.step), codec.entry_text(entry), record.attempt, record.chain),
-            *(codec.record_meta(record), record.inline or b""),
-            *(codec.dumps(commit.settings) if changed else "", commit.settings_revision, record.nbytes),
-            "" if key is None else f"{key.digest} {record.step}",
-            index.DAY,
-            "" if commit.progress is None else codec.dumps(commit.progress),
-            *record.chunks,
-        ]
+        named, args = commit_call(session_id, commit)
         try:
             verdict = script("commit")(self._client, named, *args)
         except ResponseError as error:  # the store said no, and has not done it
@@ -260,6 +249,16 @@ class RedisStore:
         except Exception as error:  # whatever else it was, the script may have run, or run yet
             raise UnknownOutcome(str(error)) from error
         return codec.outcome_from(verdict)
+
+    async def commit_soon(self, session_id: str, commit: Commit) -> CommitOutcome | None:
+        """`commit` without a thread, on the event loop; None where that cannot be, and nothing has happened.
+
+        Raises:
+            UnknownOutcome: as `commit`.
+
+        """
+        verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
+        return None if verdict is None else codec.outcome_from(verdict)
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
         """Say whether an attempt to commit ``step`` was committed; where it was not, it never will be."""

@@ -1,0 +1,162 @@
+"""Small steps that the event loop makes itself, their commits too: no thread, and nobody waits for them."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from adamd.errors import StoreUnavailable
+from adamd_service.store import lines
+
+from .conftest import create_call, fold, run, step_call
+
+RNG = np.random.default_rng(11)
+SIZE = 300
+
+
+def given(count, size=SIZE):
+    return [RNG.standard_normal(size).astype(np.float32) for _ in range(count)]
+
+
+async def begun(engine, **more):
+    """A session after its first step, and the connection that its next commits go over."""
+    (start, gradient) = given(2)
+    session = (await engine.create(create_call(start, **more))).head.spec.id
+    await engine.step(step_call(session, 1, gradient))
+    while more.get("durability") != "memory" and not engine.store.lines._idle:
+        await asyncio.sleep(0.005)
+    return session, start, [gradient]
+
+
+def in_no_thread(engine):
+    def refuse(*_):
+        raise AssertionError("a thread was asked")
+
+    engine.store.commit = refuse
+
+
+def test_after_the_first_steps_no_thread_commits(replica):
+    async def scenario():
+        async with replica() as engine:
+            session, start, made = await begun(engine)
+            in_no_thread(engine)
+            for number, gradient in enumerate(given(300), 2):
+                made.append(gradient)
+                answer = await engine.step(step_call(session, number, gradient))
+            assert answer.parameters.tobytes() == fold(start, made)
+            async with replica() as other:
+                assert (await other.parameters(session)).parameters.tobytes() == fold(start, made)
+
+    run(scenario())
+
+
+def test_a_store_that_stands_still_holds_up_no_one_else(replica, store_factory):
+    async def scenario():
+        store = store_factory()
+        async with replica(url=store.url, timeout=60.0) as engine:
+            session, start, made = await begun(engine)
+            beside, _, _ = await begun(engine, durability="memory")
+            in_no_thread(engine)
+            made += given(1)
+            store.pause()
+            try:
+                waiting = asyncio.create_task(engine.step(step_call(session, 2, made[1])))
+                for number, gradient in enumerate(given(20), 2):
+                    await engine.step(step_call(beside, number, gradient))
+                assert not waiting.done()
+            finally:
+                store.resume()
+            assert (await waiting).parameters.tobytes() == fold(start, made)
+
+    run(scenario())
+
+
+def test_a_caller_that_goes_away_while_the_commit_is_on_its_way(replica, store_factory):
+    async def scenario():
+        store = store_factory()
+        async with replica(url=store.url, timeout=60.0) as engine:
+            session, start, made = await begun(engine)
+            in_no_thread(engine)
+            made += given(2)
+            store.pause()
+            leaving = asyncio.create_task(engine.step(step_call(session, 2, made[1])))
+            await asyncio.sleep(0.05)
+            leaving.cancel()
+            await asyncio.sleep(0.05)
+            assert not leaving.done()  # what it holds is not given back before it is over
+            store.resume()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            answer = await engine.step(step_call(session, 2, made[1]))
+            assert answer.replayed
+            answer = await engine.step(step_call(session, 3, made[2]))
+            assert answer.parameters.tobytes() == fold(start, made)
+
+    run(scenario())
+
+
+def test_a_store_that_went_away_and_came_back(replica, store_factory):
+    async def scenario():
+        store = store_factory()
+        async with replica(url=store.url, timeout=2.0) as engine:
+            session, start, made = await begun(engine)
+            made += given(2)
+            store.kill()
+            with pytest.raises(StoreUnavailable):
+                await engine.step(step_call(session, 2, made[1]))
+            await asyncio.to_thread(store.start)
+            for number in (2, 3):
+                answer = await engine.step(step_call(session, number, made[number - 1]))
+            assert answer.parameters.tobytes() == fold(start, made)
+
+    run(scenario())
+
+
+def test_as_many_at_once_as_come_and_no_more_connections_than_there_may_be(replica, monkeypatch):
+    monkeypatch.setattr(lines, "MOST", 3)
+
+    async def scenario():
+        async with replica() as engine:
+            sessions = [await begun(engine) for _ in range(12)]
+            for number in range(2, 22):
+                gradients = given(len(sessions))
+                await asyncio.gather(
+                    *(
+                        engine.step(step_call(session, number, gradient))
+                        for (session, _, _), gradient in zip(sessions, gradients, strict=True)
+                    )
+                )
+                for (_, _, made), gradient in zip(sessions, gradients, strict=True):
+                    made.append(gradient)
+                assert engine.store.lines._open <= 3
+            assert engine.store.lines._open == 3
+            for session, start, made in sessions:
+                assert (await engine.parameters(session)).parameters.tobytes() == fold(start, made)
+
+    run(scenario())
+
+
+def test_a_key_and_settings_that_want_a_kernel_go_the_long_way(replica):
+    """The store is asked for a key before the commit, and a compiler takes its time: neither on the loop."""
+
+    async def scenario():
+        async with replica() as engine:
+            session, start, made = await begun(engine)
+            soon, taken = engine.store.commit_soon, []
+
+            async def counted(*args):
+                taken.append(args)
+                return await soon(*args)
+
+            engine.store.commit_soon = counted
+            made += given(3)
+            first = await engine.step(step_call(session, None, made[1], key="k"))
+            again = await engine.step(step_call(session, None, made[1], key="k"))
+            assert again.replayed and again.applied_step == first.step == 2
+            await engine.step(step_call(session, 3, made[2], settings={"clip_value": 1e30}))
+            assert not taken
+            answer = await engine.step(step_call(session, 4, made[3]))
+            assert len(taken) == 1
+            assert answer.parameters.tobytes() == fold(start, made)
+
+    run(scenario())
