@@ -1,8 +1,9 @@
 """Tests that cannot fail are defects: here each guard of a law is taken out, and the test that watches it must go red.
 
-The sources are copied, one guard is removed by an exact replacement, and the named test runs on the copy.
+In a copy of the sources one guard is removed by an exact replacement, and the named test runs on the copy.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -475,24 +476,53 @@ GUARDS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """A copy of the sources, one for all guards: what Python and pytest compile for the first, the others find."""
+    copy = tmp_path_factory.mktemp("tree")
+    for folder in ("client", "service", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    return copy
+
+
+def put(path, text):
+    """Write a source; what was compiled of another text of it goes, for that is told by its second and its size alone."""
+    path.write_text(text)
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+        compiled.unlink()
+
+
+@contextlib.contextmanager
+def without(tree, edits):
+    """The tree with the guard taken out, for so long."""
+    whole = {}
+    try:
+        for name, stands, instead in edits:
+            path = tree / name
+            text = path.read_text()
+            whole.setdefault(path, text)
+            assert text.count(stands) == 1, f"{name}: the guard is not where it was: {stands!r}"
+            put(path, text.replace(stands, instead))
+        yield
+    finally:
+        for path, text in whole.items():
+            put(path, text)
+        for left in (".hypothesis", ".import_linter_cache"):  # no guard is found by what another one left
+            shutil.rmtree(tree / left, ignore_errors=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("removed", "edits", "watcher"), GUARDS, ids=[guard[0] for guard in GUARDS])
-def test_a_guard_that_is_taken_out_is_missed(removed, edits, watcher, tmp_path):
-    for folder in ("client", "service", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for name, stands, instead in edits:
-        path = tmp_path / name
-        text = path.read_text()
-        assert text.count(stands) == 1, f"{name}: the guard is not where it was: {stands!r}"
-        path.write_text(text.replace(stands, instead))
-    paths = os.pathsep.join(str(tmp_path / folder) for folder in ("client", "service"))
-    done = ended(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", watcher],
-        cwd=tmp_path,
-        # CI: pytest explains a red test at length there. A law that took hours to go red would be no law.
-        env={**os.environ, "PYTHONPATH": paths, "CI": "true"},
-    )
+def test_a_guard_that_is_taken_out_is_missed(removed, edits, watcher, tree):
+    paths = os.pathsep.join(str(tree / folder) for folder in ("client", "service"))
+    with without(tree, edits):
+        done = ended(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", watcher],
+            cwd=tree,
+            # CI: pytest explains a red test at length there. A law that took hours to go red would be no law.
+            env={**os.environ, "PYTHONPATH": paths, "CI": "true"},
+        )
     assert done.returncode == 1, (
         f"without {removed!r} {watcher} still passes:\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
     )
