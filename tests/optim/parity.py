@@ -1,5 +1,6 @@
 """What the parity tests share: hard data, and two kernels run side by side over the same steps."""
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ from adamd_service.optim import FusedKernel, State, apply, check_gradient, parse
 from .family import variants
 
 FUSED = FusedKernel()
+DRAWN = 1 << 21
 DTYPES = [np.dtype("float32"), np.dtype("float64")]
 ADAM = {
     "adam": {"name": "adam"},
@@ -68,8 +70,8 @@ def unsigned(array):
 
 def differing(left, right):
     """How many bits patterns differ; a NaN equals a NaN, because the machine chooses its payload."""
-    both = np.isnan(left) & np.isnan(right)
-    return int(np.count_nonzero((unsigned(left) != unsigned(right)) & ~both))
+    bits = unsigned(left) != unsigned(right)
+    return int(np.count_nonzero(bits & ~(np.isnan(left) & np.isnan(right)))) if bits.any() else 0
 
 
 def hard_parameters(rng, size, dtype):
@@ -81,18 +83,29 @@ def hard_parameters(rng, size, dtype):
 def hard_gradients(rng, size, steps, dtype) -> Iterator[np.ndarray]:
     """Gradients over many magnitudes. A sixteenth of the elements falls idle after the first, so that its moments decay into subnormals; some are
     exact zeros of both signs or subnormals from the start."""
-    info = np.finfo(dtype)
-    top = np.log2(float(info.max)) / 2 - 4
+    drawn = _drawn(dtype)
     idle = rng.random(size) < 1 / 16
     for step in range(steps):
-        magnitude = np.exp2(rng.normal(-8, 12, size).clip(-top, top))
-        gradient = (magnitude * rng.choice([-1.0, 1.0], size)).astype(dtype)
-        small = specials(dtype)
-        _sprinkle(rng, gradient, small[np.abs(small) < 2.0**top])
+        place = rng.integers(len(drawn) - size)
+        gradient = drawn[place : place + size].copy()
         if step:
             gradient[idle] = 0.0 * gradient[idle]
-        assert check_gradient(gradient, dtype.name, dtype) == -1
         yield gradient
+
+
+@functools.cache
+def _drawn(dtype):
+    """Values drawn once, of which every gradient is a piece: to draw them anew took longer than all that is tested with them."""
+    info = np.finfo(dtype)
+    rng = np.random.default_rng(0)
+    top = np.log2(float(info.max)) / 2 - 4
+    magnitude = np.exp2(rng.normal(-8, 12, DRAWN).clip(-top, top))
+    values = (magnitude * rng.choice([-1.0, 1.0], DRAWN)).astype(dtype)
+    small = specials(dtype)
+    _sprinkle(rng, values, small[np.abs(small) < 2.0**top])
+    assert check_gradient(values, dtype.name, dtype) == -1
+    values.flags.writeable = False
+    return values
 
 
 def specials(dtype):
