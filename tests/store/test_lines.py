@@ -138,6 +138,26 @@ def test_another_calls_answer_is_not_taken_for_its_own(store_process, connected,
     asyncio.run(scenario())
 
 
+def test_an_answer_too_many_that_came_with_the_right_one_is_seen(store_process, connected):
+    store = connected(store_process)
+    head = step(store, create(store))
+
+    async def scenario():
+        await store.lines.grow(asyncio.to_thread)
+        (line,) = store.lines._idle
+        assert await line.ask(b"PING\r\nPING\r\n") == b"PONG"
+        until(lambda: not line.is_quiet())  # read with the first, or still on its way
+        assert await soon(store, head, next_record(head)) is None
+        assert store.lines._open == 0
+        await store.lines.grow(asyncio.to_thread)
+        (line,) = store.lines._idle
+        line._reader.feed(b"+PONG\r\n")
+        assert await soon(store, head, next_record(head)) is None
+        assert store.load_head(head.spec.id) == head
+
+    asyncio.run(scenario())
+
+
 def test_who_is_cancelled_leaves_no_connection_with_an_answer_under_way(store_factory, connected):
     running = store_factory()
     store = connected(running)

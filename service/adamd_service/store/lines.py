@@ -130,6 +130,8 @@ class Line:
 
     def is_quiet(self) -> bool:
         """Say whether nothing lies there to be read: neither its end, nor an answer that nobody waits for."""
+        if self._reader.has_data():
+            return False
         with suppress(BlockingIOError):
             self._socket.recv(1, socket.MSG_PEEK)
             return False
