@@ -158,6 +158,20 @@ def test_an_answer_too_many_that_came_with_the_right_one_is_seen(store_process, 
     asyncio.run(scenario())
 
 
+def test_what_cannot_be_packed_takes_no_connection(store_process, connected):
+    store = connected(store_process)
+    head = step(store, create(store))
+
+    async def scenario():
+        await store.lines.grow(asyncio.to_thread)
+        with pytest.raises(UnicodeEncodeError):
+            await store.lines.run(Script("", "0" * 40), [], ["\ud800"])
+        assert store.lines._open == len(store.lines._idle) == 1
+        assert await soon(store, head, next_record(head)) == Committed()
+
+    asyncio.run(scenario())
+
+
 def test_who_is_cancelled_leaves_no_connection_with_an_answer_under_way(store_factory, connected):
     running = store_factory()
     store = connected(running)
@@ -177,13 +191,16 @@ def test_who_is_cancelled_leaves_no_connection_with_an_answer_under_way(store_fa
     asyncio.run(scenario())
 
 
-def test_connections_that_ended_are_seen_before_anything_is_sent(store_factory, connected):
+@pytest.mark.parametrize("unread", [b"", b"PING\r\n"], ids=["closed", "reset"])
+def test_connections_that_ended_are_seen_before_anything_is_sent(store_factory, connected, unread):
     running = store_factory()
     store = connected(running)
     head = step(store, create(store))
 
     async def scenario():
         await store.lines.grow(asyncio.to_thread)
+        running.pause()
+        store.lines._idle[0]._socket.sendall(unread)  # whoever dies with something unread resets the connection
         running.kill()
         assert await soon(store, head, next_record(head)) is None
         await store.lines.grow(asyncio.to_thread)  # nobody answers: that is all

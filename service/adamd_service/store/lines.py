@@ -10,7 +10,6 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import hiredis
@@ -49,6 +48,11 @@ class Lines:
         self._growing = False
 
     @property
+    def at_hand(self) -> bool:
+        """Say whether a connection is idle."""
+        return bool(self._idle)
+
+    @property
     def wanted(self) -> bool:
         """Say whether one more connection would be of use: all are busy, and there may be more."""
         return self._pool is not None and not self._idle and not self._growing and self._open < MOST
@@ -80,11 +84,11 @@ class Lines:
             UnknownOutcome: no answer came, or another call's.
 
         """
+        nonce = secrets.token_hex(8)
+        command = hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, nonce, *args))
         line = self._healthy()
         if line is None:
             return None
-        nonce = secrets.token_hex(8)
-        command = hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, nonce, *args))
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await line.ask(command)
@@ -132,10 +136,13 @@ class Line:
         """Say whether nothing lies there to be read: neither its end, nor an answer that nobody waits for."""
         if self._reader.has_data():
             return False
-        with suppress(BlockingIOError):
+        try:
             self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:  # reset
             return False
-        return True
+        return False
 
     async def ask(self, command: bytes) -> Any:
         """Send one command and return its answer. Raises OSError where the connection ends."""
