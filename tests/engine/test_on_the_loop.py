@@ -1,11 +1,17 @@
 """Small steps that the event loop makes itself, their commits too: no thread, and nobody waits for them."""
 
 import asyncio
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from adamd.errors import StoreUnavailable
+from adamd.wire import layout
+from adamd_service.engine import small
+from adamd_service.engine.steps import Stepper
+from adamd_service.optim import fused
 from adamd_service.store import lines
 
 from .conftest import create_call, fold, run, step_call
@@ -158,5 +164,96 @@ def test_a_key_and_settings_that_want_a_kernel_go_the_long_way(replica):
             answer = await engine.step(step_call(session, 4, made[3]))
             assert len(taken) == 1
             assert answer.parameters.tobytes() == fold(start, made)
+
+    run(scenario())
+
+
+def test_a_session_of_many_tensors_goes_the_long_way(replica):
+    """Each of them may have a count and scalars of its own: 16,384 held up everybody for a second."""
+
+    async def scenario():
+        async with replica() as engine:
+            for tensors in (small.TENSORS, small.TENSORS + 1):
+                start, first, second = given(3, tensors)
+                one_each = layout.named_layout({f"t{i:03}": (1,) for i in range(tensors)})
+                session = (await engine.create(replace(create_call(start), layout=one_each))).head.spec.id
+                await engine.step(step_call(session, 1, first))
+                while not engine.store.lines.at_hand:
+                    await asyncio.sleep(0.005)
+                soon, taken = engine.store.commit_soon, []
+                engine.store.commit_soon = lambda *args, soon=soon, taken=taken: (taken.append(args), soon(*args))[1]
+                answer = await engine.step(step_call(session, 2, second))
+                assert len(taken) == (tensors == small.TENSORS)
+                assert answer.parameters.tobytes() == fold(start, [first, second])
+
+    run(scenario())
+
+
+def test_settings_that_another_replica_changed_are_compiled_off_the_loop(replica, monkeypatch):
+    async def scenario():
+        async with replica() as engine, replica() as other:
+            session, start, made = await begun(engine)
+            await other.patch(session, {"clip_value": 1e30}, None)
+            monkeypatch.setattr(fused, "_LOOPS", {})  # this process is `engine`'s, which has not seen them
+            compiled, where = fused._compile, []
+
+            def compiling(*args):
+                where.append(threading.current_thread())
+                return compiled(*args)
+
+            monkeypatch.setattr(fused, "_compile", compiling)
+            assert (await engine.view(session)).head.settings["clip_value"] == 1e30
+            made += given(1)
+            in_no_thread(engine)
+            answer = await engine.step(step_call(session, 2, made[1]))
+            assert where and threading.current_thread() not in where
+            assert answer.parameters.tobytes() == fold(start, made)
+
+    run(scenario())
+
+
+def test_who_finds_no_connection_makes_no_record_before_there_is_a_thread(replica, store_factory, monkeypatch):
+    """A record has a copy of the body: as many as there are threads, not as many as there are calls."""
+    monkeypatch.setattr(lines, "MOST", 0)
+    records, record = [], Stepper._record
+    monkeypatch.setattr(Stepper, "_record", lambda *args, **more: records.append(args) or record(*args, **more))
+
+    async def scenario():
+        store = store_factory()
+        async with replica(url=store.url, timeout=60.0, threads=2) as engine:
+            starts = given(6)
+            sessions = [(await engine.create(create_call(start))).head.spec.id for start in starts]
+            gradients = given(len(sessions))
+            for session in sessions:
+                await engine.parameters(session)
+            store.pause()
+            try:
+                steps = [
+                    asyncio.create_task(engine.step(step_call(session, 1, gradient)))
+                    for session, gradient in zip(sessions, gradients, strict=True)
+                ]
+                await asyncio.sleep(0.1)
+                assert len(records) <= 2
+            finally:
+                store.resume()
+            for answer, start, gradient in zip(await asyncio.gather(*steps), starts, gradients, strict=True):
+                assert answer.parameters.tobytes() == fold(start, [gradient])
+
+    run(scenario())
+
+
+def test_who_closes_waits_for_the_threads_without_holding_up_the_loop(replica, store_factory):
+    async def scenario():
+        store = store_factory()
+        async with replica(url=store.url, timeout=10.0) as engine:
+            session, start, made = await begun(engine)
+            store.pause()
+            reading = asyncio.create_task(engine.parameters(session))
+            await asyncio.sleep(0.05)
+            closing = asyncio.create_task(engine.close())
+            await asyncio.sleep(0.05)
+            store.resume()
+            assert (await reading).parameters.tobytes() == fold(start, made)
+            await closing
 
     run(scenario())

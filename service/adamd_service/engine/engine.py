@@ -299,7 +299,9 @@ class Engine:
         if self.store.lines.wanted:
             self._workers.spawn(self.store.lines.grow(self._workers.run))
         async with hot.lock:
-            if is_small(hot, step):  # still: somebody else may have come between
+            # Small still: somebody else may have come between. And what would wait for a thread later waits before it
+            # has made anything.
+            if is_small(hot, step) and self.store.lines.at_hand:
                 return await self._stepper.run_soon(hot, step, self._workers.run)
             return await self._workers.run(self._stepper.run, hot, step)
 

@@ -88,6 +88,8 @@ class Rebuilder:
         if head.parameters_missing:
             hot.install(head, None, {}, diverged=False)
             return
+        if hot.head is None or hot.head.settings != head.settings:  # the next step may be the event loop's
+            self._device.prepare(parse_settings(head.settings), storage(head.spec.dtype))
         start = self._resume(hot, head)
         if start is None:
             snapshot = head.snapshots[-1]
@@ -136,7 +138,6 @@ class Rebuilder:
         if "params" not in arrays or len(snapshot.counts) != len(spec.layout.tensors):
             raise InternalError(f"session {spec.id}: snapshot {snapshot.id} lacks parameters or counts")
         settings = parse_settings(head.settings)
-        self._device.prepare(settings, storage(spec.dtype))
         state = State.fresh(arrays["params"], len(snapshot.counts), settings)
         state.params = arrays.pop("params")
         if state.best is not None:  # step 0's has only parameters

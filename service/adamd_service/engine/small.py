@@ -10,6 +10,7 @@ from adamd_service.engine.steps import Step
 from adamd_service.optim import WARM
 
 SMALL: Final = 512 * 1024  # bytes of a gradient, and of the parameters
+TENSORS: Final = 64  # each may want an update, scalars and a place in the record of its own: 40 µs in Python
 SAME_KERNEL: Final = {"lr", "schedule", "gradient_scale", "clip_norm"}  # settings whose change asks for no other kernel
 OTHER_KERNEL: Final = {
     "clip_value",
@@ -25,6 +26,8 @@ def is_small(hot: Hot, step: Step) -> bool:
     if hot.head is None or may_compile(hot, step):
         return False
     spec = hot.head.spec  # by the whole vector: the answer has all of it, however few tensors the gradient names
+    if len(spec.layout.tensors) > TENSORS:
+        return False
     return max(spec.layout.size * ITEMSIZE[spec.dtype], step.reception.buffer.nbytes) <= SMALL
 
 

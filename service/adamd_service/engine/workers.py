@@ -25,6 +25,8 @@ class Workers:
             if after is not None:
                 after()
             raise
+        self._tasks.add(begun)
+        begun.add_done_callback(self._tasks.discard)
         if after is not None:
             begun.add_done_callback(lambda _: after())
         return await to_its_end(begun)
