@@ -81,6 +81,15 @@ def no_fork_server():
     fork_server.cache_clear()
 
 
+def launched(words, environment, module="adamd_service", forked=True):
+    """Start `python -m module *words`, forked from the fork server where that may be; its `stdout` has both outputs."""
+    parent = fork_server() if forked else None
+    if parent is not None and parent.serves(module, environment):
+        return parent.fork(module, words, environment)
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
+
+
 class Server:
     """`adamd serve` as a process of its own. `url` and `grpc_url` are where it listens; `restart` keeps ports and data.
 
@@ -105,7 +114,7 @@ class Server:
         words = ["serve", "--port", str(self.port), "--grpc-port", str(self.grpc_port)]
         words += ["--data-dir", str(self.data_dir), *map(str, self.options)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **{k: str(v) for k, v in self.env.items()}}
-        self.process = self._launched(words, environment)
+        self.process = launched(words, environment, self.module, self.forked)
         ready = threading.Event()
         self.reader = threading.Thread(target=self._read, args=(self.process.stdout, ready), daemon=True)
         self.reader.start()
@@ -116,13 +125,6 @@ class Server:
                 self.reader.join(5)
                 raise RuntimeError("adamd did not start:\n" + "\n".join(self.lines[-30:]))
         return self
-
-    def _launched(self, words, environment):
-        parent = fork_server() if self.forked else None
-        if parent is not None and parent.serves(self.module, environment):
-            return parent.fork(self.module, words, environment)
-        command = [sys.executable, "-m", self.module, *words]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
 
     def _read(self, pipe, ready):
         for line in pipe:
