@@ -68,7 +68,7 @@ def temporary():
         yield Path(directory)
 
 
-def test_in_a_terminal_it_shows_what_happens(tmp_path, temporary):
+def test_the_server_dies_and_nothing_is_lost_and_a_terminal_shows_it(tmp_path, temporary):
     process, ours = in_terminal(tmp_path, temporary)
     shown = read_until(ours).decode()
     os.close(ours)
@@ -76,7 +76,10 @@ def test_in_a_terminal_it_shows_what_happens(tmp_path, temporary):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert re.search(r"kill -9: the server is dead, and step \d+ waits for its answer", plain)
     assert "training goes on, where it was" in plain
-    assert "killed and resumed: bits equal" in plain
+    assert "killed and resumed: bits equal" in [line.strip() for line in plain.splitlines()]
+    assert float(re.search(r"test accuracy: ([\d.]+)", plain)[1]) >= 0.95
+    assert (tmp_path / "demo-loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-loss.png"]  # nothing else is left
     assert "the same again, undisturbed" in plain
     assert all(len(line.split("\r")[-1]) <= 80 for line in plain.splitlines())
     assert not list(temporary.iterdir()) and not processes_in(temporary)
