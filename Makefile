@@ -15,7 +15,7 @@ demo: $(STAMP) ## train on real images through a server that is killed in the mi
 	@$(BIN)/adamd demo
 
 test: $(STAMP) ## the tests, on a real store that they start themselves
-	@$(BIN)/python -m pytest -q -n 3 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP) ## adamd beside torch RPC, MXNet, Ray, a naive service and local Adam; under load
 	@$(BIN)/python -m bench
