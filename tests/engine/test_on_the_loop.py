@@ -118,13 +118,17 @@ def test_a_store_that_went_away_and_came_back(replica, store_factory):
     run(scenario())
 
 
-def test_as_many_at_once_as_come_and_no_more_connections_than_there_may_be(replica, monkeypatch):
+def test_as_many_at_once_as_come_and_no_more_connections_than_there_may_be(replica, store_factory, monkeypatch):
     monkeypatch.setattr(lines, "MOST", 3)
 
     async def scenario():
-        async with replica() as engine:
+        store = store_factory()
+        async with replica(url=store.url, timeout=60.0) as engine:
             sessions = [await begun(engine) for _ in range(12)]
             for number in range(2, 22):
+                if number < 6:  # whoever comes finds those before it waiting
+                    store.pause()
+                    asyncio.get_running_loop().call_later(0.05, store.resume)
                 gradients = given(len(sessions))
                 await asyncio.gather(
                     *(
@@ -134,6 +138,8 @@ def test_as_many_at_once_as_come_and_no_more_connections_than_there_may_be(repli
                 )
                 for (_, _, made), gradient in zip(sessions, gradients, strict=True):
                     made.append(gradient)
+                while engine.store.lines._growing:
+                    await asyncio.sleep(0.001)
                 assert engine.store.lines._open <= 3
             assert engine.store.lines._open == 3
             for session, start, made in sessions:
