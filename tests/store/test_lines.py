@@ -5,8 +5,10 @@ import time
 
 import pytest
 
+from adamd.errors import InternalError
 from adamd_service.records import Committed
 from adamd_service.store import RedisStore, UnknownOutcome, redis_store
+from adamd_service.store.keys import SessionKeys
 from adamd_service.store.scripts import Script
 
 from . import guards
@@ -80,6 +82,23 @@ def test_a_full_store_has_not_run_it_either(store_process, connected, client):
             assert await soon(store, head, next_record(head)) is None
         assert store.load_head(head.spec.id) == head
         assert await soon(store, head, next_record(head)) == Committed()
+
+    asyncio.run(scenario())
+
+
+def test_a_script_that_failed_half_way_is_not_sent_again(store_process, connected, client):
+    """Its record is there, so a second copy would be told that all was done; the head has not moved."""
+    store = connected(store_process)
+    head = step(store, create(store))
+    ring = SessionKeys(head.spec.id).ring
+    client.delete(ring)
+    client.set(ring, "damaged")
+
+    async def scenario():
+        await store.lines.grow(asyncio.to_thread)
+        with pytest.raises(InternalError, match="WRONGTYPE"):
+            await soon(store, head, next_record(head))
+        assert store.load_head(head.spec.id) == head
 
     asyncio.run(scenario())
 

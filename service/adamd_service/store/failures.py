@@ -55,3 +55,8 @@ def refused(error: redis.RedisError) -> StoreFull | StoreUnavailable | InternalE
     if not isinstance(error, ResponseError) or isinstance(error, NOT_NOW) or WORDS.search(said):
         return StoreUnavailable(f"the store cannot take this now: {said}", retry_after=1.0)
     return InternalError(f"the store refused: {said}")
+
+
+def not_begun(said: str) -> bool:
+    """Say whether an answer that is an error came before a script wrote anything, so that it may be sent again."""
+    return said.startswith(("NOSCRIPT ", "NOAUTH ")) or bool(WORDS.search(said) or FULL.search(said))

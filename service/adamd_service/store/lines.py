@@ -18,6 +18,7 @@ from redis.connection import Connection as Tcp
 from redis.connection import ConnectionPool, UnixDomainSocketConnection
 
 from adamd_service.store.connect import Client, Connection
+from adamd_service.store.failures import not_begun
 from adamd_service.store.outcomes import UnknownOutcome
 from adamd_service.store.scripts import Script
 
@@ -82,6 +83,7 @@ class Lines:
 
         Raises:
             UnknownOutcome: no answer came, or another call's.
+            redis.ResponseError: it failed, and may have begun.
 
         """
         nonce = secrets.token_hex(8)
@@ -93,6 +95,8 @@ class Lines:
             async with asyncio.timeout(self._timeout):
                 answer = await line.ask(command)
             if isinstance(answer, hiredis.ReplyError):
+                if not not_begun(str(answer)):
+                    raise redis.ResponseError(str(answer))
                 said = None
             elif isinstance(answer, list) and answer and answer[0] == nonce.encode():
                 said = answer[1:]

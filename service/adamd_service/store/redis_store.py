@@ -257,7 +257,10 @@ class RedisStore:
             UnknownOutcome: as `commit`.
 
         """
-        verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
+        try:
+            verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
+        except ResponseError as error:
+            raise refused(error) from error
         return None if verdict is None else codec.outcome_from(verdict)
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
