@@ -128,6 +128,10 @@ class Sender:
             raise _unread(self._gap)
 
     def give_up(self) -> None:
-        """Send nothing more."""
-        if self._task is not None:
-            self._task.cancel()
+        """Send nothing more.
+
+        The task is not kept: how it ended knows its frames, and they know this sender and the answer, in a cycle.
+        """
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
