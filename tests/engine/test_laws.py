@@ -151,6 +151,7 @@ def test_law_2_a_commit_whose_answer_was_lost_is_found_out(replica, store_factor
                 return commit
 
             for number, gradient in enumerate(given, 1):
+                await engine.store.lines.grow(asyncio.to_thread)  # or the loop has none: the one before was thrown away
                 for name in ways:
                     setattr(engine.store, name, stopping(name))
                 task = asyncio.create_task(stepped(engine, session, number, gradient))
