@@ -139,25 +139,25 @@ def test_law_2_a_commit_whose_answer_was_lost_is_found_out(replica, store_factor
         async with replica(url=store.url, timeout=0.3) as engine:
             session = (await engine.create(create_call(start))).head.spec.id
             ways = {name: getattr(engine.store, name) for name in ("commit", "commit_soon")}
-            stopped = set()
+            armed, stopped = set(), set()
 
             def stopping(name):
                 def commit(*args):
-                    stopped.add(name)
-                    store.pause()  # the command arrives, and is run when the store goes on: after the time-out
-                    threading.Timer(0.4, store.resume).start()
+                    if armed:
+                        armed.clear()
+                        stopped.add(name)
+                        store.pause()  # the command arrives, and is run when the store goes on: after the time-out
+                        threading.Timer(0.4, store.resume).start()
                     return ways[name](*args)
 
                 return commit
 
+            for name in ways:
+                setattr(engine.store, name, stopping(name))
             for number, gradient in enumerate(given, 1):
                 await engine.store.lines.grow(asyncio.to_thread)  # or the loop has none: the one before was thrown away
-                for name in ways:
-                    setattr(engine.store, name, stopping(name))
+                armed.add(number)
                 task = asyncio.create_task(stepped(engine, session, number, gradient))
-                await asyncio.sleep(0.1)
-                for name, way in ways.items():
-                    setattr(engine.store, name, way)
                 try:
                     answer = await task
                 except StoreUnavailable:
