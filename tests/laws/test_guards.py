@@ -102,7 +102,7 @@ GUARDS = [
         [
             (
                 "service/adamd_service/store/lines.py",
-                "            self._open -= 1\n            line.close()\n            if isinstance(error",
+                "            self._drop(line)\n            if isinstance(error",
                 "            self._idle.append(line)\n            if isinstance(error",
             )
         ],

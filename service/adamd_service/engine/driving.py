@@ -7,23 +7,16 @@ yields None before whatever else waits for the store, which must not happen on t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TypeAlias
 
 from adamd_service.engine.calls import Answer
 from adamd_service.records import Commit, CommitOutcome
 
-T = TypeVar("T")
 Asked: TypeAlias = Commit | None
 Told: TypeAlias = CommitOutcome | None
 Taking: TypeAlias = Generator[Asked, Told, Answer]
 Committing: TypeAlias = Callable[[Commit], CommitOutcome]
-
-
-class InThread(Protocol):
-    """Runs blocking work in a thread, to its end."""
-
-    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]:
-        """Run it."""
+InThread: TypeAlias = Callable[[Callable[[], Answer]], Awaitable[Answer]]  # runs blocking work in a thread, to its end
 
 
 def to_the_end(taking: Taking, commit: Committing) -> Answer:
@@ -66,10 +59,8 @@ async def soon(
             except BaseException as error:
                 asked = taking.throw(error)
             else:
-                if told is None:  # it could not be sent from here
-                    pending = asked
-                    return await in_thread(lambda: _driven(taking, commit, lambda: pending))
-                asked = taking.send(told)
+                if told is not None:  # else it could not be sent from here, and is still to be made
+                    asked = taking.send(told)
     except StopIteration as done:
         answer: Answer = done.value
         return answer

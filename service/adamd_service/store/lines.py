@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import hiredis
 import redis
@@ -24,13 +24,6 @@ from adamd_service.store.scripts import Script
 
 MOST: Final = 32  # connections of this kind; with more commits at once the rest go through threads
 PIECE: Final = 64 * 1024  # bytes of an answer read at once; they are far shorter
-
-
-class InThread(Protocol):
-    """Runs blocking work in a thread."""
-
-    def __call__(self, work: Callable[[], Line], /) -> Awaitable[Line]:
-        """Run it."""
 
 
 class Lines:
@@ -58,7 +51,7 @@ class Lines:
         """Say whether one more connection would be of use: all are busy, and there may be more."""
         return self._pool is not None and not self._idle and not self._growing and self._open < MOST
 
-    async def grow(self, in_thread: InThread) -> None:
+    async def grow(self, in_thread: Callable[[Callable[[], Line]], Awaitable[Line]]) -> None:
         """Make one more connection, if the store answers: whoever commits in a thread will tell where it does not."""
         if not self.wanted:  # any more
             return
@@ -103,8 +96,7 @@ class Lines:
             else:
                 raise UnknownOutcome("the store answered another call's answer")
         except BaseException as error:
-            self._open -= 1
-            line.close()
+            self._drop(line)
             if isinstance(error, (OSError, TimeoutError, hiredis.HiredisError)):
                 raise UnknownOutcome(str(error)) from error
             raise
@@ -114,17 +106,19 @@ class Lines:
     def close(self) -> None:
         """Close the idle ones: once nothing is under way, all of them."""
         while self._idle:
-            self._open -= 1
-            self._idle.pop().close()
+            self._drop(self._idle.pop())
 
     def _healthy(self) -> Line | None:
         while self._idle:
             line = self._idle.pop()
             if line.is_quiet():
                 return line
-            self._open -= 1
-            line.close()
+            self._drop(line)
         return None
+
+    def _drop(self, line: Line) -> None:
+        self._open -= 1
+        line.close()
 
 
 class Line:
