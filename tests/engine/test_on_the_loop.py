@@ -77,6 +77,33 @@ def test_a_store_that_stands_still_holds_up_no_one_else(replica, store_factory):
     run(scenario())
 
 
+def test_the_same_step_twice_at_once_is_committed_once_and_the_second_waits(replica, store_factory):
+    async def scenario():
+        store = store_factory()
+        async with replica(url=store.url, timeout=60.0) as engine:
+            session, start, made = await begun(engine)
+            made += given(1)
+            sent = []
+
+            def counting(way):
+                return lambda *args: [sent.append(args), way(*args)][1]
+
+            for name in ("commit", "commit_soon"):
+                setattr(engine.store, name, counting(getattr(engine.store, name)))
+            store.pause()
+            try:
+                both = [asyncio.create_task(engine.step(step_call(session, 2, made[1]))) for _ in range(2)]
+                await asyncio.sleep(0.2)
+                assert len(sent) == 1 and engine.hot.find(session).lock.locked()
+            finally:
+                store.resume()
+            answers = await asyncio.gather(*both)
+            assert len(sent) == 1 and sorted(answer.replayed for answer in answers) == [False, True]
+            assert {answer.parameters.tobytes() for answer in answers} == {fold(start, made)}
+
+    run(scenario())
+
+
 def test_a_caller_that_goes_away_while_the_commit_is_on_its_way(replica, store_factory):
     async def scenario():
         store = store_factory()

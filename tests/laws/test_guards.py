@@ -119,6 +119,17 @@ GUARDS = [
         f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[inline]",
     ),
     (
+        "2 a step holds its session while the loop waits for its commit",
+        [
+            (
+                f"{ENGINE}/engine.py",
+                "        async with hot.lock:\n            # Small",
+                "        if True:\n            # Small",
+            )
+        ],
+        "tests/engine/test_on_the_loop.py::test_the_same_step_twice_at_once_is_committed_once_and_the_second_waits",
+    ),
+    (
         "3 a step has one digest",
         [
             (
