@@ -295,3 +295,8 @@ def test_divergence_is_told(kernel, dtype):
         state = State.fresh(parameters, 1, parse_settings({"name": "adamw"}))
         state.params[index] = 1000
         assert apply(state, np.zeros(size, dtype), updates, [0, size], None, kernel) is True
+        state = State.fresh(parameters, 1, parse_settings({"name": "adamw"}))
+        updates = plan(parse_settings({"name": "adamw"}), ["w"], [0], [True], dtype)
+        state.slots["exp_avg_sq"][index] = np.inf  # the parameter stays finite: it moves no more
+        assert apply(state, np.ones(size, dtype), updates, [0, size], None, kernel) is True
+        assert np.isfinite(state.params).all()
