@@ -10,10 +10,10 @@ from servers import ended
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("client/**/*.py"), *ROOT.glob("service/**/*.py")])
-MODULE, FUNCTION = 400, 60
+MODULE, FUNCTION = 600, 60
 
 
-def test_no_module_is_longer_than_400_lines():
+def test_no_module_is_longer_than_600_lines():
     assert len(SOURCES) > 20
     long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > MODULE}
     assert not long
