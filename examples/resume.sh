@@ -6,29 +6,43 @@
 set -euo pipefail
 export LC_ALL=C # a decimal point, whatever the language
 sessions=$1/v1/sessions name=$2
-call() { curl --silent --show-error --fail-with-body --retry 100 --retry-delay 1 --retry-max-time 60 --retry-connrefused "$@"; }
 
-# Prints step, chain, rule (or -), x and y of an answer {"step": 1, "parameters": [-1.15, 1.05]}.
-standing() {
-  call --write-out '\n%header{adamd-step} %header{etag} %header{adamd-stop} ' "$@" |
-    awk -F '[][,]' 'NR == 1 { x = $3; y = $4 } NR == 2 { split($0, told, " "); print told[1], told[2], (told[3] ? told[3] : "-"), x, y }'
+# One call. What got no answer, 408, 429 or 503 is sent again for a minute: a step has a number, the creation a key.
+# (curl's own --retry does not repeat what broke in the middle, and its --retry-all-errors repeats every refusal.)
+call() {
+  local until=$((SECONDS + 60)) told told_all
+  while :; do
+    told_all=yes
+    told=$(curl --silent --max-time 30 --write-out '\n%{http_code} %header{adamd-step} %header{etag} %header{adamd-stop}' "$@") || told_all=no
+    body=${told%$'\n'*}
+    read -r code step chain stop <<<"${told##*$'\n'}"
+    case $told_all$code in yes408 | yes429 | yes503 | no*) ((SECONDS < until)) || return 0 ;; *) return 0 ;; esac
+    sleep "0.$((RANDOM % 9 + 1))"
+  done
 }
 
-start='{"name": "'$name'", "parameters": [-1.2, 1.0],
-  "optimizer": {"name": "adam", "lr": 0.3, "stop": {"target_loss": 0.1, "max_steps": 1000}}}'
-if ! made=$(call --json "$start" -H "Idempotency-Key: $name-$$-$RANDOM" "$sessions") && [[ $made != *'"session_exists"'* ]]; then
-  echo "$made" >&2 # but for session_exists: this run has begun already
-  exit 1
-fi 2>/dev/null
+# Ends the program where the last call was refused; else sets x and y from {"step": 1, "parameters": [-1.15, 1.05]}.
+parameters() {
+  if [ "$code" != 200 ]; then
+    echo "status $code: $body" >&2
+    exit 1
+  fi
+  read -r x y < <(awk -F '[][,]' '{ print $3, $4 }' <<<"$body")
+}
 
-read -r step chain stop x y < <(standing "$sessions/$name/parameters")
-while [ "$stop" = - ]; do
+call --json '{"name": "'"$name"'", "parameters": [-1.2, 1.0],
+  "optimizer": {"name": "adam", "lr": 0.3, "stop": {"target_loss": 0.1, "max_steps": 1000}}}' \
+  -H "Idempotency-Key: $name-$$-$RANDOM" "$sessions" # a 409 session_exists: this run has begun already
+call "$sessions/$name/parameters"
+parameters
+while [ -z "$stop" ]; do
   # 17 significant digits are enough to say every float64 exactly.
   read -r loss gradient < <(awk -v x="$x" -v y="$y" 'BEGIN {
     a = 1 - x; t = y - x*x
     printf "%.17g [%.17g,%.17g]\n", a*a + 100*(t*t), -2*a - 400*x*t, 200*t }')
-  read -r step chain stop x y < <(standing -X PUT -H "If-Match: $chain" "$sessions/$name/steps/$((step + 1))" \
-    --json "{\"gradient\": $gradient, \"metrics\": {\"loss\": $loss}}")
+  call -X PUT -H "If-Match: $chain" --json "{\"gradient\": $gradient, \"metrics\": {\"loss\": $loss}}" \
+    "$sessions/$name/steps/$((step + 1))"
+  parameters
   echo "$step $loss $x $y"
 done
 echo "stop $stop"
