@@ -62,6 +62,9 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="a further name that Host may have; repeatable \\[loopback's, there only]")
     ] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="the path below which a proxy has this server, as in /adamd \\[none]")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error \\[info]")] = None,
 ) -> None:
     """Serve optimizer sessions over HTTP and gRPC, until Ctrl-C or SIGTERM.
