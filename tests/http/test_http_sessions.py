@@ -164,8 +164,8 @@ def test_a_page_that_is_none_is_refused(talk, query):
 @pytest.mark.parametrize(
     ("wrong", "path", "said"),
     [
-        ({"name": "A b"}, "name", "name is 'A b'; wanted a-z, 0-9 and -, 1 to 63 characters"),
-        ({"name": 3}, "name", "name is 3; wanted a-z"),
+        ({"name": "A b"}, "name", "name is 'A b'; wanted 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'"),
+        ({"name": 3}, "name", "name is 3; wanted 1 to 128 of"),
         ({"optimizer": "adam"}, "optimizer", 'optimizer is \'adam\'; wanted an object such as {"name": "adam"'),
         ({"optimizer": None}, "optimizer", "optimizer is null; wanted an object"),
         ({"optimizer": {"name": "adma"}}, "name", "optimizer is 'adma'; did you mean adam? wanted one of adam, adamw"),
@@ -232,9 +232,7 @@ def test_a_taken_name_is_refused_with_its_owner(talk):
     assert told["id"] == made["id"]
 
 
-@pytest.mark.parametrize(
-    "called", ["", "A", "under_score", "x" * 64, "ümlaut", "a b", "a/b", "a\n", "..", "٣", None, 7, ["a"]], ids=repr
-)
+@pytest.mark.parametrize("called", [None, 7, ["a"], {"a": 1}, True], ids=repr)
 def test_a_name_that_is_none_is_refused(talk, called):
     if called is None:
         talk("POST", "/v1/sessions", {"name": None, "parameters": [1]}).good(201)  # null is absent

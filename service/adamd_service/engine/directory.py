@@ -37,7 +37,7 @@ class Directory:
         self._deleted: OrderedDict[str, None] = OrderedDict()
 
     async def resolve(self, ref: str) -> str:
-        """Turn an id or a name into an id. Ids have an underscore, names cannot.
+        """Turn an id or a name into an id. Ids begin with s_ or m_, names cannot.
 
         Raises:
             UnknownSession, SessionDeleted: there is none, or no more.

@@ -51,7 +51,7 @@ MAX_PATCH = 1024 * 1024
 INLINE = 64 * 1024  # a longer body is parsed in a thread
 Ref = Annotated[
     str,
-    Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": "^[a-z0-9_-]{1,64}$"}),
+    Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": documents.REF}),
 ]
 Number = Annotated[str, Path(description="the step's number, from 1", json_schema_extra=documents.NUMBER)]
 
