@@ -6,7 +6,7 @@ has, lets that thread read the socket itself. For Python, whose every message th
 threads less, that halves a large step's context switches; ARCHITECTURE.md has what was measured, and what was not.
 
 In the older way a connection is looked after by whoever waits for an answer. Between two attempts nobody does, and gRPC
-itself looks every 5 s only: a server that was back after 0.2 s was found after 6 to 55 s. So it is told to look more often.
+itself looks every 5 s only: a server that was back after 0.2 s was found after 6 to 55 s. So it is told to look often.
 """
 
 from __future__ import annotations
