@@ -20,6 +20,7 @@ static grpc::Status answered(Call call) {
   for (;;) {
     grpc::ClientContext context;
     deadline(context);
+    context.set_wait_for_ready(true);  // gRPC itself waits for a server that starts again
     const grpc::Status status = call(&context);
     const auto code = status.error_code();
     const bool again = code == grpc::UNAVAILABLE || code == grpc::DEADLINE_EXCEEDED || code == grpc::RESOURCE_EXHAUSTED;
