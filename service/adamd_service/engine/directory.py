@@ -52,13 +52,13 @@ class Directory:
             return ref
         if ref.startswith("s_") and ref[2:].isalnum() and ref.isascii() and len(ref) <= 64:
             return ref
-        return await self._workers.run(self._store.find, self._tenant, ref)
+        return await self._workers.ask(self._store.find, self._tenant, ref)
 
     async def _elsewhere(self, ref: str) -> None:
         if ref in self._deleted:
             raise SessionDeleted(f"session {ref} is deleted")
         replica = ref.split("_")[1]
-        if replica != self._replica and await self._workers.run(self._store.replica_alive, replica):
+        if replica != self._replica and await self._workers.ask(self._store.replica_alive, replica):
             raise WrongReplica(f"session {ref} lives in the memory of replica {replica}; this is {self._replica}")
         raise UnknownSession(f"there is no session {ref!r}; a memory session ends with its process")
 
@@ -76,7 +76,7 @@ class Directory:
         if name is None:
             return
         with suppress(UnknownSession, SessionDeleted):
-            owner = await self._workers.run(self._store.find, self._tenant, name)
+            owner = await self._workers.ask(self._store.find, self._tenant, name)
             raise SessionExists(f"the name {name!r} is taken by session {owner}", id=owner)
         self.require_free(name)
 
