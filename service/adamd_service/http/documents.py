@@ -174,12 +174,14 @@ STEPPED = _responses(
 )
 STATE = _responses({200: _good({headers.SAFETENSORS: BINARY}, "the state", _STANDING)})
 
+_TAG = '(W/)?"[!#-~]*"'
 _HEADERS = [
     {
         "name": "If-Match",
         "in": "header",
-        "schema": {"type": "string", "pattern": '^("[0-9a-f]{64}"|\\*)$'},
-        "description": "the ETag that the answer of step n-1 had: the history that this step builds on",
+        "schema": {"type": "string", "pattern": rf"^(\*|{_TAG}(, *{_TAG})*)$"},
+        "description": "the ETag that the answer of step n-1 had, as it came: the history that this step builds on. "
+        "One that does not match is answered 412, and a weak one never matches; of a list one has to; * matches any",
     },
     {"name": headers.DTYPE, "in": "header", "schema": {"enum": list(ITEMSIZE)}},
     {
