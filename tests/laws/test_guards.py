@@ -25,6 +25,22 @@ AROUND = "tests/contract/test_contract_around.py"
 # law, what is taken out, [(file, what stands there, what is put in its place)], the test that sees it
 GUARDS = [
     (
+        "7 waiting for the store takes no place of computing",
+        [(f"{ENGINE}/engine.py", "self._workers.ask if hot.durable else self._workers.run", "self._workers.ask")],
+        "tests/http/test_http_silent_store.py::test_waiting_for_the_store_takes_no_place_of_computing",
+    ),
+    (
+        "7 a store that is known to be silent is not asked",
+        [
+            (
+                "service/adamd_service/store/silence.py",
+                "return bool(self._places) and place in self._places",
+                "return False",
+            )
+        ],
+        "tests/store/test_silence.py::test_a_silent_store_is_asked_no_more[valkey]",
+    ),
+    (
         "1 the body is the one that the digest names",
         [(f"{ENGINE}/rebuild.py", "        check_digest(record, updates, spec.layout, body)\n", "")],
         f"{LAWS}::test_what_the_store_changed_is_seen_and_not_served[body]",

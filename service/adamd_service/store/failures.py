@@ -42,9 +42,14 @@ def translated() -> Iterator[None]:
     try:
         yield
     except AWAY as error:
-        raise StoreUnavailable(f"the store does not answer: {error}", retry_after=1.0) from error
+        raise away(error) from error
     except redis.RedisError as error:
         raise refused(error) from error
+
+
+def away(error: Exception) -> StoreUnavailable:
+    """Return what a store that gives no answer means."""
+    return StoreUnavailable(f"the store does not answer: {error}", retry_after=1.0)
 
 
 def refused(error: redis.RedisError) -> StoreFull | StoreUnavailable | InternalError:

@@ -29,11 +29,12 @@ from adamd_service.records import (
 from adamd_service.store import chunks, codec, garbage, index, keys, promises
 from adamd_service.store.commits import commit_call
 from adamd_service.store.connect import Client, connect
-from adamd_service.store.failures import refused, translated
+from adamd_service.store.failures import away, refused, translated
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
 from adamd_service.store.lines import Lines
 from adamd_service.store.outcomes import Created, Repeated, Standing, Taken, UnknownOutcome
 from adamd_service.store.scripts import script
+from adamd_service.store.silence import Silences, Silent
 
 Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
@@ -49,6 +50,8 @@ class RedisStore:
 
     def __init__(self, client: Client, timeout: float) -> None:
         self._client = client
+        self.silences = Silences()
+        self.silences.watch(client)
         self.lines = Lines(client, timeout)
         self._uploads = threading.Semaphore(chunks.UPLOADS)
         self.promise = "unchecked"
@@ -74,6 +77,7 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections."""
+        self.silences.close()
         self.lines.close()
         self._client.close()
 
@@ -246,6 +250,8 @@ class RedisStore:
             verdict = script("commit")(self._client, named, *args)
         except ResponseError as error:  # the store said no, and has not done it
             raise refused(error) from error
+        except Silent as error:  # nothing was sent
+            raise away(error) from error
         except Exception as error:  # whatever else it was, the script may have run, or run yet
             raise UnknownOutcome(str(error)) from error
         return codec.outcome_from(verdict)
