@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability", "age")
-PIPED = 200  # columns for another program, which reads lines
+PIPED = 300  # columns for another program, which reads lines
 SOON = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
 GrpcPort = Annotated[str | None, typer.Option(help="0 takes a free one, off serves HTTP alone \\[50051]")]
 WATCHING = adamd.Timeout(first=2.0, total=math.inf)
@@ -61,6 +61,9 @@ def serve(
     ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="a further name that Host may have; repeatable \\[loopback's, there only]")
+    ] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="the path below which a proxy has this server, as in /adamd \\[none]")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error \\[info]")] = None,
 ) -> None:

@@ -145,7 +145,12 @@ def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], 
     """Run uvicorn on uvloop and httptools until it is told to stop, then close the engine."""
     telemetry = Telemetry(engine)
     config = uvicorn.Config(
-        application(engine, telemetry, doors(settings.host, settings.allowed_host, settings.cors_origin)),
+        application(
+            engine,
+            telemetry,
+            doors(settings.host, settings.allowed_host, settings.cors_origin),
+            settings.root_path,
+        ),
         host=settings.host,
         port=settings.port,
         loop="uvloop",

@@ -29,6 +29,7 @@ CLIENTS = ("URL", "API_KEY")  # what the SDK reads, and the other commands
 # What Kubernetes sets in every pod beside a service named adamd, or adamd-something.
 KUBERNETES = re.compile(r"([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_ROOT = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*/?")
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 
 
@@ -66,6 +67,12 @@ def _hosts(given: tuple[str, ...]) -> tuple[str, ...]:
         if _HOST.fullmatch(host) is None:
             raise ValueError(f"{host[:200]!r} is no host name; wanted one without scheme and port, as in adamd.local")
     return given
+
+
+def _root_path(given: str) -> str:
+    if _ROOT.fullmatch(given) is None:
+        raise ValueError(f"{given[:200]!r} is no path; wanted one that a proxy puts before ours, as in /adamd")
+    return given.rstrip("/")
 
 
 def _bytes(given: Any) -> Any:
@@ -114,6 +121,7 @@ class ServerSettings(BaseSettings):
     allowed_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_hosts)] = Field(
         (), description=HOSTS
     )
+    root_path: Annotated[str, AfterValidator(_root_path)] = Field("", description="a path, as in /adamd")
 
     max_body_bytes: Size = 2048 * MIB
     in_flight_bytes: Size = Field(default_factory=lambda: max(512 * MIB, memory() // 4))

@@ -129,13 +129,9 @@ class Engine:
             return View(head, hot.diverged, metrics=metrics)
 
     async def list(self, page_size: int, after: str | None) -> tuple[list[Head], str | None]:
-        """Return a page of heads, and the token of the next page: this replica's memory sessions, then the others."""
-        heads, token = self._directory.memory_page(page_size, after)
-        if token is None and len(heads) < page_size:
-            place = None if heads or self._directory.is_memory_place(after) else after
-            rest, token = await self._workers.ask(self.store.list_sessions, TENANT, page_size - len(heads), place)
-            heads += rest
-        return heads, token
+        """Return a page of heads, oldest first, and the token of the next page; of `memory` sessions this replica's."""
+        heads, token = await self._workers.ask(self.store.list_sessions, TENANT, page_size, after)
+        return self._directory.with_memory(heads, page_size, after, token)
 
     async def patch(
         self,

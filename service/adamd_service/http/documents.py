@@ -13,6 +13,7 @@ from adamd_service.codecs.documents import PatchDocument
 from adamd_service.http.schemas import settings_schema
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+REF = "^[A-Za-z0-9-][A-Za-z0-9._-]{0,127}$"
 NUMBER = {"type": "integer", "minimum": 1, "maximum": headers.MAX_STEP}
 _TENSORS_JSON = {
     "description": "a number, a nested list of numbers, or an object of them",

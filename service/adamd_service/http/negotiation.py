@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -31,6 +32,22 @@ def only(request: Request, name: str) -> str | None:
     if len(given) > 1:
         raise InvalidRequest(f"{name}: the header comes {len(given)} times; wanted once")
     return given[0] if given else None
+
+
+def check_query(request: Request, known: Sequence[str]) -> None:
+    """Refuse a query with a member that means nothing here, or one that comes twice.
+
+    Raises:
+        InvalidRequest: by name, with those that are known.
+
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known:
+            hint = f"known are {', '.join(known)}" if known else "this call has no query"
+            raise InvalidRequest(f"{shown(name)} in the query: unknown; {hint}", path=name[:64])
+        if names.count(name) > 1:
+            raise InvalidRequest(f"{name}: it is in the query {names.count(name)} times; wanted once", path=name)
 
 
 def dtype(request: Request) -> str | None:
