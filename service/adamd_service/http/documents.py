@@ -131,13 +131,29 @@ _SESSION = {
         }
     }
 }
+_SHORT = {
+    "type": "object",
+    "required": ["id", "step"],
+    "properties": {
+        "id": {"type": "string"},
+        "name": {"type": ["string", "null"]},
+        "step": {"type": ["integer", "null"], "minimum": 0, "description": "null like the rest where it is damaged"},
+        "optimizer": {"type": ["string", "null"]},
+        "parameters": {"type": ["integer", "null"], "minimum": 0, "description": "how many numbers they are"},
+        "dtype": {"enum": ["float32", "float64", None]},
+        "durability": {"enum": ["committed", "memory", None]},
+        "labels": {"type": "object"},
+        "created_at": {"type": "number", "description": "Unix time, in seconds"},
+        "damaged": {"type": "string", "description": "why this session cannot be used; it can be deleted"},
+    },
+}
 _LISTED = {
     headers.JSON: {
         "schema": {
             "type": "object",
             "required": ["sessions", "next_page_token"],
             "properties": {
-                "sessions": {"type": "array", "items": {"type": "object", "required": ["id", "step"]}},
+                "sessions": {"type": "array", "items": _SHORT},
                 "next_page_token": {"type": ["string", "null"]},
             },
         }
