@@ -236,7 +236,8 @@ class Client:
             away: is called once when the server stops answering; by default that is a warning.
 
         Yields:
-            step, chain, settings, diverged, and the metrics that the last step carried, as ``{"loss": 0.31}``.
+            step, chain, settings, lr (the next step's, by the schedule), diverged, and the metrics that the last step
+            carried, as ``{"loss": 0.31}``.
 
         Raises:
             UnknownSession, SessionDeleted: there is none, or no more.

@@ -25,6 +25,7 @@ from adamd.errors import InternalError, StoreFull, StoreUnavailable
 NOT_NOW = (ReadOnlyError, AskError, TryAgainError, ClusterError, MasterDownError)
 WORDS = re.compile(r"\b(LOADING|READONLY|MISCONF|CLUSTERDOWN|MASTERDOWN|NOREPLICAS|TRYAGAIN|BUSY|MOVED|ASK)\b")
 FULL = re.compile(r"\bOOM\b")
+NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|File too large")
 # RedisClusterException is no RedisError: the cluster has no node to ask, or none that answers.
 AWAY = (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError)
 
@@ -56,7 +57,13 @@ def refused(error: redis.RedisError) -> StoreFull | StoreUnavailable | InternalE
     """Return what an answer of the store means that is an error: the store did not do what was asked."""
     said = str(error)
     if isinstance(error, OutOfMemoryError) or FULL.search(said):
-        return StoreFull("the store has no memory left; delete sessions or enlarge it (maxmemory)", retry_after=5.0)
+        return StoreFull(
+            "the store has no memory left; delete sessions, or enlarge it (ADAMD_STORE_BYTES for the private store, "
+            "maxmemory for your own)",
+            retry_after=5.0,
+        )
+    if NO_ROOM.search(said):
+        return StoreFull(f"the store cannot write to its disk: {said}; delete sessions, or make room", retry_after=5.0)
     if not isinstance(error, ResponseError) or isinstance(error, NOT_NOW) or WORDS.search(said):
         return StoreUnavailable(f"the store cannot take this now: {said}", retry_after=1.0)
     return InternalError(f"the store refused: {said}")

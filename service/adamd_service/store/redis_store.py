@@ -29,15 +29,18 @@ from adamd_service.records import (
 from adamd_service.store import chunks, codec, garbage, index, keys, promises
 from adamd_service.store.commits import commit_call
 from adamd_service.store.connect import Client, connect
+from adamd_service.store.embedded import EmbeddedStore
 from adamd_service.store.failures import away, refused, translated
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
 from adamd_service.store.lines import Lines
 from adamd_service.store.outcomes import Created, Repeated, Standing, Taken, UnknownOutcome
+from adamd_service.store.room import Room
 from adamd_service.store.scripts import script
 from adamd_service.store.silence import Silences, Silent
 
 Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
+AROUND = 4096  # bytes of a commit beside its body, at least
 REPEATS = 3  # how often a script that is safe to repeat is sent
 
 
@@ -54,6 +57,8 @@ class RedisStore:
         self.silences.watch(client)
         self.lines = Lines(client, timeout)
         self._uploads = threading.Semaphore(chunks.UPLOADS)
+        self._room: Room | None = None
+        self.most_sessions = index.MOST
         self.promise = "unchecked"
 
     @classmethod
@@ -82,14 +87,31 @@ class RedisStore:
         self._client.close()
 
     def ping(self) -> None:
-        """Raise where the store does not answer."""
+        """Raise where the store does not answer, or takes no more."""
         with translated():
             self._client.ping()
+        if self._room is not None:
+            self._room.require_any()
+
+    def belongs_to(self, private: EmbeddedStore) -> None:
+        """Ask the process that was started for this store whether its disk has room, and why it does not answer."""
+        self._room, self.silences.why = private.room, private.trouble
+
+    def _grow(self, nbytes: int) -> None:
+        """Raise StoreFull where the disk has no room for something that stays."""
+        if self._room is not None:
+            self._room.require(nbytes)
+
+    def _tidy(self) -> None:
+        """Raise StoreFull where the disk has no room even for what is small, or frees some."""
+        if self._room is not None:
+            self._room.require_spare()
 
     # -- replicas
 
     def announce(self, replica: str, ttl: float) -> None:
         """Say that a server process lives for ``ttl`` seconds more."""
+        self._tidy()
         with translated():
             self._client.set(keys.replica(replica), "alive", px=int(ttl * 1000))
 
@@ -110,12 +132,13 @@ class RedisStore:
     ) -> Created | Repeated | Taken:
         """Write a first snapshot of ``arrays`` (flat, by name; none where the parameters come later), then the head."""
         spec, names = head.spec, SessionKeys(head.spec.id)
+        self._grow(AROUND)
         with translated():
             if arrays:
                 head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
             chunk_keys = snapshot_keys(names, head.snapshots)
             try:
-                taken = index.claim(self._client, spec, key)
+                taken = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
                 chunks.unlink(self._client, chunk_keys)  # nothing will ever name them
                 raise
@@ -183,6 +206,7 @@ class RedisStore:
 
         Returns the step after which they count: another replica may have moved the session on meanwhile.
         """
+        self._grow(AROUND)
         with translated():
             verdict = script("patch")(
                 self._client,
@@ -213,6 +237,7 @@ class RedisStore:
         """
         names = SessionKeys(session_id)
         spec = self.load_head(session_id).spec
+        self._tidy()
         with translated():
             garbage.remember(self._client, spec.tenant, session_id)
             named = [names.head, names.gone, names.garbage, names.ring, names.readers]
@@ -231,7 +256,7 @@ class RedisStore:
 
         """
         names = SessionKeys(session_id)
-        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads)
+        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads, self._grow)
 
     def discard(self, session_id: str, attempt: str, count: int) -> None:
         """Unlink the chunks of an attempt that can no longer commit; their TTL does the same, later."""
@@ -245,6 +270,7 @@ class RedisStore:
             UnknownOutcome: no answer came; `resolve` finds out.
 
         """
+        self._grow(AROUND + len(commit.record.inline or b""))
         named, args = commit_call(session_id, commit)
         try:
             verdict = script("commit")(self._client, named, *args)
@@ -263,6 +289,7 @@ class RedisStore:
             UnknownOutcome: as `commit`.
 
         """
+        self._grow(AROUND + len(commit.record.inline or b""))
         try:
             verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
         except ResponseError as error:
@@ -272,6 +299,7 @@ class RedisStore:
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
         """Say whether an attempt to commit ``step`` was committed; where it was not, it never will be."""
         names = SessionKeys(session_id)
+        self._tidy()
         with translated():
             verdict = self._repeatable(
                 "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY
@@ -293,6 +321,9 @@ class RedisStore:
     def lease(self, session_id: str) -> Iterator[None]:
         """Keep garbage that is unnamed from now on until the reader is done (at most `garbage.LEASE` seconds)."""
         names, lease = SessionKeys(session_id), secrets.token_hex(8)
+        if self._room is not None and self._room.is_full():  # then nothing is collected either
+            yield
+            return
         with translated():
             script("lease")(self._client, [names.readers], lease, garbage.LEASE)
         try:
@@ -343,7 +374,9 @@ class RedisStore:
     ) -> ArrayRef:
         """Write one array of a snapshot; it goes away by itself unless `commit_snapshot` follows."""
         names = SessionKeys(session_id)
-        return chunks.write_array(self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace)
+        return chunks.write_array(
+            self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace, self._grow
+        )
 
     def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int) -> bool:
         """Make a written snapshot the newest; False where the history went another way.
@@ -352,6 +385,7 @@ class RedisStore:
         """
         names = SessionKeys(spec.id)
         named = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
+        self._tidy()
         with translated():
             text = codec.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, *snapshot_lengths((ref,))]
@@ -366,11 +400,13 @@ class RedisStore:
 
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
+        self._tidy()
         with translated():
             return garbage.collect(self._client, SessionKeys(session_id))
 
     def sweep(self, tenant: str) -> int:
         """Collect for a few sessions for which that may be still to be done; returns the number of keys."""
+        self._tidy()
         with translated():
             return garbage.sweep(self._client, tenant)
 
