@@ -211,6 +211,8 @@ def _reason(error: AdamdError) -> str:
 
 def _row(item: dict[str, Any]) -> tuple[Text, ...]:
     told = [item.get(key) for key in COLUMNS[:-1]]
+    if "damaged" in item:
+        told[2] = "damaged"  # in place of its step; the server tells why
     words = [f"{value:,}" if isinstance(value, int) else "—" if value is None else str(value) for value in told]
     words.append(_age(time.time() - float(item.get("created_at", 0.0))))
     return tuple(Text(_printable(word)) for word in words)
