@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import hiredis
 import redis
-from redis.connection import Connection as Tcp
-from redis.connection import ConnectionPool, UnixDomainSocketConnection
+from redis.connection import ConnectionPool
 
-from adamd_service.store.connect import Client, Connection
-from adamd_service.store.failures import not_begun
+from adamd_service.store.connect import Client
+from adamd_service.store.connections import Plain, Unix
+from adamd_service.store.failures import leaves_by, not_begun
 from adamd_service.store.outcomes import UnknownOutcome
 from adamd_service.store.scripts import Script
 
@@ -34,7 +34,7 @@ class Lines:
 
     def __init__(self, client: Client, timeout: float) -> None:
         pool = client.connection_pool if isinstance(client, redis.Redis) else None
-        plain = type(pool) is ConnectionPool and pool.connection_class in (Tcp, UnixDomainSocketConnection)
+        plain = type(pool) is ConnectionPool and pool.connection_class in (Plain, Unix)
         self._pool = pool if plain else None
         self._timeout = timeout
         self._idle: list[Line] = []
@@ -88,6 +88,8 @@ class Lines:
             async with asyncio.timeout(self._timeout):
                 answer = await line.ask(command)
             if isinstance(answer, hiredis.ReplyError):
+                if leaves_by(str(answer)):
+                    line.leave()
                 if not not_begun(str(answer)):
                     raise redis.ResponseError(str(answer))
                 said = None
@@ -100,7 +102,10 @@ class Lines:
             if isinstance(error, (OSError, TimeoutError, hiredis.HiredisError)):
                 raise UnknownOutcome(str(error)) from error
             raise
-        self._idle.append(line)
+        if line.left:
+            self._drop(line)
+        else:
+            self._idle.append(line)
         return said
 
     def close(self) -> None:
@@ -124,15 +129,26 @@ class Lines:
 class Line:
     """One connection, which redis-py has made and logged in."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Plain | Unix) -> None:
         self._connection = connection
-        self._socket: socket.socket = connection._sock  # redis-py has no public name for it
+        self._socket: socket.socket = connection._sock  # type: ignore[assignment] # redis-py has no public name for it
         self._socket.setblocking(False)
         self._reader = hiredis.Reader()
 
+    @property
+    def left(self) -> bool:
+        """Say whether it leads to a process that has been left."""
+        return self._connection.left
+
+    def leave(self) -> None:
+        """Have all connections to this process thrown away before they are used again."""
+        self._connection.leave()
+
     def is_quiet(self) -> bool:
-        """Say whether nothing lies there to be read: neither its end, nor an answer that nobody waits for."""
-        if self._reader.has_data():
+        """Say whether nothing lies there to be read, neither its end, nor an answer that nobody waits for, and it leads
+        to a process that has not been left.
+        """
+        if self.left or self._reader.has_data():
             return False
         try:
             self._socket.recv(1, socket.MSG_PEEK)
@@ -155,4 +171,4 @@ class Line:
 
     def close(self) -> None:
         """Close it."""
-        self._connection.disconnect()
+        self._connection.disconnect()  # type: ignore[no-untyped-call] # redis-py's
