@@ -372,3 +372,15 @@ def test_a_store_that_was_not_checked_is_not_looked_at(store_factory, store_kind
     assert isinstance(store.create(new_head(missing=True), {}, (), None), object)
     with pytest.raises(redis.ResponseError):
         store._client.execute_command("NOSUCH")
+
+
+def test_a_cluster_whose_nodes_are_told_by_ipv6_addresses(store_factory, store_kind, connected):
+    store = store_factory(store_kind, cluster_enabled="yes", cluster_port=free_port(), bind="::1 127.0.0.1")
+    with store.client() as client:
+        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        client.config_set("cluster-announce-ip", "::1")
+        until(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        assert client.execute_command("CLUSTER SLOTS")[0][2][0] == b"::1"
+    reached = connected(f"redis+cluster://[::1]:{store.port}")
+    reached.check()
+    assert step(reached, create(reached), staged_body=True).step == 1

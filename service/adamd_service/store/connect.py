@@ -18,11 +18,10 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import ConnectionPool
 from redis.exceptions import AskError, MaxConnectionsError, RedisClusterException
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from adamd.errors import StoreUnavailable
 from adamd_service.store import urls
-from adamd_service.store.connections import Plain, Tls, Unix, Watched, WatchedTls
+from adamd_service.store.connections import Plain, Sentinels, Tls, Unix, Watched, WatchedTls
 from adamd_service.store.failures import translated
 from adamd_service.store.outcomes import Connection, StoreRefused
 from adamd_service.store.promises import Found, look
@@ -113,7 +112,8 @@ def _sentinel(url: urls.StoreUrl, options: dict[str, Any]) -> redis.Redis:
     options.setdefault("db", _database(database))
     timeout = min(options["socket_timeout"], 2.0)
     asking = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2, "retry": _never()}
-    sentinel = Sentinel(list(url.hosts), sentinel_kwargs={**asking, **url.of_sentinels})
+    make = cast(Any, Sentinels)  # redis-py's is not typed
+    sentinel = make(list(url.hosts), sentinel_kwargs={**asking, **url.of_sentinels})
     options["connection_class"] = WatchedTls if url.tls else Watched
     return cast(redis.Redis, sentinel.master_for(unquote(service), **options))
 

@@ -7,11 +7,11 @@ is next taken out of its pool, and the name is asked again. Subclasses, because 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import redis
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
 from adamd_service.store.failures import leaves
 from adamd_service.store.trust import Trust
@@ -69,3 +69,28 @@ class Watched(Leaving, SentinelManagedConnection):
 
 class WatchedTls(Leaving, SentinelManagedSSLConnection):
     """The same, encrypted."""
+
+
+class Sentinels(Sentinel):
+    """Sentinels that say why none of them names a primary; redis-py would show the clients, down to their options."""
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Return where the primary is.
+
+        Raises:
+            MasterNotFoundError: none says; in words for a person.
+
+        """
+        why = []
+        for place, one in enumerate(self.sentinels):
+            try:
+                known = cast("dict[str, dict[str, Any]]", one.sentinel_masters())
+            except redis.RedisError as error:
+                why.append(str(error))
+                continue
+            state = known.get(service_name)
+            if state and self.check_master_state(state, service_name):  # type: ignore[no-untyped-call] # redis-py's
+                self.sentinels[0], self.sentinels[place] = one, self.sentinels[0]  # asked first from now on
+                return state["ip"], state["port"]
+            why.append("it is known, and down" if state else "no such service is known")
+        raise MasterNotFoundError(f"no Sentinel names a primary now: {'; '.join(dict.fromkeys(why))}")

@@ -63,7 +63,7 @@ def translated() -> Iterator[None]:
         said = "the store does not know the user or the password that --redis-url names, or wants one"
         raise StoreUnavailable(f"{said}: {error}", retry_after=5.0) from error
     except MasterNotFoundError as error:
-        raise StoreUnavailable(_no_primary(error), retry_after=1.0) from None
+        raise StoreUnavailable(str(error), retry_after=1.0) from None
     except AWAY as error:
         raise StoreUnavailable(f"the store does not answer: {error}", retry_after=1.0) from error
     except redis.RedisError as error:
@@ -111,10 +111,3 @@ def leaves_by(said: str) -> bool:
 def not_begun(said: str) -> bool:
     """Say whether an answer that is an error came before a script wrote anything, so that it may be sent again."""
     return said.startswith(("NOSCRIPT ", "NOAUTH ", "NOPERM ")) or bool(WORDS.search(said) or FULL.search(said))
-
-
-def _no_primary(error: MasterNotFoundError) -> str:
-    """Repeat why no Sentinel names a primary, without the connections to them: older redis-pys show their passwords."""
-    reasons = re.findall(r"(?:Error|Timeout)\w*\('([^'()<>]*)'\)", str(error))
-    said = "no Sentinel names a primary of this service now"
-    return f"{said}: {'; '.join(dict.fromkeys(reasons))}" if reasons else f"{said}: none knows it, or it is down"
