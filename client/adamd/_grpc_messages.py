@@ -247,7 +247,9 @@ def _short(session: pb.Session) -> dict[str, Any]:
 def sight(response: pb.WatchSessionResponse) -> dict[str, Any]:
     """Read where a watched session stands."""
     told = response.standing
-    document = {"step": told.step, "chain": told.chain, "settings": plain(response.optimizer)}
+    settings = plain(response.optimizer)
+    document = {"step": told.step, "chain": told.chain, "settings": settings}
+    document["lr"] = response.lr if response.HasField("lr") else settings.get("lr")  # an older server's is the base
     return document | {"diverged": told.diverged, "metrics": dict(response.metrics)}
 
 

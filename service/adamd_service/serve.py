@@ -126,12 +126,12 @@ def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[R
     """Connect to the store that the settings name, or start the private one."""
     embedded, url = None, _url(settings)
     if url is None:
-        embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
+        embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync, memory=settings.store_bytes)
         say(f"starting the private store in {settings.data_dir}")
         embedded.start()
         url = embedded.url
     try:
-        store = _connected(settings, url, say)
+        store = _connected(settings, url, embedded, say)
         yield store
         store.close()
     finally:
@@ -152,10 +152,15 @@ def _url(settings: ServerSettings) -> str | None:
         raise StoreRefused(f"--redis-url-file: cannot read {settings.redis_url_file}: {why}") from None
 
 
-def _connected(settings: ServerSettings, url: str, say: Callable[[str], None]) -> RedisStore:
+def _connected(
+    settings: ServerSettings, url: str, embedded: EmbeddedStore | None, say: Callable[[str], None]
+) -> RedisStore:
     """Return the store once it has told what it keeps; one that is loading its data is waited for."""
     told = -PATIENCE
     store = RedisStore.connect(url, timeout=settings.store_timeout, max_connections=2 * settings.threads)
+    store.most_sessions = settings.max_sessions
+    if embedded is not None:
+        store.belongs_to(embedded)
     while True:
         try:
             store.check(allow_lossy=settings.allow_lossy_store, trusted=settings.store_trusted)
@@ -185,7 +190,12 @@ def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], 
     """Run uvicorn on uvloop and httptools until it is told to stop, then close the engine."""
     telemetry = Telemetry(engine)
     config = uvicorn.Config(
-        application(engine, telemetry, doors(settings.host, settings.allowed_host, settings.cors_origin)),
+        application(
+            engine,
+            telemetry,
+            doors(settings.host, settings.allowed_host, settings.cors_origin),
+            settings.root_path,
+        ),
         host=settings.host,
         port=settings.port,
         loop="uvloop",

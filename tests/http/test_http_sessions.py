@@ -164,8 +164,8 @@ def test_a_page_that_is_none_is_refused(talk, query):
 @pytest.mark.parametrize(
     ("wrong", "path", "said"),
     [
-        ({"name": "A b"}, "name", "name is 'A b'; wanted a-z, 0-9 and -, 1 to 63 characters"),
-        ({"name": 3}, "name", "name is 3; wanted a-z"),
+        ({"name": "A b"}, "name", "name is 'A b'; wanted 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'"),
+        ({"name": 3}, "name", "name is 3; wanted 1 to 128 of"),
         ({"optimizer": "adam"}, "optimizer", 'optimizer is \'adam\'; wanted an object such as {"name": "adam"'),
         ({"optimizer": None}, "optimizer", "optimizer is null; wanted an object"),
         ({"optimizer": {"name": "adma"}}, "name", "optimizer is 'adma'; did you mean adam? wanted one of adam, adamw"),
@@ -202,9 +202,10 @@ def test_what_is_wrong_in_a_change_is_told_so_too(talk, wrong, said):
     assert said in talk("PATCH", f"/v1/sessions/{one}", wrong).problem(422, "invalid_request")["detail"]
 
 
-def test_memory_sessions_are_listed_in_pages_too(talk):
-    committed = [talk.create([0.0])["id"] for _ in range(3)]
-    made = [talk.create([0.0], durability="memory")["id"] for _ in range(5)]
+def test_the_list_is_the_oldest_first_with_memory_sessions_in_it(talk):
+    kinds = ["committed", "memory", "memory", "committed", "memory", "committed", "memory", "memory", "committed"]
+    every = [talk.create([0.0], durability=kind)["id"] for kind in kinds]
+    made = [one for one in every if one.startswith("m_")]
     talk("GET", f"/v1/sessions/{made[0]}").good()  # being used does not change the order
     for size in (1, 2, 5, 1000):
         seen, token = [], ""
@@ -214,8 +215,7 @@ def test_memory_sessions_are_listed_in_pages_too(talk):
             seen += [item["id"] for item in page["sessions"]]
             token = page["next_page_token"]
         assert len(seen) == len(set(seen))
-        assert [one for one in seen if one in made] == made
-        assert [one for one in seen if one in committed] == committed
+        assert [one for one in seen if one in every] == every
     for one in made:
         talk("DELETE", f"/v1/sessions/{one}").good(204)
 
@@ -232,9 +232,7 @@ def test_a_taken_name_is_refused_with_its_owner(talk):
     assert told["id"] == made["id"]
 
 
-@pytest.mark.parametrize(
-    "called", ["", "A", "under_score", "x" * 64, "ümlaut", "a b", "a/b", "a\n", "..", "٣", None, 7, ["a"]], ids=repr
-)
+@pytest.mark.parametrize("called", [None, 7, ["a"], {"a": 1}, True], ids=repr)
 def test_a_name_that_is_none_is_refused(talk, called):
     if called is None:
         talk("POST", "/v1/sessions", {"name": None, "parameters": [1]}).good(201)  # null is absent

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
+from adamd.errors import StoreUnavailable
 from adamd.wire import layout
 from adamd_service.records import Commit, Committed, Head, Record, SnapshotRef, Spec
 from adamd_service.session import first_chain, next_chain
@@ -151,3 +152,14 @@ def keys_of(client, session_id):
     """Every key of a session in the store, without the session's prefix."""
     prefix = f"adamd:{{{session_id}}}:"
     return sorted(key.decode().removeprefix(prefix) for key in client.scan_iter(match=f"{prefix}*", count=1000))
+
+
+def answering(store, within=20):
+    """Wait until a store that stood still is asked again: what it is asked before is refused."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return store.ping()
+        except StoreUnavailable:
+            assert time.monotonic() < deadline, "it does not answer"
+            time.sleep(0.01)

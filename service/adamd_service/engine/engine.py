@@ -81,7 +81,7 @@ class Engine:
             records=limits.snapshot_records,
             pace=limits.snapshot_pace,
         )
-        self._readiness = Readiness(partial(self._workers.run, store.ready, replica, LIFE))
+        self._readiness = Readiness(partial(self._workers.look, store.ready, replica, LIFE))
         self._watchers = Watchers(store, self.hot, self._workers, self._refuse_when_draining)
         self._uploads = Uploads(store, self.pool, self._workers, limits, self._is_draining)
 
@@ -103,7 +103,7 @@ class Engine:
         self._directory.require_free(call.name)
         head = first_head(call, settings, state, f"s_{secrets.token_hex(10)}")
         create = partial(self._lifecycle.create, restored=call.kept is not None)
-        return await self._workers.guard(self._workers.run(create, head, state, key))
+        return await self._workers.guard(self._workers.ask(create, head, state, key))
 
     async def _create_memory(self, head: Head, state: State | None, key: IdempotencyKey | None) -> View:
         spec = head.spec
@@ -131,13 +131,9 @@ class Engine:
             return View(head, hot.diverged, metrics=metrics)
 
     async def list(self, page_size: int, after: str | None) -> tuple[list[Head], str | None]:
-        """Return a page of heads, and the token of the next page: this replica's memory sessions, then the others."""
-        heads, token = self._directory.memory_page(page_size, after)
-        if token is None and len(heads) < page_size:
-            place = None if heads or self._directory.is_memory_place(after) else after
-            rest, token = await self._workers.run(self.store.list_sessions, TENANT, page_size - len(heads), place)
-            heads += rest
-        return heads, token
+        """Return a page of heads, oldest first, and the token of the next page; of `memory` sessions this replica's."""
+        heads, token = await self._workers.ask(self.store.list_sessions, TENANT, page_size, after)
+        return self._directory.with_memory(heads, page_size, after, token)
 
     async def patch(
         self,
@@ -167,7 +163,7 @@ class Engine:
 
     async def _collect(self, session_id: str) -> None:
         try:
-            await self._workers.run(self.store.collect, session_id)
+            await self._workers.ask(self.store.collect, session_id)
         except AdamdError as error:
             log.warning("garbage is left for later", session=session_id, reason=error.detail)
 
@@ -299,13 +295,13 @@ class Engine:
 
     async def _soon(self, hot: Hot, step: Step) -> Answer:
         if self.store.lines.wanted:
-            self._workers.spawn(self.store.lines.grow(self._workers.run))
+            self._workers.spawn(self.store.lines.grow(self._workers.ask))
         async with hot.lock:
             # Small still: somebody else may have come between. And what would wait for a thread later waits before it
             # has made anything.
             if is_small(hot, step) and self.store.lines.at_hand:
-                return await self._stepper.run_soon(hot, step, self._workers.run)
-            return await self._workers.run(self._stepper.run, hot, step)
+                return await self._stepper.run_soon(hot, step, self._workers.ask)
+            return await self._workers.ask(self._stepper.run, hot, step)
 
     async def watch(self, ref: str) -> AsyncGenerator[Seen]:
         """Tell where a session stands: at once, and again when it has moved; steps that follow fast are told together.
@@ -333,7 +329,7 @@ class Engine:
             with self.hot.use(hot.id) as same:
                 if same is hot and await self._locked(hot, self._snapshots.still_due, hot):
                     copied = await self._locked(hot, self._snapshots.copy, hot)
-                    await self._workers.run(self._snapshots.write, copied, partial(self._pointless, hot))
+                    await self._workers.ask(self._snapshots.write, copied, partial(self._pointless, hot))
                     await self._locked(hot, self._snapshots.still_due, hot)  # what the store says now
         except (AdamdError, InterruptedError) as error:
             log.warning("snapshot given up", session=hot.id, reason=str(error))
@@ -357,22 +353,23 @@ class Engine:
 
     async def _locked(self, hot: Hot, work: Callable[..., T], *args: Any, charged: bool = True) -> T:
         """Run ``work`` in a thread under the session's lock, to its end even if the caller goes away."""
+        run = self._workers.ask if hot.durable else self._workers.run
 
         async def section() -> T:
             async with hot.lock:
-                return await self._workers.run(work, *args)
+                return await run(work, *args)
 
         if charged:
             await self._room(hot)
         if hot.lock.locked():
             return await self._workers.guard(section())
         await hot.lock.acquire()  # free: without a task of its own, which takes several turns of the loop
-        return await self._workers.run(work, *args, after=hot.lock.release)
+        return await run(work, *args, after=hot.lock.release)
 
     async def _room(self, hot: Hot) -> None:
         """Charge a session's state before it is loaded (law 6)."""
         if hot.durable and not hot.charged:
-            self.hot.charge(hot, sizes.head_bytes(await self._workers.run(self.store.load_head, hot.id)))
+            self.hot.charge(hot, sizes.head_bytes(await self._workers.ask(self.store.load_head, hot.id)))
 
     # -- bounds and shutdown
 
@@ -394,7 +391,7 @@ class Engine:
     async def keep_house(self) -> None:
         """Give a sign of life, and raise as `ready`; sweep what deleted sessions left."""
         await self._readiness.known()
-        await self._workers.run(self.store.sweep, TENANT)
+        await self._workers.ask(self.store.sweep, TENANT)
 
     async def close(self) -> None:
         """Finish what was committed, give up what was not begun, and let the store go."""

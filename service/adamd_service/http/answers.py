@@ -25,12 +25,12 @@ SLICE = 1 << 20
 MAX_DETAIL = 2000  # characters of an error's words, whatever came
 
 
-def session(view: View, status: int = 200) -> Response:
-    """Answer with a session's document."""
+def session(view: View, status: int = 200, prefix: str = "") -> Response:
+    """Answer with a session's document. ``prefix``: where a proxy has this server, for the address of a new one."""
     head = view.head
     extra = _standing(head.step, head.chain, head.spec.durability)
     if status == 201:
-        extra["Location"] = f"/v1/sessions/{head.spec.id}"
+        extra["Location"] = f"{prefix}/v1/sessions/{head.spec.id}"
     if view.repeated:
         extra[headers.REPLAYED] = "true"
     extra |= _advised(advice_of(head))
@@ -144,14 +144,14 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def problem(error: AdamdError) -> Response:
-    """Answer with an RFC 9457 problem document."""
+def problem(error: AdamdError, *, closing: bool = False) -> Response:
+    """Answer with an RFC 9457 problem document. ``closing``: it is the last answer on its connection."""
     extra: dict[str, str] = {}
     if error.retry_after is not None:
         extra["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if error.step is not None:
         extra[headers.STEP] = str(error.step)
-    if error.status == 413:
+    if closing or error.status == 413:
         extra["Connection"] = "close"  # so that nobody sends the rest
     content = json.dumps(problem_document(error, MAX_DETAIL), allow_nan=False)
     return Response(content, error.status, extra, headers.PROBLEM)

@@ -13,6 +13,7 @@ from adamd_service.codecs.documents import PatchDocument
 from adamd_service.http.schemas import settings_schema
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+REF = "^[A-Za-z0-9-][A-Za-z0-9._-]{0,127}$"
 NUMBER = {"type": "integer", "minimum": 1, "maximum": headers.MAX_STEP}
 _TENSORS_JSON = {
     "description": "a number, a nested list of numbers, or an object of them",
@@ -173,12 +174,14 @@ STEPPED = _responses(
 )
 STATE = _responses({200: _good({headers.SAFETENSORS: BINARY}, "the state", _STANDING)})
 
+_TAG = '(W/)?"[!#-~]*"'
 _HEADERS = [
     {
         "name": "If-Match",
         "in": "header",
-        "schema": {"type": "string", "pattern": '^("[0-9a-f]{64}"|\\*)$'},
-        "description": "the ETag that the answer of step n-1 had: the history that this step builds on",
+        "schema": {"type": "string", "pattern": rf"^(\*|{_TAG}(, *{_TAG})*)$"},
+        "description": "the ETag that the answer of step n-1 had, as it came: the history that this step builds on. "
+        "One that does not match is answered 412, and a weak one never matches; of a list one has to; * matches any",
     },
     {"name": headers.DTYPE, "in": "header", "schema": {"enum": list(ITEMSIZE)}},
     {

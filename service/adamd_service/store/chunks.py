@@ -29,6 +29,10 @@ BATCH = 500  # keys unlinked in one command
 UPLOADS = 256  # bodies on their way into the store at once, each on a connection of its own
 
 
+def _anything(nbytes: int) -> None:
+    """Let so many bytes in, whatever the disk holds: it is not ours."""
+
+
 def chunk_size(nbytes: int) -> int:
     """Return the length of a chunk of a body or array of ``nbytes``: 1 MiB, or what keeps it below 1,000 chunks."""
     return max(CHUNK, -(-nbytes // MOST // CHUNK) * CHUNK)
@@ -43,7 +47,8 @@ class Staging:
     """One attempt's chunks on their way into the store, on a connection of its own. Used by one thread at a time.
 
     ``piece`` is the length of a chunk in bytes: hand over multiples of it, except at the end. ``slots`` bounds how
-    many there are at once; `finish`, `abort` and any error give the slot back. Making one does no I/O.
+    many there are at once; `finish`, `abort` and any error give the slot back. ``grow`` is told what is about to be
+    written, and may refuse it. Making one does no I/O.
 
     Raises:
         Busy: no slot is free.
@@ -51,7 +56,12 @@ class Staging:
     """
 
     def __init__(
-        self, client: Client, key_of: Callable[[int], str], nbytes: int, slots: threading.Semaphore | None = None
+        self,
+        client: Client,
+        key_of: Callable[[int], str],
+        nbytes: int,
+        slots: threading.Semaphore | None = None,
+        grow: Callable[[int], None] = _anything,
     ) -> None:
         if slots is not None and not slots.acquire(blocking=False):
             raise Busy("as many uploads as possible are on their way into the store; try again", retry_after=0.5)
@@ -60,6 +70,7 @@ class Staging:
         self._key_of = key_of
         self._ttl = lifetime(nbytes)
         self._slots = slots
+        self._grow = grow
         self._lengths: list[int] = []
         self._answered = 0
         self._pool: ConnectionPool | None = None
@@ -70,6 +81,7 @@ class Staging:
     def write(self, part: memoryview) -> None:
         """Send a part of the body, without waiting for the store to have it; an error ends the attempt."""
         with self._working() as connection:
+            self._grow(part.nbytes)
             for start in range(0, part.nbytes, self.piece):
                 piece = part[start : start + self.piece]
                 key = self._key_of(len(self._lengths))
@@ -143,7 +155,12 @@ class Staging:
 
 
 def write_array(
-    client: Client, key_of: Callable[[int], str], name: str, data: Bytes, pace: Callable[[int], None] | None
+    client: Client,
+    key_of: Callable[[int], str],
+    name: str,
+    data: Bytes,
+    pace: Callable[[int], None] | None,
+    grow: Callable[[int], None] = _anything,
 ) -> ArrayRef:
     """Write one array of a snapshot, chunk by chunk, each acknowledged; ``pace`` is told the length of each.
 
@@ -154,6 +171,7 @@ def write_array(
     try:
         for index, start in enumerate(range(0, data.nbytes, size)):
             piece = memoryview(data[start : start + size])
+            grow(piece.nbytes)
             with translated(), borrowed(client, key_of(0)) as connection:
                 connection.send_packed_command(_setting(key_of(index), piece, lifetime(data.nbytes)))
                 connection.read_response()

@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 from adamd.errors import StoreUnavailable
 from adamd_service.store import urls
-from adamd_service.store.connections import Plain, Sentinels, Tls, Unix, Watched, WatchedTls
+from adamd_service.store.connections import OfSentinel, OfSentinelTls, Plain, Sentinels, Tls, Unix
 from adamd_service.store.failures import translated
 from adamd_service.store.outcomes import Connection, StoreRefused
 from adamd_service.store.promises import Found, look
@@ -114,7 +114,7 @@ def _sentinel(url: urls.StoreUrl, options: dict[str, Any]) -> redis.Redis:
     asking = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2, "retry": _never()}
     make = cast(Any, Sentinels)  # redis-py's is not typed
     sentinel = make(list(url.hosts), sentinel_kwargs={**asking, **url.of_sentinels})
-    options["connection_class"] = WatchedTls if url.tls else Watched
+    options["connection_class"] = OfSentinelTls if url.tls else OfSentinel
     return cast(redis.Redis, sentinel.master_for(unquote(service), **options))
 
 

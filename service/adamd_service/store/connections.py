@@ -63,11 +63,11 @@ class Unix(Leaving, UnixDomainSocketConnection):
     """On this machine."""
 
 
-class Watched(Leaving, SentinelManagedConnection):
+class OfSentinel(Leaving, SentinelManagedConnection):
     """To the primary that a Sentinel names."""
 
 
-class WatchedTls(Leaving, SentinelManagedSSLConnection):
+class OfSentinelTls(Leaving, SentinelManagedSSLConnection):
     """The same, encrypted."""
 
 

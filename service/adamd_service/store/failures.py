@@ -32,6 +32,7 @@ from adamd_service.store.outcomes import Unfit
 NOT_NOW = (ReadOnlyError, AskError, TryAgainError, ClusterError, MasterDownError)
 WORDS = re.compile(r"\b(LOADING|READONLY|MISCONF|CLUSTERDOWN|MASTERDOWN|NOREPLICAS|TRYAGAIN|BUSY|MOVED|ASK)\b")
 FULL = re.compile(r"\bOOM\b")
+NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|File too large")
 # RedisClusterException is no RedisError: the cluster has no node to ask, or none that answers.
 AWAY = (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError)
 
@@ -65,16 +66,27 @@ def translated() -> Iterator[None]:
     except MasterNotFoundError as error:
         raise StoreUnavailable(str(error), retry_after=1.0) from None
     except AWAY as error:
-        raise StoreUnavailable(f"the store does not answer: {error}", retry_after=1.0) from error
+        raise away(error) from error
     except redis.RedisError as error:
         raise refused(error) from error
+
+
+def away(error: Exception) -> StoreUnavailable:
+    """Return what a store that gives no answer means."""
+    return StoreUnavailable(f"the store does not answer: {error}", retry_after=1.0)
 
 
 def refused(error: redis.RedisError) -> StoreFull | StoreUnavailable | InternalError:
     """Return what an answer of the store means that is an error: the store did not do what was asked."""
     said = str(error)
     if isinstance(error, OutOfMemoryError) or FULL.search(said):
-        return StoreFull("the store has no memory left; delete sessions or enlarge it (maxmemory)", retry_after=5.0)
+        return StoreFull(
+            "the store has no memory left; delete sessions, or enlarge it (ADAMD_STORE_BYTES for the private store, "
+            "maxmemory for your own)",
+            retry_after=5.0,
+        )
+    if NO_ROOM.search(said):
+        return StoreFull(f"the store cannot write to its disk: {said}; delete sessions, or make room", retry_after=5.0)
     if isinstance(error, MovedError):
         return StoreUnavailable(f"another node of a Cluster holds this slot (MOVED {said})", retry_after=1.0)
     forbidden = no_permission(error)

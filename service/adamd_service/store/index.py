@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
-from adamd.errors import Busy, InvalidRequest, SessionDeleted, StoreUnavailable, UnknownSession
+from adamd.errors import Busy, InvalidRequest, SessionDeleted, StoreFull, StoreUnavailable, UnknownSession
 from adamd_service.records import IdempotencyKey, Spec
 from adamd_service.store.connect import Client
 from adamd_service.store.keys import IndexKeys, SessionKeys
@@ -18,27 +18,34 @@ from adamd_service.store.outcomes import Repeated, Taken
 from adamd_service.store.scripts import script
 
 DAY = 86_400
+MOST = 100_000  # sessions of a tenant
 PATIENCE = 5.0  # seconds before a claim without a session counts as abandoned, by the store's own clock
 TIES = 64  # sessions made in the same microsecond, which a page may have to skip
 TRIES = 8
 DELETED, NEVER = "deleted", "never made"  # what a tombstone says
 
 
-def claim(client: Client, spec: Spec, key: IdempotencyKey | None) -> Taken | Repeated | None:
-    """Claim a session's name and key; None where it is ours now.
+def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MOST) -> Taken | Repeated | None:
+    """Claim a session's name and key; None where it is ours now. ``most``: sessions that a tenant may have.
 
     Raises:
         Busy: another creation with this name or key is under way.
+        StoreFull: it has as many.
 
     """
     keys = IndexKeys(spec.tenant)
     name, digest = spec.name or "", "" if key is None else key.digest
     named = _named(keys, spec.id, name, key)
-    args: list[str | bytes | int] = [spec.id, name, repr(spec.created_at), digest, DAY, round(PATIENCE * 1000)]
+    args: list[str | bytes | int] = [spec.id, name, repr(spec.created_at), digest, DAY, round(PATIENCE * 1000), most]
     for _ in range(TRIES):
         verdict = script("claim")(client, named, *args)
         if verdict[0] == b"claimed":
             return None
+        if verdict[0] == b"full":
+            raise StoreFull(
+                f"there are {most} sessions, as many as this server keeps; delete some, or raise ADAMD_MAX_SESSIONS",
+                retry_after=5.0,
+            )
         if verdict[0] == b"name":
             taken = _owner(client, spec.tenant, verdict[1].decode(), name, None)
         else:

@@ -30,15 +30,19 @@ from adamd_service.records import (
 from adamd_service.store import chunks, codec, garbage, index, keys
 from adamd_service.store.commits import commit_call
 from adamd_service.store.connect import Link, connect, found
-from adamd_service.store.failures import in_the_middle, no_permission, refused, translated
+from adamd_service.store.embedded import EmbeddedStore
+from adamd_service.store.failures import away, in_the_middle, no_permission, refused, translated
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
 from adamd_service.store.lines import Lines
 from adamd_service.store.outcomes import Created, Repeated, Standing, StoreRefused, Taken, Unfit, UnknownOutcome
 from adamd_service.store.promises import Terms
+from adamd_service.store.room import Room
 from adamd_service.store.scripts import script
+from adamd_service.store.silence import Silences, Silent
 
 Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
+AROUND = 4096  # bytes of a commit beside its body, at least
 REPEATS = 3  # how often a script that is safe to repeat is sent
 
 
@@ -52,8 +56,12 @@ class RedisStore:
     def __init__(self, link: Link, timeout: float) -> None:
         self._client = link.client
         self._trust = link.trust
+        self.silences = Silences()
+        self.silences.watch(link.client)
         self.lines = Lines(link.client, timeout)
         self._uploads = threading.Semaphore(chunks.UPLOADS)
+        self._room: Room | None = None
+        self.most_sessions = index.MOST
 
     @classmethod
     def connect(cls, url: str, *, timeout: float, max_connections: int = 64) -> Self:
@@ -100,13 +108,30 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections."""
+        self.silences.close()
         self.lines.close()
         self._client.close()
 
     def ping(self) -> None:
-        """Raise where the store does not answer."""
+        """Raise where the store does not answer, or takes no more."""
         with translated():
             self._client.ping()
+        if self._room is not None:
+            self._room.require_any()
+
+    def belongs_to(self, private: EmbeddedStore) -> None:
+        """Ask the process that was started for this store whether its disk has room, and why it does not answer."""
+        self._room, self.silences.why = private.room, private.trouble
+
+    def _grow(self, nbytes: int) -> None:
+        """Raise StoreFull where the disk has no room for something that stays."""
+        if self._room is not None:
+            self._room.require(nbytes)
+
+    def _tidy(self) -> None:
+        """Raise StoreFull where the disk has no room even for what is small, or frees some."""
+        if self._room is not None:
+            self._room.require_spare()
 
     def ready(self, replica: str, ttl: float) -> None:
         """Look at the store, and write this process's sign of life: ready is who can write.
@@ -123,6 +148,8 @@ class RedisStore:
                     self.announce(replica, ttl)
             raise
         self.announce(replica, ttl)
+        if self._room is not None:
+            self._room.require_any()
 
     def try_writing(self, replica: str, ttl: float) -> None:
         """Write the first sign of life, and run a script on a key that nobody uses: a user may be allowed one alone.
@@ -145,6 +172,7 @@ class RedisStore:
 
     def announce(self, replica: str, ttl: float) -> None:
         """Say that a server process lives for ``ttl`` seconds more."""
+        self._tidy()
         with translated():
             self._client.set(keys.replica(replica), "alive", px=int(ttl * 1000))
 
@@ -166,12 +194,13 @@ class RedisStore:
         """Write a first snapshot of ``arrays`` (flat, by name; none where the parameters come later), then the head."""
         self._trust.require()
         spec, names = head.spec, SessionKeys(head.spec.id)
+        self._grow(AROUND)
         with translated():
             if arrays:
                 head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
             chunk_keys = snapshot_keys(names, head.snapshots)
             try:
-                taken = index.claim(self._client, spec, key)
+                taken = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
                 chunks.unlink(self._client, chunk_keys)  # nothing will ever name them
                 raise
@@ -240,6 +269,7 @@ class RedisStore:
         Returns the step after which they count: another replica may have moved the session on meanwhile.
         """
         self._trust.require()
+        self._grow(AROUND)
         with translated():
             verdict = script("patch")(
                 self._client,
@@ -271,6 +301,7 @@ class RedisStore:
         """
         names = SessionKeys(session_id)
         spec = self.load_head(session_id).spec
+        self._tidy()
         with translated():
             garbage.remember(self._client, spec.tenant, session_id)
             named = [names.head, names.gone, names.garbage, names.ring, names.readers]
@@ -291,7 +322,7 @@ class RedisStore:
         """
         self._trust.require()
         names = SessionKeys(session_id)
-        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads)
+        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads, self._grow)
 
     def discard(self, session_id: str, attempt: str, count: int) -> None:
         """Unlink the chunks of an attempt that can no longer commit; their TTL does the same, later."""
@@ -306,12 +337,15 @@ class RedisStore:
 
         """
         self._trust.require()
+        self._grow(AROUND + len(commit.record.inline or b""))
         named, args = commit_call(session_id, commit)
         try:
             verdict = script("commit")(self._client, named, *args)
         except ResponseError as error:
             raise _failed(error) from error
-        except Unfit as error:  # refused before anything was sent
+        except Silent as error:  # nothing was sent
+            raise away(error) from error
+        except Unfit as error:  # nothing was sent
             raise StoreUnavailable(str(error), retry_after=1.0) from error
         except Exception as error:  # whatever else it was, the script may have run, or run yet
             raise UnknownOutcome(str(error)) from error
@@ -325,6 +359,7 @@ class RedisStore:
 
         """
         self._trust.require()
+        self._grow(AROUND + len(commit.record.inline or b""))
         try:
             verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
         except ResponseError as error:
@@ -334,6 +369,7 @@ class RedisStore:
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
         """Say whether an attempt to commit ``step`` was committed; where it was not, it never will be."""
         names = SessionKeys(session_id)
+        self._tidy()
         with translated():
             verdict = self._repeatable(
                 "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY
@@ -355,6 +391,9 @@ class RedisStore:
     def lease(self, session_id: str) -> Iterator[None]:
         """Keep garbage that is unnamed from now on until the reader is done (at most `garbage.LEASE` seconds)."""
         names, lease = SessionKeys(session_id), secrets.token_hex(8)
+        if self._room is not None and self._room.is_full():  # then nothing is collected either
+            yield
+            return
         with translated():
             script("lease")(self._client, [names.readers], lease, garbage.LEASE)
         try:
@@ -405,7 +444,9 @@ class RedisStore:
     ) -> ArrayRef:
         """Write one array of a snapshot; it goes away by itself unless `commit_snapshot` follows."""
         names = SessionKeys(session_id)
-        return chunks.write_array(self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace)
+        return chunks.write_array(
+            self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace, self._grow
+        )
 
     def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int) -> bool:
         """Make a written snapshot the newest; False where the history went another way.
@@ -414,6 +455,7 @@ class RedisStore:
         """
         names = SessionKeys(spec.id)
         named = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
+        self._tidy()
         with translated():
             text = codec.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, *snapshot_lengths((ref,))]
@@ -428,11 +470,13 @@ class RedisStore:
 
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
+        self._tidy()
         with translated():
             return garbage.collect(self._client, SessionKeys(session_id))
 
     def sweep(self, tenant: str) -> int:
         """Collect for a few sessions for which that may be still to be done; returns the number of keys."""
+        self._tidy()
         with translated():
             return garbage.sweep(self._client, tenant)
 

@@ -405,7 +405,7 @@ class WatchSessionRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ...) -> None: ...
 
 class WatchSessionResponse(_message.Message):
-    __slots__ = ("standing", "optimizer", "metrics")
+    __slots__ = ("standing", "optimizer", "metrics", "lr")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -416,10 +416,12 @@ class WatchSessionResponse(_message.Message):
     STANDING_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    LR_FIELD_NUMBER: _ClassVar[int]
     standing: Standing
     optimizer: _struct_pb2.Struct
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    lr: float
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., lr: _Optional[float] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
