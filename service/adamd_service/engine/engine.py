@@ -26,6 +26,7 @@ from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.intake import receive_all
 from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
 from adamd_service.engine.limits import Limits
+from adamd_service.engine.readiness import LIFE, Readiness
 from adamd_service.engine.rebuild import Rebuilder, settings_of
 from adamd_service.engine.small import is_small
 from adamd_service.engine.snapshots import Snapshots
@@ -80,6 +81,7 @@ class Engine:
             records=limits.snapshot_records,
             pace=limits.snapshot_pace,
         )
+        self._readiness = Readiness(partial(self._workers.look, store.ready, replica, LIFE))
         self._watchers = Watchers(store, self.hot, self._workers, self._refuse_when_draining)
         self._uploads = Uploads(store, self.pool, self._workers, limits, self._is_draining)
 
@@ -381,13 +383,16 @@ class Engine:
         return self.draining
 
     async def ready(self) -> None:
-        """Raise where sessions cannot be served: the server is draining, or the store does not answer."""
-        self._refuse_when_draining()
-        await self._workers.look(self.store.ping)
+        """Raise where a step could not be committed: the server drains, or the store takes no write or promises less.
 
-    async def keep_house(self, ttl: float) -> None:
-        """Tell the other replicas that this one lives for ``ttl`` seconds more; sweep what deleted sessions left."""
-        await self._workers.look(self.store.announce, self.replica, ttl)
+        What the last `readiness.FRESH` seconds said counts; else a key is written: the sign of life to other replicas.
+        """
+        self._refuse_when_draining()
+        await self._readiness.known()
+
+    async def keep_house(self) -> None:
+        """Give a sign of life, and raise as `ready`; sweep what deleted sessions left."""
+        await self._readiness.known()
         await self._workers.ask(self.store.sweep, TENANT)
 
     async def close(self) -> None:
