@@ -74,7 +74,7 @@ class Adam(Remote):
         decoupled_weight_decay: as `AdamW`; the same for all groups.
         url: the server's; by default ``$ADAMD_URL``, else this machine's port 8000.
         client: one of your own, instead of a URL; `close` leaves it open.
-        session: a name (a-z, 0-9 and -, at most 63) to find it again. Where there is one of this name (or id), it is
+        session: a name (``[A-Za-z0-9._-]``, at most 128). Where there is one of this name (or id), it is
             resumed: its parameters are copied into the model and its settings into ``param_groups``, with a warning
             where one was given here and differs, unless a scheduler had changed it. "initial_lr" is set there, so a
             scheduler goes on with ``last_epoch=optimizer.session.step_number - 1``, or by its own ``load_state_dict``.

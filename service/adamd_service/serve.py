@@ -123,13 +123,16 @@ def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[R
     """Connect to the store that the settings name, or start the private one."""
     embedded = None
     if settings.redis_url is None:
-        embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
+        embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync, memory=settings.store_bytes)
         say(f"starting the private store in {settings.data_dir}")
         embedded.start()
     try:
         url = settings.redis_url if embedded is None else embedded.url
         assert url is not None
         store = RedisStore.connect(url, timeout=settings.store_timeout, max_connections=2 * settings.threads)
+        store.most_sessions = settings.max_sessions
+        if embedded is not None:
+            store.belongs_to(embedded)
         store.check(allow_lossy=settings.allow_lossy_store, trusted=settings.store_trusted)
         yield store
         store.close()
@@ -142,7 +145,12 @@ def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], 
     """Run uvicorn on uvloop and httptools until it is told to stop, then close the engine."""
     telemetry = Telemetry(engine)
     config = uvicorn.Config(
-        application(engine, telemetry, doors(settings.host, settings.allowed_host, settings.cors_origin)),
+        application(
+            engine,
+            telemetry,
+            doors(settings.host, settings.allowed_host, settings.cors_origin),
+            settings.root_path,
+        ),
         host=settings.host,
         port=settings.port,
         loop="uvloop",

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from adamd.wire import channel
 from adamd_service.device.choose import ASKED
 from adamd_service.engine import Limits
+from adamd_service.machine import memory
 
 MIB = 1024 * 1024
 CALLS = 512  # gRPC calls at once
@@ -28,11 +29,8 @@ CLIENTS = ("URL", "API_KEY")  # what the SDK reads, and the other commands
 # What Kubernetes sets in every pod beside a service named adamd, or adamd-something.
 KUBERNETES = re.compile(r"([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_ROOT = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*/?")
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
-
-
-def _physical() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _data_dir() -> Path:
@@ -69,6 +67,12 @@ def _hosts(given: tuple[str, ...]) -> tuple[str, ...]:
         if _HOST.fullmatch(host) is None:
             raise ValueError(f"{host[:200]!r} is no host name; wanted one without scheme and port, as in adamd.local")
     return given
+
+
+def _root_path(given: str) -> str:
+    if _ROOT.fullmatch(given) is None:
+        raise ValueError(f"{given[:200]!r} is no path; wanted one that a proxy puts before ours, as in /adamd")
+    return given.rstrip("/")
 
 
 def _bytes(given: Any) -> Any:
@@ -108,6 +112,8 @@ class ServerSettings(BaseSettings):
     allow_lossy_store: bool = Field(False, description=SWITCH)
     store_trusted: bool = Field(False, description=SWITCH)
     store_timeout: Seconds = 10.0
+    store_bytes: Size = Field(default_factory=lambda: max(256 * MIB, memory() // 2))
+    max_sessions: int = Field(100_000, ge=1, description=COUNT)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
     cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_origins)] = Field(
         (), description=ORIGINS
@@ -115,11 +121,12 @@ class ServerSettings(BaseSettings):
     allowed_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_hosts)] = Field(
         (), description=HOSTS
     )
+    root_path: Annotated[str, AfterValidator(_root_path)] = Field("", description="a path, as in /adamd")
 
     max_body_bytes: Size = 2048 * MIB
-    in_flight_bytes: Size = Field(default_factory=lambda: max(512 * MIB, _physical() // 4))
-    hot_bytes: Size = Field(default_factory=lambda: max(256 * MIB, _physical() // 2))
-    memory_session_bytes: Size = Field(default_factory=lambda: max(256 * MIB, _physical() // 4))
+    in_flight_bytes: Size = Field(default_factory=lambda: max(512 * MIB, memory() // 4))
+    hot_bytes: Size = Field(default_factory=lambda: max(256 * MIB, memory() // 2))
+    memory_session_bytes: Size = Field(default_factory=lambda: max(256 * MIB, memory() // 4))
     idle_buffer_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=0, description=SIZE)] = 128 * MIB
     upload_gap: Seconds = 30.0
     shutdown_grace: Seconds = 30.0
@@ -147,6 +154,8 @@ class ServerSettings(BaseSettings):
             snapshot_pace=self.snapshot_pace,
             calls=self.grpc_calls or max(1, min(CALLS, self.in_flight_bytes // channel.MAX_MESSAGE)),
             streams=self.grpc_streams,
+            sessions=self.max_sessions,
+            store=self.store_bytes if self.redis_url is None else None,
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import hiredis
 import redis
 from redis.connection import Connection as Tcp
-from redis.connection import ConnectionPool, UnixDomainSocketConnection
+from redis.connection import ConnectionPool, SSLConnection, UnixDomainSocketConnection
 
 from adamd_service.store.connect import Client, Connection
 from adamd_service.store.failures import not_begun
@@ -34,7 +34,9 @@ class Lines:
 
     def __init__(self, client: Client, timeout: float) -> None:
         pool = client.connection_pool if isinstance(client, redis.Redis) else None
-        plain = type(pool) is ConnectionPool and pool.connection_class in (Tcp, UnixDomainSocketConnection)
+        kind = object if pool is None else pool.connection_class
+        plain = type(pool) is ConnectionPool and issubclass(kind, (Tcp, UnixDomainSocketConnection))
+        plain = plain and not issubclass(kind, SSLConnection)
         self._pool = pool if plain else None
         self._timeout = timeout
         self._idle: list[Line] = []
@@ -97,6 +99,8 @@ class Lines:
                 raise UnknownOutcome("the store answered another call's answer")
         except BaseException as error:
             self._drop(line)
+            if isinstance(error, TimeoutError):
+                line.is_silent()
             if isinstance(error, (OSError, TimeoutError, hiredis.HiredisError)):
                 raise UnknownOutcome(str(error)) from error
             raise
@@ -130,9 +134,15 @@ class Line:
         self._socket.setblocking(False)
         self._reader = hiredis.Reader()
 
+    def is_silent(self) -> None:
+        """Tell that an answer did not come in time."""
+        self._connection.is_silent()
+
     def is_quiet(self) -> bool:
-        """Say whether nothing lies there to be read: neither its end, nor an answer that nobody waits for."""
-        if self._reader.has_data():
+        """Say whether the store answers, as far as is known, and nothing lies there to be read: neither its end, nor an
+        answer that nobody waits for.
+        """
+        if self._reader.has_data() or self._connection.silent:
             return False
         try:
             self._socket.recv(1, socket.MSG_PEEK)
