@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import adamd
+from adamd._terminal import say, take_any_words
 from adamd.errors import AdamdError, TransportError
 
 app = typer.Typer(
@@ -80,6 +81,7 @@ def serve(
     """
     given = {name: value for name, value in locals().items() if value not in (None, [])}
     try:
+        import structlog
         from pydantic import ValidationError
 
         from adamd_service.device.choose import DeviceRefused
@@ -90,8 +92,13 @@ def serve(
         raise SystemExit(
             f"adamd: {error.name} is missing; the server is an extra: pip install 'adamd[service]'"
         ) from None
+
+    def told(line: str) -> None:
+        if not say(line):
+            structlog.get_logger().warning("stdout takes nothing any more; the server goes on", said=line)
+
     try:
-        run(ServerSettings(**given), lambda line: print(line, flush=True))
+        run(ServerSettings(**given), told)
     except ValidationError as error:
         raise SystemExit(f"adamd: {refused(error, given)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
@@ -255,6 +262,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command."""
+    take_any_words()
     app()
 
 
