@@ -39,6 +39,7 @@ AdamdError
 │   ├── StoreUnavailable    store_unavailable    503
 │   └── StoreFull           store_full           503
 ├── InternalError           internal_error       500
+│   └── Damaged             damaged              500   what the store holds of this session is not what was written
 └── TransportError          (SDK only) no answer: refused, reset, timed out
     └── RetriesExhausted
 """
@@ -283,6 +284,15 @@ class StoreFull(Unavailable):
 
 class InternalError(AdamdError):
     code = "internal_error"
+
+
+class Damaged(InternalError):
+    """What the store holds of this session is not what was written, or is missing for good. Trying again cannot help.
+
+    It can be deleted, and made again from an export. Other sessions are not harmed.
+    """
+
+    code = "damaged"
 
 
 class TransportError(AdamdError):

@@ -62,7 +62,7 @@ class Adam(Remote):
         maximize: ascend.
         url: the server's; by default ``$ADAMD_URL``, else this machine's port 8000.
         client: one of your own, instead of a URL; `close` leaves it open.
-        session: a name (letters, digits, . _ -, at most 128) to find it again. Where there is one of this name (or id), it is
+        session: a name (``[A-Za-z0-9._-]``, at most 128). Where there is one of this name (or id), it is
             resumed: its parameters are copied into the model and its settings into ``param_groups``, with a warning
             where one was given here and differs. A scheduler that is made then starts from that lr: load its own
             ``state_dict()`` too.

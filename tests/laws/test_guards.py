@@ -72,7 +72,7 @@ GUARDS = [
     ),
     (
         "1 every record after the snapshot is replayed",
-        [(f"{ENGINE}/rebuild.py", "snapshot.chain, snapshot.step\n", "head.chain, head.step\n")],
+        [(f"{ENGINE}/rebuild.py", "return state, ref.chain, ref.step,", "return state, head.chain, head.step,")],
         f"{LAWS}::test_law_1_state_is_the_fold_of_the_log[inline]",
     ),
     (

@@ -27,7 +27,7 @@ from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.intake import receive_all
 from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
 from adamd_service.engine.limits import Limits
-from adamd_service.engine.rebuild import Rebuilder
+from adamd_service.engine.rebuild import Rebuilder, settings_of
 from adamd_service.engine.small import is_small
 from adamd_service.engine.snapshots import Snapshots
 from adamd_service.engine.steps import Step, Stepper
@@ -35,7 +35,7 @@ from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
 from adamd_service.engine.watching import Seen, Watchers
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import Cpu, Device, State
-from adamd_service.records import Head, IdempotencyKey, Spec
+from adamd_service.records import Broken, Head, IdempotencyKey, Spec
 from adamd_service.session import foresee
 from adamd_service.store import RedisStore
 
@@ -132,7 +132,7 @@ class Engine:
                 metrics = await self._watchers.measured(head) if hot.durable else {}
             return View(head, hot.diverged, metrics=metrics)
 
-    async def list(self, page_size: int, after: str | None) -> tuple[list[Head], str | None]:
+    async def list(self, page_size: int, after: str | None) -> tuple[list[Head | Broken], str | None]:
         """Return a page of heads, oldest first, and the token of the next page; of `memory` sessions this replica's."""
         heads, token = await self._workers.ask(self.store.list_sessions, TENANT, page_size, after)
         return self._directory.with_memory(heads, page_size, after, token)
@@ -157,7 +157,7 @@ class Engine:
         self._refuse_when_draining()
         session_id = await self._directory.resolve(ref)
         with self.hot.use(session_id) as hot:
-            await self._locked(hot, self._lifecycle.end, hot, if_match, charged=if_match is not None)
+            await self._locked(hot, self._lifecycle.end, hot, if_match, charged=False)  # a damaged one cannot be
             if hot.durable:
                 self._workers.spawn(self._collect(session_id))
             self._directory.forget(hot)
@@ -373,7 +373,9 @@ class Engine:
     async def _room(self, hot: Hot) -> None:
         """Charge a session's state before it is loaded (law 6)."""
         if hot.durable and not hot.charged:
-            self.hot.charge(hot, sizes.head_bytes(await self._workers.ask(self.store.load_head, hot.id)))
+            head = await self._workers.ask(self.store.load_head, hot.id)
+            settings_of(head)  # raises Damaged
+            self.hot.charge(hot, sizes.head_bytes(head))
 
     # -- bounds and shutdown
 

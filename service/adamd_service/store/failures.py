@@ -18,7 +18,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from adamd.errors import InternalError, StoreFull, StoreUnavailable
+from adamd.errors import Damaged, InternalError, StoreFull, StoreUnavailable
 
 # Answers that say "not now" rather than "never": the store turns away a write that it may take later. redis-py takes
 # the first word off those that it knows; Redis 6.2 puts those of a script's commands into the middle of its own text.
@@ -66,6 +66,8 @@ def refused(error: redis.RedisError) -> StoreFull | StoreUnavailable | InternalE
         return StoreFull(f"the store cannot write to its disk: {said}; delete sessions, or make room", retry_after=5.0)
     if not isinstance(error, ResponseError) or isinstance(error, NOT_NOW) or WORDS.search(said):
         return StoreUnavailable(f"the store cannot take this now: {said}", retry_after=1.0)
+    if "WRONGTYPE" in said:
+        return Damaged("a key in the store is of another type than adamd makes it (WRONGTYPE)")
     return InternalError(f"the store refused: {said}")
 
 
