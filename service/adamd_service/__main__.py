@@ -49,8 +49,13 @@ def serve(
         Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
     ] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …")
+        str | None,
+        typer.Option(
+            help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …; every user of this machine "
+            "can read a password in it (ps): give that in ADAMD_REDIS_URL or a file"
+        ),
     ] = None,
+    redis_url_file: Annotated[Path | None, typer.Option(help="a file that holds this URL, as a mounted secret")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N: where updates run \\[auto]")] = None,
     fsync: Annotated[
         str | None, typer.Option(help="the private store's appendfsync: always or everysec \\[always]")
@@ -86,6 +91,13 @@ def serve(
     are in the README.
     """
     given = {name: value for name, value in locals().items() if value not in (None, [])}
+    if redis_url is not None and "@" in redis_url:
+        print(
+            "adamd: every user of this machine can read the password in --redis-url (ps); "
+            "ADAMD_REDIS_URL or --redis-url-file keep it from them",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
         import structlog
         from pydantic import ValidationError

@@ -20,25 +20,26 @@ import numpy as np
 import structlog
 import uvicorn
 
+from adamd.errors import Unavailable
 from adamd.wire.poller import chosen
 from adamd_service import machine, ports
 from adamd_service.device.choose import device_of
 from adamd_service.device.cupy_runtime import found
 from adamd_service.device.runtime import DeviceLost, Runtime
-from adamd_service.engine import Engine
+from adamd_service.engine import LIFE, Engine
 from adamd_service.http.app import application
 from adamd_service.http.connection import guarded
 from adamd_service.http.doors import doors
 from adamd_service.optim import warm_up
 from adamd_service.settings import ServerSettings, unknown
-from adamd_service.store import EmbeddedStore, RedisStore
+from adamd_service.store import EmbeddedStore, RedisStore, StoreLoading, StoreRefused
 from adamd_service.telemetry import Telemetry, configure_logging
 
 if TYPE_CHECKING:  # an extra that may be missing
     from adamd_service.grpc.server import GrpcServer
 
 LOST = FAILED = 70  # the exit status after a GPU was lost, or a background task failed: EX_SOFTWARE
-PRESENCE = 10.0  # seconds between a replica's signs of life; they last three times as long
+PRESENCE = 10.0  # seconds between a replica's signs of life, which last three times as long; and looks at the store
 PATIENCE = 3.0  # seconds that a person waits without a word
 LOOK, REMIND = 1.0, 60.0  # seconds between two looks at the file descriptors, and between two words about them
 log = structlog.get_logger()
@@ -118,7 +119,9 @@ def serve(
     gc.freeze()  # half a million objects of the compiler's: looking through them took a fifth of a small step's time
     device = device_of(settings.device, settings.device_bytes, _end_with, say, runtimes)
     with store_of(settings, say) as store:
-        engine = Engine(store, settings.limits(), secrets.token_hex(6), device)
+        replica = secrets.token_hex(6)
+        _written(store, replica, say)
+        engine = Engine(store, settings.limits(), replica, device)
         uvicorn_loop(settings, engine, say, descriptors)
 
 
@@ -150,24 +153,66 @@ def _end_with(error: DeviceLost) -> None:
 @contextmanager
 def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[RedisStore]:
     """Connect to the store that the settings name, or start the private one."""
-    embedded = None
-    if settings.redis_url is None:
+    embedded, url = None, _url(settings)
+    if url is None:
         embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync, memory=settings.store_bytes)
         say(f"starting the private store in {settings.data_dir}")
         embedded.start()
+        url = embedded.url
     try:
-        url = settings.redis_url if embedded is None else embedded.url
-        assert url is not None
-        store = RedisStore.connect(url, timeout=settings.store_timeout, max_connections=2 * settings.threads)
-        store.most_sessions = settings.max_sessions
-        if embedded is not None:
-            store.belongs_to(embedded)
-        store.check(allow_lossy=settings.allow_lossy_store, trusted=settings.store_trusted)
+        store = _connected(settings, url, embedded, say)
         yield store
         store.close()
     finally:
         if embedded is not None:
             embedded.stop()
+
+
+def _url(settings: ServerSettings) -> str | None:
+    """Return the URL of the store that the settings name; None where they name none."""
+    if settings.redis_url_file is None:
+        return None if settings.redis_url is None else settings.redis_url.get_secret_value()
+    if settings.redis_url is not None:
+        raise StoreRefused("--redis-url and --redis-url-file (or their variables) both name a store; give one of them")
+    try:
+        return settings.redis_url_file.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise StoreRefused(f"--redis-url-file: cannot read {settings.redis_url_file}: {why}") from None
+
+
+def _connected(
+    settings: ServerSettings, url: str, embedded: EmbeddedStore | None, say: Callable[[str], None]
+) -> RedisStore:
+    """Return the store once it has told what it keeps; one that is loading its data is waited for."""
+    told = -PATIENCE
+    store = RedisStore.connect(url, timeout=settings.store_timeout, max_connections=2 * settings.threads)
+    store.most_sessions = settings.max_sessions
+    if embedded is not None:
+        store.belongs_to(embedded)
+    while True:
+        try:
+            store.check(allow_lossy=settings.allow_lossy_store, trusted=settings.store_trusted)
+            return store
+        except StoreLoading as loading:
+            if time.monotonic() - told >= PATIENCE:
+                told = time.monotonic()
+                say(str(loading))
+            time.sleep(0.1)
+
+
+def _written(store: RedisStore, replica: str, say: Callable[[str], None]) -> None:
+    """Write before anybody is told that this server is ready. Who may not write at all does not start; who cannot now
+    starts all the same, since a full store is helped by who deletes something.
+
+    Raises:
+        StoreRefused: the store's user may not do what adamd does.
+
+    """
+    try:
+        store.try_writing(replica, LIFE)
+    except Unavailable as error:
+        say(f"the store takes no writes now, so /readyz is 503 until it does: {error}")
 
 
 def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], None], descriptors: int) -> None:
@@ -297,14 +342,20 @@ async def _descriptors(engine: Engine) -> None:
 
 
 async def _presence(engine: Engine, beside: GrpcServer | None) -> None:
-    """Tell the other replicas that this one lives, so that they answer 421 for its memory sessions and not 404."""
+    """Tell the other replicas that this one lives, so that they answer 421 for its memory sessions and not 404; look
+    what the store promises, and log it where that has changed.
+    """
+    promise = engine.store.promise
     while True:
         well = True
         try:
-            await engine.keep_house(3 * PRESENCE)
+            await engine.keep_house()
         except Exception as error:  # the store is away; the next sign of life will say so again
             log.warning("no sign of life to the store", reason=str(error))
             well = False
+        if engine.store.promise != promise:
+            promise = engine.store.promise
+            log.warning("what the store promises has changed", promise=promise)
         if beside is not None:
             await beside.serving(well)
         await asyncio.sleep(PRESENCE)

@@ -5,11 +5,13 @@ from adamd_service.engine.directory import ASKED
 from adamd_service.engine.engine import Engine
 from adamd_service.engine.limits import Limits
 from adamd_service.engine.noting import Advice, advice_of
+from adamd_service.engine.readiness import LIFE
 from adamd_service.engine.watching import Seen
 from adamd_service.engine.workers import to_its_end
 
 __all__ = [
     "ASKED",
+    "LIFE",
     "Advice",
     "Answer",
     "Body",

@@ -27,6 +27,7 @@ from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.intake import receive_all
 from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
 from adamd_service.engine.limits import Limits
+from adamd_service.engine.readiness import LIFE, Readiness
 from adamd_service.engine.rebuild import Rebuilder, settings_of
 from adamd_service.engine.small import is_small
 from adamd_service.engine.snapshots import Snapshots
@@ -66,7 +67,6 @@ class Engine:
         self.hot = HotSessions(limits.hot, limits.memory_sessions)
         self.draining = False
         self.out_of_descriptors = False
-        self._looking: asyncio.Future[None] | None = None
         self._snapshotting = 0
         self.device = device or Cpu()
         updates = threading.Semaphore(self.device.parallel or limits.kernels)
@@ -84,6 +84,7 @@ class Engine:
             records=limits.snapshot_records,
             pace=limits.snapshot_pace,
         )
+        self._readiness = Readiness(partial(self._workers.look, store.ready, replica, LIFE))
         self._watchers = Watchers(store, self.hot, self._workers, self._refuse_when_draining)
         self._uploads = Uploads(store, self.pool, self._workers, limits, self._is_draining)
 
@@ -387,26 +388,24 @@ class Engine:
         return self.draining
 
     async def ready(self) -> None:
-        """Raise where sessions cannot be served: the server is draining, or the store does not answer.
+        """Raise where a step could not be committed: the server drains, or the store takes no write or promises less.
 
-        Who asks waits no longer than `READY`, and all ask the store together.
+        What the last `readiness.FRESH` seconds said counts; else a key is written: the sign of life to other replicas.
         """
         self._refuse_when_draining()
         if self.out_of_descriptors:
             raise Unavailable(
                 "file descriptors are used up, new connections are refused; raise their limit", retry_after=1.0
             )
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.ensure_future(self._workers.look(self.store.ping))
-            self._looking.add_done_callback(lambda done: done.cancelled() or done.exception())  # maybe nobody waits
-        done, _ = await asyncio.wait([self._looking], timeout=READY)
-        if not done:
-            raise StoreUnavailable(f"the store has not answered for {READY:g} s", retry_after=1.0)
-        self._looking.result()
+        try:
+            async with asyncio.timeout(READY):
+                await self._readiness.known()
+        except TimeoutError:
+            raise StoreUnavailable(f"the store has not answered for {READY:g} s", retry_after=1.0) from None
 
-    async def keep_house(self, ttl: float) -> None:
-        """Tell the other replicas that this one lives for ``ttl`` seconds more; sweep what deleted sessions left."""
-        await self._workers.look(self.store.announce, self.replica, ttl)
+    async def keep_house(self) -> None:
+        """Give a sign of life, and raise as `ready`; sweep what deleted sessions left."""
+        await self._readiness.known()
         await self._workers.ask(self.store.sweep, TENANT)
 
     async def close(self) -> None:
