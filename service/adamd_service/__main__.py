@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 import adamd
+from adamd._terminal import say, take_any_words
 from adamd.errors import AdamdError, TransportError
 
 app = typer.Typer(
@@ -98,6 +99,7 @@ def serve(
             flush=True,
         )
     try:
+        import structlog
         from pydantic import ValidationError
 
         from adamd_service.device.choose import DeviceRefused
@@ -108,8 +110,13 @@ def serve(
         raise SystemExit(
             f"adamd: {error.name} is missing; the server is an extra: pip install 'adamd[service]'"
         ) from None
+
+    def told(line: str) -> None:
+        if not say(line):
+            structlog.get_logger().warning("stdout takes nothing any more; the server goes on", said=line)
+
     try:
-        run(ServerSettings(**given), lambda line: print(line, flush=True))
+        run(ServerSettings(**given), told)
     except ValidationError as error:
         raise SystemExit(f"adamd: {refused(error, given)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
@@ -295,6 +302,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command."""
+    take_any_words()
     app()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
+RESERVED = 1024  # file descriptors that are not for HTTP's connections
 
 
 def memory(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
@@ -34,6 +36,20 @@ def _limits(groups: Path, own: Path) -> list[int]:
                 continue
             found += [limit] if limit > 0 else []
     return found
+
+
+def connections(descriptors: int) -> int:
+    """Return how many clients may be connected: uploads, the store, gRPC and the log need descriptors too."""
+    return max(descriptors // 2, descriptors - RESERVED)
+
+
+def descriptor_is_free() -> bool:
+    """Say whether one more file can be opened: where it cannot, no connection is taken, and nobody is told."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    return True
 
 
 def raise_descriptors() -> int:

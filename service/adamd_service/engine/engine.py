@@ -6,6 +6,7 @@ after its record was committed leaves a session that is whole.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from adamd.errors import AdamdError, SessionExists, ShuttingDown, TooLarge
+from adamd.errors import AdamdError, SessionExists, ShuttingDown, StoreUnavailable, TooLarge, Unavailable
 from adamd.wire.buffers import BufferPool
 from adamd_service.engine import sizes
 from adamd_service.engine.admission import Budget
@@ -41,6 +42,7 @@ from adamd_service.store import RedisStore
 
 T = TypeVar("T")
 TENANT = "default"
+READY = 2.0  # seconds that the store may take for an answer to whoever asks about readiness
 SNAPSHOTS = 2  # written at once: each is a second copy of a state, and takes a thread
 log = structlog.get_logger()
 
@@ -64,6 +66,7 @@ class Engine:
         self.in_flight = Budget(limits.in_flight, "bodies and answers in flight")
         self.hot = HotSessions(limits.hot, limits.memory_sessions)
         self.draining = False
+        self.out_of_descriptors = False
         self._snapshotting = 0
         self.device = device or Cpu()
         updates = threading.Semaphore(self.device.parallel or limits.kernels)
@@ -99,11 +102,11 @@ class Engine:
         state = await self._workers.run(state_of, call, settings, self.device)
         if call.durability == "memory":
             head = first_head(call, settings, state, f"m_{self.replica}_{secrets.token_hex(10)}")
-            return await self._create_memory(head, state, key)
+            return _created(await self._create_memory(head, state, key))
         self._directory.require_free(call.name)
         head = first_head(call, settings, state, f"s_{secrets.token_hex(10)}")
         create = partial(self._lifecycle.create, restored=call.kept is not None)
-        return await self._workers.guard(self._workers.ask(create, head, state, key))
+        return _created(await self._workers.guard(self._workers.ask(create, head, state, key)))
 
     async def _create_memory(self, head: Head, state: State | None, key: IdempotencyKey | None) -> View:
         spec = head.spec
@@ -147,6 +150,7 @@ class Engine:
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             view = await self._locked(hot, self._lifecycle.patch, hot, optimizer, labels, if_match)
             self._watchers.moved(hot.id)
+            log.debug("session changed", session=hot.id, step=view.head.step, revision=view.head.settings_revision)
             return view
 
     async def delete(self, ref: str, if_match: str | None = None) -> None:
@@ -160,6 +164,7 @@ class Engine:
             self._directory.forget(hot)
             self.hot.forget(hot)
             self._watchers.moved(session_id)
+            log.debug("session deleted", session=session_id)
 
     async def _collect(self, session_id: str) -> None:
         try:
@@ -388,7 +393,15 @@ class Engine:
         What the last `readiness.FRESH` seconds said counts; else a key is written: the sign of life to other replicas.
         """
         self._refuse_when_draining()
-        await self._readiness.known()
+        if self.out_of_descriptors:
+            raise Unavailable(
+                "file descriptors are used up, new connections are refused; raise their limit", retry_after=1.0
+            )
+        try:
+            async with asyncio.timeout(READY):
+                await self._readiness.known()
+        except TimeoutError:
+            raise StoreUnavailable(f"the store has not answered for {READY:g} s", retry_after=1.0) from None
 
     async def keep_house(self) -> None:
         """Give a sign of life, and raise as `ready`; sweep what deleted sessions left."""
@@ -400,3 +413,17 @@ class Engine:
         self.draining = True
         await self._workers.close()
         self.store.close()
+
+
+def _created(view: View) -> View:
+    spec = view.head.spec
+    log.debug(
+        "session created",
+        session=spec.id,
+        name=spec.name,
+        durability=spec.durability,
+        elements=spec.layout.size,
+        dtype=spec.dtype,
+        repeated=view.repeated,
+    )
+    return view
