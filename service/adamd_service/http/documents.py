@@ -226,7 +226,15 @@ INFO: dict[int | str, dict[str, Any]] = {
                     {
                         **dict.fromkeys(("version", "replica", "numerics", "device"), _TEXT),
                         "store": _TEXT | {"description": "its promise, in plain words"},
-                        "limits": _object(dict.fromkeys(("body_bytes", "json_bytes", "in_flight_bytes"), _COUNT)),
+                        "limits": _object(
+                            dict.fromkeys(("body_bytes", "json_bytes", "in_flight_bytes", "sessions"), _COUNT)
+                            | {
+                                "store_bytes": {
+                                    "type": ["integer", "null"],
+                                    "description": "what the private store may hold; null: the store is another's",
+                                }
+                            }
+                        ),
                         "grpc": _object(
                             dict.fromkeys(("message_bytes", "unary_bytes", "streams", "calls"), _COUNT)
                             | {"least_ping_seconds": {"type": "number"}}
