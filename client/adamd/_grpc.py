@@ -78,6 +78,19 @@ class GrpcTransport:
             raise
         except TransportError as error:
             raise self._route.told(error) from error.__cause__
+        except Exception:
+            raise
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        """Leave the channel to whoever still uses it: Ctrl-C inside gRPC's own code may have left its locks locked.
+
+        It is not closed, for that would wait for them.
+        """
+        with self._lock:
+            self._channel, self._idle = None, []
 
     def _sent(self, operation: Operation, call: Call) -> Any:
         match operation:

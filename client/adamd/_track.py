@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from adamd import _arrays, _operations
-from adamd._encoding import Encoder, Sending
+from adamd import _arrays, _meaning, _operations
+from adamd._encoding import Encoder, Sending, Written
 from adamd._operations import Operation, Stall, Standing, Stepped, body_of
 from adamd.errors import (
     AdamdError,
@@ -28,7 +28,9 @@ from adamd.errors import (
     HistoryLost,
     IdempotencyMismatch,
     InvalidRequest,
+    RequestError,
     RetriesExhausted,
+    SessionError,
     StepConflict,
     StepSuperseded,
 )
@@ -65,6 +67,7 @@ class Track:
     Attributes:
         now: what was seen acknowledged last.
         skipped: how many bad gradients were skipped.
+        left_open: the number of a step that was sent, and whose answer was not waited for; None: there is none.
         encoder: how its gradients are sent.
 
     """
@@ -72,6 +75,7 @@ class Track:
     def __init__(self, standing: Standing, on_bad_gradient: OnBadGradient) -> None:
         self.now = standing
         self.skipped = 0
+        self.left_open: int | None = None
         self.encoder = Encoder()
         self._warned = set[str]()
         self._on_bad_gradient = on_bad_gradient
@@ -97,7 +101,7 @@ class Track:
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now = self.now
         answered = how.answer_dtype
-        doubtful = self.encoder.in_doubt
+        doubtful, open_before = self.encoder.in_doubt, self.left_open
         try:
             written = self.encoder.write(gradient, now.layout, now.dtype, how)
             land = _arrays.landing(now.layout, answered or now.dtype, out, written.parts)
@@ -110,25 +114,29 @@ class Track:
                 rounded=answered is not None,
                 into=land.buffers,
                 settings=carried,
-                metrics={name: _finite(name, value) for name, value in measured.items()},
+                metrics={name: _meaning.number(name, value) for name, value in measured.items()},
                 key=key,
             )
-            self.encoder.in_doubt = True
+            self.encoder.in_doubt, self.left_open = True, asked.number or open_before
             told: Stepped = yield asked
         except (StepConflict, StepSuperseded) as error:
+            self.left_open = open_before
             if not error.extra.get("applied"):  # not this gradient; one before it, whose answer was lost, perhaps
                 self.encoder.in_doubt = doubtful
+                if open_before is not None:
+                    raise _left_open(error, open_before) from None
             raise
         except (BadGradient, IdempotencyMismatch) as error:
-            self.encoder.in_doubt = doubtful
+            self.encoder.in_doubt, self.left_open = doubtful, open_before
             if self._on_bad_gradient == "raise" or isinstance(error, IdempotencyMismatch):
                 raise
             self.skipped += 1
             return (yield from self.parameters(out))
-        self.encoder.sent(written)
-        self._check_kept(told)
-        self._advance(told, carried)
-        return land.finish()
+        except (RequestError, SessionError) as error:
+            if not isinstance(error, HistoryLost):  # of which nobody knows what it does to a step that was sent
+                self.left_open = open_before
+            raise
+        return self._take(told, carried, land, written)
 
     def push(
         self,
@@ -156,12 +164,31 @@ class Track:
         told: Stepped = yield _operations.ReadParameters(
             now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at
         )
-        self._check_kept(told)
         if at is None:
-            if told.step != now.step:
-                self.encoder.moved()
-            self._advance(told, {})
+            return self._take(told, {}, land)
+        self._check_kept(told)
         return land.finish()
+
+    def _take(
+        self, told: Stepped, carried: Mapping[str, Any], land: _arrays.Landing, sent: Written | None = None
+    ) -> Any:
+        """Take an answer over, and return the caller's arrays.
+
+        In this order: whoever is interrupted on the way (by Ctrl-C, or a warning that is an error) has a session that
+        stands before the answer still. Its next step is refused, and says why; none is taken at other parameters than
+        its caller's.
+        """
+        self._check_kept(told)
+        result, moved = land.finish(), told.step != self.now.step
+        self._tell(told)
+        if sent is not None:
+            self.encoder.sent(sent)
+        elif moved:
+            self.encoder.moved()
+        self._advance(told, carried)
+        if moved:
+            self.left_open = None
+        return result
 
     def _check_kept(self, told: Stepped) -> None:
         """Refuse to go on where what was seen acknowledged is no longer there."""
@@ -174,17 +201,20 @@ class Track:
                 step=told.step,
             )
 
-    def _advance(self, told: Stepped, carried: Mapping[str, Any]) -> None:
-        now = self.now
+    def _tell(self, told: Stepped) -> None:
+        """Warn of what an answer says of its parameters."""
         if told.overflowed:
             warnings.warn(
-                f"{told.overflowed} parameters of session {now.id} at step {told.step} are too large for "
+                f"{told.overflowed} parameters of session {self.now.id} at step {told.step} are too large for "
                 f"{self.encoder.answer_dtype} and came as infinity; session.answer_dtype = None reads them exactly",
                 RuntimeWarning,
                 stacklevel=2,
             )
         for stall in told.stalls:
             self._warn(stall, told.step)
+
+    def _advance(self, told: Stepped, carried: Mapping[str, Any]) -> None:
+        now = self.now
         settings = now.settings if not carried else {**now.settings, **carried}
         diverged = now.diverged or told.diverged
         self.now = replace(now, step=told.step, chain=told.chain, settings=settings, diverged=diverged, stop=told.stop)
@@ -230,9 +260,10 @@ class Track:
 
     def refresh(self) -> Logic[dict[str, Any]]:
         """Accept what the server has now."""
+        told: Standing = yield _operations.View(self.now.id)
         self.encoder.forget()
-        self.now = yield _operations.View(self.now.id)
-        return self.now.document
+        self.now, self.left_open = told, None
+        return told.document
 
     def delete(self) -> Logic[None]:
         """End the session."""
@@ -255,6 +286,18 @@ class Track:
             with suppress(FileNotFoundError):
                 beside.unlink()
         return wanted
+
+
+def _left_open(error: StepConflict | StepSuperseded, number: int) -> AdamdError:
+    """Return the refusal of a step whose number was sent from here before, with another gradient."""
+    return type(error)(
+        f"step {number} was sent from here before, and its answer was not waited for (Ctrl-C, a cancelled task or a "
+        f"time-out). It counts, or another client's does: the session is at step {error.step}. So this gradient, which "
+        "is another one, was not applied. session.parameters() returns where to go on: take the next gradient there",
+        step=error.step,
+        left_open=number,
+        **error.extra,
+    )
 
 
 def settings_document(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,17 +324,9 @@ def _bound(name: str, value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """Turn NumPy's and torch's scalars and arrays into what JSON knows."""
     if hasattr(value, "tolist"):
+        _meaning.check(value, "it")
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r}")
-
-
-def _finite(name: str, value: Any) -> float | None:
-    """Return a metric as a number; a loss that is NaN is told as null, and must not cost the step."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InvalidRequest(f"metric {name!r} is {type(value).__name__}; wanted a number") from None
-    return number if math.isfinite(number) and abs(number) < 2.0**1023 else None
 
 
 def _settled(file: BinaryIO, path: Path) -> None:

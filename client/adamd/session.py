@@ -62,7 +62,8 @@ class Session(Seen):
         Raises:
             BadGradient: NaN, infinity, or a square that overflows; nothing was counted. Not with "skip".
             WrongDtype, WrongLayout: the gradient does not fit; nothing was sent.
-            StepConflict, StepSuperseded: another client made this step; `refresh`, read the `parameters`, go on.
+            StepConflict, StepSuperseded: another client made this step, or a call of this one that was interrupted
+                (``extra["left_open"]``); this gradient was not applied. Go on from `parameters`.
             HistoryLost: the store went back, or has another history; `refresh` accepts it.
             Diverged: a parameter is no longer finite.
             RetriesExhausted: no answer in time. The step may count: the same call again is safe, and tells.

@@ -49,5 +49,5 @@ if __name__ == "__main__":
     chunks.write_array = written
     before(RedisStore, "commit_snapshot", "named")
     before(RedisStore, "collect", "collecting")
-    before(garbage, "_unlink", "unlinking")
+    before(garbage, "_unlinked", "unlinking")
     command.main()

@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 import adamd
+from adamd_service import machine
 from adamd_service.__main__ import _printable, _row, _sight
 from adamd_service.serve import patiently
 from adamd_service.settings import ServerSettings, refused
@@ -373,3 +374,22 @@ def test_a_signal_ends_it_in_order(server_factory):
     store = one.store_pid
     assert one.stop() == 0
     assert not Path(f"/proc/{store}").exists()
+
+
+def test_memory_is_the_control_groups_where_that_is_less(tmp_path):
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    groups, own = tmp_path / "groups", tmp_path / "own"
+    assert machine.memory(groups, own) == physical
+    (groups / "pods" / "one").mkdir(parents=True)
+    (groups / "pods" / "one" / "memory.max").write_text("max\n")
+    own.write_text("0::/pods/one\n")
+    assert machine.memory(groups, own) == physical
+    (groups / "pods" / "memory.max").write_text("123456789\n")  # of the group above
+    assert machine.memory(groups, own) == 123456789
+    (groups / "memory.max").write_text("1000000\n")  # as a container sees its own
+    own.write_text("0::/\n")
+    assert machine.memory(groups, own) == 1000000
+    (groups / "memory" / "old").mkdir(parents=True)
+    (groups / "memory" / "old" / "memory.limit_in_bytes").write_text("77777777\n")
+    own.write_text("4:cpu,cpuacct:/x\n9:memory:/old\n")
+    assert machine.memory(groups, own) == 77777777

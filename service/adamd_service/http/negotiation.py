@@ -17,7 +17,9 @@ from adamd_service.codecs import checks
 from adamd_service.codecs.checks import parse_json
 
 KNOWN = (headers.OCTETS, headers.SAFETENSORS, headers.JSON)
-_CHAIN = re.compile(r'"([0-9a-f]{64})"')
+_CHAIN = re.compile(r'"[0-9a-f]{64}"')
+_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+_TAGS = re.compile(rf"{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*")
 _NUMBER = re.compile(r"[0-9]{1,16}")
 
 
@@ -151,20 +153,28 @@ def _quality(parameters: str) -> float:
         return 0.0
 
 
-def if_match(request: Request) -> str | None:
-    """Return the chain that If-Match names.
+def if_match(request: Request) -> tuple[str, ...]:
+    """Return the chains that If-Match names, one of which has to be the session's; none: any will do.
+
+    An entity tag is opaque (RFC 9110, 8.8.3): one that is no chain, or is weak, matches none; it stands here as sent.
 
     Raises:
-        InvalidRequest: it is no chain.
+        InvalidRequest: it is no list of entity tags.
 
     """
-    given = only(request, "if-match")
-    if given is None or given.strip() == "*":
-        return None
-    match = _CHAIN.fullmatch(given.strip())
-    if match is None:
-        raise InvalidRequest('If-Match: wanted one ETag of this session, as in "0123…" (64 hex digits, in quotes)')
-    return match.group(1)
+    lines = request.headers.getlist("if-match")
+    if not lines:
+        return ()
+    given = ",".join(lines).strip(" \t,")
+    if given == "*":
+        return ()
+    if _TAGS.fullmatch(given) is None:
+        raise InvalidRequest(
+            f"If-Match is {shown(given)}; wanted the ETag of an answer as it came, in double quotes, or a list, or *"
+        )
+    tags = _TAG.findall(given)
+    chains = tuple(tag[1:-1] for tag in tags if _CHAIN.fullmatch(tag))
+    return chains or tuple(tags[:1])
 
 
 def idempotency_key(request: Request) -> str | None:

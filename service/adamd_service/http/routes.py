@@ -98,8 +98,8 @@ async def create_session(request: Request) -> Response:
     key = negotiation.idempotency_key(request)
     parse = bodies.create_from_json if kind == headers.JSON else bodies.create_from_safetensors
     async with _whole(request, kind) as body:
-        made = await engine_of(request).create(await _parsed(parse, body, key))
-        return answers.session(made, 201, request.scope.get("root_path", ""))
+        call = await _parsed(parse, body, key)
+        return answers.created(await engine_of(request).create(call), call.given, request.scope.get("root_path", ""))
 
 
 @router.get("/sessions", responses=documents.PAGE)
@@ -126,14 +126,15 @@ async def patch_session(request: Request, session: Ref) -> Response:
     ref = _ref(session)
     async with _whole(request, kind, MAX_PATCH) as body:
         patch = await _parsed(patch_document, body)
-        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, negotiation.if_match(request))
+        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, await _if_match(request, ref))
         return answers.session(changed)
 
 
 @router.delete("/sessions/{session}", status_code=204, openapi_extra=documents.MATCHED, responses=documents.EMPTY)
 async def delete_session(request: Request, session: Ref) -> Response:
     """Delete a session: 410 for a day, then 404."""
-    await engine_of(request).delete(_ref(session), negotiation.if_match(request))
+    ref = _ref(session)
+    await engine_of(request).delete(ref, await _if_match(request, ref))
     return Response(status_code=204)
 
 
@@ -211,6 +212,16 @@ async def post_step(request: Request, session: Ref) -> Response:
     return await _step(request, session, None, key)
 
 
+async def _if_match(request: Request, ref: str, number: int | None = None) -> str | None:
+    """Return the chain that the session, or step ``number`` - 1 of it, has to have; of several the one that it has."""
+    chains = negotiation.if_match(request)
+    if len(chains) < 2:
+        return chains[0] if chains else None
+    head = (await engine_of(request).view(ref)).head
+    now = head.prev_chain if number == head.step else head.chain
+    return now if now in chains else chains[0]
+
+
 async def _step(request: Request, session: str, number: int | None, key: str | None) -> Response:
     kind = negotiation.media_type(request, headers.OCTETS)
     wanted = negotiation.accepted_type(request, kind)
@@ -224,7 +235,7 @@ async def _step(request: Request, session: str, number: int | None, key: str | N
         decode=decode.get(kind),
         encoding=negotiation.encoding(request),
         answer_dtype=negotiation.answer_dtype(request, wanted),
-        if_match=negotiation.if_match(request),
+        if_match=await _if_match(request, _ref(session), number),
         key=key,
         settings=checks.settings(negotiation.json_header(request, headers.SETTINGS)),
         metrics=checks.metrics(negotiation.json_header(request, headers.METRICS)) or {},
