@@ -32,7 +32,7 @@ AdamdError
 │   ├── HistoryLost         history_lost         412   the store went back, or this is another history
 │   ├── Moved               moved                412   it is no longer where If-Match says (PATCH, DELETE)
 │   └── WrongReplica        wrong_replica        421   a memory session lives in another process
-├── Unavailable             try again; the SDK does, by itself
+├── Unavailable             unavailable          503   try again; the SDK does, by itself
 │   ├── Busy                busy                 429
 │   ├── DeviceFull          device_full          503   states in use fill the GPU
 │   ├── ShuttingDown        shutting_down        503
@@ -259,7 +259,7 @@ class WrongReplica(SessionError):
 class Unavailable(AdamdError):
     """Not now. Trying again is safe and makes sense after ``retry_after`` seconds."""
 
-    status = 503
+    code, status = "unavailable", 503
 
 
 class Busy(Unavailable):

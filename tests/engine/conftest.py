@@ -53,8 +53,9 @@ def off_the_loop(name, method):
     return called
 
 
+ASKS_NOBODY = ("close", "stage", "commit_soon", "require_kept")
 for name, method in vars(RedisStore).items():
-    if inspect.isfunction(method) and not name.startswith("_") and name not in ("close", "stage", "commit_soon"):
+    if inspect.isfunction(method) and not name.startswith("_") and name not in ASKS_NOBODY:
         setattr(OffTheLoop, name, off_the_loop(name, method))
 
 

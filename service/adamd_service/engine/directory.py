@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
+from contextvars import ContextVar
 
 from adamd.errors import (
     IdempotencyMismatch,
@@ -20,6 +21,7 @@ from adamd_service.store import RedisStore
 from adamd_service.store.index import place
 from adamd_service.store.index import token as index_token
 
+ASKED: ContextVar[str] = ContextVar("adamd_session_asked_for", default="")  # by the call under way: for the log
 REMEMBERED = 4096  # keys of memory sessions' creations, and deleted memory sessions
 
 
@@ -44,6 +46,7 @@ class Directory:
             WrongReplica: it lives in another process's memory.
 
         """
+        ASKED.set(ref)
         if ref in self._names:
             return self._names[ref]
         if ref.startswith("m_"):

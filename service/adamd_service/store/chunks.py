@@ -17,9 +17,9 @@ from redis.connection import ConnectionPool
 from adamd.errors import AdamdError, Busy, Damaged, StoreFull, StoreUnavailable
 from adamd.wire.buffers import Bytes
 from adamd_service.records import ArrayRef
-from adamd_service.store.connect import Client, Connection, borrowed, pool_of, refreshing
+from adamd_service.store.connect import Client, borrowed, pool_of, refreshing
 from adamd_service.store.failures import translated
-from adamd_service.store.outcomes import ChunkMissing
+from adamd_service.store.outcomes import ChunkMissing, Connection
 from adamd_service.store.scripts import script
 
 CHUNK = 1024 * 1024  # bytes; larger vectors take larger chunks, so that a record has at most MOST

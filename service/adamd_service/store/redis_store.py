@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import redis
+from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
 from adamd.errors import AdamdError, Damaged, InternalError, SessionDeleted, StoreUnavailable, UnknownSession
@@ -27,14 +28,15 @@ from adamd_service.records import (
     SnapshotRef,
     Spec,
 )
-from adamd_service.store import chunks, codec, garbage, index, keys, promises
+from adamd_service.store import chunks, codec, garbage, index, keys
 from adamd_service.store.commits import commit_call
-from adamd_service.store.connect import Client, connect
+from adamd_service.store.connect import Link, connect, found
 from adamd_service.store.embedded import EmbeddedStore
-from adamd_service.store.failures import away, refused, translated
+from adamd_service.store.failures import away, in_the_middle, no_permission, refused, translated
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
 from adamd_service.store.lines import Lines
-from adamd_service.store.outcomes import Created, Repeated, Standing, Taken, UnknownOutcome
+from adamd_service.store.outcomes import Created, Repeated, Standing, StoreRefused, Taken, Unfit, UnknownOutcome
+from adamd_service.store.promises import Terms
 from adamd_service.store.room import Room
 from adamd_service.store.scripts import script
 from adamd_service.store.silence import Silences, Silent
@@ -52,15 +54,15 @@ class RedisStore:
     InternalError where what it holds is damaged.
     """
 
-    def __init__(self, client: Client, timeout: float) -> None:
-        self._client = client
+    def __init__(self, link: Link, timeout: float) -> None:
+        self._client = link.client
+        self._trust = link.trust
         self.silences = Silences()
-        self.silences.watch(client)
-        self.lines = Lines(client, timeout)
+        self.silences.watch(link.client)
+        self.lines = Lines(link.client, timeout)
         self._uploads = threading.Semaphore(chunks.UPLOADS)
         self._room: Room | None = None
         self.most_sessions = index.MOST
-        self.promise = "unchecked"
 
     @classmethod
     def connect(cls, url: str, *, timeout: float, max_connections: int = 64) -> Self:
@@ -71,15 +73,39 @@ class RedisStore:
         """
         return cls(connect(url, timeout, max_connections + chunks.UPLOADS), timeout)
 
+    @property
+    def promise(self) -> str:
+        """What the store's settings promise now, as far as it was looked at; see `Trust.promise`."""
+        return self._trust.promise
+
     def check(self, *, allow_lossy: bool = False, trusted: bool = False) -> None:
-        """Look at the store's version, persistence and eviction, and set ``promise`` to what they mean.
+        """Look at the store's version, persistence and eviction; from now on `look` and every new connection do.
 
         Raises:
-            StoreRefused: it may lose what adamd promises to keep.
+            StoreRefused: it may lose what adamd promises to keep, or is no store to be used so.
+            StoreLoading: it cannot tell yet.
 
         """
+        cluster = isinstance(self._client, RedisCluster)
         with translated():
-            self.promise = promises.checked(self._client, allow_lossy=allow_lossy, trusted=trusted)
+            seen = found(self._client)
+        self._trust.agree(Terms(allow_lossy=allow_lossy, trusted=trusted, cluster=cluster), seen)
+
+    def look(self) -> None:
+        """Look again at what was checked: the store may be another process, or set otherwise.
+
+        Raises:
+            StoreUnavailable: it does not keep what adamd promises, or does not answer.
+
+        """
+        if self._trust.terms is not None:
+            with translated():
+                seen = found(self._client, all_of_them=False)
+            self._trust.see(seen)
+
+    def require_kept(self) -> None:
+        """Raise StoreUnavailable where the store was seen not to keep what adamd promises."""
+        self._trust.require()
 
     def close(self) -> None:
         """Close the connections."""
@@ -108,6 +134,41 @@ class RedisStore:
         if self._room is not None:
             self._room.require_spare()
 
+    def ready(self, replica: str, ttl: float) -> None:
+        """Look at the store, and write this process's sign of life: ready is who can write.
+
+        Raises:
+            StoreUnavailable, StoreFull: a step could not be committed now.
+
+        """
+        try:
+            self.look()
+        except StoreUnavailable:
+            if self._trust.refusal is not None:  # the store answers, and the other replicas want to know that we live
+                with suppress(AdamdError):
+                    self.announce(replica, ttl)
+            raise
+        self.announce(replica, ttl)
+        if self._room is not None:
+            self._room.require_any()
+
+    def try_writing(self, replica: str, ttl: float) -> None:
+        """Write the first sign of life, and run a script on a key that nobody uses: a user may be allowed one alone.
+
+        Raises:
+            StoreRefused: the store's user is not allowed that.
+            StoreUnavailable, StoreFull: not now.
+
+        """
+        try:
+            self.announce(replica, ttl)
+            with self.lease(f"start-{replica}"):
+                return
+        except AdamdError as error:
+            if isinstance(error.__cause__, redis.RedisError) and (said := no_permission(error.__cause__)):
+                raise StoreRefused(said) from None
+            raise
+
     # -- replicas
 
     def announce(self, replica: str, ttl: float) -> None:
@@ -132,6 +193,7 @@ class RedisStore:
         carried: Carried | None = None,
     ) -> Created | Repeated | Taken:
         """Write a first snapshot of ``arrays`` (flat, by name; none where the parameters come later), then the head."""
+        self._trust.require()
         spec, names = head.spec, SessionKeys(head.spec.id)
         self._grow(AROUND)
         with translated():
@@ -209,6 +271,7 @@ class RedisStore:
 
         Returns the step after which they count: another replica may have moved the session on meanwhile.
         """
+        self._trust.require()
         self._grow(AROUND)
         with translated():
             settings = codec.dumps(after.settings)
@@ -223,6 +286,7 @@ class RedisStore:
 
     def put_parameters(self, head: Head, after: Head, arrays: Mapping[str, Any], counts: tuple[int, ...]) -> bool:
         """Replace the first snapshot of a session at step 0; False where someone else changed the session first."""
+        self._trust.require()
         names = SessionKeys(head.spec.id)
         with translated():
             ref = self._first(after, arrays, counts)
@@ -263,8 +327,10 @@ class RedisStore:
 
         Raises:
             Busy: `chunks.UPLOADS` are under way.
+            StoreUnavailable: what is committed now would not be kept as promised.
 
         """
+        self._trust.require()
         names = SessionKeys(session_id)
         return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads, self._grow)
 
@@ -277,17 +343,20 @@ class RedisStore:
         """Put one record into the log and move the head, or say why not. Never sent twice.
 
         Raises:
-            UnknownOutcome: no answer came; `resolve` finds out.
+            UnknownOutcome: no answer came, or one from the script's middle; `resolve` finds out.
 
         """
+        self._trust.require()
         self._grow(AROUND + len(commit.record.inline or b""))
         named, args = commit_call(session_id, commit)
         try:
             verdict = script("commit")(self._client, named, *args)
-        except ResponseError as error:  # the store said no, and has not done it
-            raise refused(error) from error
+        except ResponseError as error:
+            raise _failed(error) from error
         except Silent as error:  # nothing was sent
             raise away(error) from error
+        except Unfit as error:  # nothing was sent
+            raise StoreUnavailable(str(error), retry_after=1.0) from error
         except Exception as error:  # whatever else it was, the script may have run, or run yet
             raise UnknownOutcome(str(error)) from error
         return codec.outcome_from(verdict)
@@ -299,11 +368,12 @@ class RedisStore:
             UnknownOutcome: as `commit`.
 
         """
+        self._trust.require()
         self._grow(AROUND + len(commit.record.inline or b""))
         try:
             verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
         except ResponseError as error:
-            raise refused(error) from error
+            raise _failed(error) from error
         return None if verdict is None else codec.outcome_from(verdict)
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
@@ -450,3 +520,8 @@ class RedisStore:
         if said == index.DELETED.encode():
             raise SessionDeleted(f"session {session_id} is deleted")
         raise UnknownSession(f"there is no session {session_id!r}")
+
+
+def _failed(error: ResponseError) -> AdamdError | UnknownOutcome:
+    """Return what a commit's answer means that is an error: it was not done, or nobody knows how far it came."""
+    return UnknownOutcome(str(error)) if in_the_middle(error) else refused(error)
