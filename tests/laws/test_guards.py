@@ -19,6 +19,7 @@ ENCODED = "tests/engine/test_engine_encodings.py"
 ENGINE = "service/adamd_service/engine"
 OPTIM = "service/adamd_service/optim"
 LUA = "service/adamd_service/store/lua"
+STORE = "service/adamd_service/store"
 GRPC = "service/adamd_service/grpc"
 AROUND = "tests/contract/test_contract_around.py"
 
@@ -153,6 +154,71 @@ GUARDS = [
         "7 what became of a commit is not asked on the event loop",
         [(f"{ENGINE}/steps.py", "            yield None\n            self._resolve", "            self._resolve")],
         f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[inline]",
+    ),
+    (
+        "2 no process behind the store's address is used before it was looked at",
+        [(f"{STORE}/trust.py", "        if found.run_id not in self._accepted:\n", "        if False:\n")],
+        "tests/store/test_trust.py::test_no_process_is_used_before_it_was_looked_at",
+    ),
+    (
+        "2 nothing is committed while the store does not keep what is promised",
+        [
+            (
+                f"{STORE}/redis_store.py",
+                """        self._trust.require()
+        self._grow(AROUND + len(commit.record.inline or b""))
+        named, args""",
+                """        self._grow(AROUND + len(commit.record.inline or b""))
+        named, args""",
+            )
+        ],
+        "tests/store/test_trust.py::test_the_file_is_switched_off_while_it_serves",
+    ),
+    (
+        "2 a first append-only file that is not whole keeps nothing",
+        [(f"{STORE}/promises.py", 'set(sizes) == {"0"}', "not sizes")],
+        "tests/store/test_trust.py::test_a_file_that_is_not_whole_yet_keeps_nothing",
+    ),
+    (
+        "2 a store that loads is not judged",
+        [(f"{STORE}/promises.py", '    if info.get("loading") == "1":\n', "    if False:\n")],
+        "tests/store/test_trust.py::test_a_store_that_loads_is_not_judged",
+    ),
+    (
+        "2 a demoted primary is left by threads",
+        [(f"{STORE}/connections.py", "            if leaves(error):\n", "            if False:\n")],
+        "tests/store/test_trust.py::test_a_demoted_primary_is_left_by_threads",
+    ),
+    (
+        "2 a demoted primary is left by the loop",
+        [(f"{STORE}/lines.py", "                if leaves_by(str(answer)):\n", "                if False:\n")],
+        "tests/store/test_trust.py::test_a_demoted_primary_is_left_by_the_loop",
+    ),
+    (
+        "2 nothing is read from a replica",
+        [(f"{STORE}/trust.py", "                raise Unfit(DEMOTED)\n", "                return\n")],
+        "tests/store/test_trust.py::test_a_name_that_leads_to_a_replica_still",
+    ),
+    (
+        "2 a script that was not allowed one of its commands may have run others",
+        [(f"{STORE}/redis_store.py", " if in_the_middle(error) else ", " if False else ")],
+        "tests/store/test_permissions.py::test_a_command_that_a_script_may_not_run_leaves_the_outcome_unknown",
+    ),
+    (
+        "2 ready is who can write",
+        [
+            (
+                f"{STORE}/redis_store.py",
+                "        self.announce(replica, ttl)\n        if self._room",
+                "        if self._room",
+            )
+        ],
+        "tests/store/test_trust.py::test_ready_is_who_can_write",
+    ),
+    (
+        "2 TLS reaches the Sentinels",
+        [(f"{STORE}/urls.py", '{"ssl": tls, **both, **own}', '{"ssl": False, **both, **own}')],
+        "tests/store/test_tls.py::test_a_primary_that_a_sentinel_names",
     ),
     (
         "2 a step holds its session while the loop waits for its commit",
