@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 import adamd
+from adamd._terminal import say, take_any_words
 from adamd.errors import AdamdError, TransportError
 
 app = typer.Typer(
@@ -96,6 +97,7 @@ def serve(
     given = {name: value for name, value in locals().items() if value not in (None, [])}
     _warn_of_passwords(redis_url)
     try:
+        import structlog
         from pydantic import ValidationError
 
         from adamd_service.device.choose import DeviceRefused
@@ -106,8 +108,13 @@ def serve(
         raise SystemExit(
             f"adamd: {error.name} is missing; the server is an extra: pip install 'adamd[service]'"
         ) from None
+
+    def told(line: str) -> None:
+        if not say(line):
+            structlog.get_logger().warning("stdout takes nothing any more; the server goes on", said=line)
+
     try:
-        run(ServerSettings(**given), lambda line: print(line, flush=True))
+        run(ServerSettings(**given), told)
     except ValidationError as error:
         raise SystemExit(f"adamd: {refused(error, given)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
@@ -231,6 +238,8 @@ def _reason(error: AdamdError) -> str:
 
 def _row(item: dict[str, Any]) -> tuple[Text, ...]:
     told = [item.get(key) for key in COLUMNS[:-1]]
+    if "damaged" in item:
+        told[2] = "damaged"  # in place of its step; the server tells why
     words = [f"{value:,}" if isinstance(value, int) else "—" if value is None else str(value) for value in told]
     words.append(_age(time.time() - float(item.get("created_at", 0.0))))
     return tuple(Text(_printable(word)) for word in words)
@@ -301,6 +310,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command."""
+    take_any_words()
     app()
 
 

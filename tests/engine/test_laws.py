@@ -25,7 +25,7 @@ from adamd.errors import (
 from adamd_service.optim import FusedKernel
 from adamd_service.store import RedisStore
 
-from .conftest import bodies_left, body_of, create_call, fold, run, step_call
+from .conftest import bodies_left, body_of, create_call, fold, resummed, run, step_call
 
 RNG = np.random.default_rng(7)
 SIZE = 600_000  # 2.4 MB: staged in chunks, not inline
@@ -552,7 +552,7 @@ def test_what_the_store_changed_is_seen_and_not_served(replica, valkey, changed)
             meta = client.hget(record, "meta")
             changed_meta, times = re.subn(rb'"step_size":[0-9.e-]+', b'"step_size":0.25', meta)  # a float32 as well
             assert times == 1
-            client.hset(record, "meta", changed_meta)
+            client.hset(record, "meta", resummed(changed_meta))
         elif changed == "inline":
             client.hset(f"adamd:{{{session}}}:record:1", "inline", given[1].tobytes())
         else:

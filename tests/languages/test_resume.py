@@ -48,6 +48,11 @@ def fortran(server, tmp_path):
     return [tmp_path / "resume"], server.url
 
 
+def java(server, tmp_path):
+    need("java", "javac")
+    return ["java", EXAMPLES / "java" / "Resume.java"], server.url
+
+
 def r(server, tmp_path):
     need("Rscript")
     return ["Rscript", EXAMPLES / "r" / "resume.R"], server.url
@@ -128,7 +133,9 @@ class Program:
 
 
 @pytest.mark.parametrize(
-    "language", [python, python_over_grpc, shell, node, cpp, fortran, r, octave, openapi], ids=lambda one: one.__name__
+    "language",
+    [python, python_over_grpc, shell, node, cpp, fortran, java, r, octave, openapi],
+    ids=lambda one: one.__name__,
 )
 def test_it_goes_on_where_it_was_killed_and_stops_by_its_rule(language, mortal, undisturbed, tmp_path):
     told, stood = undisturbed

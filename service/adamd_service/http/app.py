@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
-from typing import Any
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
@@ -19,7 +19,7 @@ from adamd.wire.layout import shown
 from adamd_service.codecs.checks import LONGEST_PAGE
 from adamd_service.codecs.info import server_info
 from adamd_service.engine import Engine
-from adamd_service.http import answers, pages, routes
+from adamd_service.http import answers, documents, pages, routes
 from adamd_service.http.doors import Doors, hang
 from adamd_service.http.leftovers import Leftovers
 from adamd_service.telemetry import Telemetry
@@ -95,21 +95,29 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
 
     told = APIRouter(route_class=routes.StrictRoute)
 
-    @told.get("/v1/info")
-    async def info() -> dict[str, Any]:
+    @told.get("/v1/info", response_class=JSONResponse, responses=documents.INFO)
+    async def info() -> Response:
         """Tell the version, the numerics, the bounds, and what the store promises."""
-        return server_info(engine)
+        return JSONResponse(server_info(engine))
 
     app.include_router(told)
 
 
-async def _known(_request: Request, error: Exception) -> Response:
+async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, AdamdError)
-    if error.status >= 500 and not isinstance(error, InternalError):
-        log.info("refused", code=error.code, detail=error.detail)
-    elif isinstance(error, InternalError):
-        log.error("internal error", detail=error.detail, exc_info=error)
+    if isinstance(error, InternalError):
+        log.error("internal error", **_asked(request), detail=error.detail, exc_info=error)
+    else:
+        tell = log.info if error.status >= 500 else log.debug
+        tell("refused", **_asked(request), code=error.code, detail=error.detail)
     return answers.problem(error)
+
+
+def _asked(request: Request) -> dict[str, str]:
+    """Return what a request was about, for the log: its method, its route, and its session."""
+    route = getattr(request.scope.get("route"), "path", request.url.path[:200])
+    session = request.path_params.get("session")
+    return {"method": request.method, "route": route} | ({} if session is None else {"session": shown(session)})
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

@@ -98,8 +98,8 @@ async def create_session(request: Request) -> Response:
     key = negotiation.idempotency_key(request)
     parse = bodies.create_from_json if kind == headers.JSON else bodies.create_from_safetensors
     async with _whole(request, kind) as body:
-        made = await engine_of(request).create(await _parsed(parse, body, key))
-        return answers.session(made, 201, request.scope.get("root_path", ""))
+        call = await _parsed(parse, body, key)
+        return answers.created(await engine_of(request).create(call), call.given, request.scope.get("root_path", ""))
 
 
 @router.get("/sessions", responses=documents.PAGE)

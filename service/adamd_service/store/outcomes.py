@@ -33,10 +33,14 @@ class UnknownOutcome(Exception):
 
 
 class ChunkMissing(StoreUnavailable):
-    """What the head names is not there (any more): reload the head and start again."""
+    """What the head names is not there (any more): reload the head and start again.
+
+    ``snapshot``: the id of the one that it belongs to; "" where it is a part of the log.
+    """
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, retry_after=0.5)
+        self.snapshot = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
-from adamd.errors import AdamdError, InternalError, SessionDeleted, StoreUnavailable, UnknownSession
+from adamd.errors import AdamdError, Damaged, InternalError, SessionDeleted, StoreUnavailable, UnknownSession
 from adamd.wire.buffers import Bytes
 from adamd_service.records import (
     ArrayRef,
+    Broken,
     Carried,
     Commit,
     CommitOutcome,
@@ -202,18 +203,18 @@ class RedisStore:
             try:
                 taken = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
-                chunks.unlink(self._client, chunk_keys)  # nothing will ever name them
+                chunks.discard(self._client, chunk_keys)  # nothing will ever name them
                 raise
             if taken is not None:
-                chunks.unlink(self._client, chunk_keys)
+                chunks.discard(self._client, chunk_keys)
                 return taken
             fields = [text for pair in codec.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
             if verdict[0] != b"created":
-                chunks.unlink(self._client, chunk_keys)
+                chunks.discard(self._client, chunk_keys)
                 with suppress(AdamdError), translated():
-                    index.release(self._client, spec.tenant, spec.id, spec.name or "", key)
+                    index.give_up(self._client, spec, key)
                 raise StoreUnavailable("the creation took too long and was given up; try again", retry_after=1.0)
             return Created()
 
@@ -224,7 +225,7 @@ class RedisStore:
             UnknownSession, SessionDeleted: it is not there.
 
         """
-        with translated():
+        with translated(session_id):
             fields = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).head))
             return codec.head_from(session_id, fields) if fields else self._absent(session_id)
 
@@ -235,9 +236,9 @@ class RedisStore:
 
     def standing(self, session_id: str) -> Standing:
         """Return the few fields that tell whether a cache is still right; raises as `load_head`."""
-        with translated():
+        with translated(session_id):
             values = self._client.hmget(SessionKeys(session_id).head, list(codec.STANDING))
-            standing = codec.standing_from(cast("list[bytes | None]", values))
+            standing = codec.standing_from(session_id, cast("list[bytes | None]", values))
             return self._absent(session_id) if standing is None else standing
 
     def find(self, tenant: str, name: str) -> str:
@@ -245,8 +246,8 @@ class RedisStore:
         with translated():
             return index.find(self._client, tenant, name)
 
-    def list_sessions(self, tenant: str, page_size: int, after: str | None) -> tuple[list[Head], str | None]:
-        """Return a page of heads, oldest first, and the token of the next page.
+    def list_sessions(self, tenant: str, page_size: int, after: str | None) -> tuple[list[Head | Broken], str | None]:
+        """Return a page of heads, oldest first, and the token of the next page; a damaged one is told as such.
 
         Raises:
             InvalidRequest: the token is none of ours.
@@ -254,10 +255,12 @@ class RedisStore:
         """
         with translated():
             listed = index.page(self._client, tenant, page_size, index.place(after))
-            heads = []
-            for session_id, _ in listed[:page_size]:
+            heads = list[Head | Broken]()
+            for session_id, created_at in listed[:page_size]:
                 try:
                     heads.append(self.load_head(session_id))
+                except InternalError as error:
+                    heads.append(Broken(session_id, created_at, error.detail))
                 except (UnknownSession, SessionDeleted):
                     index.tidy(self._client, tenant, session_id)
             more = len(listed) > page_size
@@ -271,11 +274,13 @@ class RedisStore:
         self._trust.require()
         self._grow(AROUND)
         with translated():
+            settings = codec.dumps(after.settings)
             verdict = script("patch")(
                 self._client,
                 [SessionKeys(session_id).head],
-                *(head.incarnation, head.settings_revision, codec.dumps(after.settings)),
+                *(head.incarnation, head.settings_revision, settings),
                 *(after.settings_revision, codec.spec_text(after.spec), chain or ""),
+                codec.seal(head.incarnation, after.settings_revision, settings),
             )
             return int(verdict[1]) if verdict[0] == b"patched" else None
 
@@ -291,23 +296,28 @@ class RedisStore:
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
             verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
             if verdict[0] != b"set":
-                chunks.unlink(self._client, chunk_keys)
+                chunks.discard(self._client, chunk_keys)
             return verdict[0] == b"set"
 
-    def delete(self, session_id: str, chain: str | None = None) -> bool:
+    def delete(self, session_id: str, chain: str | None = None, *, tenant: str = "default") -> bool:
         """End a session: its name is free, it answers 410 for a day. `collect` unlinks what it held.
 
-        False where it is not at ``chain``.
+        ``tenant``: whose it is, where its head is damaged and does not say it. False where it is not at ``chain``.
         """
         names = SessionKeys(session_id)
-        spec = self.load_head(session_id).spec
         self._tidy()
         with translated():
-            garbage.remember(self._client, spec.tenant, session_id)
+            try:
+                spec, damage = self.load_head(session_id).spec, ""
+                tenant, name = spec.tenant, spec.name or ""
+            except Damaged:
+                name, damage = index.name_of(self._client, tenant, session_id), "damaged"
+            garbage.remember(self._client, tenant, session_id)
             named = [names.head, names.gone, names.garbage, names.ring, names.readers]
-            if self._repeatable("delete", named, index.DAY, index.DELETED, "any", chain or "")[0] == b"moved":
+            said = self._repeatable("delete", named, index.DAY, index.DELETED, "any", chain or "", damage)
+            if said[0] == b"moved":
                 return False
-            index.release(self._client, spec.tenant, session_id, spec.name or "", remember=index.DAY)
+            index.release(self._client, tenant, session_id, name, remember=index.DAY)
             return True
 
     # -- steps
@@ -327,7 +337,7 @@ class RedisStore:
     def discard(self, session_id: str, attempt: str, count: int) -> None:
         """Unlink the chunks of an attempt that can no longer commit; their TTL does the same, later."""
         names = SessionKeys(session_id)
-        chunks.unlink(self._client, names.body(attempt, count))
+        chunks.discard(self._client, names.body(attempt, count))
 
     def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
         """Put one record into the log and move the head, or say why not. Never sent twice.
@@ -414,11 +424,11 @@ class RedisStore:
         with translated():
             pipeline = self._client.pipeline(transaction=False)
             for step in range(first, last + 1):
-                pipeline.hmget(names.record(step), ["meta", "inline"])
-            for step, (meta, inline) in zip(range(first, last + 1), pipeline.execute(), strict=True):
+                pipeline.hmget(names.record(step), ["meta", "inline", "attempt", "chain"])
+            for step, (meta, *rest) in zip(range(first, last + 1), pipeline.execute(), strict=True):
                 if meta is None:
                     break
-                found.append(codec.record_from(step, meta, inline))
+                found.append(codec.record_from(step, meta, *(value or b"" for value in rest)))
         return found
 
     def read_body(self, session_id: str, record: Record, into: Bytes) -> None:
@@ -426,7 +436,7 @@ class RedisStore:
         if record.inline is not None:
             if len(record.inline) != into.nbytes:
                 came = len(record.inline)
-                raise InternalError(f"the record of step {record.step} has {came} bytes, not {into.nbytes}")
+                raise Damaged(f"the record of step {record.step} has {came} bytes, not {into.nbytes}")
             memoryview(into)[:] = record.inline
             return
         names = SessionKeys(session_id)
@@ -448,17 +458,18 @@ class RedisStore:
             self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace, self._grow
         )
 
-    def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int) -> bool:
+    def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int, damaged: str = "") -> bool:
         """Make a written snapshot the newest; False where the history went another way.
 
-        ``covered``: bytes of bodies in the log up to its step, since the snapshot before.
+        ``covered``: bytes of bodies in the log up to its step, since the snapshot before. ``damaged``: the id of the
+        newest snapshot, where it is damaged: the new one takes its place, and the one before it stays.
         """
         names = SessionKeys(spec.id)
         named = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
         self._tidy()
         with translated():
             text = codec.snapshot_text(ref)
-            args: Arguments = [incarnation, ref.chain, text, covered, *snapshot_lengths((ref,))]
+            args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
             garbage.expect(self._client, spec.tenant, spec.id)
             verdict = self._repeatable("snapshot", named, *args)
             return verdict[0] == b"kept"
@@ -466,7 +477,7 @@ class RedisStore:
     def discard_snapshot(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
         """Unlink written arrays of a snapshot that will not be committed; their TTL does the same, later."""
         names = SessionKeys(session_id)
-        chunks.unlink(self._client, snapshot_keys(names, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),)))
+        chunks.discard(self._client, snapshot_keys(names, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),)))
 
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
