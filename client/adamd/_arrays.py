@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from adamd import _meaning
 from adamd.errors import InvalidRequest, RequestError, WrongDtype, WrongLayout
 from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, widen
 from adamd.wire.layout import Layout, Tensor, named_layout, vector_layout
@@ -105,29 +106,28 @@ def part(
 
     Raises:
         WrongDtype: no floating-point dtype that travels.
-        WrongLayout: ragged.
-        InvalidRequest: a Python number is too large for ``dtype``; or what ``overflow`` says.
+        WrongLayout: ragged, or with labels that would be lost.
+        InvalidRequest: a mask or a unit would be lost, it is sparse, or no array at all; or a Python number is too
+            large for ``dtype`` (or what ``overflow`` says).
 
     """
+    _meaning.check(value, what)
     array, kind = _read(value, what)
     if _plain(value):
         array, kind = _in_dtype(array, dtype, what, overflow), dtype
-    if kind not in ITEMSIZE:
-        raise WrongDtype(
-            f"{what} is {kind}; {', '.join(ITEMSIZE)} can be sent. Convert it: numpy.asarray(x, 'float32')"
-        )
+    _meaning.check_dtype(array, kind, value, what)
     return Part(name, kind, np.asarray(array, dtype=storage(kind), order="C"))
 
 
 def _read(value: Any, what: str) -> tuple[Array, str]:
-    if hasattr(value, "detach"):
-        return _from_torch(value)
     try:
+        if hasattr(value, "detach"):
+            return _from_torch(value)
         array = np.asarray(value)
-        if array.dtype == object and hasattr(value, "__dlpack__"):
+        if array.dtype == object and not isinstance(value, np.ndarray) and hasattr(value, "__dlpack__"):
             array = np.from_dlpack(value)
-    except ValueError as error:
-        raise WrongLayout(f"{what} is no array: {error}") from None
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise _meaning.unreadable(value, error, what) from None
     if array.dtype.kind in "iu" and not hasattr(value, "dtype"):  # whole numbers, as in [1, 2] or range(3)
         array = array.astype(np.float64)
     kind = array.dtype.name
@@ -160,6 +160,7 @@ def _in_dtype(array: Array, dtype: str, what: str, overflow: type[RequestError])
 def _from_torch(tensor: Any) -> tuple[Array, str]:
     """Return a tensor's memory (or a copy from its device). NumPy has no bfloat16: there it is its bits."""
     tensor = tensor.detach().cpu()
+    tensor = tensor.resolve_neg() if hasattr(tensor, "resolve_neg") else tensor
     if str(tensor.dtype) == "torch.bfloat16":
         return np.asarray(tensor.contiguous().view(sys.modules["torch"].int16)).view(np.uint16), "bfloat16"
     array = np.asarray(tensor)
@@ -292,6 +293,7 @@ def _target(target: Any, tensor: Tensor, dtype: str) -> Array:
     what = f"out {tensor.name!r}"
     if not isinstance(target, np.ndarray):
         raise WrongLayout(f"{what}: wanted a numpy array to write into, got {type(target).__name__}")
+    _meaning.check(target, what)
     if target.dtype != storage(dtype):
         raise WrongDtype(f"{what} is {target.dtype}; this session's parameters are {dtype}")
     if target.shape != tensor.shape:

@@ -239,6 +239,10 @@ def page(response: pb.ListSessionsResponse) -> Page:
 
 
 def _short(session: pb.Session) -> dict[str, Any]:
+    if session.damaged:
+        nothing = dict.fromkeys(("name", "step", "optimizer", "parameters", "dtype", "durability"))
+        created_at = session.created_at.ToMicroseconds() / 1e6
+        return {"id": session.id, **nothing, "labels": {}, "created_at": created_at, "damaged": session.damaged}
     document = _document(session)
     told = {name: document[name] for name in ("id", "name", "step", "dtype", "durability", "labels", "created_at")}
     return told | {"optimizer": document["optimizer"].get("name"), "parameters": session.elements}

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from adamd import _arrays, _operations
+from adamd import _arrays, _meaning, _operations
 from adamd._encoding import Encoder, Sending, Written
 from adamd._operations import Operation, Stall, Standing, Stepped, body_of
 from adamd.errors import (
@@ -114,7 +114,7 @@ class Track:
                 rounded=answered is not None,
                 into=land.buffers,
                 settings=carried,
-                metrics={name: _finite(name, value) for name, value in measured.items()},
+                metrics={name: _meaning.number(name, value) for name, value in measured.items()},
                 key=key,
             )
             self.encoder.in_doubt, self.left_open = True, asked.number or open_before
@@ -324,17 +324,9 @@ def _bound(name: str, value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """Turn NumPy's and torch's scalars and arrays into what JSON knows."""
     if hasattr(value, "tolist"):
+        _meaning.check(value, "it")
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r}")
-
-
-def _finite(name: str, value: Any) -> float | None:
-    """Return a metric as a number; a loss that is NaN is told as null, and must not cost the step."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InvalidRequest(f"metric {name!r} is {type(value).__name__}; wanted a number") from None
-    return number if math.isfinite(number) and abs(number) < 2.0**1023 else None
 
 
 def _settled(file: BinaryIO, path: Path) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 import adamd
+from adamd._terminal import say, take_any_words
 from adamd.errors import AdamdError, TransportError
 
 app = typer.Typer(
@@ -30,6 +31,21 @@ app = typer.Typer(
 COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability", "age")
 PIPED = 300  # columns for another program, which reads lines
 SOON = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …; every user of this machine can "
+        "read a password in it (ps): give that in ADAMD_REDIS_URL or a file"
+    ),
+]
+RedisUrlFile = Annotated[Path | None, typer.Option(help="a file that holds this URL, as a mounted secret")]
+Lossy = Annotated[
+    bool | None, typer.Option("--allow-lossy-store", help="accept a store that may evict keys or keeps no AOF")
+]
+Trusted = Annotated[
+    bool | None,
+    typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
+]
 GrpcPort = Annotated[str | None, typer.Option(help="0 takes a free one, off serves HTTP alone \\[50051]")]
 RootPath = Annotated[
     str | None, typer.Option(help="the path below which a proxy has this server, as in /adamd \\[none]")
@@ -50,20 +66,14 @@ def serve(
     data_dir: Annotated[
         Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
     ] = None,
-    redis_url: Annotated[
-        str | None, typer.Option(help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …")
-    ] = None,
+    redis_url: RedisUrl = None,
+    redis_url_file: RedisUrlFile = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N: where updates run \\[auto]")] = None,
     fsync: Annotated[
         str | None, typer.Option(help="the private store's appendfsync: always or everysec \\[always]")
     ] = None,
-    allow_lossy_store: Annotated[
-        bool | None, typer.Option("--allow-lossy-store", help="accept a store that may evict keys or keeps no AOF")
-    ] = None,
-    store_trusted: Annotated[
-        bool | None,
-        typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
-    ] = None,
+    allow_lossy_store: Lossy = None,
+    store_trusted: Trusted = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(help="a web page's origin that may call, as in http://localhost:3000; repeatable"),
@@ -86,7 +96,9 @@ def serve(
     are in the README.
     """
     given = {name: value for name, value in locals().items() if value not in (None, [])}
+    _warn_of_passwords(redis_url)
     try:
+        import structlog
         from pydantic import ValidationError
 
         from adamd_service.device.choose import DeviceRefused
@@ -97,12 +109,27 @@ def serve(
         raise SystemExit(
             f"adamd: {error.name} is missing; the server is an extra: pip install 'adamd[service]'"
         ) from None
+
+    def told(line: str) -> None:
+        if not say(line):
+            structlog.get_logger().warning("stdout takes nothing any more; the server goes on", said=line)
+
     try:
-        run(ServerSettings(**given), lambda line: print(line, flush=True))
+        run(ServerSettings(**given), told)
     except ValidationError as error:
         raise SystemExit(f"adamd: {refused(error, given)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
         raise SystemExit(f"adamd: {error}") from None
+
+
+def _warn_of_passwords(redis_url: str | None) -> None:
+    if redis_url is not None and "@" in redis_url:
+        print(
+            "adamd: every user of this machine can read the password in --redis-url (ps); "
+            "ADAMD_REDIS_URL or --redis-url-file keep it from them",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @app.command()
@@ -212,6 +239,8 @@ def _reason(error: AdamdError) -> str:
 
 def _row(item: dict[str, Any]) -> tuple[Text, ...]:
     told = [item.get(key) for key in COLUMNS[:-1]]
+    if "damaged" in item:
+        told[2] = "damaged"  # in place of its step; the server tells why
     words = [f"{value:,}" if isinstance(value, int) else "—" if value is None else str(value) for value in told]
     words.append(_age(time.time() - float(item.get("created_at", 0.0))))
     return tuple(Text(_printable(word)) for word in words)
@@ -282,6 +311,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command."""
+    take_any_words()
     app()
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
+MANY = 2**20  # file descriptors, where there is no limit
+RESERVED = 1024  # file descriptors that are not for HTTP's connections
 
 
 def memory(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
@@ -36,6 +39,20 @@ def _limits(groups: Path, own: Path) -> list[int]:
     return found
 
 
+def connections(descriptors: int) -> int:
+    """Return how many clients may be connected: uploads, the store, gRPC and the log need descriptors too."""
+    return max(descriptors // 2, descriptors - RESERVED)
+
+
+def descriptor_is_free() -> bool:
+    """Say whether one more file can be opened: where it cannot, no connection is taken, and nobody is told."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    return True
+
+
 def raise_descriptors() -> int:
     """Take as many file descriptors as are allowed, as servers do; returns how many that are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -43,5 +60,5 @@ def raise_descriptors() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError):  # some systems say "unlimited" and take less
-            return soft
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            hard = soft
+    return MANY if hard == resource.RLIM_INFINITY else hard

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -105,7 +105,8 @@ class ServerSettings(BaseSettings):
         channel.DEFAULT_PORT, description=f"{PORT}, or off"
     )
     data_dir: Path = Field(default_factory=_data_dir, description="a directory")
-    redis_url: str | None = Field(None, description="a store's URL, as in redis://localhost:6379")
+    redis_url: SecretStr | None = Field(None, description="a store's URL, as in redis://localhost:6379")
+    redis_url_file: Path | None = Field(None, description="a file that holds a store's URL")
     device: str = Field("auto", pattern=f"^{ASKED}$", description="auto, cpu, cuda, or cuda:N as in cuda:0")
     device_bytes: Size | None = Field(None, description=SIZE)
     fsync: Literal["always", "everysec"] = Field("always", description="always or everysec")
@@ -171,7 +172,7 @@ def _refused(fault: ErrorDetails, given: Collection[str]) -> str:
     own = fault.get("ctx", {}).get("error")  # of a validator here, in its own words
     if isinstance(own, ValueError):
         return f"{where}: {own}"
-    came = str(fault["input"])
+    came = "(hidden)" if name == "redis_url" else str(fault["input"])
     said = f"{where} is {came[:200]!r}; wanted {field.description}"
     if name == "port" and came.startswith("tcp://"):
         said += (

@@ -37,7 +37,7 @@ def test_every_error_of_the_tree_has_its_status():
         421: {S.FAILED_PRECONDITION, S.PERMISSION_DENIED},
         422: {S.INVALID_ARGUMENT},
         429: {S.RESOURCE_EXHAUSTED},
-        500: {S.INTERNAL},
+        500: {S.INTERNAL, S.DATA_LOSS},
         503: {S.UNAVAILABLE, S.RESOURCE_EXHAUSTED},
         0: {S.UNAVAILABLE},
     }

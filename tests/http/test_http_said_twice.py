@@ -5,11 +5,13 @@ No answer has a member that is not documented, no member is documented that no a
 
 import copy
 import re
+from contextlib import contextmanager
 
 import grpc
 import jsonschema_rs
 import numpy as np
 import pytest
+import redis
 from google.protobuf.json_format import MessageToDict
 from talking import OCTETS, Talk
 
@@ -117,7 +119,18 @@ def sessions(read):
         read.talk("DELETE", f"/v1/sessions/{one['id']}").good(204)
 
 
-def test_every_answer_is_as_documented_and_every_documented_member_comes(read, sessions):
+@contextmanager
+def damaged(read, server):
+    """A session whose head has lost what it was made with; its id."""
+    made = read.talk("POST", "/v1/sessions", {"parameters": [1.0]}).good(201).json["id"]
+    socket = next((server.data_dir / "store").glob("*.sock"))
+    with redis.Redis(unix_socket_path=str(socket)) as client:
+        client.hset(f"adamd:{{{made}}}:head", "spec", "no JSON")
+    yield made
+    read.talk("DELETE", f"/v1/sessions/{made}").good(204)
+
+
+def test_every_answer_is_as_documented_and_every_documented_member_comes(read, sessions, server):
     rich, stalled, waiting, diverged = (f"/v1/sessions/{one}" for one in sessions)
     for path in (rich, stalled, waiting, diverged):
         read("GET", path).good()
@@ -128,6 +141,11 @@ def test_every_answer_is_as_documented_and_every_documented_member_comes(read, s
     read("GET", f"{rich}/parameters").good()
     assert read("GET", "/v1/sessions?page_size=1").good().json["next_page_token"]
     read("GET", "/v1/sessions?page_size=1000").good()
+    with damaged(read, server) as broken:
+        (line,) = [
+            one for one in read("GET", "/v1/sessions?page_size=1000").good().json["sessions"] if "damaged" in one
+        ]
+        assert line["id"] == broken
     for path in ("/v1/info", "/livez", "/readyz"):
         read("GET", path).good()
     # problems, with each member of their own
@@ -175,8 +193,8 @@ def test_a_member_too_many_or_too_few_is_seen(read, sessions):
 def test_grpc_tells_what_http_tells(read, sessions, server):
     _, schema = read.schema("GET", "/v1/sessions/x", 200)
     fields = {field.name for field in pb.Session.DESCRIPTOR.fields}
-    # vector is the layout's there, metrics are told by WatchSession, and elements is the list's "parameters" here
-    assert fields - {"elements"} == schema["properties"].keys() - {"vector", "metrics"}
+    # vector is the layout's there, metrics are told by WatchSession; the list has "parameters" for elements, and damaged
+    assert fields - {"elements", "damaged"} == schema["properties"].keys() - {"vector", "metrics"}
     assert {field.name for field in pb.Stall.DESCRIPTOR.fields} == set(
         schema["properties"]["warnings"]["items"]["properties"]
     )
@@ -229,6 +247,7 @@ def as_json(session):
     assert int(made.pop("elements")) == sum(
         int(np.prod([int(n) for n in t["shape"]])) for t in made["layout"]["tensors"]
     )
+    assert made.pop("damaged") == ""
     layout = made.pop("layout")
     made["layout"] = [{"name": t["name"], "shape": [int(n) for n in t["shape"]]} for t in layout["tensors"]]
     made["vector"] = layout["vector"]

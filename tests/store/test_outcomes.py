@@ -38,9 +38,9 @@ def held(store_process, monkeypatch, connected):
     def catch(client, keys, *args):
         nonce = secrets.token_hex(8)
         text = scripts.script("commit").text
-        packed.append(
-            client.connection_pool.connection_class().pack_command("EVAL", text, len(keys), *keys, nonce, *args)
-        )
+        pool = client.connection_pool
+        connection = pool.connection_class(**pool.connection_kwargs)
+        packed.append(connection.pack_command("EVAL", text, len(keys), *keys, nonce, *args))
         raise Caught
 
     original = redis_store.script

@@ -13,7 +13,7 @@ from adamd_service.codecs.checks import MAX_LABELS, parse_json
 from adamd_service.codecs.faults import validated
 from adamd_service.engine import Advice, advice_of
 from adamd_service.optim import lr_at, parse_settings
-from adamd_service.records import Head
+from adamd_service.records import Broken, Head
 
 SORTED = "sorted_by_name"  # a creation's warning: its flat vector has another order than its body had
 
@@ -49,8 +49,12 @@ def change(raw: Any) -> PatchDocument:
     return document
 
 
-def summary(head: Head) -> dict[str, Any]:
-    """Return one line of the list."""
+def summary(head: Head | Broken) -> dict[str, Any]:
+    """Return one line of the list; of a damaged session nothing is known but its id, and what is wrong."""
+    if isinstance(head, Broken):
+        nothing = dict.fromkeys(("name", "step", "optimizer", "parameters", "dtype", "durability"))
+        known = {"labels": {}, "created_at": head.created_at, "damaged": head.detail}
+        return {"id": head.id, **nothing, **known}
     return {
         "id": head.spec.id,
         "name": head.spec.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
+from contextvars import ContextVar
 
 from adamd.errors import (
     IdempotencyMismatch,
@@ -15,11 +16,12 @@ from adamd.errors import (
 from adamd_service.engine.calls import View
 from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.workers import Workers
-from adamd_service.records import Head, IdempotencyKey
+from adamd_service.records import Broken, Head, IdempotencyKey
 from adamd_service.store import RedisStore
 from adamd_service.store.index import place
 from adamd_service.store.index import token as index_token
 
+ASKED: ContextVar[str] = ContextVar("adamd_session_asked_for", default="")  # by the call under way: for the log
 REMEMBERED = 4096  # keys of memory sessions' creations, and deleted memory sessions
 
 
@@ -44,6 +46,7 @@ class Directory:
             WrongReplica: it lives in another process's memory.
 
         """
+        ASKED.set(ref)
         if ref in self._names:
             return self._names[ref]
         if ref.startswith("m_"):
@@ -100,8 +103,8 @@ class Directory:
         return View(hot.head, hot.diverged, repeated=True)
 
     def with_memory(
-        self, heads: list[Head], size: int, after: str | None, token: str | None
-    ) -> tuple[list[Head], str | None]:
+        self, heads: list[Head | Broken], size: int, after: str | None, token: str | None
+    ) -> tuple[list[Head | Broken], str | None]:
         """Merge this replica's memory sessions into a page of the store's, whose next page has ``token``."""
         first, last = place(after), place(token)
         for hot in self._hot.memory_sessions():
@@ -134,5 +137,7 @@ class Directory:
             self._deleted.popitem(last=False)
 
 
-def _place_of(head: Head) -> tuple[float, str]:
+def _place_of(head: Head | Broken) -> tuple[float, str]:
+    if isinstance(head, Broken):
+        return head.created_at, head.id
     return head.spec.created_at, head.spec.id

@@ -103,13 +103,21 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
     app.include_router(told)
 
 
-async def _known(_request: Request, error: Exception) -> Response:
+async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, AdamdError)
-    if error.status >= 500 and not isinstance(error, InternalError):
-        log.info("refused", code=error.code, detail=error.detail)
-    elif isinstance(error, InternalError):
-        log.error("internal error", detail=error.detail, exc_info=error)
+    if isinstance(error, InternalError):
+        log.error("internal error", **_asked(request), detail=error.detail, exc_info=error)
+    else:
+        tell = log.info if error.status >= 500 else log.debug
+        tell("refused", **_asked(request), code=error.code, detail=error.detail)
     return answers.problem(error)
+
+
+def _asked(request: Request) -> dict[str, str]:
+    """Return what a request was about, for the log: its method, its route, and its session."""
+    route = getattr(request.scope.get("route"), "path", request.url.path[:200])
+    session = request.path_params.get("session")
+    return {"method": request.method, "route": route} | ({} if session is None else {"session": shown(session)})
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

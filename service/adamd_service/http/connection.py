@@ -17,7 +17,7 @@ import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from adamd.errors import AdamdError, UploadTimeout
+from adamd.errors import AdamdError, Busy, UploadTimeout
 from adamd.wire import headers
 from adamd_service.http import answers
 from adamd_service.http.direct import DirectConnection, parser_of
@@ -38,15 +38,22 @@ class HeadTooLarge(AdamdError):
     code, status = "head_too_large", 431
 
 
-def guarded(gap: float) -> type[asyncio.Protocol]:
-    """Return the protocol class for uvicorn; ``gap`` is how many seconds it waits for a peer without progress."""
-    return type("Connection", (GuardedConnection,), {"gap": gap})
+def guarded(gap: float, most: int) -> type[asyncio.Protocol]:
+    """Return the protocol class for uvicorn.
+
+    Args:
+        gap: seconds that it waits for a peer without progress.
+        most: connections at once; the store and the log need file descriptors too.
+
+    """
+    return type("Connection", (GuardedConnection,), {"gap": gap, "most": most})
 
 
 class GuardedConnection(DirectConnection):
     """uvicorn's HTTP/1.1 with a bound on heads, on waiting for them, and on waiting for a reader."""
 
     gap: float
+    most: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -63,6 +70,11 @@ class GuardedConnection(DirectConnection):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self._refuse(
+                Busy(f"{self.most} connections are open, as many as this server takes; close some, or keep one")
+            )
+            return
         self._head_timer = self.loop.call_later(self.gap, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -196,13 +196,21 @@ _SESSION_SCHEMA = _object(
     },
     "metrics",
 )
-_SUMMARY = _IDENTITY | {"optimizer": _TEXT, "parameters": _COUNT | {"description": "elements, of all tensors together"}}
+_SUMMARY = {
+    **_IDENTITY,
+    "step": {"type": ["integer", "null"], "minimum": 0, "description": "null, like the rest, where it is damaged"},
+    "dtype": {"enum": ["float32", "float64", None]},
+    "durability": {"enum": ["committed", "memory", None]},
+    "optimizer": {"type": ["string", "null"]},
+    "parameters": {"type": ["integer", "null"], "minimum": 0, "description": "elements, of all tensors together"},
+    "damaged": _TEXT | {"description": "why this session cannot be used; it can be deleted"},
+}
 _SESSION = {headers.JSON: {"schema": _SESSION_SCHEMA}}
 _LISTED = {
     headers.JSON: {
         "schema": _object(
             {
-                "sessions": {"type": "array", "items": _object(_SUMMARY)},
+                "sessions": {"type": "array", "items": _object(_SUMMARY, "damaged")},
                 "next_page_token": {"type": ["string", "null"]},
             }
         )
@@ -218,7 +226,15 @@ INFO: dict[int | str, dict[str, Any]] = {
                     {
                         **dict.fromkeys(("version", "replica", "numerics", "device"), _TEXT),
                         "store": _TEXT | {"description": "its promise, in plain words"},
-                        "limits": _object(dict.fromkeys(("body_bytes", "json_bytes", "in_flight_bytes"), _COUNT)),
+                        "limits": _object(
+                            dict.fromkeys(("body_bytes", "json_bytes", "in_flight_bytes", "sessions"), _COUNT)
+                            | {
+                                "store_bytes": {
+                                    "type": ["integer", "null"],
+                                    "description": "what the private store may hold; null: the store is another's",
+                                }
+                            }
+                        ),
                         "grpc": _object(
                             dict.fromkeys(("message_bytes", "unary_bytes", "streams", "calls"), _COUNT)
                             | {"least_ping_seconds": {"type": "number"}}

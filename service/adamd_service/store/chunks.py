@@ -14,18 +14,19 @@ from typing import Literal, cast
 import xxhash
 from redis.connection import ConnectionPool
 
-from adamd.errors import AdamdError, Busy, InternalError, StoreFull, StoreUnavailable
+from adamd.errors import AdamdError, Busy, Damaged, StoreFull, StoreUnavailable
 from adamd.wire.buffers import Bytes
 from adamd_service.records import ArrayRef
-from adamd_service.store.connect import Client, Connection, borrowed, pool_of, refreshing
+from adamd_service.store.connect import Client, borrowed, pool_of, refreshing
 from adamd_service.store.failures import translated
-from adamd_service.store.outcomes import ChunkMissing
+from adamd_service.store.outcomes import ChunkMissing, Connection
+from adamd_service.store.scripts import script
 
 CHUNK = 1024 * 1024  # bytes; larger vectors take larger chunks, so that a record has at most MOST
 MOST = 1000
 TTL = 900  # seconds that an uncommitted chunk lives, and one more for each MiB: large ones take long to write
 WINDOW = 16  # chunks asked for before the first is read
-BATCH = 500  # keys unlinked in one command
+BATCH = 64  # keys unlinked by one script: it frees at most as many MiB at once, or larger chunks of larger vectors
 UPLOADS = 256  # bodies on their way into the store at once, each on a connection of its own
 
 
@@ -126,7 +127,7 @@ class Staging:
                     self._end("given up")
                     raise
         except StoreFull:  # nothing will name what it took, and it needs the room
-            unlink(self._client, [self._key_of(i) for i in range(len(self._lengths))])
+            discard(self._client, [self._key_of(i) for i in range(len(self._lengths))])
             raise
         finally:
             if self._state == "given up":
@@ -179,7 +180,7 @@ def write_array(
             if pace is not None:
                 pace(piece.nbytes)
     except BaseException:
-        unlink(client, [key_of(i) for i in range(len(lengths))])
+        discard(client, [key_of(i) for i in range(len(lengths))])
         raise
     return ArrayRef(name, tuple(lengths), xxhash.xxh3_128_hexdigest(data))
 
@@ -194,11 +195,14 @@ def _setting(key: str, piece: memoryview, seconds: int) -> list[bytes | memoryvi
     ]
 
 
-def unlink(client: Client, keys: Sequence[str]) -> None:
-    """Unlink chunks that nothing names, as far as the store answers: their TTL does the same, later."""
+def discard(client: Client, keys: Sequence[str]) -> None:
+    """Unlink chunks that nothing names, as far as the store answers: their TTL does the same, later.
+
+    Those that a script has named after all have no TTL any more, and stay.
+    """
     with suppress(AdamdError), translated():
         for start in range(0, len(keys), BATCH):
-            client.unlink(*keys[start : start + BATCH])
+            script("discard")(client, list(keys[start : start + BATCH]))
 
 
 def read_array(client: Client, key_of: Callable[[int], str], ref: ArrayRef, into: Bytes) -> None:
@@ -206,12 +210,12 @@ def read_array(client: Client, key_of: Callable[[int], str], ref: ArrayRef, into
 
     Raises:
         ChunkMissing: it is not there any more.
-        InternalError: its bytes are not those that were written.
+        Damaged: its bytes are not those that were written.
 
     """
     read_chunks(client, [key_of(i) for i in range(len(ref.chunks))], ref.chunks, into)
     if xxhash.xxh3_128_hexdigest(into) != ref.digest:
-        raise InternalError(f"the snapshot's array {ref.name} in the store is damaged: its digest does not match")
+        raise Damaged(f"the snapshot's array {ref.name} in the store is damaged: its digest does not match")
 
 
 def read_chunks(client: Client, keys: Sequence[str], lengths: Sequence[int], into: Bytes) -> None:
@@ -222,14 +226,14 @@ def read_chunks(client: Client, keys: Sequence[str], lengths: Sequence[int], int
 
     """
     if sum(lengths) != into.nbytes:
-        raise InternalError(f"chunks of {sum(lengths)} bytes for an array of {into.nbytes}")
+        raise Damaged(f"chunks of {sum(lengths)} bytes for an array of {into.nbytes}")
     if not keys:
         return
     with translated(), borrowed(client, keys[0]) as connection:
         start = 0
         for chunk, length in zip(_asked(connection, keys), lengths, strict=True):
             if chunk is None or len(chunk) != length:
-                raise ChunkMissing("a chunk that the session's head names is not in the store")
+                raise ChunkMissing("a chunk that the head names is not there, or not as long as it was")
             memoryview(into)[start : start + length] = chunk
             start += length
 

@@ -5,6 +5,8 @@
 -- ARGV  1 nonce  2 id  3 name ("" if none)  4 created_at  5 digest ("" without a key)  6 seconds that the key lasts
 --       7 milliseconds that the creation may take from here   8 sessions that there may be
 -- Returns {nonce, verdict[, detail]}: claimed | name (its owner's id) | key ("digest id") | full
+--
+-- Everything that can fail stands before the first write.
 if ARGV[5] ~= '' then
   local known = redis.call('GET', KEYS[4])
   if known and known ~= ARGV[5] .. ' ' .. ARGV[2] then
