@@ -501,6 +501,67 @@ GUARDS = [
         "tests/http/test_http_doors.py::test_a_body_still_comes_straight_from_the_socket",
     ),
     (
+        "an Upgrade is ignored, and its body is a body",
+        [
+            (
+                "service/adamd_service/http/connection.py",
+                "if not self.parser.should_upgrade():",
+                "if True:",
+            )
+        ],
+        "tests/http/test_http_framing.py::test_an_upgrade_is_ignored[jdk]",
+    ),
+    (
+        "what is whole is answered before what is broken",
+        [
+            (
+                "service/adamd_service/http/connection.py",
+                "        elif not self._answering():\n            content",
+                "        else:\n            content",
+            ),
+            (
+                "service/adamd_service/http/connection.py",
+                "        elif self.cycle.more_body:  # it was answered early, and its rest is broken\n"
+                "            self._close()\n",
+                "",
+            ),
+        ],
+        "tests/http/test_http_framing.py::test_what_was_whole_is_answered_before_what_is_broken",
+    ),
+    (
+        "no name can be an id",
+        [
+            (
+                "client/adamd/wire/headers.py",
+                'r"(?:[A-Za-ln-rt-z0-9][A-Za-z0-9._-]{0,127}|[ms](?:[A-Za-z0-9.-][A-Za-z0-9._-]{0,126})?)"',
+                'r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"',
+            )
+        ],
+        "tests/http/test_http_names.py::test_what_begins_as_an_id_is_no_name_whatever_follows",
+    ),
+    (
+        "an order that is not the caller's is told",
+        [
+            (
+                "service/adamd_service/codecs/documents.py",
+                "    if not given or tuple(given) == layout.names:",
+                "    if True:",
+            )
+        ],
+        "tests/http/test_http_sessions.py::test_an_order_that_is_not_the_callers_is_told",
+    ),
+    (
+        "a tag that does not match is 412",
+        [
+            (
+                "service/adamd_service/http/negotiation.py",
+                "    return chains or tuple(tags[:1])",
+                "    return chains",
+            )
+        ],
+        "tests/http/test_http_steps.py::test_a_tag_that_does_not_match_is_412_whatever_it_is",
+    ),
+    (
         "9 transports know the engine only",
         [
             (
