@@ -8,6 +8,7 @@ import resource
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
+MANY = 2**20  # file descriptors, where there is no limit
 RESERVED = 1024  # file descriptors that are not for HTTP's connections
 
 
@@ -59,5 +60,5 @@ def raise_descriptors() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError):  # some systems say "unlimited" and take less
-            return soft
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            hard = soft
+    return MANY if hard == resource.RLIM_INFINITY else hard

@@ -25,6 +25,16 @@ AROUND = "tests/contract/test_contract_around.py"
 # law, what is taken out, [(file, what stands there, what is put in its place)], the test that sees it
 GUARDS = [
     (
+        "words for people reach a stream of any encoding",
+        [("service/adamd_service/__main__.py", "    take_any_words()\n    app()", "    app()")],
+        "tests/http/test_http_serving.py::test_the_ready_line_comes_in_any_encoding[ioencoding]",
+    ),
+    (
+        "7 without a file descriptor the server is not ready",
+        [(f"{ENGINE}/engine.py", "        if self.out_of_descriptors:\n", "        if False:\n")],
+        "tests/http/test_http_serving.py::test_no_file_descriptor_left_is_told_and_over_when_there_are",
+    ),
+    (
         "7 the private store leaves its disk room for a rewrite",
         [("service/adamd_service/store/room.py", "if self.unable or not self._fits(nbytes):", "if False:")],
         "tests/store/test_room.py::test_what_is_let_in_counts_at_once",

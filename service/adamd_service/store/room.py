@@ -8,6 +8,7 @@ DELETE.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -139,7 +140,10 @@ class Room:
         if now - self._looked < fresh:
             return
         seen = os.statvfs(self._directory)
-        self._free, self._looked = seen.f_bavail * seen.f_frsize, now
+        self._free, self._looked = (
+            (seen.f_bavail * seen.f_frsize if seen.f_blocks else math.inf),
+            now,
+        )  # not every one tells
         total = seen.f_blocks * seen.f_frsize
         self.margin = min(64 * MIB, total // 16)
         self.reserve = min(16 * MIB, total // 64)
@@ -148,5 +152,5 @@ class Room:
             self._recent_bytes -= self._recent.popleft()[1]
 
     def _keep(self) -> None:
-        with suppress(OSError), opened(self._file) as file:
+        with suppress(OSError, AttributeError), opened(self._file) as file:  # not every system has it
             os.posix_fallocate(file, 0, self.reserve)

@@ -45,6 +45,9 @@ class Silences:
         """Look at every connection that this client will make."""
         if not isinstance(client, RedisCluster):
             self._watch(client.connection_pool)
+            named_by: Any = getattr(client.connection_pool, "sentinel_manager", None)
+            for sentinel in () if named_by is None else named_by.sentinels:
+                self._watch(sentinel.connection_pool)
             return
         nodes: Any = client.nodes_manager
         make = nodes.create_redis_node
