@@ -42,7 +42,7 @@ def steps(url: str | None) -> str:
             f"  {command} watch first{option}",
             "      what a server has, and where one session stands, live",
             "",
-            "README.md tells the rest; examples/ has small programs in ten languages.",
+            "README.md tells the rest; examples/ has small programs in eight languages.",
         ]
     )
 

@@ -13,7 +13,15 @@ from adamd import _torch_identity, _torch_layout, _torch_resumed, _torch_setting
 from adamd._torch_kinds import Kind, buffered, kind_of
 from adamd._torch_layout import Place
 from adamd._torch_memory import Mirror
-from adamd.errors import HistoryLost, InvalidRequest, StepSuperseded, WrongDtype, WrongLayout
+from adamd.errors import (
+    AdamdError,
+    HistoryLost,
+    InvalidRequest,
+    StepConflict,
+    StepSuperseded,
+    WrongDtype,
+    WrongLayout,
+)
 from adamd.session import Session
 from adamd.wire.layout import Layout
 
@@ -122,6 +130,21 @@ def read_state(session: Session, places: Sequence[Place], kind: Kind, step: int,
     return found.state
 
 
+def _left_open(error: StepConflict | StepSuperseded) -> AdamdError:
+    """Say what to do with a model where one stepped before, and was interrupted."""
+    number = error.extra.get("left_open")
+    if number is None:
+        return error
+    return type(error)(
+        f"step {number} was sent before, and its answer was not waited for (Ctrl-C, or a time-out); it counts, and the "
+        "model is at the parameters before it. So these gradients, which are others, were not applied. "
+        "optimizer.refresh() brings the model to where the session is; so does optimizer.zero_grad(), before the next "
+        "gradients are computed",
+        step=error.step,
+        **error.extra,
+    )
+
+
 class Bond:
     """A session whose parameters the model's are.
 
@@ -163,6 +186,7 @@ class Bond:
             else:
                 mirror.read()
         self._seen = session.chain
+        self._open = False
 
     @property
     def step_number(self) -> int:
@@ -188,6 +212,32 @@ class Bond:
             return False
         every = self.take(present, groups, loss)
         self.kept.mirror.write(None if every else present)
+        self.written()
+        return True
+
+    def written(self) -> None:
+        """Note that the model has the answer: until then a step is open, whatever interrupts it."""
+        self._seen, self._open = self.session.chain, False
+
+    def settle(self) -> bool:
+        """Follow the session where a step was left open, by Ctrl-C perhaps; say whether one was.
+
+        It counts or not: the server knows, and its parameters are those to go on from. A model that somebody has
+        written to meanwhile is left alone.
+        """
+        session, mirror = self.session, self.kept.mirror
+        if not self._open or (session.left_open is None and session.chain == self._seen):
+            return False
+        if mirror.differ(mirror.suspects(every=False)):
+            return False
+        try:
+            with self._answered():
+                session.parameters(out=mirror.room)
+        except BaseException:
+            mirror.read()
+            raise
+        mirror.write()
+        self.written()
         return True
 
     def lacks(self, groups: Groups) -> bool:
@@ -217,14 +267,17 @@ class Bond:
         gradient = mirror.gradients(present)
         settings = self._changed(groups)
         skipped = session.skipped
+        self._open = True
         try:
             with self._answered():
                 metrics = _torch_resumed.remembered(groups)
                 session.step(gradient, loss, settings=settings, metrics=metrics, out=mirror.room)
+        except (StepConflict, StepSuperseded) as error:
+            mirror.read()
+            raise _left_open(error) from None
         except BaseException:
             mirror.read()  # an answer may have broken off in it
             raise
-        self._seen = session.chain
         # Where a bad gradient was skipped, the parameters were read anew, and others may have moved all of them.
         return session.skipped != skipped
 

@@ -144,6 +144,18 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
             self._held.forget()
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, as torch does.
+
+        Where the step before was left open, by Ctrl-C perhaps, the model first follows the session to where it is: the
+        next gradients are then taken there. Not on ranks, where `refresh` does so on all of them.
+        """
+        if isinstance(self._bond, Bond):
+            with torch.no_grad():
+                if self._bond.settle():
+                    self._held.forget()
+        super().zero_grad(set_to_none)
+
     def refresh(self) -> None:
         """Follow the session to where it stands: its parameters into the model, its settings into ``param_groups``.
 

@@ -186,6 +186,8 @@ class Ensemble:
         self._told, every = self._ranks.lead(take)
         self._ranks.share(self._mirror.flat)
         self._mirror.write(None if every else present)
+        if self._bond is not None:
+            self._bond.written()
         return True
 
     def state(self) -> State:

@@ -289,10 +289,11 @@ class InternalError(AdamdError):
 class Damaged(InternalError):
     """What the store holds of this session is not what was written, or is missing for good. Trying again cannot help.
 
-    It can be deleted, and made again from an export. Other sessions are not harmed.
+    Other sessions are not harmed.
     """
 
     code = "damaged"
+    ADVICE: ClassVar[str] = "delete the session, and restore an export of it"
 
 
 class TransportError(AdamdError):

@@ -31,6 +31,21 @@ app = typer.Typer(
 COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability", "age")
 PIPED = 300  # columns for another program, which reads lines
 SOON = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …; every user of this machine can "
+        "read a password in it (ps): give that in ADAMD_REDIS_URL or a file"
+    ),
+]
+RedisUrlFile = Annotated[Path | None, typer.Option(help="a file that holds this URL, as a mounted secret")]
+Lossy = Annotated[
+    bool | None, typer.Option("--allow-lossy-store", help="accept a store that may evict keys or keeps no AOF")
+]
+Trusted = Annotated[
+    bool | None,
+    typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
+]
 GrpcPort = Annotated[str | None, typer.Option(help="0 takes a free one, off serves HTTP alone \\[50051]")]
 WATCHING = adamd.Timeout(first=2.0, total=math.inf)
 NO_LOSS = (
@@ -48,25 +63,14 @@ def serve(
     data_dir: Annotated[
         Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
     ] = None,
-    redis_url: Annotated[
-        str | None,
-        typer.Option(
-            help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …; every user of this machine "
-            "can read a password in it (ps): give that in ADAMD_REDIS_URL or a file"
-        ),
-    ] = None,
-    redis_url_file: Annotated[Path | None, typer.Option(help="a file that holds this URL, as a mounted secret")] = None,
+    redis_url: RedisUrl = None,
+    redis_url_file: RedisUrlFile = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N: where updates run \\[auto]")] = None,
     fsync: Annotated[
         str | None, typer.Option(help="the private store's appendfsync: always or everysec \\[always]")
     ] = None,
-    allow_lossy_store: Annotated[
-        bool | None, typer.Option("--allow-lossy-store", help="accept a store that may evict keys or keeps no AOF")
-    ] = None,
-    store_trusted: Annotated[
-        bool | None,
-        typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
-    ] = None,
+    allow_lossy_store: Lossy = None,
+    store_trusted: Trusted = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(help="a web page's origin that may call, as in http://localhost:3000; repeatable"),
@@ -91,13 +95,7 @@ def serve(
     are in the README.
     """
     given = {name: value for name, value in locals().items() if value not in (None, [])}
-    if redis_url is not None and "@" in redis_url:
-        print(
-            "adamd: every user of this machine can read the password in --redis-url (ps); "
-            "ADAMD_REDIS_URL or --redis-url-file keep it from them",
-            file=sys.stderr,
-            flush=True,
-        )
+    _warn_of_passwords(redis_url)
     try:
         import structlog
         from pydantic import ValidationError
@@ -121,6 +119,16 @@ def serve(
         raise SystemExit(f"adamd: {refused(error, given)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
         raise SystemExit(f"adamd: {error}") from None
+
+
+def _warn_of_passwords(redis_url: str | None) -> None:
+    if redis_url is not None and "@" in redis_url:
+        print(
+            "adamd: every user of this machine can read the password in --redis-url (ps); "
+            "ADAMD_REDIS_URL or --redis-url-file keep it from them",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @app.command()

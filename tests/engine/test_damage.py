@@ -271,7 +271,7 @@ def test_one_damaged_session_harms_no_other(replica, client, field, value):
             with pytest.raises(Damaged):
                 async for _ in engine.watch(session):
                     pass
-            await engine.keep_house(60)
+            await engine.keep_house()
             await engine.delete(session, None if field is None else chain)
             with pytest.raises(SessionDeleted):
                 await engine.view(session)
@@ -293,7 +293,7 @@ def test_damage_in_what_all_share_stops_no_housework(replica, client):
             client.rpush(key(session, "garbage"), "{", b"\xff")
             try:
                 for _ in range(30):
-                    await engine.keep_house(60)
+                    await engine.keep_house()
                 await engine.list(100, None)
                 await engine.view(session)
             finally:

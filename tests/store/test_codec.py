@@ -98,10 +98,10 @@ def stored(fields):
 def test_a_head_comes_back_exactly(head):
     fields = codec.head_fields(head)
     assert codec.head_from(head.spec.id, stored(fields)) == head
-    standing = codec.standing_from([fields[name].encode() for name in codec.STANDING])
+    standing = codec.standing_from(head.spec.id, [fields[name].encode() for name in codec.STANDING])
     wanted = (head.incarnation, head.step, head.chain, head.settings_revision, head.parameters_missing)
     assert standing == Standing(*wanted)
-    assert codec.standing_from([None] * len(codec.STANDING)) is None
+    assert codec.standing_from(head.spec.id, [None] * len(codec.STANDING)) is None
     if head.snapshots:
         assert json.loads(fields["snapshots"])[-1] == json.loads(fields["newest"])
 

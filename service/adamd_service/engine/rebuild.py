@@ -95,7 +95,9 @@ class Rebuilder:
                 if _names_the_same(now, head):
                     lost.add(missing.snapshot)
                     if not missing.snapshot or lost >= {ref.id for ref in head.snapshots}:
-                        raise Damaged(f"session {hot.id}: {missing.detail}, and is missing for good") from None
+                        raise Damaged(
+                            f"session {hot.id}: {missing.detail}, and is missing for good; {Damaged.ADVICE}"
+                        ) from None
                 head = now
         raise StoreUnavailable("the session was changed each time while it was read; try again", retry_after=0.2)
 
@@ -160,7 +162,7 @@ class Rebuilder:
             if ref is not newest:
                 log.warning("rebuilt from an older snapshot", session=head.spec.id, step=ref.step, damage=why)
             return state, ref.chain, ref.step, "" if ref is newest else newest.id
-        raise Damaged(f"session {head.spec.id}: {'; '.join(why)}")
+        raise Damaged(f"session {head.spec.id}: {'; '.join(why)}; {Damaged.ADVICE}")
 
     def _resume(self, hot: Hot, head: Head) -> tuple[State, str, int] | None:
         """Go on from the cache where it is a place in the head's own history."""

@@ -219,7 +219,7 @@ def spec_from(raw: Any) -> Spec:
     )
 
 
-def standing_from(values: list[bytes | None]) -> Standing | None:
+def standing_from(session_id: str, values: list[bytes | None]) -> Standing | None:
     """Read the fields of `STANDING`; None where there is no head.
 
     Raises:
@@ -233,7 +233,7 @@ def standing_from(values: list[bytes | None]) -> Standing | None:
         texts = [value.decode() if value is not None else "" for value in values]
         return Standing(texts[0], _number(texts[1]), texts[2], _number(texts[3]), _flag(texts[4]))
 
-    return _checked("a head", read)
+    return _checked(f"the head of session {session_id}", read)
 
 
 def entry_text(entry: Entry) -> str:
@@ -349,7 +349,8 @@ def _checked(what: str, read: Callable[[], T]) -> T:
     try:
         return read()
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, AdamdError) as error:
-        raise Damaged(f"{what} in the store is damaged ({type(error).__name__}: {error})") from None
+        why = f"{type(error).__name__}: {error}"
+        raise Damaged(f"{what} in the store is damaged ({why}); {Damaged.ADVICE}") from None
 
 
 def _count(value: Any) -> int:

@@ -47,8 +47,8 @@ FORBIDDEN = re.compile(r"\bNOPERM\b|ACL failure in script|[Tt]he user executing 
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn redis-py's errors into the error tree's.
+def translated(session_id: str = "") -> Iterator[None]:
+    """Turn redis-py's errors into the error tree's. ``session_id``: whose keys are asked for, if it is one's alone.
 
     Raises:
         StoreFull: it has no memory left.
@@ -68,7 +68,7 @@ def translated() -> Iterator[None]:
     except AWAY as error:
         raise away(error) from error
     except redis.RedisError as error:
-        raise refused(error) from error
+        raise refused(error, session_id) from error
 
 
 def away(error: Exception) -> StoreUnavailable:
@@ -76,7 +76,7 @@ def away(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"the store does not answer: {error}", retry_after=1.0)
 
 
-def refused(error: redis.RedisError) -> StoreFull | StoreUnavailable | InternalError:
+def refused(error: redis.RedisError, session_id: str = "") -> StoreFull | StoreUnavailable | InternalError:
     """Return what an answer of the store means that is an error: the store did not do what was asked."""
     said = str(error)
     if isinstance(error, OutOfMemoryError) or FULL.search(said):
@@ -95,7 +95,10 @@ def refused(error: redis.RedisError) -> StoreFull | StoreUnavailable | InternalE
     if not isinstance(error, ResponseError) or isinstance(error, NOT_NOW) or WORDS.search(said):
         return StoreUnavailable(f"the store cannot take this now: {said}", retry_after=1.0)
     if "WRONGTYPE" in said:
-        return Damaged("a key in the store is of another type than adamd makes it (WRONGTYPE)")
+        whose = f"of session {session_id} " if session_id else ""
+        return Damaged(
+            f"a key {whose}in the store is of another type than adamd makes it (WRONGTYPE); {Damaged.ADVICE}"
+        )
     return InternalError(f"the store refused: {said}")
 
 

@@ -225,7 +225,7 @@ class RedisStore:
             UnknownSession, SessionDeleted: it is not there.
 
         """
-        with translated():
+        with translated(session_id):
             fields = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).head))
             return codec.head_from(session_id, fields) if fields else self._absent(session_id)
 
@@ -236,9 +236,9 @@ class RedisStore:
 
     def standing(self, session_id: str) -> Standing:
         """Return the few fields that tell whether a cache is still right; raises as `load_head`."""
-        with translated():
+        with translated(session_id):
             values = self._client.hmget(SessionKeys(session_id).head, list(codec.STANDING))
-            standing = codec.standing_from(cast("list[bytes | None]", values))
+            standing = codec.standing_from(session_id, cast("list[bytes | None]", values))
             return self._absent(session_id) if standing is None else standing
 
     def find(self, tenant: str, name: str) -> str:

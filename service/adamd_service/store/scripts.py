@@ -44,7 +44,7 @@ class Script:
             pool_of(client, keys[0]).disconnect(inuse_connections=False)  # every idle connection is suspect
             raise redis.ConnectionError("the store answered another call's answer")
         if answer[1:] == [b"damaged"]:
-            raise Damaged(f"{keys[0]} in the store is damaged; delete the session, and restore an export")
+            raise Damaged(f"{keys[0]} in the store is damaged; {Damaged.ADVICE}")
         return answer[1:]
 
 
