@@ -125,7 +125,9 @@ def test_a_full_disk_behind_stdout_is_told_on_stderr(spawned):
     assert gone(one, WAIT) == 0
 
 
-@pytest.mark.parametrize("words", [["sessions"], ["--help"], ["version"], ["selftest", "--quick"]])
+@pytest.mark.parametrize(
+    "words", [["sessions"], ["--help"], pytest.param(["selftest", "--quick"], marks=pytest.mark.slow)], ids=" ".join
+)
 def test_commands_speak_ascii_where_they_have_to(server, words):
     with adamd.connect(server.url) as client:
         session = client.create(np.zeros(1), durability="memory")
@@ -208,7 +210,7 @@ def test_no_file_descriptor_left_is_told_and_over_when_there_are(server_factory)
         until(lambda: "file descriptors are used up" in one.log())
         status, said = ready()
         assert status == 503 and b"file descriptors are used up" in said
-        time.sleep(3)
+        time.sleep(1.5)  # the next look says nothing more
         assert one.log().count("raise their limit (ulimit -n)") == 1
         resource.prlimit(one.pid, resource.RLIMIT_NOFILE, old)
         until(lambda: ready()[0] == 200)
