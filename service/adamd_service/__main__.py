@@ -98,7 +98,6 @@ def serve(
     given = {name: value for name, value in locals().items() if value not in (None, [])}
     _warn_of_passwords(redis_url)
     try:
-        import structlog
         from pydantic import ValidationError
 
         from adamd_service.device.choose import DeviceRefused
@@ -110,12 +109,8 @@ def serve(
             f"adamd: {error.name} is missing; the server is an extra: pip install 'adamd[service]'"
         ) from None
 
-    def told(line: str) -> None:
-        if not say(line):
-            structlog.get_logger().warning("stdout takes nothing any more; the server goes on", said=line)
-
     try:
-        run(ServerSettings(**given), told)
+        run(ServerSettings(**given), _told)
     except ValidationError as error:
         raise SystemExit(f"adamd: {refused(error, given)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
@@ -130,6 +125,14 @@ def _warn_of_passwords(redis_url: str | None) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _told(line: str) -> None:
+    """Say a line; where nobody hears it any more, the log has it."""
+    if not say(line):
+        import structlog
+
+        structlog.get_logger().warning("stdout takes nothing any more; the server goes on", said=line)
 
 
 @app.command()
