@@ -244,6 +244,10 @@ def page(response: pb.ListSessionsResponse) -> Page:
 
 
 def _short(session: pb.Session) -> dict[str, Any]:
+    if session.damaged:
+        nothing = dict.fromkeys(("name", "step", "optimizer", "parameters", "dtype", "durability"))
+        created_at = session.created_at.ToMicroseconds() / 1e6
+        return {"id": session.id, **nothing, "labels": {}, "created_at": created_at, "damaged": session.damaged}
     document = _document(session)
     told = {name: document[name] for name in ("id", "name", "step", "dtype", "durability", "labels", "created_at")}
     return told | {"optimizer": document["optimizer"].get("name"), "parameters": session.elements}
@@ -252,7 +256,9 @@ def _short(session: pb.Session) -> dict[str, Any]:
 def sight(response: pb.WatchSessionResponse) -> dict[str, Any]:
     """Read where a watched session stands."""
     told = response.standing
-    document = {"step": told.step, "chain": told.chain, "settings": plain(response.optimizer)}
+    settings = plain(response.optimizer)
+    document = {"step": told.step, "chain": told.chain, "settings": settings}
+    document["lr"] = response.lr if response.HasField("lr") else settings.get("lr")  # an older server's is the base
     return document | {"diverged": told.diverged, "metrics": dict(response.metrics)}
 
 

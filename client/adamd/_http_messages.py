@@ -254,7 +254,9 @@ def decode(operation: Operation, response: Response) -> Any:
         case Watch():
             now = _standing(response)
             told = {"step": now.step, "chain": now.chain, "settings": now.settings, "diverged": now.diverged}
-            return told | {"metrics": _metrics(_document(response).get("metrics"))}
+            document = _document(response)
+            lr = document.get("lr", now.settings.get("lr"))
+            return told | {"lr": lr, "metrics": _metrics(document.get("metrics"))}
         case Info():
             return _document(response)
         case Delete():

@@ -13,12 +13,11 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from adamd._arrays import Given, Part, pieces
 from adamd.errors import InvalidRequest, TransportError, UnknownSession, clean
-from adamd.wire import safetensors
+from adamd.wire import headers, safetensors
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import Layout
 
-_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-NAMES = "letters, digits, '.', '_' and '-', a letter or digit first, at most 128"
+_REF = re.compile(headers.REF_PATTERN)
 _KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 OTHER_PROTOCOL = "other protocol"  # the phase of an attempt that met HTTP in gRPC's place, or the other way round
 ARRAYS = 4  # of a state, about: only the server knows how many its optimizer keeps
@@ -296,7 +295,7 @@ def reference(ref: str) -> str:
     if not isinstance(ref, str) or not ref:
         raise InvalidRequest(f"a session's id or name is a string, as in 'run-7'; got {ref!r}")
     if not is_reference(ref):
-        raise UnknownSession(f"{ref[:80]!r} is neither a session's id nor a name ({NAMES})")
+        raise UnknownSession(f"{ref[:80]!r} is neither a session's id nor a name ({headers.NAME_WORDS})")
     return ref
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 import adamd
-from adamd import _demo_curve, _demo_digits
+from adamd import _demo_curve, _demo_digits, _demo_next
 from adamd._demo_digits import Images, Params
 from adamd._demo_server import NotStarted, Server
 from adamd.errors import AdamdError
@@ -73,6 +73,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def _show(console: Console, url: str | None) -> int:
+    yours = url
     learn, test = _demo_digits.load()
     _introduce(console, learn, test)
     with ExitStack() as stack:
@@ -90,7 +91,10 @@ def _show(console: Console, url: str | None) -> int:
         kill = None if run.killer is None else run.killer.step
         _told(console, run)
         calm = _trained(console, client, learn, None, again=True)
-    return _conclude(console, run, calm, test, kill)
+    status = _conclude(console, run, calm, test, kill)
+    if status == 0:
+        console.print(f"\n{_demo_next.steps(yours)}", markup=False, highlight=False, soft_wrap=True)
+    return status
 
 
 def _introduce(console: Console, learn: Images, test: Images) -> None:

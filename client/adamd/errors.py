@@ -32,13 +32,14 @@ AdamdError
 │   ├── HistoryLost         history_lost         412   the store went back, or this is another history
 │   ├── Moved               moved                412   it is no longer where If-Match says (PATCH, DELETE)
 │   └── WrongReplica        wrong_replica        421   a memory session lives in another process
-├── Unavailable             try again; the SDK does, by itself
+├── Unavailable             unavailable          503   try again; the SDK does, by itself
 │   ├── Busy                busy                 429
 │   ├── DeviceFull          device_full          503   states in use fill the GPU
 │   ├── ShuttingDown        shutting_down        503
 │   ├── StoreUnavailable    store_unavailable    503
 │   └── StoreFull           store_full           503
 ├── InternalError           internal_error       500
+│   └── Damaged             damaged              500   what the store holds of this session is not what was written
 └── TransportError          (SDK only) no answer: refused, reset, timed out
     └── RetriesExhausted
 
@@ -275,7 +276,7 @@ class WrongReplica(SessionError):
 class Unavailable(AdamdError):
     """Not now. Trying again is safe and makes sense after ``retry_after`` seconds."""
 
-    status = 503
+    code, status = "unavailable", 503
 
 
 class Busy(Unavailable):
@@ -300,6 +301,16 @@ class StoreFull(Unavailable):
 
 class InternalError(AdamdError):
     code = "internal_error"
+
+
+class Damaged(InternalError):
+    """What the store holds of this session is not what was written, or is missing for good. Trying again cannot help.
+
+    Other sessions are not harmed.
+    """
+
+    code = "damaged"
+    ADVICE: ClassVar[str] = "delete the session, and restore an export of it"
 
 
 class TransportError(AdamdError, ConnectionError):

@@ -25,6 +25,52 @@ AROUND = "tests/contract/test_contract_around.py"
 # law, what is taken out, [(file, what stands there, what is put in its place)], the test that sees it
 GUARDS = [
     (
+        "words for people reach a stream of any encoding",
+        [("service/adamd_service/__main__.py", "    take_any_words()\n    app()", "    app()")],
+        "tests/http/test_http_serving.py::test_the_ready_line_comes_in_any_encoding[ioencoding]",
+    ),
+    (
+        "7 without a file descriptor the server is not ready",
+        [(f"{ENGINE}/engine.py", "        if self.out_of_descriptors:\n", "        if False:\n")],
+        "tests/http/test_http_serving.py::test_no_file_descriptor_left_is_told_and_over_when_there_are",
+    ),
+    (
+        "7 the private store leaves its disk room for a rewrite",
+        [("service/adamd_service/store/room.py", "if self.unable or not self._fits(nbytes):", "if False:")],
+        "tests/store/test_room.py::test_what_is_let_in_counts_at_once",
+    ),
+    (
+        "7 the private store's memory is bounded",
+        [("service/adamd_service/store/embedded.py", '"maxmemory": str(self._memory)', '"maxmemory": "0"')],
+        "tests/store/test_embedded.py::test_it_holds_no_more_than_it_may",
+    ),
+    (
+        "7 there are only so many sessions",
+        [(f"{LUA}/claim.lua", "  return {ARGV[1], 'full'}\n", "")],
+        "tests/store/test_creation.py::test_there_are_only_so_many_sessions",
+    ),
+    (
+        "the store's directory is its user's alone",
+        [("service/adamd_service/store/private.py", "if found.st_mode & 0o077:", "if False:")],
+        "tests/store/test_embedded.py::test_a_directory_that_is_open_to_others_is_refused[488]",
+    ),
+    (
+        "7 waiting for the store takes no place of computing",
+        [(f"{ENGINE}/engine.py", "self._workers.ask if hot.durable else self._workers.run", "self._workers.ask")],
+        "tests/http/test_http_silent_store.py::test_waiting_for_the_store_takes_no_place_of_computing",
+    ),
+    (
+        "7 a store that is known to be silent is not asked",
+        [
+            (
+                "service/adamd_service/store/silence.py",
+                "return bool(self._places) and place in self._places",
+                "return False",
+            )
+        ],
+        "tests/store/test_silence.py::test_a_silent_store_is_asked_no_more[valkey]",
+    ),
+    (
         "1 the body is the one that the digest names",
         [(f"{ENGINE}/rebuild.py", "        check_digest(record, updates, spec.layout, body)\n", "")],
         f"{LAWS}::test_what_the_store_changed_is_seen_and_not_served[body]",
@@ -36,7 +82,7 @@ GUARDS = [
     ),
     (
         "1 every record after the snapshot is replayed",
-        [(f"{ENGINE}/rebuild.py", "snapshot.chain, snapshot.step\n", "head.chain, head.step\n")],
+        [(f"{ENGINE}/rebuild.py", "return state, ref.chain, ref.step,", "return state, head.chain, head.step,")],
         f"{LAWS}::test_law_1_state_is_the_fold_of_the_log[inline]",
     ),
     (
