@@ -186,10 +186,10 @@ def test_a_demoted_primary_is_left_by_threads(store_factory, store_kind, connect
 
     with pytest.raises(StoreUnavailable, match="READONLY|read only"):
         store.commit(head.spec.id, commit_of(head, next_record(head)))
+    assert step(store, head, staged_body=True).step == 2
     upload.write(memoryview(b"c"))
     with pytest.raises(StoreUnavailable, match="READONLY|read only"):
         upload.finish()
-    assert step(store, head, staged_body=True).step == 2
     with second.client() as client:
         assert client.hget(f"adamd:{{{head.spec.id}}}:head", "step") == b"2"
 

@@ -41,7 +41,7 @@ LEFT = (ReadOnlyError, BusyLoadingError, MasterDownError)
 LEFT_WORDS = re.compile(r"\b(READONLY|LOADING|MASTERDOWN|NOREPLICAS|MISCONF)\b|previous master")
 
 # What a user of the store has to have. `tests/store/test_permissions.py` runs a store with just these.
-RULES = "~adamd:* +@read +@write +@connection +@scripting -@dangerous +info +time +config|get"
+RULES = "~adamd:* +@read +@write +@connection +@scripting -@dangerous +info +time +config|get +cluster|slots"
 # A script that is not allowed one of its commands says so in the middle of its text: 7.0 in these words, 6.2 in those.
 FORBIDDEN = re.compile(r"\bNOPERM\b|ACL failure in script|[Tt]he user executing the script can't")
 
