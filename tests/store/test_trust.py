@@ -135,6 +135,19 @@ def test_no_process_is_used_before_it_was_looked_at(store_factory, store_kind, c
         store.commit(head.spec.id, commit_of(head, next_record(head)))
 
 
+def test_a_new_connection_to_a_known_process_sees_that_it_is_set_otherwise(store_factory, store_kind, connected):
+    process = store_factory(store_kind)
+    store = connected(process)
+    store.check()
+    head = create(store)
+    with process.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.client_kill_filter(_type="normal", skipme=True)
+        assert store.load_head(head.spec.id) == head
+        with pytest.raises(StoreUnavailable, match="may evict keys .maxmemory-policy allkeys-lru"):
+            store.commit(head.spec.id, commit_of(head, next_record(head)))
+
+
 def test_a_word_that_was_accepted_is_not_frozen(store_factory, store_kind, connected):
     process = store_factory(store_kind, appendonly="no")
     store = connected(process)

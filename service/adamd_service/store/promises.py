@@ -118,6 +118,11 @@ def keeps_file(info: Mapping[str, str]) -> bool:
     return info.get("aof_enabled") == "1" and not _begins_file(info)
 
 
+def says_the_same(info: Mapping[str, str], known: Found) -> bool:
+    """Say whether INFO still says of a process what was found before; appendfsync is not in it."""
+    return keeps_file(info) == known.aof and info.get("maxmemory_policy", known.eviction) == known.eviction
+
+
 def _begins_file(info: Mapping[str, str]) -> bool:
     """Say whether the file was switched on a moment ago: until all that was there before is in it, a restart reads none
     of it, while ``aof_enabled`` is 1 already. Before 7.0 a file had no base of its own, but was empty meanwhile.
