@@ -13,6 +13,7 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ClusterError,
+    InvalidResponse,
     MasterDownError,
     MovedError,
     NoPermissionError,
@@ -89,6 +90,9 @@ def refused(error: redis.RedisError, session_id: str = "") -> StoreFull | StoreU
         return StoreFull(f"the store cannot write to its disk: {said}; delete sessions, or make room", retry_after=5.0)
     if isinstance(error, MovedError):
         return StoreUnavailable(f"another node of a Cluster holds this slot (MOVED {said})", retry_after=1.0)
+    if isinstance(error, InvalidResponse):
+        said = f"what answers at the store's address does not speak its protocol: {said}"
+        return StoreUnavailable(said, retry_after=5.0)
     forbidden = no_permission(error)
     if forbidden is not None:
         return StoreUnavailable(forbidden, retry_after=5.0)
