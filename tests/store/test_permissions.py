@@ -70,6 +70,17 @@ def test_a_permission_that_is_taken_away_while_it_serves(store_process, connecte
     assert step(store, head).step == 1
 
 
+@pytest.mark.parametrize(("taken", "said"), [("-info", PLACE), ("-config|get", "forbids CONFIG.*config.get")])
+def test_a_store_that_no_longer_says_what_it_keeps(store_process, connected, taken, said):
+    store = connected(url_of(store_process, RULES, "blind"))
+    store.check()
+    url_of(store_process, f"{RULES} {taken}", "blind")
+    with pytest.raises(StoreUnavailable, match=said):
+        store.ready("r", 30.0)
+    url_of(store_process, RULES, "blind")
+    store.ready("r", 30.0)
+
+
 def test_a_command_that_a_script_may_not_run_leaves_the_outcome_unknown(store_process, connected):
     """It may have run others before: nobody may say that nothing happened."""
     store = connected(url_of(store_process, RULES, "half"))
