@@ -47,6 +47,9 @@ Trusted = Annotated[
     typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
 ]
 GrpcPort = Annotated[str | None, typer.Option(help="0 takes a free one, off serves HTTP alone \\[50051]")]
+RootPath = Annotated[
+    str | None, typer.Option(help="the path below which a proxy has this server, as in /adamd \\[none]")
+]
 WATCHING = adamd.Timeout(first=2.0, total=math.inf)
 NO_LOSS = (
     "adamd: no loss is told with its steps; it is shown where one is: session.step(gradient, loss=…), in torch "
@@ -78,9 +81,7 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="a further name that Host may have; repeatable \\[loopback's, there only]")
     ] = None,
-    root_path: Annotated[
-        str | None, typer.Option(help="the path below which a proxy has this server, as in /adamd \\[none]")
-    ] = None,
+    root_path: RootPath = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error \\[info]")] = None,
 ) -> None:
     """Serve optimizer sessions over HTTP and gRPC, until Ctrl-C or SIGTERM.
@@ -97,7 +98,6 @@ def serve(
     given = {name: value for name, value in locals().items() if value not in (None, [])}
     _warn_of_passwords(redis_url)
     try:
-        import structlog
         from pydantic import ValidationError
 
         from adamd_service.device.choose import DeviceRefused
@@ -109,12 +109,8 @@ def serve(
             f"adamd: {error.name} is missing; the server is an extra: pip install 'adamd[service]'"
         ) from None
 
-    def told(line: str) -> None:
-        if not say(line):
-            structlog.get_logger().warning("stdout takes nothing any more; the server goes on", said=line)
-
     try:
-        run(ServerSettings(**given), told)
+        run(ServerSettings(**given), _told)
     except ValidationError as error:
         raise SystemExit(f"adamd: {refused(error, given)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
@@ -129,6 +125,14 @@ def _warn_of_passwords(redis_url: str | None) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _told(line: str) -> None:
+    """Say a line; where nobody hears it any more, the log has it."""
+    if not say(line):
+        import structlog
+
+        structlog.get_logger().warning("stdout takes nothing any more; the server goes on", said=line)
 
 
 @app.command()

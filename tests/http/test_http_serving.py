@@ -1,5 +1,6 @@
 """The server as a process: its words, its signals, its file descriptors, and what it tells of its work."""
 
+import asyncio
 import http.client
 import os
 import pty
@@ -10,11 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import uvicorn
 
 import adamd
+from adamd_service.engine.workers import Workers
+from adamd_service.serve import Server
+from adamd_service.telemetry import Unfailing
 from servers import ENVIRONMENT, gone
 
 WAIT = 60
@@ -119,7 +125,9 @@ def test_a_full_disk_behind_stdout_is_told_on_stderr(spawned):
     assert gone(one, WAIT) == 0
 
 
-@pytest.mark.parametrize("words", [["sessions"], ["--help"], ["version"], ["selftest", "--quick"]])
+@pytest.mark.parametrize(
+    "words", [["sessions"], ["--help"], pytest.param(["selftest", "--quick"], marks=pytest.mark.slow)], ids=" ".join
+)
 def test_commands_speak_ascii_where_they_have_to(server, words):
     with adamd.connect(server.url) as client:
         session = client.create(np.zeros(1), durability="memory")
@@ -202,7 +210,7 @@ def test_no_file_descriptor_left_is_told_and_over_when_there_are(server_factory)
         until(lambda: "file descriptors are used up" in one.log())
         status, said = ready()
         assert status == 503 and b"file descriptors are used up" in said
-        time.sleep(3)
+        time.sleep(1.5)  # the next look says nothing more
         assert one.log().count("raise their limit (ulimit -n)") == 1
         resource.prlimit(one.pid, resource.RLIMIT_NOFILE, old)
         until(lambda: ready()[0] == 200)
@@ -257,3 +265,36 @@ def test_what_is_refused_names_its_session_and_its_route(server_factory):
     for word in ("refused", "GET", "/v1/sessions/{session}/parameters", "nobody"):
         assert word in line
     assert not any(line.startswith("here") for line in one.lines)
+
+
+def test_a_background_task_that_fails_is_told_and_ends_the_server(capsys):
+    async def fails():
+        raise RuntimeError("the beat is lost")
+
+    async def scenario():
+        engine = SimpleNamespace(draining=False)
+        server = Server(uvicorn.Config(lambda: None), engine)
+        await asyncio.wait([server.begin(fails())])
+        await asyncio.sleep(0)
+        assert server.failed and server.should_exit and server.ending.is_set() and engine.draining
+
+        workers = Workers(1)
+        workers.spawn(fails())
+        await workers.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert capsys.readouterr().out.count("\nRuntimeError: the beat is lost") == 2
+
+
+def test_a_log_that_nobody_reads_fails_nowhere():
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = close = lambda self: (_ for _ in ()).throw(ValueError("closed"))
+
+    for stream in (Gone(), None):
+        log = Unfailing(stream)
+        assert log.write("words") == 5
+        log.flush()

@@ -267,6 +267,15 @@ def test_stop_may_come_at_any_time(tmp_path):
     assert not processes_in(tmp_path)
 
 
+def test_a_store_that_stands_still_is_ended_too(private, connected, tmp_path):
+    one = private()
+    head = create(opened(connected, one))
+    os.kill(one.pid, signal.SIGSTOP)
+    one.stop()
+    assert not lives(one.pid)
+    assert opened(connected, private()).load_head(head.spec.id) == head
+
+
 def test_nothing_listens_on_a_port(private):
     one = private()
     with redis.Redis.from_url(one.url) as client:

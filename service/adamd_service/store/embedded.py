@@ -121,6 +121,7 @@ class EmbeddedStore:
             self._stopping.set()
         if self._process is not None:
             self._process.terminate()
+            self._process.send_signal(signal.SIGCONT)  # should it stand still: what was told it would wait for that
             try:
                 self._process.wait(STOP)
             except subprocess.TimeoutExpired:
@@ -170,6 +171,7 @@ class EmbeddedStore:
         deadline = time.monotonic() + STOP
         with suppress(ProcessLookupError):  # it was ending by itself
             os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGCONT)
             while _is_store(pid, self._data):
                 if time.monotonic() > deadline:
                     os.kill(pid, signal.SIGKILL)
