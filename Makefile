@@ -1,7 +1,9 @@
 # Everything sets itself up in .venv; nothing outside this directory is touched but the caches of pip and numba.
+# Another Python, another place: make test PYTHON=/usr/bin/python3.13 VENV=.venv-3.13
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
 
 # Hundreds of processes start here: what one has compiled, the next one finds, where it may write it.
@@ -11,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-demo: $(STAMP) ## train on real images through a server that is killed in the middle
+demo: $(RUNS) ## train on real images through a server that is killed in the middle
 	@$(BIN)/adamd demo
 
 test: $(STAMP) ## the tests, on a real store that they start themselves
@@ -32,13 +34,17 @@ proto: ## adamd.proto linted, compared with the released one, and its Python cod
 check: $(STAMP) ## ruff, mypy, the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-$(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adamd needs Python 3.11 or later")'
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "installing adamd and its tests into $(VENV): a minute, or what the network takes …"
+$(RUNS): pyproject.toml
+	@.ci/venv $(PYTHON) $(VENV) $(if $(filter command,$(origin PYTHON)),asked)
+	@echo "installing adamd and its demo into $(VENV): a minute, or what the network takes …"
+	@.ci/install $(BIN) -e '.[service,demo]'
+	@touch $@
+
+$(STAMP): $(RUNS)
+	@echo "installing what its tests need …"
 	@.ci/install $(BIN) --upgrade pip
-	@.ci/install $(BIN) -e '.[service,demo]' --group dev
+	@.ci/install $(BIN) --group dev
 	@touch $@
 
 clean: ## remove what make made
-	rm -rf $(VENV) .bench .venv-proto .venv-torch .venv-jax .venv-gpu .nvrtc .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(addprefix .venv-,oldest newest demo proto torch jax gpu languages) .bench .nvrtc .pytest_cache .mypy_cache .ruff_cache .hypothesis

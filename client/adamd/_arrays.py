@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from adamd import _meaning
 from adamd.errors import InvalidRequest, RequestError, WrongDtype, WrongLayout
 from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, widen
 from adamd.wire.layout import Layout, Tensor, named_layout, vector_layout
@@ -50,17 +51,56 @@ class Flat:
         return tuple(Part(t.name, self.dtype, flat[start:end].reshape(t.shape)) for t, start, end in pairs)
 
 
+class Before:
+    """What a caller's memory held before an answer came into it, so that it changes whole or not at all.
+
+    It is copied while the server works, when there is nothing else to do, and its own memory is used again.
+    """
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, np.uint8)
+        self._views: tuple[memoryview, ...] = ()
+        self._kept = False
+
+    def of(self, views: tuple[memoryview, ...]) -> None:
+        """Say which memory an answer will come into; none of what was kept before is."""
+        self._views, self._kept = views, False
+
+    def keep(self) -> None:
+        """Copy what is there, unless an attempt before this one did."""
+        if self._kept or not self._views:
+            return
+        size = sum(view.nbytes for view in self._views)
+        if len(self._room) != size:
+            self._room = np.empty(size, np.uint8)
+        here = 0
+        for view in self._views:
+            self._room[here : here + view.nbytes] = view
+            here += view.nbytes
+        self._kept = True
+
+    def restore(self) -> None:
+        """Bring it back, if an answer can have begun to come."""
+        if not self._kept:
+            return
+        here, room = 0, memoryview(self._room)
+        for view in self._views:
+            view[:] = room[here : here + view.nbytes]
+            here += view.nbytes
+
+
 @dataclass(frozen=True, slots=True)
 class Landing:
     """Where an answer's parameters go, and what the caller then gets.
 
     ``copies`` are (target, source): the memory that the answer came into could not be the caller's own. A source of
-    uint16 is bfloat16.
+    uint16 is bfloat16. ``own`` is the caller's memory that the answer comes into itself.
     """
 
     result: Any
     buffers: tuple[memoryview, ...]
     copies: tuple[tuple[Array, Array], ...] = ()
+    own: tuple[memoryview, ...] = ()
 
     def finish(self) -> Any:
         """Return the caller's arrays, once the buffers are full."""
@@ -105,29 +145,28 @@ def part(
 
     Raises:
         WrongDtype: no floating-point dtype that travels.
-        WrongLayout: ragged.
-        InvalidRequest: a Python number is too large for ``dtype``; or what ``overflow`` says.
+        WrongLayout: ragged, or with labels that would be lost.
+        InvalidRequest: a mask or a unit would be lost, it is sparse, or no array at all; or a Python number is too
+            large for ``dtype`` (or what ``overflow`` says).
 
     """
+    _meaning.check(value, what)
     array, kind = _read(value, what)
     if _plain(value):
         array, kind = _in_dtype(array, dtype, what, overflow), dtype
-    if kind not in ITEMSIZE:
-        raise WrongDtype(
-            f"{what} is {kind}; {', '.join(ITEMSIZE)} can be sent. Convert it: numpy.asarray(x, 'float32')"
-        )
+    _meaning.check_dtype(array, kind, value, what)
     return Part(name, kind, np.asarray(array, dtype=storage(kind), order="C"))
 
 
 def _read(value: Any, what: str) -> tuple[Array, str]:
-    if hasattr(value, "detach"):
-        return _from_torch(value)
     try:
+        if hasattr(value, "detach"):
+            return _from_torch(value)
         array = np.asarray(value)
-        if array.dtype == object and hasattr(value, "__dlpack__"):
+        if array.dtype == object and not isinstance(value, np.ndarray) and hasattr(value, "__dlpack__"):
             array = np.from_dlpack(value)
-    except ValueError as error:
-        raise WrongLayout(f"{what} is no array: {error}") from None
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise _meaning.unreadable(value, error, what) from None
     if array.dtype.kind in "iu" and not hasattr(value, "dtype"):  # whole numbers, as in [1, 2] or range(3)
         array = array.astype(np.float64)
     kind = array.dtype.name
@@ -160,6 +199,7 @@ def _in_dtype(array: Array, dtype: str, what: str, overflow: type[RequestError])
 def _from_torch(tensor: Any) -> tuple[Array, str]:
     """Return a tensor's memory (or a copy from its device). NumPy has no bfloat16: there it is its bits."""
     tensor = tensor.detach().cpu()
+    tensor = tensor.resolve_neg() if hasattr(tensor, "resolve_neg") else tensor
     if str(tensor.dtype) == "torch.bfloat16":
         return np.asarray(tensor.contiguous().view(sys.modules["torch"].int16)).view(np.uint16), "bfloat16"
     array = np.asarray(tensor)
@@ -272,7 +312,8 @@ def landing(layout: Layout, dtype: str, out: Any = None, source: tuple[Part, ...
         target = out if layout.vector else out.get(tensor.name)
         targets.append(_target(target, tensor, kept))
     if kept == dtype and not _overlap(targets, source):
-        return Landing(out, pieces(targets))
+        into = pieces(targets)
+        return Landing(out, into, own=into)
     flat = np.empty(layout.size, storage(dtype))
     spans = (flat[start:end] for start, end in zip(layout.bounds, layout.bounds[1:], strict=False))
     copies = tuple((target, span.reshape(target.shape)) for target, span in zip(targets, spans, strict=True))
@@ -292,6 +333,7 @@ def _target(target: Any, tensor: Tensor, dtype: str) -> Array:
     what = f"out {tensor.name!r}"
     if not isinstance(target, np.ndarray):
         raise WrongLayout(f"{what}: wanted a numpy array to write into, got {type(target).__name__}")
+    _meaning.check(target, what)
     if target.dtype != storage(dtype):
         raise WrongDtype(f"{what} is {target.dtype}; this session's parameters are {dtype}")
     if target.shape != tensor.shape:

@@ -39,7 +39,8 @@ def moved_in(state_dict: Mapping[str, Any], params: Iterable[Any], step: int) ->
     _torch_layout.check(places)
     settings = _torch_settings.settings(groups, _torch_settings.members(places))
     state = _state_of(state_dict, saved, groups)
-    _torch_state.check(places, state, settings, kind)
+    _torch_state.check(places, state, groups, kind)
+    settings = _torch_state.with_buffer(settings, state.values(), kind)
     return _torch_state.pack(places, state, settings, kind, step)
 
 
@@ -101,13 +102,10 @@ def _grouped(params: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def _groups_of(state_dict: Any) -> Sequence[Mapping[str, Any]]:
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        raise InvalidState("this is no optimizer's state: wanted a dict with 'state' and 'param_groups'")
-    groups, state = state_dict["param_groups"], state_dict["state"]
-    if not isinstance(groups, list | tuple) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
-        raise InvalidState("its 'param_groups' are no list of dicts with 'params'")
-    if not isinstance(state, Mapping) or not all(isinstance(entry, Mapping) for entry in state.values()):
+    _torch_state.check_document(state_dict)
+    if not all(isinstance(entry, Mapping) for entry in state_dict["state"].values()):
         raise InvalidState("its 'state' is no dict of dicts")
+    groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
     return groups
 
 

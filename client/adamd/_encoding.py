@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from adamd import _arrays
+from adamd import _arrays, _meaning
 from adamd._arrays import Flat, Part, raw_bytes
 from adamd._operations import Body, body_of
 from adamd.errors import BadGradient, InvalidRequest, WrongDtype, WrongLayout
@@ -291,6 +291,7 @@ def _sparse(gradient: Any, layout: Layout, dtype: str) -> Body:
 def _elements(given: Sparse, tensor: Tensor, dtype: str) -> tuple[Array, Part]:
     """Return the ascending places in one flattened tensor, and their values."""
     what = f"gradient {tensor.name!r}"
+    _meaning.check(given.indices, f"{what}: indices")
     indices = np.asarray(given.indices)
     indices = indices.astype(np.int64) if not indices.size else indices
     some = np.size(given.values) > 0  # an empty array's dtype says nothing

@@ -1,5 +1,8 @@
 """Operations over gRPC, on one channel and a few kept streams. Blocking, and safe to use from many threads.
 
+Watches have channels of their own. Each holds a stream for seconds, and a connection has 128 of them (the server's
+bound): the steps of a client that watches many sessions would wait for one.
+
 Steps travel on a StepStream, which is kept for the next step, of whatever session: a stream's step takes half the time
 of a unary call's (ARCHITECTURE.md), and large vectors go in pieces anyway.
 """
@@ -9,7 +12,9 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +34,16 @@ from adamd.errors import TransportError
 from adamd.wire import channel, pieces
 from adamd.wire.v1 import adamd_pb2 as pb
 
+WATCHES = 32  # on one connection
 KEPT = 16  # idle streams kept at most; each is a call at the server
+
+
+@dataclass(slots=True)
+class Lookout:
+    """A channel for watches, and how many there are on it now."""
+
+    channel: grpc.Channel
+    watches: int = 0
 
 
 class GrpcTransport:
@@ -55,6 +69,7 @@ class GrpcTransport:
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
+        self._lookouts: list[Lookout] = []
         self._idle: list[StepStream] = []
         self._owner = os.getpid()
         self._closed = False
@@ -69,15 +84,28 @@ class GrpcTransport:
 
         """
         limits = Limits(deadline, self._timeout.inactivity, self._clock, stop, self._watch, self._meter)
-        call = Call(self._open(), limits, self._metadata)
-        try:
-            return self._sent(operation, call)
-        except ValueError as error:  # gRPC's word for a channel that was closed under the call
-            if self._closed:
-                raise _closed() from error
-            raise
-        except TransportError as error:
-            raise self._route.told(error) from error.__cause__
+        with self._connection(operation) as opened:
+            try:
+                return self._sent(operation, Call(opened, limits, self._metadata))
+            except ValueError as error:  # gRPC's word for a channel that was closed under the call
+                if self._closed:
+                    raise _closed() from error
+                raise
+            except TransportError as error:
+                raise self._route.told(error) from error.__cause__
+            except Exception:
+                raise
+            except BaseException:
+                self._leave()
+                raise
+
+    def _leave(self) -> None:
+        """Leave the channels to whoever still uses it: Ctrl-C inside gRPC's own code may have left its locks locked.
+
+        They are not closed, for that would wait for the locks.
+        """
+        with self._lock:
+            self._channel, self._lookouts, self._idle = None, [], []
 
     def _sent(self, operation: Operation, call: Call) -> Any:
         match operation:
@@ -103,24 +131,44 @@ class GrpcTransport:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            opened, self._channel = self._channel, None
+            opened = [one.channel for one in self._lookouts] + [one for one in (self._channel,) if one is not None]
+            self._channel, self._lookouts = None, []
         if self._owner == os.getpid():
             for stream in idle:
                 stream.cancel()
-            if opened is not None:
-                opened.close()
+            for one in opened:
+                one.close()
             self._watch.close()
 
-    def _open(self) -> grpc.Channel:
+    @contextmanager
+    def _connection(self, operation: Operation) -> Iterator[grpc.Channel]:
+        """Give an operation its channel: a watch one that has room, anything else the one for all."""
         with self._lock:
-            if self._closed:
-                raise _closed()
-            if self._owner != os.getpid():
-                words = "gRPC does not survive a fork: connect in the child, or use the server's http:// address"
-                raise TransportError(words, phase="connect", permanent=True)
-            if self._channel is None:
-                self._channel = _channel(self._route, self._timeout)
-            return self._channel
+            self._refuse_when_unusable()
+            if not isinstance(operation, _operations.Watch):
+                if self._channel is None:
+                    self._channel = _channel(self._route, self._timeout)
+                opened, lookout = self._channel, None
+            else:
+                lookout = next((one for one in self._lookouts if one.watches < WATCHES), None)
+                if lookout is None:
+                    lookout = Lookout(_channel(self._route, self._timeout))
+                    self._lookouts.append(lookout)
+                lookout.watches += 1
+                opened = lookout.channel
+        try:
+            yield opened
+        finally:
+            if lookout is not None:
+                with self._lock:
+                    lookout.watches -= 1
+
+    def _refuse_when_unusable(self) -> None:
+        if self._closed:
+            raise _closed()
+        if self._owner != os.getpid():
+            words = "gRPC does not survive a fork: connect in the child, or use the server's http:// address"
+            raise TransportError(words, phase="connect", permanent=True)
 
     def _step(self, operation: _operations.Step, call: Call) -> Stepped:
         """Take a step; a kept stream that turns out to be dead is replaced at once."""

@@ -55,6 +55,16 @@ class Seen(Protocol):
         return self._track.skipped
 
     @property
+    def left_open(self) -> int | None:
+        """The number of a step that was sent, and whose answer was not waited for; None: there is none.
+
+        Ctrl-C, a cancelled task and a time-out leave one. The same step again is safe, and tells whether it counts; so
+        does another one, which is refused (`StepConflict`) where it does. ``parameters`` settles it as well: it goes on
+        from where the server is.
+        """
+        return self._track.left_open
+
+    @property
     def diverged(self) -> bool:
         """A parameter is no longer finite; further steps are refused."""
         return self._track.now.diverged

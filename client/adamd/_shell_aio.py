@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from adamd import _flow
 from adamd._flow import Got, Send, Timeout
-from adamd._operations import Operation
+from adamd._operations import Operation, Watch
 from adamd._shell import Transport
 from adamd._stop import Stop
 from adamd._track import Logic, Work
@@ -24,6 +25,7 @@ from adamd.errors import AdamdError, TransportError
 
 T = TypeVar("T")
 AT_ONCE = 64  # calls of one client under way; pauses between attempts take no thread
+WATCHES = 256  # beside them: a watch over gRPC waits in its thread for seconds, and no step shall wait for it
 
 
 class AsyncShell:
@@ -35,11 +37,13 @@ class AsyncShell:
         self._known = False  # the server has answered once
         self._closed = False
         self._threads = ThreadPoolExecutor(AT_ONCE, "adamd")
+        self._watchers = ThreadPoolExecutor(WATCHES, "adamd-watch")
 
     def close(self) -> None:
         """Let the threads end when their calls do."""
         self._closed = True
         self._threads.shutdown(wait=False)
+        self._watchers.shutdown(wait=False)
 
     async def run(self, logic: Logic[T], waiting: Callable[[AdamdError], None] | None = None) -> T:
         """Drive a logic to its end. ``waiting`` is told of each failure that another attempt follows."""
@@ -78,27 +82,29 @@ class AsyncShell:
         stop = Stop()
         outcome: Got | AdamdError
         try:
-            sent = self._in_thread(lambda: self._transport.send(event.operation, event.deadline, stop), stop.set)
-            outcome = Got(await sent)
+            threads = self._watchers if isinstance(event.operation, Watch) else self._threads
+            send = partial(self._transport.send, event.operation, event.deadline, stop)
+            outcome = Got(await self._in_thread(threads, send, stop.set))
         except AdamdError as error:
             outcome = error
         self._known = self._known or _flow.replied(outcome)
         return outcome
 
     async def _work(self, work: Work) -> Any:
-        return await self._in_thread(work.run, lambda: True)
+        return await self._in_thread(self._threads, work.run, lambda: True)
 
-    async def _in_thread(self, run: Callable[[], T], give_up: Callable[[], bool]) -> T:
+    async def _in_thread(self, threads: ThreadPoolExecutor, run: Callable[[], T], give_up: Callable[[], bool]) -> T:
         """Run something that blocks; where the caller is cancelled, return only when its memory is its own again.
 
         Args:
+            threads: one of which runs it.
             run: what blocks.
             give_up: makes it end soon, and says whether it has to be waited for.
 
         """
         if self._closed:
             raise TransportError("this client is closed; connect again", phase="connect", permanent=True)
-        job = self._threads.submit(run)
+        job = threads.submit(run)
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from adamd import _torch_layout, _torch_settings, _torch_state
-from adamd._torch_kinds import Kind, kind_of
+from adamd import _torch_identity, _torch_layout, _torch_resumed, _torch_settings, _torch_state
+from adamd._torch_kinds import Kind, buffered, kind_of
 from adamd._torch_layout import Place
 from adamd._torch_memory import Mirror
-from adamd.errors import HistoryLost, InvalidRequest, StepSuperseded, WrongDtype, WrongLayout
+from adamd.errors import (
+    AdamdError,
+    HistoryLost,
+    InvalidRequest,
+    StepConflict,
+    StepSuperseded,
+    WrongDtype,
+    WrongLayout,
+)
 from adamd.session import Session
 from adamd.wire.layout import Layout
 
 Groups = Sequence[dict[str, Any]]
+Metrics = Callable[[str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,20 @@ def found_in(groups: Groups, layout: Layout, dtype: str | None = None, answer: s
     return Kept(places, frozenset(id(place.tensor) for place in found), Mirror(places, layout, kind, answer))
 
 
-def present_in(kept: Kept, groups: Groups) -> list[Place]:
+def in_order(kept: Kept) -> int:
+    """Return how many tensors of a session without names may be given in another order; 0 where that can be seen.
+
+    Raises:
+        WrongLayout: they certainly are.
+
+    """
+    if not _torch_identity.by_position([place.name for place in kept.places]):
+        return 0
+    found = _torch_identity.compare(kept.places, kept.mirror.views)
+    return 0 if found is None else found.tensors
+
+
+def present_in(kept: Kept, groups: Groups, kind: Kind) -> list[Place]:
     """Return the parameters that have a gradient."""
     if {id(tensor) for group in groups for tensor in group["params"]} != kept.held:
         raise InvalidRequest(
@@ -56,7 +78,7 @@ def present_in(kept: Kept, groups: Groups) -> list[Place]:
         )
     present = [place for place in kept.places if place.tensor.grad is not None]
     for place in present:
-        _torch_layout.check_gradient(place)
+        _torch_layout.check_gradient(place, kind.torch)
     return present
 
 
@@ -83,7 +105,8 @@ def check_untouched(mirror: Mirror, step: int) -> bool:
         raise InvalidRequest(
             f"{names}: changed since step {step} by something else than this optimizer, and the "
             "session's own would overwrite it. To go on from the changed values: "
-            "optimizer.load_state_dict(optimizer.state_dict()); to drop them: optimizer.refresh()",
+            "optimizer.load_state_dict(optimizer.state_dict()); to drop them: optimizer.refresh(). To clamp after each "
+            "step, make the optimizer with lower=… and upper=…: the server keeps them",
             step=step,
         )
     return bool(differ)
@@ -107,6 +130,21 @@ def read_state(session: Session, places: Sequence[Place], kind: Kind, step: int,
     return found.state
 
 
+def _left_open(error: StepConflict | StepSuperseded) -> AdamdError:
+    """Say what to do with a model where one stepped before, and was interrupted."""
+    number = error.extra.get("left_open")
+    if number is None:
+        return error
+    return type(error)(
+        f"step {number} was sent before, and its answer was not waited for (Ctrl-C, or a time-out); it counts, and the "
+        "model is at the parameters before it. So these gradients, which are others, were not applied. "
+        "optimizer.refresh() brings the model to where the session is; so does optimizer.zero_grad(), before the next "
+        "gradients are computed",
+        step=error.step,
+        **error.extra,
+    )
+
+
 class Bond:
     """A session whose parameters the model's are.
 
@@ -114,15 +152,24 @@ class Bond:
         session: of the groups' names, shapes and dtype.
         groups: the optimizer's ``param_groups``.
         adopt: copy the session's parameters and settings into the model and the groups; else they are the same already.
+        resumed: it was found by its name, perhaps: look whether the tensors are in its order, where it has no names,
+            and what schedulers had left in the metrics of its last step, which this returns.
+
+    Attributes:
+        doubt: how many tensors without names may stand in another order than the session's.
+        recalled: what schedulers had left, by group; None where it was not looked for.
 
     Raises:
         WrongLayout, WrongDtype, InvalidSettings: the session does not fit; nothing was copied.
 
     """
 
-    def __init__(self, session: Session, groups: Groups, *, adopt: bool) -> None:
+    def __init__(self, session: Session, groups: Groups, *, adopt: bool, resumed: Metrics | None = None) -> None:
         self.session = session
+        self.doubt = 0
+        self.recalled: list[dict[str, float]] | None = None
         self._kind = kind_of(groups)
+        self._buffered = buffered(session.settings)
         self.kept = found_in(groups, session.layout, session.dtype, session.answer_dtype)
         self._members = _torch_settings.members(self.kept.places)
         mirror = self.kept.mirror
@@ -130,26 +177,72 @@ class Bond:
             if adopt:
                 with self._answered():
                     session.parameters(out=mirror.room)
+                if resumed is not None:
+                    self.doubt = in_order(self.kept)
+                    metrics = resumed(session.id) if session.step_number else {}
+                    self.recalled = _torch_resumed.recalled(metrics, groups)
                 _torch_settings.adopt(groups, self.kept.places, session.settings)
                 mirror.write()
             else:
                 mirror.read()
         self._seen = session.chain
+        self._open = False
 
-    def step(self, groups: Groups, loss: float | None) -> None:
+    @property
+    def step_number(self) -> int:
+        """The session's."""
+        return self.session.step_number
+
+    def step(self, groups: Groups, loss: float | None, *, changed: bool) -> bool:
         """Send the gradients that there are, and what has changed in the groups; copy the answer into the model.
+
+        ``changed``: the optimizer's state was written to. Returns False, and does nothing, where that or the groups ask
+        for another session: one from the state as it is now, or with arrays that this one does not have.
 
         Raises:
             InvalidRequest, WrongDtype: the model or the session is not what it was after the last step.
             AdamdError: whatever `Session.step` raises. The model is as it was, after any of them.
 
         """
-        present = present_in(self.kept, groups)
+        present = present_in(self.kept, groups, self._kind)
         if not present:
-            return
+            return True
         self.check(present)
+        if changed or self.lacks(groups):
+            return False
         every = self.take(present, groups, loss)
         self.kept.mirror.write(None if every else present)
+        self.written()
+        return True
+
+    def written(self) -> None:
+        """Note that the model has the answer: until then a step is open, whatever interrupts it."""
+        self._seen, self._open = self.session.chain, False
+
+    def settle(self) -> bool:
+        """Follow the session where a step was left open, by Ctrl-C perhaps; say whether one was.
+
+        It counts or not: the server knows, and its parameters are those to go on from. A model that somebody has
+        written to meanwhile is left alone.
+        """
+        session, mirror = self.session, self.kept.mirror
+        if not self._open or (session.left_open is None and session.chain == self._seen):
+            return False
+        if mirror.differ(mirror.suspects(every=False)):
+            return False
+        try:
+            with self._answered():
+                session.parameters(out=mirror.room)
+        except BaseException:
+            mirror.read()
+            raise
+        mirror.write()
+        self.written()
+        return True
+
+    def lacks(self, groups: Groups) -> bool:
+        """Say whether a step with these groups needs a momentum buffer, and the session has none."""
+        return not self._buffered and _torch_settings.heavy(groups)
 
     def check(self, present: Sequence[Place]) -> None:
         """Check that model and session are what they were; before step 1 the session takes the model's values."""
@@ -174,13 +267,17 @@ class Bond:
         gradient = mirror.gradients(present)
         settings = self._changed(groups)
         skipped = session.skipped
+        self._open = True
         try:
             with self._answered():
-                session.step(gradient, loss, settings=settings, out=mirror.room)
+                metrics = _torch_resumed.remembered(groups)
+                session.step(gradient, loss, settings=settings, metrics=metrics, out=mirror.room)
+        except (StepConflict, StepSuperseded) as error:
+            mirror.read()
+            raise _left_open(error) from None
         except BaseException:
             mirror.read()  # an answer may have broken off in it
             raise
-        self._seen = session.chain
         # Where a bad gradient was skipped, the parameters were read anew, and others may have moved all of them.
         return session.skipped != skipped
 

@@ -12,6 +12,7 @@ from typing import Any
 from adamd.errors import InvalidState
 
 Group = Mapping[str, Any]
+BUFFER = "momentum_buffer"  # an array, and the setting that says that a session has it
 BY_NAME = ("Adam", "decoupled_weight_decay")  # a session says it by its name, "adam" or "adamw"
 
 
@@ -59,6 +60,11 @@ class Kind:
         }
 
     @property
+    def heavy(self) -> bool:
+        """It may have a momentum buffer."""
+        return "momentum" in self.changing
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """What a group of it has, beside its parameters."""
         return {**self.changing, **self.fixed, **self.passive}
@@ -68,13 +74,18 @@ def _moments(group: Group) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group.get("amsgrad") else ("exp_avg", "exp_avg_sq")
 
 
+def buffered(settings: Group) -> bool:
+    """Say whether a session with these settings has a momentum buffer, or a group of a torch optimizer needs one."""
+    over = (group.get("momentum") for group in settings.get("groups", ()))
+    return bool(settings.get(BUFFER) or settings.get("momentum") or any(over))
+
+
 def _rmsprop(group: Group) -> tuple[str, ...]:
-    momentum = ("momentum_buffer",) if group["momentum"] > 0 else ()
-    return ("square_avg", *momentum, *(("grad_avg",) if group["centered"] else ()))
+    return ("square_avg", *_sgd(group), *(("grad_avg",) if group["centered"] else ()))
 
 
 def _sgd(group: Group) -> tuple[str, ...]:
-    return ("momentum_buffer",) if group["momentum"] else ()
+    return (BUFFER,) if buffered(group) else ()
 
 
 _PLAIN = {"foreach": None, "capturable": False, "differentiable": False}

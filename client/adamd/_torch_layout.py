@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -26,6 +27,20 @@ class Place:
 
     def __str__(self) -> str:
         return f"parameter {self.name!r}"
+
+
+def check_ordered(given: Any) -> None:
+    """Refuse tensors without an order: which one is which would change from run to run.
+
+    Raises:
+        TypeError: they are in a set.
+
+    """
+    if isinstance(given, set | frozenset | WeakSet):
+        raise TypeError(
+            "optimizer parameters need to be organized in ordered collections, but the ordering of tensors in sets "
+            "will change between runs, and layers would change places. Give a list, or model.named_parameters()"
+        )
 
 
 def places(groups: Sequence[dict[str, Any]]) -> tuple[Place, ...]:
@@ -98,12 +113,17 @@ def _check_kind(place: Place) -> None:
         raise WrongLayout(f"{place} is expanded: its elements share memory; use x.expand(…).clone()")
 
 
-def check_gradient(place: Place) -> None:
-    """Raise InvalidRequest where a gradient is sparse: `torch.optim.Adam` refuses it too."""
-    if place.tensor.grad.layout is not torch.strided:
+SPARSE = "SGD", "Adagrad"  # whose own optimizers in torch take sparse gradients
+
+
+def check_gradient(place: Place, kind: str) -> None:
+    """Raise InvalidRequest where a gradient is sparse, or of another dtype than a session takes."""
+    gradient = place.tensor.grad
+    if gradient.layout is not torch.strided:
+        local = f"; torch.optim.{kind} takes it, a session does not" if kind in SPARSE else ""
         raise InvalidRequest(
-            f"{place} has a {place.tensor.grad.layout} gradient; Adam needs a dense one: leave sparse=True away from "
-            "the embedding, or set p.grad = p.grad.to_dense() before the step"
+            f"{place} has a {gradient.layout} gradient{local}; {kind} at a server needs a dense one: leave sparse=True "
+            "away from the embedding, or set p.grad = p.grad.to_dense() before the step"
         )
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self, Unpack
 
 import torch
 
-from adamd import _resuming, _torch_kinds, _torch_layout, _torch_settings, _torch_state
+from adamd import _resuming, _torch_identity, _torch_kinds, _torch_layout, _torch_resumed, _torch_settings, _torch_state
 from adamd._around import Around, parted
-from adamd._torch_bond import Bond
+from adamd._torch_bond import Bond, Metrics
+from adamd._torch_held import Held
 from adamd._torch_kinds import Kind
 from adamd._torch_ranks import Ensemble, Ranks
+from adamd._torch_resumed import Resumed
 from adamd._torch_successor import successor
 from adamd._track import settings_document
 from adamd.client import Client, Durability, connect
-from adamd.errors import InvalidRequest, InvalidState
+from adamd.errors import AdamdError, InvalidRequest, InvalidState, WrongLayout
 from adamd.session import OnBadGradient, Session
 
 
@@ -41,14 +41,15 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
     """
 
     param_groups: list[dict[str, Any]]
-    state: defaultdict[Any, Any]
     _given: frozenset[str]
+    _held: Held
     _kind: ClassVar[Kind]
     _decoupled: ClassVar[bool | None] = None  # None: what the group says
 
     def __new__(cls, *given: Any, **named: Any) -> Self:
         """Note which arguments are given, so that only these are compared with a session that is resumed."""
         made: Self = super().__new__(cls)
+        made._held = made._holder()
         made._given = _torch_settings.named(cls.__init__, given, named)
         return made
 
@@ -70,9 +71,13 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         self._around, travel = parted(around, type(self).__name__)
         self._bond: Bond | Ensemble | None = None
         self._made_up = False  # the constructor is through
-        self._asked: list[dict[str, Any]] = []  # the groups' settings, before those of a session take their place
         self._replaced: Session | None = None  # the one before load_state_dict or add_param_group
+        self._own = False  # the state that the next session is made from is that session's
+        self._loading: Mapping[str, Any] | None = None  # what load_state_dict reads now
+        self._resumed: Resumed | None = None  # until the first step
+        _torch_layout.check_ordered(params)
         params = params if isinstance(params, torch.Tensor) else list(params)
+        _torch_settings.as_torch(self._kind, self._decoupled, defaults)
         super().__init__(params, {**self._kind.defaults, **defaults})
         self._ranks = Ranks.of(process_group)
         if self._ranks is None:  # else all ranks check together, in Ensemble
@@ -87,13 +92,12 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
             "on_bad_gradient": on_bad_gradient,
             **travel,
         }
-        self._bond = self._bound(lambda: self._made(session), adopt=session is not None)
+        asked = _torch_settings.values(self.param_groups)  # before those of a session take their place
+        found = None if session is None else self._metrics
+        self._bond = self._bound(lambda: self._made(session), adopt=session is not None, resumed=found)
         self._made_up = True
-        if self._asked:
-            own = [self._given.union(item if isinstance(item, dict) else ()) for item in params]
-            changed = _torch_settings.overruled(self._asked, self.param_groups, own)
-            self._tell_overruled(changed, "set them in optimizer.param_groups now")
-            self._tell_overruled(self._differing(), "change them by optimizer.session.update(…)")
+        if self._bond.recalled is not None:
+            self._welcome(asked, [self._given.union(item if isinstance(item, dict) else ()) for item in params])
 
     @property
     def session(self) -> Session:
@@ -128,12 +132,29 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        given = (tensor.grad for group in self.param_groups for tensor in group["params"])
-        if self._ranks is not None or any(gradient is not None for gradient in given):
+        if self._ranks is not None or any(tensor.grad is not None for tensor in self._tensors()):
             bond = self._bonded()
+            if self._resumed is not None:
+                _torch_resumed.settle(self, self._resumed)
+                self._resumed = None
             with torch.no_grad():
-                bond.step(self.param_groups, _scalar(loss))
+                if not bond.step(self.param_groups, _scalar(loss), changed=self._held.changed()):
+                    self._grow()
+                    self._bonded().step(self.param_groups, _scalar(loss), changed=False)
+            self._held.forget()
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, as torch does.
+
+        Where the step before was left open, by Ctrl-C perhaps, the model first follows the session to where it is: the
+        next gradients are then taken there. Not on ranks, where `refresh` does so on all of them.
+        """
+        if isinstance(self._bond, Bond):
+            with torch.no_grad():
+                if self._bond.settle():
+                    self._held.forget()
+        super().zero_grad(set_to_none)
 
     def refresh(self) -> None:
         """Follow the session to where it stands: its parameters into the model, its settings into ``param_groups``.
@@ -145,7 +166,18 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
 
         """
         self._bond = self._bound(self._refreshed, adopt=True)
-        self.state, self._replaced = defaultdict(dict), None
+        self._replaced, self._resumed = None, None
+        self._held.forget()
+
+    def scheduled_lr(self) -> list[float]:
+        """Return the lr that the next step takes, by param group: under a ``schedule`` not that in ``param_groups``.
+
+        It asks the server. What a torch scheduler sets in ``param_groups`` is multiplied by the schedule's factor.
+        """
+        told = self.session.info()
+        base = told["optimizer"]["lr"]
+        factor = told["lr"] / base if base else 0.0
+        return [one["lr"] * factor for one in _torch_settings.values(self.param_groups)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the settings in the layout of the ``state_dict()`` of torch's own, read from the server.
@@ -156,14 +188,22 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
             HistoryLost, StepSuperseded: the session is elsewhere than this model; `refresh` follows it.
 
         """
-        if self._bond is not None:
-            self.state = defaultdict(dict, self._bond.state())
+        if self._bond is not None and not self._held.changed():
+            self._held.forget()  # another client may have moved the session since it was read
+        first = self.register_state_dict_post_hook(lambda _, found: self._as_torchs(found), prepend=True)
         try:
             found: dict[str, Any] = super().state_dict()
             return found
         finally:
-            if self._bond is not None:
-                self.state = defaultdict(dict)  # the next step would make the copy old
+            first.remove()
+
+    def _as_torchs(self, found: dict[str, Any]) -> None:
+        """Leave out what torch has not: entries without anything, and of frozen parameters that were never updated."""
+        tensors = list(self._tensors())
+        state = found["state"]
+        for key in [key for key in state if isinstance(key, int) and key < len(tensors)]:
+            if not state[key] or not (tensors[key].requires_grad or _torch_state.is_begun(state[key], self._kind)):
+                del state[key]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state: this class's, or that of torch's own.
@@ -178,28 +218,27 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
 
         Raises:
             ValueError: it has other groups.
-            InvalidState: it is another optimizer's, or arrays are missing, or of other shapes; nothing was changed.
+            InvalidState: it is another optimizer's, or arrays are missing, or of other shapes, or none that an update
+                could follow from. After any error nothing was changed, also where a hook raised it.
 
         """
+        _torch_state.check_document(state_dict)
         self._check_kind(state_dict)
-        before = self.state, self.param_groups
-        given = list[dict[str, Any]]()
-        last = self.register_load_state_dict_pre_hook(lambda _, found: given.append(found))  # after the user's own
+        before = self._held, self.param_groups, self._bond, self._replaced, self._resumed, self._own
+
+        def noted(_: Any, found: Mapping[str, Any]) -> None:
+            _torch_state.check_document(found)
+            self._loading = found
+
+        last = self.register_load_state_dict_pre_hook(noted)  # after the user's own
         try:
-            super().load_state_dict(state_dict)
-        finally:
-            last.remove()
-        try:
-            _torch_state.uncast(self.state, self.param_groups, given[0])
-            self._check()
-            places = _torch_layout.places(self.param_groups)
-            _torch_state.check(places, self.state, self.param_groups[0], self._kind)
+            super().load_state_dict(state_dict)  # comes to __setstate__, and then to the user's hooks
         except BaseException:
-            self.state, self.param_groups = before
+            self._held, self.param_groups, self._bond, self._replaced, self._resumed, self._own = before
             raise
-        for key, mine in self.state.items():  # torch keeps the tensors themselves; whoever saved them may go on
-            self.state[key] = {name: _copied(value) for name, value in mine.items()} if mine else mine
-        self._unbind()
+        finally:
+            self._loading = None
+            last.remove()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, as of layers that are trained from now on.
@@ -211,27 +250,71 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
             WrongDtype, WrongLayout: see `Adam`; nothing was added.
 
         """
+        if isinstance(param_group, dict):  # else torch says so
+            _torch_layout.check_ordered(param_group.get("params"))
         super().add_param_group(param_group)
         if not self._made_up:
             return
+        added = self.param_groups.pop()
         try:
-            self._check()
             if self._bond is not None and self._leads():
-                self.state = defaultdict(dict, self._bond.state())
+                self._held.fill()  # with what there is, before another parameter is among them
+            self.param_groups.append(added)
+            self._check()
         except BaseException:
-            self.param_groups.pop()
+            if self.param_groups and self.param_groups[-1] is added:
+                self.param_groups.pop()
             raise
+        self._own = self._bond is not None or self._own
         self._unbind()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what `load_state_dict` read; an older torch saved fewer keys."""
-        super().__setstate__(state)
+        """Take over what `load_state_dict` read, if all of it fits; an older torch saved fewer keys."""
+        kept, saved = {**state}, self._loading
+        loaded = kept.pop("state")
+        if saved is not None:
+            _torch_state.check_names(saved["param_groups"], kept["param_groups"], self.param_groups)
+        super().__setstate__(kept)
         for group in self.param_groups:
             for key, default in self._kind.defaults.items():
                 if key not in _NEEDED:
                     group.setdefault(key, default)
             if self._decoupled:  # AdamW stays AdamW, whatever it loads; Adam becomes what it loads: both as in torch
                 group["decoupled_weight_decay"] = True
+        if saved is not None:
+            _torch_state.uncast(loaded, self.param_groups, saved)
+        self._check()
+        for group in self.param_groups:
+            # which a scheduler may have brought to 0, and torch's constructor does not take with nesterov
+            moving = {"momentum": group["momentum"] or 1.0} if group.get("nesterov") else {}
+            _torch_settings.as_torch(self._kind, self._decoupled, {**group, **moving})
+        places = _torch_layout.places(self.param_groups)
+        _torch_state.check(places, loaded, self.param_groups, self._kind)
+        _torch_settings.settings(self.param_groups, _torch_settings.members(places))  # they can be said
+        for place in places:
+            mine = loaded.get(place.tensor)
+            entry = mine or _torch_state.begun(place, self.param_groups[place.group], self._kind)
+            # torch keeps the tensors themselves; whoever saved them may go on
+            loaded[place.tensor] = {name: _copied(value) for name, value in entry.items()}
+        self._held = self._holder()
+        self._held.take(loaded)
+        self._own, self._resumed = False, None
+        self._unbind()
+
+    @property
+    def state(self) -> Held:
+        """An entry for each parameter, from the first moment: read from the server when it is looked into.
+
+        Whoever writes into it changes the optimizer, as in torch: the next step makes a new session from it.
+        """
+        return self._held
+
+    @state.setter
+    def state(self, given: Mapping[Any, Any]) -> None:
+        if not getattr(self, "_made_up", False):  # torch's constructor
+            return
+        self._held.clear()
+        self._held.update(given)
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to be pickled or copied: two optimizers on one session would take each other's steps."""
@@ -262,8 +345,56 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         options = {"optimizer": settings.pop("name"), **settings, **self._around, **self._options}
         if name is None:
             return self._client.create(given, **options)
-        self._asked = _torch_settings.values(self.param_groups)
-        return self._client.open(name, given, **options, on_other_settings="keep")  # adopted, and told
+        try:
+            return self._client.open(name, given, **options, on_other_settings="keep")  # adopted, and told
+        except WrongLayout as error:
+            raise self._named_otherwise(name, error) from None
+
+    def _named_otherwise(self, name: str, error: WrongLayout) -> WrongLayout:
+        """Say it where a session's tensors have names and these have none, or the other way round."""
+        try:
+            theirs = _torch_identity.by_position(self._client.session(name).layout.names)
+        except AdamdError:
+            return error
+        mine = not any(group.get("param_names") for group in self.param_groups)
+        if theirs == mine:
+            return error
+        how = "model.parameters(), in the order of then" if theirs else "model.named_parameters()"
+        said = f"it was made {'without' if theirs else 'with'} names, and is resumed with {how}"
+        return WrongLayout(f"{error.detail}. Or the names are all that differs: {said}", step=error.step)
+
+    def _welcome(self, asked: list[dict[str, Any]], own: list[frozenset[str]]) -> None:
+        """Set what schedulers need of a session that is resumed, and tell what is otherwise than the script has it.
+
+        Args:
+            asked: the groups' settings as the script has them.
+            own: which of them it gives, by group.
+
+        """
+        bond, groups = self._bonded(), self.param_groups
+        recalled, step = bond.recalled or [{} for _ in groups], bond.step_number
+        for index, group in enumerate(groups):
+            first = asked[index]["lr"] if "lr" in own[index] else group["lr"]
+            for key, value in {"initial_lr": first, **recalled[index]}.items() if step else ():
+                group.setdefault(key, _copied(value))
+        who = f"session {bond.session.name or bond.session.id!r}" if self._leads() else "the session"
+        if step:
+            rates = tuple(one["lr"] for one in _torch_settings.values(groups))
+            self._resumed = Resumed(who, step, rates, tuple(one.get("initial_lr") for one in recalled))
+        if not self._leads():
+            return
+        changed = _torch_settings.overruled(asked, groups, own, recalled)
+        how = "set them in optimizer.param_groups now"
+        if any(one.startswith("lr is ") for one in changed):
+            how = f"{how}. If a torch scheduler brought lr there: {_torch_resumed.how_to_go_on(step)}"
+        _torch_resumed.tell_overruled(who, step, changed, how)
+        _torch_resumed.tell_overruled(who, step, self._differing(), "change them by optimizer.session.update(…)")
+        _torch_resumed.tell_doubt(who, bond.doubt)
+
+    def _metrics(self, ref: str) -> Mapping[str, Any]:
+        """Return what the last step of a session has told."""
+        told: Mapping[str, Any] = next(self._client.watch(ref)).get("metrics") or {}
+        return told
 
     def _differing(self) -> list[str]:
         """Return in words what surrounds the update in a session that is resumed otherwise than was given."""
@@ -274,26 +405,42 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         defaults = self._client.info()["settings"][known["name"]]
         return _resuming.said(_resuming.differing(given, {**defaults, **known}))
 
-    def _tell_overruled(self, found: list[str], how: str) -> None:
-        """Warn of settings that were given, and are not the session's: it keeps its own, as a loaded state would."""
-        if found:
-            session = self.session
-            warnings.warn(
-                f"session {session.name or session.id!r} is resumed at step {session.step_number} with its own "
-                f"settings, as load_state_dict() would: {'; '.join(found)}. To go on with others, {how}; "
-                "else give those of the session, or leave them out",
-                UserWarning,
-                stacklevel=4,
-            )
+    def _holder(self) -> Held:
+        """Return a state that reads from here, without keeping this alive."""
+        me = weakref.ref(self)
+        return Held(
+            lambda: () if (mine := me()) is None else mine._tensors(),
+            lambda: {} if (mine := me()) is None else mine._read(),
+        )
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        for group in self.param_groups:
+            yield from group["params"]
+
+    def _read(self) -> _torch_state.State:
+        """Read the state from the server."""
+        return {} if self._bond is None else self._bond.state()
+
+    def _grow(self) -> None:
+        """Let another session take the place of this one, with the state as it is now and what the groups need."""
+
+        def ready() -> None:
+            self._held.fill()
+            places = _torch_layout.places(self.param_groups)
+            _torch_state.check(places, self._held, self.param_groups, self._kind)
+
+        ready() if self._ranks is None else self._ranks.lead(ready)
+        self._own = True
+        self._unbind()
 
     def _leads(self) -> bool:
         return self._ranks is None or self._ranks.leads
 
-    def _bound(self, make: Callable[[], Session], *, adopt: bool) -> Bond | Ensemble:
+    def _bound(self, make: Callable[[], Session], *, adopt: bool, resumed: Metrics | None = None) -> Bond | Ensemble:
         """Bind the model to a session, which rank 0 makes."""
         if self._ranks is None:
-            return Bond(make(), self.param_groups, adopt=adopt)
-        return Ensemble(self._ranks, make, self.param_groups, adopt=adopt, client=self._client)
+            return Bond(make(), self.param_groups, adopt=adopt, resumed=resumed)
+        return Ensemble(self._ranks, make, self.param_groups, adopt=adopt, resumed=resumed, client=self._client)
 
     def _refreshed(self) -> Session:
         session = self._latest()
@@ -313,12 +460,14 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
     def _bonded(self) -> Bond | Ensemble:
         if self._bond is None:
             self._bond = self._bound(self._restored, adopt=False)
-            self._replaced, self.state = None, defaultdict(dict)
+            self._replaced, self._own = None, False
+            self._held.forget()
         return self._bond
 
     def _restored(self) -> Session:
         """Restore a session from ``self.state`` and the model, in place of the one before and under its name."""
-        return successor(self._client, self._latest(), self.param_groups, self.state, self._around, self._options)
+        old, groups = self._latest(), self.param_groups
+        return successor(self._client, old, groups, self._held, self._around, self._options, own=self._own)
 
 
 _NEEDED = ("lr", "betas", "eps", "weight_decay")  # what every torch has saved

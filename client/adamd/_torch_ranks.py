@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from adamd import _torch_layout, _torch_settings
-from adamd._torch_bond import Bond, Groups, check_untouched, found_in, present_in, read_state
+from adamd._torch_bond import Bond, Groups, Metrics, check_untouched, found_in, in_order, present_in, read_state
 from adamd._torch_kinds import kind_of
 from adamd._torch_memory import Mirror
 from adamd._torch_state import State
@@ -86,6 +86,7 @@ class Ensemble:
         make: returns the session; called on rank 0.
         groups: this rank's ``param_groups``, alike on all ranks.
         adopt: the session was there before: its settings are copied into the groups. Its parameters are in any case.
+        resumed: as `Bond` takes it.
         client: with which the others read the state, if they are asked for it.
 
     Raises:
@@ -95,11 +96,19 @@ class Ensemble:
     """
 
     def __init__(
-        self, ranks: Ranks, make: Callable[[], Session], groups: Groups, *, adopt: bool, client: Client
+        self,
+        ranks: Ranks,
+        make: Callable[[], Session],
+        groups: Groups,
+        *,
+        adopt: bool,
+        client: Client,
+        resumed: Metrics | None = None,
     ) -> None:
         self._ranks, self._client, self._kind = ranks, client, kind_of(groups)
         self._bond: Bond | None = None  # on rank 0
         self._followed: Session | None = None
+        self.doubt = 0
         told = ranks.agree(lambda: _described(groups))
         for rank, other in enumerate(told):
             if other != told[0]:
@@ -109,17 +118,25 @@ class Ensemble:
                 )
 
         def open_it() -> Any:
-            self._bond = Bond(make(), groups, adopt=adopt)
-            return self._standing(), self._bond.session.layout, self._bond.session.settings
+            self._bond = Bond(make(), groups, adopt=adopt, resumed=resumed)
+            return self._standing(), self._bond.session.layout, self._bond.session.settings, self._bond.recalled
 
-        self._told, layout, settings = ranks.lead(open_it)
+        self._told, layout, settings, self.recalled = ranks.lead(open_it)
         self._kept = found_in(groups, layout) if self._bond is None else self._bond.kept
         with torch.no_grad():
             ranks.share(self._mirror.flat)
+            if resumed is not None:
+                self.doubt = max(ranks.agree(lambda: in_order(self._kept) if self._bond is None else self._bond.doubt))
             if self._bond is None:
                 if adopt:
                     _torch_settings.adopt(groups, self._kept.places, settings)
                 self._mirror.write()
+
+    @property
+    def step_number(self) -> int:
+        """The session's, as rank 0 has told it."""
+        step: int = self._told[1]
+        return step
 
     @property
     def session(self) -> Session:
@@ -130,8 +147,10 @@ class Ensemble:
             self._followed = self._client.session(self._told[0])
         return self._followed
 
-    def step(self, groups: Groups, loss: float | None) -> None:
+    def step(self, groups: Groups, loss: float | None, *, changed: bool) -> bool:
         """Send rank 0's gradients, and copy the answer into the model of every rank.
+
+        Returns False on all ranks where `Bond.step` would on one.
 
         Raises:
             AdamdError: what `Bond.step` raises, on all ranks; the models are as they were.
@@ -139,22 +158,25 @@ class Ensemble:
         """
         present: list[Any] = []
 
-        def ready() -> int:
-            present.extend(present_in(self._kept, groups))
+        def ready() -> tuple[int, bool]:
+            present.extend(present_in(self._kept, groups, self._kind))
             if self._bond is None:
                 check_untouched(self._mirror, self._told[1])
-            else:
-                self._bond.check(present)
-            return len(present)
+                return len(present), changed
+            self._bond.check(present)
+            return len(present), changed or self._bond.lacks(groups)
 
-        counts = self._ranks.agree(ready)
+        agreed = self._ranks.agree(ready)
+        counts = [count for count, _ in agreed]
         if len(set(counts)) > 1:
             raise InvalidRequest(
                 f"the ranks have gradients for {', '.join(map(str, counts))} parameters; a step is one, with the mean "
                 "over all ranks: wrap the model in DistributedDataParallel, or all_reduce each p.grad"
             )
         if not present:
-            return
+            return True
+        if any(other for _, other in agreed):
+            return False
 
         def take() -> Any:
             assert self._bond is not None
@@ -164,6 +186,9 @@ class Ensemble:
         self._told, every = self._ranks.lead(take)
         self._ranks.share(self._mirror.flat)
         self._mirror.write(None if every else present)
+        if self._bond is not None:
+            self._bond.written()
+        return True
 
     def state(self) -> State:
         """Read the state from the server; any rank may, by itself, if it reaches the server."""

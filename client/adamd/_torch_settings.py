@@ -18,6 +18,35 @@ from adamd.wire import patterns
 Groups = Sequence[Mapping[str, Any]]
 
 
+def as_torch(kind: Kind, decoupled: bool | None, defaults: Mapping[str, Any]) -> None:
+    """Raise what torch's own optimizer would raise of these settings, and say of which.
+
+    Raises:
+        InvalidSettings: one is out of range.
+        RuntimeError: two do not go together.
+
+    """
+    made = getattr(torch.optim, "AdamW" if decoupled else kind.torch)
+    known = inspect.signature(made.__init__).parameters
+    given = {key: value for key, value in defaults.items() if key in known and key != "params"}
+    for key in kind.changing:
+        if key != "betas" and not isinstance(kind.changing[key], bool) and not isinstance(given[key], torch.Tensor):
+            _number(key, given[key])
+
+    def make(settings: Mapping[str, Any]) -> None:
+        made([torch.nn.Parameter(torch.zeros(1))], **settings)
+
+    try:
+        make(given)
+    except (ValueError, TypeError) as error:
+        for key in given:
+            try:
+                make({key: given[key]})
+            except (ValueError, TypeError) as own:
+                raise InvalidSettings(f"{key} is {given[key]!r:.80}: {own}", path=key) from error
+        raise InvalidSettings(str(error)) from error
+
+
 def fixed(groups: Groups) -> dict[str, Any]:
     """Return what a session is made with for good: its name, whether it is amsgrad, ….
 
@@ -26,16 +55,15 @@ def fixed(groups: Groups) -> dict[str, Any]:
 
     """
     kind = kind_of(groups)
-    found = [({"name": kind.name(group), **kind.settled(group)}, kind.arrays(group)) for group in groups]
+    found = [{"name": kind.name(group), **kind.settled(group)} for group in groups]
     if any(other != found[0] for other in found):
-        once = sorted({*kind.fixed, *(("momentum",) if "momentum" in kind.changing else ())})
         raise InvalidRequest(
-            f"param groups differ in {' or '.join(once)}, which a session has for all of its tensors; "
+            f"param groups differ in {' or '.join(sorted(kind.fixed))}, which a session has for all of its tensors; "
             "give each kind an optimizer of its own"
         )
-    if any(group["differentiable"] for group in groups):
+    if any(group.get("differentiable") for group in groups):
         raise InvalidRequest("differentiable=True: a step at a server cannot be differentiated through")
-    return found[0][0]
+    return found[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +98,11 @@ def settings(groups: Groups, given: Members) -> dict[str, Any]:
     return {**once, **values[base], "groups": overrides}
 
 
+def heavy(groups: Groups) -> bool:
+    """Say whether a step with these groups needs a momentum buffer."""
+    return any(_number("momentum", group.get("momentum", 0)) for group in groups)
+
+
 def named(function: Callable[..., Any], given: Sequence[Any], others: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of the arguments that a call of a method gives; none where it is no call of it."""
     try:
@@ -85,12 +118,24 @@ def values(groups: Groups) -> list[dict[str, Any]]:
     return [_values(group, kind) for group in groups]
 
 
-def overruled(before: Sequence[Mapping[str, Any]], groups: Groups, own: Sequence[Collection[str]]) -> list[str]:
-    """Return in words which settings of each group's ``own`` are no longer as they were ``before``."""
+def overruled(
+    before: Sequence[Mapping[str, Any]],
+    groups: Groups,
+    own: Sequence[Collection[str]],
+    recalled: Sequence[Mapping[str, float]],
+) -> list[str]:
+    """Return in words which settings of each group's ``own`` are no longer as they were ``before``.
+
+    ``recalled``: what a scheduler had left in each group. What it changed, from where the script has it, is no wonder.
+    """
     found = []
     for index, (had, has) in enumerate(zip(before, values(groups), strict=True)):
         where = f" in param group {index}" if len(groups) > 1 else ""
         changed = [key for key in has if key in own[index] and had[key] != has[key]]
+        if recalled[index].get("initial_lr") == had.get("lr") or "max_lr" in recalled[index]:
+            changed = [key for key in changed if key != "lr"]
+        if "max_momentum" in recalled[index]:  # a scheduler that cycles it
+            changed = [key for key in changed if key not in ("momentum", "betas")]
         found += [f"{key} is {has[key]} there and {had[key]} here{where}" for key in changed]
     return found
 
@@ -153,9 +198,9 @@ def _values(group: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         if isinstance(default, bool):
             found[key] = bool(group[key])
         elif isinstance(default, tuple):
-            found[key] = [_number(value) for value in group[key]]
+            found[key] = [_number(key, value) for value in group[key]]
         else:
-            found[key] = _number(group[key])
+            found[key] = _number(key, group[key])
     return found
 
 
@@ -170,5 +215,14 @@ def _write(group: dict[str, Any], resolved: Mapping[str, Any], kind: Kind) -> No
             group[key] = tuple(value) if isinstance(value, list) else value
 
 
-def _number(value: Any) -> float:
-    return float(value.detach().item() if isinstance(value, torch.Tensor) else value)
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise InvalidSettings(f"{key} is a tensor of {value.numel()} elements; wanted one number", path=key)
+        return float(value.detach().item())
+    if isinstance(value, str | bytes):  # float() would read it
+        raise InvalidSettings(f"{key} is {value!r:.40}, a text; wanted a number", path=key)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidSettings(f"{key} is {value!r:.40}; wanted a number", path=key) from None

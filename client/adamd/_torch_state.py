@@ -17,7 +17,7 @@ import torch
 
 from adamd import _export
 from adamd._export import PARAMETERS, Draft, Export
-from adamd._torch_kinds import Kind
+from adamd._torch_kinds import BUFFER, Kind, buffered
 from adamd._torch_layout import BY_NAME, NARROW, Place
 from adamd.errors import InvalidState
 
@@ -25,6 +25,7 @@ MASTER = "master_param"  # as transformer_engine's FusedAdam calls it
 EMA = "ema"  # the parameters' moving average, which torch takes no notice of in a state
 AROUND = "lower", "upper", "best"  # what adamd keeps around any optimizer besides: no part of torch's state
 ASKED = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}  # by which setting
+NONNEGATIVE = "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "sum"
 MOST = 2**53  # a float64 counts so far
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
 
@@ -39,22 +40,38 @@ class Unpacked:
 
 
 def unpack(export: bytes, places: Sequence[Place], kind: Kind, *, rounded: bool) -> Unpacked:
-    """Read an export. Parameters that were never updated have no state, as in torch."""
+    """Read an export: an entry for each parameter, also for those that were never updated."""
     found = _export.read(export)
-    return Unpacked(found.step, found.chain, laid_out(found, places, kind, rounded=rounded, ema=True))
+    state = laid_out(found, places, kind, rounded=rounded, ema=True, every=True)
+    return Unpacked(found.step, found.chain, state)
 
 
-def laid_out(found: Export, places: Sequence[Place], kind: Kind, *, rounded: bool = False, ema: bool = False) -> State:
+def laid_out(
+    found: Export,
+    places: Sequence[Place],
+    kind: Kind,
+    *,
+    rounded: bool = False,
+    ema: bool = False,
+    every: bool = False,
+) -> State:
     """Return the state in torch's layout, in memory of its own.
 
-    ``rounded``: the model has rounded parameters, so their masters travel. ``ema``: so does their moving average.
+    Args:
+        found: what a session exported.
+        places: all parameters.
+        kind: what the session is.
+        rounded: the model has rounded parameters, so their masters travel.
+        ema: so does their moving average.
+        every: there is an entry also for parameters that were never updated: what the first update would begin with.
+
     """
     left = AROUND if ema else (*AROUND, EMA)
     state: State = {}
     for place in places:
         count = found.counts[place.name]
         narrow = place.tensor.dtype in NARROW
-        if not count and not kind.always:
+        if not count and not kind.always and not every:
             continue
         mine = {"step": _number(count)} if kind.counts else {}
         for number in kind.numbers:
@@ -65,9 +82,28 @@ def laid_out(found: Export, places: Sequence[Place], kind: Kind, *, rounded: boo
             dtype = torch.float32 if narrow else place.tensor.dtype
             held = torch.empty_like(place.tensor, dtype=dtype, requires_grad=False)
             mine[MASTER if array == PARAMETERS else array] = held.copy_(torch.from_numpy(values[place.name]))
-        if mine:
+        if mine or every:
             state[place.tensor] = mine
     return state
+
+
+def begun(place: Place, group: Mapping[str, Any], kind: Kind) -> dict[str, torch.Tensor]:
+    """Return the entry of a parameter before its first update."""
+    narrow = place.tensor.dtype in NARROW
+    dtype = torch.float32 if narrow else place.tensor.dtype
+    first = float(group.get("initial_accumulator_value", 0.0))
+    made = ({"step": _number(0)} if kind.counts else {}) | {number: _number(1.0) for number in kind.numbers}
+    made |= {array: torch.full_like(place.tensor.detach(), first, dtype=dtype) for array in kind.arrays(group)}
+    return made | ({MASTER: place.tensor.detach().to(dtype).clone()} if narrow and made else {})
+
+
+def is_begun(entry: Any, kind: Kind) -> bool:
+    """Say whether an entry tells of an update: torch has none of parameters that never had one."""
+    if not isinstance(entry, Mapping) or not entry:
+        return False
+    if kind.counts:
+        return bool(kind.always or float(entry.get("step", 1)) > 0)
+    return any(isinstance(value, torch.Tensor) and bool(value.any()) for value in entry.values())
 
 
 def pack(
@@ -116,10 +152,21 @@ def pack(
 
 
 def _count(mine: Mapping[str, Any], kind: Kind, names: Iterable[str]) -> int:
-    """Return how often a parameter was updated. SGD tells only whether, by its buffer."""
+    """Return how often a parameter was updated. SGD tells only whether, by its buffer: one of zeros has not begun."""
     if kind.counts:
         return int(mine.get("step", 0))
-    return int(any(mine.get(array) is not None for array in names))
+    return int(any(mine.get(array) is not None and bool(mine[array].any()) for array in names))
+
+
+def with_buffer(
+    settings: Mapping[str, Any], entries: Iterable[Any], kind: Kind, *, had: bool = False
+) -> dict[str, Any]:
+    """Say in the settings that the session has a momentum buffer, where it ``had`` one, or the state has some.
+
+    Else a momentum that is 0 now would lose the velocity.
+    """
+    there = had or any(isinstance(entry, Mapping) and entry.get(BUFFER) is not None for entry in entries)
+    return {**settings, BUFFER: True} if kind.heavy and there and not buffered(settings) else dict(settings)
 
 
 def _parameter(place: Place, state: Mapping[torch.Tensor, Any], answer: str | None) -> torch.Tensor:
@@ -151,18 +198,67 @@ def _fill(target: Any, source: torch.Tensor | None) -> None:
         held.copy_(source)
 
 
-def check(places: Sequence[Place], state: Mapping[Any, Any], settings: Mapping[str, Any], kind: Kind) -> None:
-    """Check a loaded state against the parameters.
+def check_document(given: Any) -> None:
+    """Check that this is a ``state_dict()``, before anything in it is looked for.
+
+    Raises:
+        InvalidState: it is none.
+
+    """
+    if not isinstance(given, Mapping) or not {"state", "param_groups"} <= given.keys():
+        raise InvalidState("this is no optimizer's state: wanted a dict with 'state' and 'param_groups'")
+    groups, state = given["param_groups"], given["state"]
+    if not isinstance(groups, list | tuple) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+        raise InvalidState("its 'param_groups' are no list of dicts with 'params'")
+    if not isinstance(state, Mapping):
+        raise InvalidState("its 'state' is no dict of dicts")
+    for entry in state.values():  # torch would drop their imaginary part
+        for name, value in entry.items() if isinstance(entry, Mapping) else ():
+            if isinstance(value, torch.Tensor) and value.is_complex():
+                raise InvalidState(f"{name!s:.40} in its 'state' is {value.dtype}; wanted floats")
+
+
+def check_names(
+    saved: Sequence[Mapping[str, Any]], new: Sequence[dict[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> None:
+    """Compare the names in a loaded state with those that there are. torch loads by position.
+
+    Where the state has the same names in another order, and its keys are numbers, each would get another's arrays.
+    Keys that are names (of `torch.distributed.checkpoint`) are in the right order already: the names here stay.
+
+    Raises:
+        InvalidState: they are in another order.
+
+    """
+    for old, group, mine in zip(saved, new, now, strict=True):
+        theirs, ours = old.get("param_names"), mine.get("param_names")
+        if not theirs or not ours or list(theirs) == list(ours) or sorted(theirs) != sorted(ours):
+            continue
+        if all(isinstance(key, int) for key in old["params"]):
+            place = next(index for index, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+            raise InvalidState(
+                f"the state has {theirs[place]!r} where this optimizer has {ours[place]!r}: the same parameters in "
+                "another order, and torch loads by position. Give them in the order of then"
+            )
+        group["param_names"] = list(ours)
+
+
+def check(places: Sequence[Place], state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]], kind: Kind) -> None:
+    """Check a loaded state against the parameters: what the server would refuse is refused here, before it counts.
 
     Raises:
         InvalidState: an entry is missing, or of another shape, or none that an optimizer could have.
 
     """
-    arrays = kind.arrays(settings)
     for place in places:
-        mine = state.get(place.tensor)
+        if place.tensor not in state:
+            continue
+        mine = state[place.tensor]
+        if not isinstance(mine, Mapping):
+            raise InvalidState(f"the state of {place} is {mine!r:.40}; wanted a dict of {kind.torch}'s arrays")
         if not mine:
             continue
+        arrays = kind.arrays(groups[place.group])
         if not kind.counts and all(mine.get(array) is None for array in arrays):
             continue  # SGD keeps None where there is no buffer yet
         wanted = (*(("step",) if kind.counts else ()), *kind.numbers, *arrays)
@@ -173,8 +269,9 @@ def check(places: Sequence[Place], state: Mapping[Any, Any], settings: Mapping[s
                     f"the state of {place} has no {entry!r}{hint}; it has {_listed(mine)}, and {kind.torch} wants "
                     f"{_listed(wanted)}"
                 )
-        for array in (*arrays, *(own for own in (MASTER, EMA) if own in mine)):
-            _check_array(place, array, mine[array])
+        for array in (*arrays, *(own for own in (MASTER, EMA, BUFFER) if own in mine and own not in arrays)):
+            if mine[array] is not None:
+                _check_array(place, array, mine[array])
         _check_numbers(place, mine, kind)
 
 
@@ -186,6 +283,12 @@ def _check_array(place: Place, array: str, given: Any) -> None:
         raise InvalidState(
             f"{array} of {place} has shape {list(given.shape)}, the parameter {list(place.tensor.shape)}"
         )
+    dtype = torch.float64 if place.tensor.dtype == torch.float64 else torch.float32  # the session's
+    held = given.detach().to(dtype)
+    if not bool(torch.isfinite(held).all()):
+        raise InvalidState(f"{array} of {place} has NaN or infinity; no update could follow from it")
+    if array in NONNEGATIVE and held.numel() and float(held.min()) < 0:
+        raise InvalidState(f"{array} of {place} has elements below 0, which no update makes")
 
 
 def _check_numbers(place: Place, mine: Mapping[str, Any], kind: Kind) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from adamd import _export, _torch_layout, _torch_settings, _torch_state
 from adamd._around import SETTINGS, TRAVEL
 from adamd._torch_bond import Groups
-from adamd._torch_kinds import kind_of
+from adamd._torch_kinds import buffered, kind_of
 from adamd.client import Client
 from adamd.errors import AdamdError, SessionDeleted, StepSuperseded, UnknownSession, WrongReplica
 from adamd.session import Session
@@ -25,6 +25,8 @@ def successor(
     state: Mapping[Any, Any],
     around: Mapping[str, Any],
     options: Mapping[str, Any],
+    *,
+    own: bool,
 ) -> Session:
     """Restore a session from ``state`` and the model, in place of the one before and under its name.
 
@@ -39,6 +41,7 @@ def successor(
         state: in torch's layout, checked.
         around: what the optimizer was made with, for where the old session is gone.
         options: of `Client.restore`, likewise.
+        own: the state is the old session's, so the new one goes on at its step; else at the largest count.
 
     Raises:
         StepSuperseded: another client has moved the old one on, and that would be lost.
@@ -52,10 +55,11 @@ def successor(
         options = {**options, "durability": told["durability"], "labels": told["labels"]}
     options = {**options, **{name: getattr(old, name) for name in TRAVEL}}
     bounds = _bounds(old, around)
-    own = _torch_settings.settings(groups, _torch_settings.members(places))
-    settings = {**own, **around, **dict.fromkeys(bounds, "array")}
+    settings = _torch_settings.settings(groups, _torch_settings.members(places))
+    settings |= {**around, **dict.fromkeys(bounds, "array")}
+    settings = _torch_state.with_buffer(settings, state.values(), kind, had=buffered(old.settings))
     # SGD keeps no count in its state, and a schedule goes by it.
-    step = 0 if kind.counts else old.step_number
+    step = old.step_number if own or not kind.counts else 0
     body = _torch_state.pack(places, state, settings, kind, step, bounds, options["answer_dtype"])
     new = client.restore(body, **options)
     with suppress(*GONE):

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from adamd import _arrays, _operations
-from adamd._encoding import Encoder, Sending
+from adamd import _arrays, _meaning, _operations
+from adamd._encoding import Encoder, Sending, Written
 from adamd._operations import Operation, Stall, Standing, Stepped, body_of
 from adamd.errors import (
     AdamdError,
@@ -28,7 +28,10 @@ from adamd.errors import (
     HistoryLost,
     IdempotencyMismatch,
     InvalidRequest,
+    InvalidSettings,
+    RequestError,
     RetriesExhausted,
+    SessionError,
     StepConflict,
     StepSuperseded,
 )
@@ -65,6 +68,7 @@ class Track:
     Attributes:
         now: what was seen acknowledged last.
         skipped: how many bad gradients were skipped.
+        left_open: the number of a step that was sent, and whose answer was not waited for; None: there is none.
         encoder: how its gradients are sent.
 
     """
@@ -72,7 +76,9 @@ class Track:
     def __init__(self, standing: Standing, on_bad_gradient: OnBadGradient) -> None:
         self.now = standing
         self.skipped = 0
+        self.left_open: int | None = None
         self.encoder = Encoder()
+        self._before = _arrays.Before()
         self._warned = set[str]()
         self._on_bad_gradient = on_bad_gradient
 
@@ -93,11 +99,13 @@ class Track:
         is whichever step comes next at the server, and the key makes it safe.
         """
         how = sending or self.encoder.chosen
-        carried = settings_document({**(settings or {}), "lr": lr} if lr is not None else settings or {})
+        carried = settings_document(settings or {}) | settings_document({"lr": lr})
+        if metrics is not None and not isinstance(metrics, Mapping):
+            raise InvalidRequest(f"metrics is {metrics!r:.60}; wanted a dict of numbers, as {{'accuracy': 0.9}}")
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now = self.now
         answered = how.answer_dtype
-        doubtful = self.encoder.in_doubt
+        doubtful, open_before = self.encoder.in_doubt, self.left_open
         try:
             written = self.encoder.write(gradient, now.layout, now.dtype, how)
             land = _arrays.landing(now.layout, answered or now.dtype, out, written.parts)
@@ -110,25 +118,29 @@ class Track:
                 rounded=answered is not None,
                 into=land.buffers,
                 settings=carried,
-                metrics={name: _finite(name, value) for name, value in measured.items()},
+                metrics={name: _meaning.number(name, value) for name, value in measured.items()},
                 key=key,
+                left=self._before.keep,
             )
-            self.encoder.in_doubt = True
-            told: Stepped = yield asked
+            self.encoder.in_doubt, self.left_open = True, asked.number or open_before
+            return self._take((yield from self._landed(asked, land)), carried, land, written)
         except (StepConflict, StepSuperseded) as error:
+            self.left_open = open_before
             if not error.extra.get("applied"):  # not this gradient; one before it, whose answer was lost, perhaps
                 self.encoder.in_doubt = doubtful
+                if open_before is not None:
+                    raise _left_open(error, open_before) from None
             raise
         except (BadGradient, IdempotencyMismatch) as error:
-            self.encoder.in_doubt = doubtful
+            self.encoder.in_doubt, self.left_open = doubtful, open_before
             if self._on_bad_gradient == "raise" or isinstance(error, IdempotencyMismatch):
                 raise
             self.skipped += 1
             return (yield from self.parameters(out))
-        self.encoder.sent(written)
-        self._check_kept(told)
-        self._advance(told, carried)
-        return land.finish()
+        except (RequestError, SessionError) as error:
+            if not isinstance(error, HistoryLost):  # of which nobody knows what it does to a step that was sent
+                self.left_open = open_before
+            raise
 
     def push(
         self,
@@ -153,15 +165,44 @@ class Track:
         now = self.now
         answered = self.encoder.answer_dtype
         land = _arrays.landing(now.layout, answered or now.dtype, out)
-        told: Stepped = yield _operations.ReadParameters(
-            now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at
+        asked = _operations.ReadParameters(
+            now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at, left=self._before.keep
         )
-        self._check_kept(told)
-        if at is None:
-            if told.step != now.step:
-                self.encoder.moved()
-            self._advance(told, {})
-        return land.finish()
+        told = yield from self._landed(asked, land)
+        return land.finish() if at is not None else self._take(told, {}, land)
+
+    def _landed(self, asked: _operations.Step | _operations.ReadParameters, land: _arrays.Landing) -> Logic[Stepped]:
+        """Have an answer come into its memory. Where it does not come as it should, ``out`` is what it was."""
+        self._before.of(land.own)
+        try:
+            told: Stepped = yield asked
+            self._check_kept(told)
+        except BaseException:
+            self._before.restore()
+            raise
+        finally:
+            self._before.of(())
+        return told
+
+    def _take(
+        self, told: Stepped, carried: Mapping[str, Any], land: _arrays.Landing, sent: Written | None = None
+    ) -> Any:
+        """Take an answer over, and return the caller's arrays.
+
+        In this order: whoever is interrupted on the way (by Ctrl-C, or a warning that is an error) has a session that
+        stands before the answer still. Its next step is refused, and says why; none is taken at other parameters than
+        its caller's.
+        """
+        result, moved = land.finish(), told.step != self.now.step
+        self._tell(told)
+        if sent is not None:
+            self.encoder.sent(sent)
+        elif moved:
+            self.encoder.moved()
+        self._advance(told, carried)
+        if moved:
+            self.left_open = None
+        return result
 
     def _check_kept(self, told: Stepped) -> None:
         """Refuse to go on where what was seen acknowledged is no longer there."""
@@ -174,17 +215,20 @@ class Track:
                 step=told.step,
             )
 
-    def _advance(self, told: Stepped, carried: Mapping[str, Any]) -> None:
-        now = self.now
+    def _tell(self, told: Stepped) -> None:
+        """Warn of what an answer says of its parameters."""
         if told.overflowed:
             warnings.warn(
-                f"{told.overflowed} parameters of session {now.id} at step {told.step} are too large for "
+                f"{told.overflowed} parameters of session {self.now.id} at step {told.step} are too large for "
                 f"{self.encoder.answer_dtype} and came as infinity; session.answer_dtype = None reads them exactly",
                 RuntimeWarning,
                 stacklevel=2,
             )
         for stall in told.stalls:
             self._warn(stall, told.step)
+
+    def _advance(self, told: Stepped, carried: Mapping[str, Any]) -> None:
+        now = self.now
         settings = now.settings if not carried else {**now.settings, **carried}
         diverged = now.diverged or told.diverged
         self.now = replace(now, step=told.step, chain=told.chain, settings=settings, diverged=diverged, stop=told.stop)
@@ -203,6 +247,11 @@ class Track:
             stacklevel=2,
         )
 
+    def _check_same(self, told: Standing) -> None:
+        now = self.now
+        if (told.id, told.layout, told.dtype) != (now.id, now.layout, now.dtype):
+            raise _operations.bad_answer(f"another session than {now.id}, or one of another layout")
+
     def set_parameters(self, parameters: Any) -> Logic[None]:
         """Set the parameters: all of them."""
         now = self.now
@@ -210,7 +259,9 @@ class Track:
         missing = set(now.layout.names) - {item.name for item in parts}
         if missing:
             raise InvalidRequest(f"the parameters lack {', '.join(sorted(missing)[:8])}; set all of them at once")
-        self.now = yield _operations.SetParameters(now.id, body_of(parts, now.layout))
+        told: Standing = yield _operations.SetParameters(now.id, body_of(parts, now.layout))
+        self._check_same(told)
+        self.now = told
 
     def update(self, labels: Mapping[str, str] | None, settings: Mapping[str, Any]) -> Logic[dict[str, Any]]:
         """Change settings or labels; this client's own step stays what it is."""
@@ -220,6 +271,7 @@ class Track:
         told: Standing = yield _operations.Update(
             self.now.id, optimizer or None, None if labels is None else labels_document(labels)
         )
+        self._check_same(told)
         self.now = replace(self.now, settings=told.settings, document=told.document, stop=told.stop)
         return told.document
 
@@ -230,9 +282,11 @@ class Track:
 
     def refresh(self) -> Logic[dict[str, Any]]:
         """Accept what the server has now."""
+        told: Standing = yield _operations.View(self.now.id)
+        self._check_same(told)
         self.encoder.forget()
-        self.now = yield _operations.View(self.now.id)
-        return self.now.document
+        self.now, self.left_open = told, None
+        return told.document
 
     def delete(self) -> Logic[None]:
         """End the session."""
@@ -257,20 +311,41 @@ class Track:
         return wanted
 
 
+def _left_open(error: StepConflict | StepSuperseded, number: int) -> AdamdError:
+    """Return the refusal of a step whose number was sent from here before, with another gradient."""
+    return type(error)(
+        f"step {number} was sent from here before, and its answer was not waited for (Ctrl-C, a cancelled task or a "
+        f"time-out). It counts, or another client's does: the session is at step {error.step}. So this gradient, which "
+        "is another one, was not applied. session.parameters() returns where to go on: take the next gradient there",
+        step=error.step,
+        left_open=number,
+        **error.extra,
+    )
+
+
 def settings_document(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as JSON values; those that are None are the server's default, and an infinite bound is null.
 
     Raises:
-        InvalidRequest: NaN, infinity, or something that JSON cannot say.
+        InvalidSettings: one is NaN or infinity, or something that JSON cannot say; ``extra["path"]`` names it.
 
     """
-    found = {name: _bound(name, value) for name, value in given.items() if value is not None}
-    if not found:
-        return {}
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(f"settings is {given!r:.60}; wanted a dict, as {{'lr': 1e-4}}")
+    return {name: _setting(name, _bound(name, value)) for name, value in given.items() if value is not None}
+
+
+def _setting(name: str, value: Any) -> Any:
+    """Return one setting as JSON has it; the one that is wrong is the one that is blamed."""
+    if type(value) is float and math.isfinite(value):
+        return value
     try:
-        return dict(json.loads(json.dumps(found, allow_nan=False, default=_plain)))
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"settings {', '.join(found)}: not finite numbers or plain values: {error}") from None
+        return json.loads(json.dumps(value, allow_nan=False, default=_plain))
+    except (AdamdError, TypeError, ValueError, OverflowError, RecursionError, RuntimeError) as error:
+        said = "wanted finite numbers" if isinstance(error, ValueError) else "wanted numbers and plain values"
+        why = f": {error.detail}" if isinstance(error, AdamdError) else ""
+        shown = " ".join(repr(value).split())
+        raise InvalidSettings(f"{name} is {shown:.80}; {said}{why}", path=name) from None
 
 
 def _bound(name: str, value: Any) -> Any:
@@ -281,17 +356,9 @@ def _bound(name: str, value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """Turn NumPy's and torch's scalars and arrays into what JSON knows."""
     if hasattr(value, "tolist"):
+        _meaning.check(value, "it")
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r}")
-
-
-def _finite(name: str, value: Any) -> float | None:
-    """Return a metric as a number; a loss that is NaN is told as null, and must not cost the step."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InvalidRequest(f"metric {name!r} is {type(value).__name__}; wanted a number") from None
-    return number if math.isfinite(number) and abs(number) < 2.0**1023 else None
 
 
 def _settled(file: BinaryIO, path: Path) -> None:

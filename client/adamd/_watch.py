@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from adamd.errors import TransportError
 
@@ -103,4 +103,5 @@ class Watch:
                     self._next = min((one.due for one in self._watched), default=now + FOREVER)
                     self._changed.wait(min(self._next - now, FOREVER))
             for one in late:
-                one.end()
+                with suppress(Exception):  # its call is over already; the others are still to be ended in time
+                    one.end()

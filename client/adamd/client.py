@@ -112,7 +112,7 @@ class Client:
         Args:
             parameters: one array, or a dict of arrays; of any shapes, in float16, bfloat16, float32 or float64.
             lr: and the other settings: as in ``torch.optim.Adam``; None is its default (1e-3).
-            name: to find it again: a-z, 0-9 and -, at most 63.
+            name: to find it again: letters, digits, ``.``, ``_`` and ``-``, at most 128; not ``s_…``, ``m_…``, as ids.
             optimizer: "adamw" decouples the weight decay (0.01 by default); "nadam", "radam", "adamax", "yogi",
                 "adagrad", "rmsprop", "sgd", "lion", "schedule_free_adamw": as docs/protocol.md has them.
             betas: decay rates of exp_avg and exp_avg_sq, each in [0, 1).
@@ -245,7 +245,8 @@ class Client:
             away: is called once when the server stops answering; by default that is a warning.
 
         Yields:
-            step, chain, settings, diverged, and the metrics that the last step carried, as ``{"loss": 0.31}``.
+            step, chain, settings, lr (the next step's, by the schedule), diverged, and the metrics that the last step
+            carried, as ``{"loss": 0.31}``.
 
         Raises:
             UnknownSession, SessionDeleted: there is none, or no more.

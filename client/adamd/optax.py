@@ -168,7 +168,7 @@ def adam(
         eps: added outside the square root.
         url: the server's; by default ``$ADAMD_URL``, else this machine's port 8000.
         client: one of your own, instead of a URL; `Transformation.close` leaves it open.
-        session: a name (a-z, 0-9 and -, at most 63) to find it again. Where there is one of this name (or id), ``init``
+        session: a name (``[A-Za-z0-9._-]``, at most 128). Where there is one of this name (or id), ``init``
             resumes it: ``params, state = tx.refresh(tx.init(params), params)`` gives its parameters.
         durability: "memory" stores nothing: the session ends with the server's process.
         labels: your own words, to find it in the list; of a new session.

@@ -53,7 +53,7 @@ class Session(Seen):
             settings: others that do.
             metrics: more numbers to record.
             out: memory for the answer: what an earlier step returned. Fresh memory costs as much as the transfer. After
-                an error its content is undefined.
+                an error, or Ctrl-C, it is what it was.
 
         Returns:
             One array, or a dict of arrays (views of one flat vector), in the session's dtype; ``out`` if given.
@@ -62,7 +62,8 @@ class Session(Seen):
         Raises:
             BadGradient: NaN, infinity, or a square that overflows; nothing was counted. Not with "skip".
             WrongDtype, WrongLayout: the gradient does not fit; nothing was sent.
-            StepConflict, StepSuperseded: another client made this step; `refresh`, read the `parameters`, go on.
+            StepConflict, StepSuperseded: another client made this step, or a call of this one that was interrupted
+                (``extra["left_open"]``); this gradient was not applied. Go on from `parameters`.
             HistoryLost: the store went back, or has another history; `refresh` accepts it.
             Diverged: a parameter is no longer finite.
             RetriesExhausted: no answer in time. The step may count: the same call again is safe, and tells.

@@ -13,8 +13,13 @@ server, not the model, holds the parameters:
 
 - Who writes to the parameters between two steps (in place, or by ``p.data = …``) gets an error at the next one, which
   says what to do; before the first step such values are taken over. A write through ``p.data``'s own methods
-  (``p.data.clamp_()``) leaves no trace in torch and is lost: write under ``torch.no_grad()`` instead.
+  (``p.data.clamp_()``) leaves no trace in torch; it is seen by comparing values, of large parameters some thousand at
+  each step. To clamp after each step give ``lower`` and ``upper``: the server keeps them.
 - `torch.optim.Adam`'s ``foreach``, ``fused``, ``capturable`` choose between implementations; here they only travel.
+  ``differentiable=True`` is refused: a step at a server cannot be differentiated through.
+- ``optimizer.state`` is read from the server when it is looked into, and has an entry for each parameter from the first
+  moment; who writes into it has a new session made from it by the next step. ``param_groups`` keep the base lr under
+  a ``schedule``: `scheduled_lr` tells what the next step takes.
 - The optimizer cannot be pickled or deep-copied; its ``state_dict()`` can.
 
 Where `torch.distributed` is initialised, the optimizers of all ranks are one, as under DistributedDataParallel: rank 0
@@ -51,21 +56,28 @@ class Adam(Remote):
 
     Args:
         params: tensors, (name, tensor) pairs as of ``model.named_parameters()``, or dicts of them with settings of
-            their own (param groups); all float64, or any of float32, bfloat16 and float16. The narrow ones have a
-            float32 master at the server, and are its value rounded to nearest even. The names become the session's;
-            without names they are group.index, as "0.3".
+            their own (param groups), in an order that stays: no set. All float64, or any of float32, bfloat16 and
+            float16. The narrow ones have a float32 master at the server, and are its value rounded to nearest even. The
+            names become the session's; without names they are group.index, as "0.3", and a session that is resumed
+            knows them by this position: it is refused where their values show that they changed places, and a warning
+            says where nothing shows that they did not.
         lr: a number, or a tensor of one element.
         betas: decay rates of exp_avg and exp_avg_sq, each in [0, 1).
         eps: added outside the square root.
         weight_decay: 0 or more; added to the gradient (Adam), or shrinking the parameters (AdamW).
         amsgrad: keep the largest exp_avg_sq; the same for all groups.
+        foreach: of no effect, as ``fused`` and ``capturable``: they choose between torch's own implementations.
         maximize: ascend.
+        capturable: as there.
+        differentiable: only False.
+        fused: as there.
+        decoupled_weight_decay: as `AdamW`; the same for all groups.
         url: the server's; by default ``$ADAMD_URL``, else this machine's port 8000.
         client: one of your own, instead of a URL; `close` leaves it open.
-        session: a name (a-z, 0-9 and -, at most 63) to find it again. Where there is one of this name (or id), it is
+        session: a name (``[A-Za-z0-9._-]``, at most 128). Where there is one of this name (or id), it is
             resumed: its parameters are copied into the model and its settings into ``param_groups``, with a warning
-            where one was given here and differs. A scheduler that is made then starts from that lr: load its own
-            ``state_dict()`` too.
+            where one was given here and differs, unless a scheduler had changed it. "initial_lr" is set there, so a
+            scheduler goes on with ``last_epoch=optimizer.session.step_number - 1``, or by its own ``load_state_dict``.
         durability: "memory" stores nothing: the session ends with the server's process.
         labels: your own words, to find it in the list; of a new session.
         on_bad_gradient: "skip" leaves the parameters alone where a gradient has NaN or infinity, and counts it in
@@ -79,6 +91,7 @@ class Adam(Remote):
             With an ``encoding`` that drops something, every parameter needs a gradient in every step.
 
     Raises:
+        TypeError: the parameters are in a set.
         WrongDtype, WrongLayout: parameters that no session takes: complex, float64 among others, sharing memory, …; or
             not those of the session that is resumed.
         InvalidSettings: a setting is out of range, or the session is of another kind.
@@ -98,7 +111,12 @@ class Adam(Remote):
         weight_decay: float = 0,
         amsgrad: bool = False,
         *,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         url: str | None = None,
         client: Client | None = None,
         session: str | None = None,
@@ -110,9 +128,11 @@ class Adam(Remote):
         **around: Unpack[Around],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        defaults |= {"foreach": foreach, "maximize": maximize, "capturable": capturable, "fused": fused}
+        defaults |= {"differentiable": differentiable, "decoupled_weight_decay": decoupled_weight_decay}
         super().__init__(
             params,
-            {**defaults, "maximize": maximize, "decoupled_weight_decay": self._decoupled},
+            defaults,
             url=url,
             client=client,
             session=session,
@@ -138,10 +158,18 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         **options: Any,
     ) -> None:
-        """Make one; ``options`` are `Adam`'s, from ``maximize`` on."""
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
+        """Make one; ``options`` are `Adam`'s, from ``url`` on."""
+        chosen = {"maximize": maximize, "foreach": foreach, "capturable": capturable, "fused": fused}
+        own: dict[str, Any] = {**chosen, "differentiable": differentiable, "decoupled_weight_decay": True}
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **own, **options)
 
 
 class NAdam(Remote):
@@ -159,12 +187,16 @@ class NAdam(Remote):
         momentum_decay: float = 4e-3,
         decoupled_weight_decay: bool = False,
         *,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
         **options: Any,
     ) -> None:
         """Make one; ``options`` are `Adam`'s, from ``url`` on."""
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         defaults |= {"momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay}
+        defaults |= {"foreach": foreach, "capturable": capturable, "differentiable": differentiable}
         super().__init__(params, defaults, **options)
 
 
@@ -182,11 +214,15 @@ class RAdam(Remote):
         weight_decay: float = 0,
         decoupled_weight_decay: bool = False,
         *,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
         **options: Any,
     ) -> None:
         """Make one; ``options`` are `Adam`'s, from ``url`` on."""
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        defaults |= {"foreach": foreach, "capturable": capturable, "differentiable": differentiable}
         super().__init__(params, {**defaults, "decoupled_weight_decay": decoupled_weight_decay}, **options)
 
 
@@ -202,12 +238,16 @@ class Adamax(Remote):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
+        foreach: bool | None = None,
         *,
         maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
         **options: Any,
     ) -> None:
         """Make one; ``options`` are `Adam`'s, from ``url`` on."""
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        defaults |= {"foreach": foreach, "capturable": capturable, "differentiable": differentiable}
         super().__init__(params, defaults, **options)
 
 
@@ -224,12 +264,16 @@ class Adagrad(Remote):
         weight_decay: float = 0,
         initial_accumulator_value: float = 0,
         eps: float = 1e-10,
+        foreach: bool | None = None,
         *,
         maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         **options: Any,
     ) -> None:
         """Make one; ``options`` are `Adam`'s, from ``url`` on."""
         defaults = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        defaults |= {"foreach": foreach, "differentiable": differentiable, "fused": fused}
         super().__init__(params, {**defaults, "initial_accumulator_value": initial_accumulator_value}, **options)
 
 
@@ -247,12 +291,15 @@ class RMSprop(Remote):
         weight_decay: float = 0,
         momentum: float = 0,
         centered: bool = False,
-        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
         maximize: bool = False,
+        differentiable: bool = False,
         **options: Any,
     ) -> None:
         """Make one; ``options`` are `Adam`'s, from ``url`` on."""
         defaults = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        defaults |= {"foreach": foreach, "capturable": capturable, "differentiable": differentiable}
         super().__init__(params, {**defaults, "momentum": momentum, "centered": centered}, **options)
 
 
@@ -271,8 +318,12 @@ class SGD(Remote):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
         **options: Any,
     ) -> None:
         """Make one; ``options`` are `Adam`'s, from ``url`` on."""
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        defaults |= {"foreach": foreach, "differentiable": differentiable, "fused": fused}
         super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize}, **options)

@@ -1,58 +1,17 @@
 // Rosenbrock's valley from C++ over gRPC, in float64: ten unary steps, then ten on one stream.
-#include <grpcpp/grpcpp.h>
-
-#include <array>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
-#include <string>
 
-#include "adamd.grpc.pb.h"
-
-namespace v1 = adamd::v1;
-using Vector = std::array<double, 2>;
-
-// The wire is little-endian, as nearly every machine is; another would turn each number here.
-static std::string encode(const Vector& values) {
-  return std::string(reinterpret_cast<const char*>(values.data()), sizeof values);
-}
-
-static Vector decode(const std::string& bytes) {
-  Vector values{};
-  if (bytes.size() != sizeof values) throw std::runtime_error("an answer of another length");
-  std::memcpy(values.data(), bytes.data(), sizeof values);
-  return values;
-}
+#include "calls.hpp"
 
 static Vector gradient(const Vector& p) {
   const double x = p[0], y = p[1], t = y - x * x;
   return {(-2 * (1 - x)) - ((400 * x) * t), 200 * t};
 }
 
-static void check(const grpc::Status& status) {
-  // status.error_details() is a google.rpc.Status with the stable code (ErrorInfo.reason).
-  if (!status.ok()) throw std::runtime_error(status.error_message());
-}
-
 static void print(const v1::Standing& standing, const Vector& p) {
   std::printf("%llu %.17g %.17g\n", static_cast<unsigned long long>(standing.step()), p[0], p[1]);
-}
-
-static std::shared_ptr<grpc::Channel> connect(std::string address) {
-  if (const std::string scheme = "grpc://"; address.rfind(scheme, 0) == 0) address.erase(0, scheme.size());
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize((4 << 20) + (256 << 10));  // 4 MiB of parameters; gRPC's own bound is 4 MiB in all
-  // UNAVAILABLE is sent again by gRPC itself: safe, because a step has a number and the creation a key.
-  arguments.SetServiceConfigJSON(R"({"methodConfig": [{"name": [{"service": "adamd.v1.OptimizerService"}],
-    "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "5s", "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"]}}]})");
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
-
-static void deadline(grpc::ClientContext& context) {
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
 }
 
 static v1::Session create(v1::OptimizerService::Stub& adamd, const Vector& start) {

@@ -8,12 +8,15 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import adamd
+from adamd._terminal import say, take_any_words
 from adamd.errors import AdamdError, TransportError
 
 app = typer.Typer(
@@ -26,10 +29,32 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability", "age")
-PIPED = 200  # columns for another program, which reads lines
+PIPED = 300  # columns for another program, which reads lines
 SOON = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …; every user of this machine can "
+        "read a password in it (ps): give that in ADAMD_REDIS_URL or a file"
+    ),
+]
+RedisUrlFile = Annotated[Path | None, typer.Option(help="a file that holds this URL, as a mounted secret")]
+Lossy = Annotated[
+    bool | None, typer.Option("--allow-lossy-store", help="accept a store that may evict keys or keeps no AOF")
+]
+Trusted = Annotated[
+    bool | None,
+    typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
+]
 GrpcPort = Annotated[str | None, typer.Option(help="0 takes a free one, off serves HTTP alone \\[50051]")]
+RootPath = Annotated[
+    str | None, typer.Option(help="the path below which a proxy has this server, as in /adamd \\[none]")
+]
 WATCHING = adamd.Timeout(first=2.0, total=math.inf)
+NO_LOSS = (
+    "adamd: no loss is told with its steps; it is shown where one is: session.step(gradient, loss=…), in torch "
+    "optimizer.step(lambda: loss), over HTTP the header Adamd-Metrics"
+)
 Url = Annotated[str | None, typer.Option(envvar="ADAMD_URL", help="the server, as in http://localhost:8000")]
 
 
@@ -41,20 +66,14 @@ def serve(
     data_dir: Annotated[
         Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
     ] = None,
-    redis_url: Annotated[
-        str | None, typer.Option(help="use your Redis ≥ 6.2 or Valkey instead: redis://, rediss://, unix://, …")
-    ] = None,
+    redis_url: RedisUrl = None,
+    redis_url_file: RedisUrlFile = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N: where updates run \\[auto]")] = None,
     fsync: Annotated[
         str | None, typer.Option(help="the private store's appendfsync: always or everysec \\[always]")
     ] = None,
-    allow_lossy_store: Annotated[
-        bool | None, typer.Option("--allow-lossy-store", help="accept a store that may evict keys or keeps no AOF")
-    ] = None,
-    store_trusted: Annotated[
-        bool | None,
-        typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
-    ] = None,
+    allow_lossy_store: Lossy = None,
+    store_trusted: Trusted = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(help="a web page's origin that may call, as in http://localhost:3000; repeatable"),
@@ -62,6 +81,7 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="a further name that Host may have; repeatable \\[loopback's, there only]")
     ] = None,
+    root_path: RootPath = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error \\[info]")] = None,
 ) -> None:
     """Serve optimizer sessions over HTTP and gRPC, until Ctrl-C or SIGTERM.
@@ -76,6 +96,7 @@ def serve(
     are in the README.
     """
     given = {name: value for name, value in locals().items() if value not in (None, [])}
+    _warn_of_passwords(redis_url)
     try:
         from pydantic import ValidationError
 
@@ -87,12 +108,31 @@ def serve(
         raise SystemExit(
             f"adamd: {error.name} is missing; the server is an extra: pip install 'adamd[service]'"
         ) from None
+
     try:
-        run(ServerSettings(**given), lambda line: print(line, flush=True))
+        run(ServerSettings(**given), _told)
     except ValidationError as error:
         raise SystemExit(f"adamd: {refused(error, given)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
         raise SystemExit(f"adamd: {error}") from None
+
+
+def _warn_of_passwords(redis_url: str | None) -> None:
+    if redis_url is not None and "@" in redis_url:
+        print(
+            "adamd: every user of this machine can read the password in --redis-url (ps); "
+            "ADAMD_REDIS_URL or --redis-url-file keep it from them",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _told(line: str) -> None:
+    """Say a line; where nobody hears it any more, the log has it."""
+    if not say(line):
+        import structlog
+
+        structlog.get_logger().warning("stdout takes nothing any more; the server goes on", said=line)
 
 
 @app.command()
@@ -123,9 +163,9 @@ def watch(
     session: Annotated[str, typer.Argument(help="its id or its name")],
     url: Url = None,
 ) -> None:
-    """Show where a session stands, live, until Ctrl-C: its step, loss and lr.
+    """Show where a session stands, live, until Ctrl-C: its step, its loss and other metrics, and the next step's lr.
 
-    Over gRPC it is told of every change; over HTTP it looks twice a second. While the server is away, it waits for it.
+    Over gRPC it is told of every change; over HTTP it looks twice a second. A server that goes away is waited for.
 
     Example: adamd watch run-7 --url grpc://localhost:50051
     """
@@ -133,19 +173,26 @@ def watch(
     try:
         live = console.status(f"{session}: …") if console.is_terminal else nullcontext()
         with adamd.connect(url, timeout=WATCHING) as client, live as line:
+            met, hinted = False, False
 
             def away(error: AdamdError) -> None:
+                if not met:  # and it is not waited for: a wrong address is told soon
+                    return
                 said = f"{session}: no answer from {client.url} ({_reason(error)}); waiting until it is back"
                 if line is None:
                     print(f"adamd: {said}", file=sys.stderr, flush=True)
                 else:
-                    line.update(said)
+                    line.update(Text(said))
 
             for seen in client.watch(session, away=away):
+                met = True
                 if line is None:
                     print(_sight(session, seen), flush=True)
                 else:
-                    line.update(_sight(session, seen))
+                    line.update(Text(_sight(session, seen)))
+                if not hinted and seen["step"] and "loss" not in seen["metrics"]:
+                    hinted = True
+                    print(NO_LOSS, file=sys.stderr, flush=True)
     except TransportError as error:
         raise SystemExit(_unanswered(client.url, error)) from None
     except (AdamdError, ModuleNotFoundError) as error:
@@ -155,24 +202,36 @@ def watch(
 
 
 def _sight(session: str, seen: dict[str, Any]) -> str:
-    loss = seen["metrics"].get("loss")
-    told = "—" if loss is None else f"{loss:.6g}"
-    settings = seen["settings"]
-    lr = f"{settings.get('lr', float('nan')):g}"
-    if "schedule" in settings:  # which step's factor it is, only the session's document says
-        lr += f" × {settings['schedule']['name']}"
-    words = f"{session}  step {seen['step']:,}  loss {told}  lr {lr}"
-    return f"{words}  diverged" if seen["diverged"] else words
+    metrics = dict(seen["metrics"])
+    loss = {"loss": metrics.pop("loss")} if "loss" in metrics else {}
+    words = [session, f"step {seen['step']:,}", *(f"{name} {value:.6g}" for name, value in (loss | metrics).items())]
+    lr, schedule = seen["lr"], seen["settings"].get("schedule")
+    if lr is not None:
+        words.append(f"lr {lr:.6g}" + (f" ({schedule['name']})" if schedule else ""))
+    if seen["diverged"]:
+        words.append("diverged")
+    return _printable("  ".join(words))
+
+
+def _printable(words: str) -> str:
+    """Return a server's words without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
 
 
 def _unanswered(url: str, error: TransportError) -> str:
     if error.extra.get("permanent"):  # somebody answers, or could, but not so
         said = str(error)
         return f"adamd: {said}" if url in said else f"adamd: {url}: {said}"
+    there = "Start one here: adamd serve. Or name another" if _here(url) else "Is it running there? Or name another"
     return (
         f"adamd: no adamd server answers at {url} ({_reason(error)}).\n"
-        "Start one here: adamd serve. Or name another: --url http://host:8000, or ADAMD_URL in the environment."
+        f"{there}: --url http://host:8000, or ADAMD_URL in the environment."
     )
+
+
+def _here(url: str) -> bool:
+    """Say whether a URL names this machine."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _reason(error: AdamdError) -> str:
@@ -181,10 +240,13 @@ def _reason(error: AdamdError) -> str:
     return (str(last).partition(": ")[2] or str(last)).partition(";")[0]
 
 
-def _row(item: dict[str, Any]) -> tuple[str, ...]:
+def _row(item: dict[str, Any]) -> tuple[Text, ...]:
     told = [item.get(key) for key in COLUMNS[:-1]]
+    if "damaged" in item:
+        told[2] = "damaged"  # in place of its step; the server tells why
     words = [f"{value:,}" if isinstance(value, int) else "—" if value is None else str(value) for value in told]
-    return (*words, _age(time.time() - float(item.get("created_at", 0.0))))
+    words.append(_age(time.time() - float(item.get("created_at", 0.0))))
+    return tuple(Text(_printable(word)) for word in words)
 
 
 def _age(seconds: float) -> str:
@@ -252,6 +314,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command."""
+    take_any_words()
     app()
 
 

@@ -49,6 +49,7 @@ class SnapshotRef:
     counts: tuple[int, ...]  # updates per tensor, in layout order
     arrays: tuple[ArrayRef, ...]
     carried: Carried = field(default_factory=dict)
+    damage: str = ""  # why it cannot be used; then nothing but its id is known
 
     @property
     def nbytes(self) -> int:
@@ -81,6 +82,15 @@ class Head:
     parameters_missing: bool = False
     log_bytes: int = 0  # bodies in the log after the newest snapshot
     progress: dict[str, Any] = field(default_factory=dict)  # optim.progress: losses and norms so far
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A session of the list whose head is damaged: ``detail`` says how. It can be deleted."""
+
+    id: str
+    created_at: float
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,40 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
+import math
 import os
 import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
 import uvicorn
 
+from adamd.errors import Unavailable
 from adamd.wire.poller import chosen
-from adamd_service import ports
+from adamd_service import machine, ports
 from adamd_service.device.choose import device_of
 from adamd_service.device.cupy_runtime import found
 from adamd_service.device.runtime import DeviceLost, Runtime
-from adamd_service.engine import Engine
+from adamd_service.engine import LIFE, Engine
 from adamd_service.http.app import application
 from adamd_service.http.connection import guarded
 from adamd_service.http.doors import doors
 from adamd_service.optim import warm_up
 from adamd_service.settings import ServerSettings, unknown
-from adamd_service.store import EmbeddedStore, RedisStore
+from adamd_service.store import EmbeddedStore, RedisStore, StoreLoading, StoreRefused
 from adamd_service.telemetry import Telemetry, configure_logging
 
 if TYPE_CHECKING:  # an extra that may be missing
     from adamd_service.grpc.server import GrpcServer
 
-LOST = 70  # the exit status after a GPU was lost: EX_SOFTWARE
-PRESENCE = 10.0  # seconds between a replica's signs of life; they last three times as long
+LOST = FAILED = 70  # the exit status after a GPU was lost, or a background task failed: EX_SOFTWARE
+PRESENCE = 10.0  # seconds between a replica's signs of life, which last three times as long; and looks at the store
 PATIENCE = 3.0  # seconds that a person waits without a word
+LOOK, REMIND = 1.0, 60.0  # seconds between two looks at the file descriptors, and between two words about them
 log = structlog.get_logger()
 
 
@@ -48,19 +52,44 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._engine = engine
         self.ending = asyncio.Event()
+        self.failed = False
+        self._at_a_terminal = _has_terminal()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle SIGINT and SIGTERM without raising them again at the end: engine and store still have to close."""
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT, signal.SIGTERM]
         for one in signals:
             loop.add_signal_handler(one, self.handle_exit, one, None)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup has said that it does not matter
+            signals.append(signal.SIGHUP)
+            loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         try:
             yield
         finally:
             for one in signals:
                 loop.remove_signal_handler(one)
+
+    def _hung_up(self) -> None:
+        """End in order where the terminal was closed; to a daemon SIGHUP means to read its settings again."""
+        if self._at_a_terminal and not _has_terminal():
+            self.handle_exit(signal.SIGHUP, None)
+        else:
+            log.info("SIGHUP: there is nothing to read again; SIGTERM ends this server")
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a task beside the requests. Should it fail, that is told, and the server ends in order."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        self.failed = True
+        log.critical("a background task failed; the server ends", task=task.get_coro(), exc_info=task.exception())
+        self.handle_exit(signal.SIGTERM, None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse new work with 503 at once; uvicorn then waits for what runs."""
@@ -82,6 +111,7 @@ def serve(
 
     """
     configure_logging(settings.log_level)
+    descriptors = machine.raise_descriptors()
     for line in unknown(os.environ):
         say(line)
     ports.check(settings.host, settings.port, None if settings.grpc_port == "off" else settings.grpc_port)
@@ -89,8 +119,10 @@ def serve(
     gc.freeze()  # half a million objects of the compiler's: looking through them took a fifth of a small step's time
     device = device_of(settings.device, settings.device_bytes, _end_with, say, runtimes)
     with store_of(settings, say) as store:
-        engine = Engine(store, settings.limits(), secrets.token_hex(6), device)
-        uvicorn_loop(settings, engine, say)
+        replica = secrets.token_hex(6)
+        _written(store, replica, say)
+        engine = Engine(store, settings.limits(), replica, device)
+        uvicorn_loop(settings, engine, say, descriptors)
 
 
 def patiently(say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Callable[[float], None]:
@@ -121,16 +153,14 @@ def _end_with(error: DeviceLost) -> None:
 @contextmanager
 def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[RedisStore]:
     """Connect to the store that the settings name, or start the private one."""
-    embedded = None
-    if settings.redis_url is None:
-        embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
+    embedded, url = None, _url(settings)
+    if url is None:
+        embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync, memory=settings.store_bytes)
         say(f"starting the private store in {settings.data_dir}")
         embedded.start()
+        url = embedded.url
     try:
-        url = settings.redis_url if embedded is None else embedded.url
-        assert url is not None
-        store = RedisStore.connect(url, timeout=settings.store_timeout, max_connections=2 * settings.threads)
-        store.check(allow_lossy=settings.allow_lossy_store, trusted=settings.store_trusted)
+        store = _connected(settings, url, embedded, say)
         yield store
         store.close()
     finally:
@@ -138,15 +168,67 @@ def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[R
             embedded.stop()
 
 
-def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], None]) -> None:
+def _url(settings: ServerSettings) -> str | None:
+    """Return the URL of the store that the settings name; None where they name none."""
+    if settings.redis_url_file is None:
+        return None if settings.redis_url is None else settings.redis_url.get_secret_value()
+    if settings.redis_url is not None:
+        raise StoreRefused("--redis-url and --redis-url-file (or their variables) both name a store; give one of them")
+    try:
+        return settings.redis_url_file.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise StoreRefused(f"--redis-url-file: cannot read {settings.redis_url_file}: {why}") from None
+
+
+def _connected(
+    settings: ServerSettings, url: str, embedded: EmbeddedStore | None, say: Callable[[str], None]
+) -> RedisStore:
+    """Return the store once it has told what it keeps; one that is loading its data is waited for."""
+    told = -PATIENCE
+    store = RedisStore.connect(url, timeout=settings.store_timeout, max_connections=2 * settings.threads)
+    store.most_sessions = settings.max_sessions
+    if embedded is not None:
+        store.belongs_to(embedded)
+    while True:
+        try:
+            store.check(allow_lossy=settings.allow_lossy_store, trusted=settings.store_trusted)
+            return store
+        except StoreLoading as loading:
+            if time.monotonic() - told >= PATIENCE:
+                told = time.monotonic()
+                say(str(loading))
+            time.sleep(0.1)
+
+
+def _written(store: RedisStore, replica: str, say: Callable[[str], None]) -> None:
+    """Write before anybody is told that this server is ready. Who may not write at all does not start; who cannot now
+    starts all the same, since a full store is helped by who deletes something.
+
+    Raises:
+        StoreRefused: the store's user may not do what adamd does.
+
+    """
+    try:
+        store.try_writing(replica, LIFE)
+    except Unavailable as error:
+        say(f"the store takes no writes now, so /readyz is 503 until it does: {error}")
+
+
+def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], None], descriptors: int) -> None:
     """Run uvicorn on uvloop and httptools until it is told to stop, then close the engine."""
     telemetry = Telemetry(engine)
     config = uvicorn.Config(
-        application(engine, telemetry, doors(settings.host, settings.allowed_host, settings.cors_origin)),
+        application(
+            engine,
+            telemetry,
+            doors(settings.host, settings.allowed_host, settings.cors_origin),
+            settings.root_path,
+        ),
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=guarded(settings.upload_gap),
+        http=guarded(settings.upload_gap, machine.connections(descriptors)),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -166,22 +248,27 @@ async def _run(
     server: Server, engine: Engine, telemetry: Telemetry, settings: ServerSettings, say: Callable[[str], None]
 ) -> None:
     listening = ports.listen(settings.host, settings.port, "HTTP")
-    addresses = [f"http://{_shown(settings.host)}:{listening.getsockname()[1]}"]
+    bound, port = listening.getsockname()[:2]
+    host, everywhere = _openable(settings.host, bound)
+    addresses = [f"http://{host}:{port}"]
     beside = await _grpc(engine, telemetry, settings, say)
     if beside is not None:
-        addresses.append(f"grpc://{_shown(settings.host)}:{beside.port}")
-    beat = asyncio.create_task(_presence(engine, beside))
-    ready = asyncio.create_task(_announce(server, " and ".join(addresses), engine, say))
-    end = asyncio.create_task(_end(server, beside, settings.shutdown_grace))
+        addresses.append(f"grpc://{host}:{beside.port}")
+    beat = server.begin(_presence(engine, beside))
+    ready = server.begin(_announce(server, f"{' and '.join(addresses)}{everywhere}", engine, say))
+    look = server.begin(_descriptors(engine))
+    end = server.begin(_end(server, beside, settings.shutdown_grace))
     try:
         await server.serve(sockets=[listening])
     finally:
         server.ending.set()
         await end
-        for task in (beat, ready):
+        for task in (beat, ready, look):
             task.cancel()
-        await asyncio.gather(beat, ready, return_exceptions=True)
+        await asyncio.gather(beat, ready, look, return_exceptions=True)
         await engine.close()
+    if server.failed:
+        raise SystemExit(FAILED)
 
 
 async def _grpc(
@@ -216,8 +303,21 @@ async def _end(server: Server, beside: GrpcServer | None, grace: float) -> None:
     await beside.stop(grace)
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _openable(host: str, bound: str) -> tuple[str, str]:
+    """Return the host of a URL that can be opened here, and what to say beside it where others reach it elsewhere."""
+    address, said = ipaddress.ip_address(bound), ""
+    if address.is_unspecified:
+        host, said = ("::1" if address.version == 6 else "127.0.0.1"), ", also for other machines"
+    return (f"[{host}]" if ":" in host else host), said
+
+
+def _has_terminal() -> bool:
+    """Say whether a terminal can still send this process signals."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def _announce(server: Server, addresses: str, engine: Engine, say: Callable[[str], None]) -> None:
@@ -226,15 +326,36 @@ async def _announce(server: Server, addresses: str, engine: Engine, say: Callabl
     say(f"adamd is ready at {addresses} — updates run on {engine.device.described} — {engine.store.promise}")
 
 
+async def _descriptors(engine: Engine) -> None:
+    """Tell when file descriptors are used up: connections are then closed unheard, by libraries that say nothing."""
+    told = -math.inf
+    while True:
+        free, now = machine.descriptor_is_free(), time.monotonic()
+        if not free and now - told > REMIND:
+            told = now
+            log.error("file descriptors are used up, new connections are refused; raise their limit (ulimit -n)")
+        elif free and engine.out_of_descriptors:
+            told = -math.inf
+            log.info("there are file descriptors again")
+        engine.out_of_descriptors = not free
+        await asyncio.sleep(LOOK)
+
+
 async def _presence(engine: Engine, beside: GrpcServer | None) -> None:
-    """Tell the other replicas that this one lives, so that they answer 421 for its memory sessions and not 404."""
+    """Tell the other replicas that this one lives, so that they answer 421 for its memory sessions and not 404; look
+    what the store promises, and log it where that has changed.
+    """
+    promise = engine.store.promise
     while True:
         well = True
         try:
-            await engine.keep_house(3 * PRESENCE)
+            await engine.keep_house()
         except Exception as error:  # the store is away; the next sign of life will say so again
             log.warning("no sign of life to the store", reason=str(error))
             well = False
+        if engine.store.promise != promise:
+            promise = engine.store.promise
+            log.warning("what the store promises has changed", promise=promise)
         if beside is not None:
             await beside.serving(well)
         await asyncio.sleep(PRESENCE)

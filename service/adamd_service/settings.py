@@ -13,13 +13,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adamd.wire import channel
 from adamd_service.device.choose import ASKED
 from adamd_service.engine import Limits
+from adamd_service.machine import memory
 
 MIB = 1024 * 1024
 CALLS = 512  # gRPC calls at once
@@ -28,11 +29,8 @@ CLIENTS = ("URL", "API_KEY")  # what the SDK reads, and the other commands
 # What Kubernetes sets in every pod beside a service named adamd, or adamd-something.
 KUBERNETES = re.compile(r"([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_ROOT = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*/?")
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
-
-
-def _physical() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _data_dir() -> Path:
@@ -71,6 +69,12 @@ def _hosts(given: tuple[str, ...]) -> tuple[str, ...]:
     return given
 
 
+def _root_path(given: str) -> str:
+    if _ROOT.fullmatch(given) is None:
+        raise ValueError(f"{given[:200]!r} is no path; wanted one that a proxy puts before ours, as in /adamd")
+    return given.rstrip("/")
+
+
 def _bytes(given: Any) -> Any:
     """Read a size as people write it; a number is bytes. What it cannot read is left to who refuses it."""
     try:
@@ -101,13 +105,16 @@ class ServerSettings(BaseSettings):
         channel.DEFAULT_PORT, description=f"{PORT}, or off"
     )
     data_dir: Path = Field(default_factory=_data_dir, description="a directory")
-    redis_url: str | None = Field(None, description="a store's URL, as in redis://localhost:6379")
+    redis_url: SecretStr | None = Field(None, description="a store's URL, as in redis://localhost:6379")
+    redis_url_file: Path | None = Field(None, description="a file that holds a store's URL")
     device: str = Field("auto", pattern=f"^{ASKED}$", description="auto, cpu, cuda, or cuda:N as in cuda:0")
     device_bytes: Size | None = Field(None, description=SIZE)
     fsync: Literal["always", "everysec"] = Field("always", description="always or everysec")
     allow_lossy_store: bool = Field(False, description=SWITCH)
     store_trusted: bool = Field(False, description=SWITCH)
     store_timeout: Seconds = 10.0
+    store_bytes: Size = Field(default_factory=lambda: max(256 * MIB, memory() // 2))
+    max_sessions: int = Field(100_000, ge=1, description=COUNT)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
     cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_origins)] = Field(
         (), description=ORIGINS
@@ -115,11 +122,12 @@ class ServerSettings(BaseSettings):
     allowed_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_hosts)] = Field(
         (), description=HOSTS
     )
+    root_path: Annotated[str, AfterValidator(_root_path)] = Field("", description="a path, as in /adamd")
 
     max_body_bytes: Size = 2048 * MIB
-    in_flight_bytes: Size = Field(default_factory=lambda: max(512 * MIB, _physical() // 4))
-    hot_bytes: Size = Field(default_factory=lambda: max(256 * MIB, _physical() // 2))
-    memory_session_bytes: Size = Field(default_factory=lambda: max(256 * MIB, _physical() // 4))
+    in_flight_bytes: Size = Field(default_factory=lambda: max(512 * MIB, memory() // 4))
+    hot_bytes: Size = Field(default_factory=lambda: max(256 * MIB, memory() // 2))
+    memory_session_bytes: Size = Field(default_factory=lambda: max(256 * MIB, memory() // 4))
     idle_buffer_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=0, description=SIZE)] = 128 * MIB
     upload_gap: Seconds = 30.0
     shutdown_grace: Seconds = 30.0
@@ -147,6 +155,8 @@ class ServerSettings(BaseSettings):
             snapshot_pace=self.snapshot_pace,
             calls=self.grpc_calls or max(1, min(CALLS, self.in_flight_bytes // channel.MAX_MESSAGE)),
             streams=self.grpc_streams,
+            sessions=self.max_sessions,
+            store=self.store_bytes if self.redis_url is None else None,
         )
 
 
@@ -162,7 +172,7 @@ def _refused(fault: ErrorDetails, given: Collection[str]) -> str:
     own = fault.get("ctx", {}).get("error")  # of a validator here, in its own words
     if isinstance(own, ValueError):
         return f"{where}: {own}"
-    came = str(fault["input"])
+    came = "(hidden)" if name == "redis_url" else str(fault["input"])
     said = f"{where} is {came[:200]!r}; wanted {field.description}"
     if name == "port" and came.startswith("tcp://"):
         said += (

@@ -13,6 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 import adamd
+from adamd_service import machine
+from adamd_service.__main__ import _printable, _row, _sight
 from adamd_service.serve import patiently
 from adamd_service.settings import ServerSettings, refused
 from servers import ENVIRONMENT, ended, free_port, gone, launched
@@ -104,15 +106,46 @@ def test_sessions_and_watch_over_both(server, transport):
             [ADAMD, "watch", session.name, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            assert watching.stdout.readline().split() == f"{session.name} step 0 loss — lr 0.25".split()
+            assert watching.stdout.readline().split() == f"{session.name} step 0 lr 0.25".split()
             session.step(np.ones(3, np.float32), loss=0.5, lr=0.125)
             assert watching.stdout.readline().split() == f"{session.name} step 1 loss 0.5 lr 0.125".split()
             session.delete()
             assert watching.wait(60) == 1
-            assert "deleted" in watching.stderr.read()
+            (said,) = watching.stderr.read().splitlines()  # and no word of losses
+            assert "deleted" in said
         finally:
             watching.kill()
             watching.communicate()
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_watch_shows_the_lr_of_the_schedule_and_says_how_a_loss_is_told(server, transport):
+    url = server.grpc_url if transport == "grpc" else server.url
+    schedule = {"name": "linear", "total_steps": 4, "start_factor": 1, "end_factor": 0}
+    with adamd.connect(server.url) as client:
+        session = client.create(np.zeros(3, np.float32), lr=0.5, schedule=schedule)
+        session.step(np.ones(3, np.float32))
+        session.step(np.ones(3, np.float32))
+        watching = subprocess.Popen(
+            [ADAMD, "watch", session.id, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            line = watching.stdout.readline()
+            assert line.split() == f"{session.id} step 2 lr {session.info()['lr']:g} (linear)".split()
+            assert " lr 0.25 " in line
+            assert "session.step(gradient, loss=" in watching.stderr.readline()
+            session.step(np.ones(3, np.float32), metrics={"accuracy": 0.75, "loss": 0.125})
+            line = watching.stdout.readline()
+            assert line.split() == f"{session.id} step 3 loss 0.125 accuracy 0.75 lr 0.125 (linear)".split()
+            session.step(np.ones(3, np.float32))
+            assert watching.stdout.readline().split()[:3] == f"{session.id} step 4".split()
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(30) == 0
+            assert watching.stderr.read() == ""  # it was said once
+        finally:
+            watching.kill()
+            watching.communicate()
+        session.delete()
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
@@ -164,6 +197,30 @@ def test_no_server_there():
     assert told.returncode == 1
     assert f"no adamd server answers at {url} (connection refused)" in told.stderr
     assert "adamd serve" in told.stderr and "ADAMD_URL" in told.stderr and "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_watch_without_a_server_says_so_and_not_that_it_waits(scheme):
+    url = f"{scheme}://127.0.0.1:{free_port()}"
+    told = adamd_command("watch", "run-7", "--url", url)
+    assert (told.returncode, told.stdout) == (1, "")
+    first, second = told.stderr.splitlines()
+    assert first.startswith(f"adamd: no adamd server answers at {url} (") and "adamd serve" in second
+    assert "wait" not in told.stderr
+
+
+def test_who_asks_another_machine_is_not_told_to_start_a_server_here():
+    told = adamd_command("sessions", "--url", "http://no-such-host.invalid:8000")
+    assert told.returncode == 1 and "no adamd server answers at http://no-such-host.invalid:8000" in told.stderr
+    assert "Start one here" not in told.stderr and "--url" in told.stderr
+
+
+def test_what_would_steer_a_terminal_is_not_shown():
+    told = _printable("run\x1b[2J\r\n-7 ü")
+    assert told == "run\ufffd[2J\ufffd\ufffd-7 ü"
+    sight = {"step": 1, "settings": {}, "lr": 0.5, "metrics": {"\x1b]0;x\x07": 1.0}, "diverged": False}
+    assert "\x1b" not in _sight("run-7", sight) and "lr 0.5" in _sight("run-7", sight)
+    assert not any("\x1b" in cell.plain for cell in _row({"id": "s_1", "name": "\x1b[31mred"}))
 
 
 @pytest.mark.parametrize("command", [["sessions"], ["watch", "run-7"]])
@@ -317,3 +374,22 @@ def test_a_signal_ends_it_in_order(server_factory):
     store = one.store_pid
     assert one.stop() == 0
     assert not Path(f"/proc/{store}").exists()
+
+
+def test_memory_is_the_control_groups_where_that_is_less(tmp_path):
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    groups, own = tmp_path / "groups", tmp_path / "own"
+    assert machine.memory(groups, own) == physical
+    (groups / "pods" / "one").mkdir(parents=True)
+    (groups / "pods" / "one" / "memory.max").write_text("max\n")
+    own.write_text("0::/pods/one\n")
+    assert machine.memory(groups, own) == physical
+    (groups / "pods" / "memory.max").write_text("123456789\n")  # of the group above
+    assert machine.memory(groups, own) == 123456789
+    (groups / "memory.max").write_text("1000000\n")  # as a container sees its own
+    own.write_text("0::/\n")
+    assert machine.memory(groups, own) == 1000000
+    (groups / "memory" / "old").mkdir(parents=True)
+    (groups / "memory" / "old" / "memory.limit_in_bytes").write_text("77777777\n")
+    own.write_text("4:cpu,cpuacct:/x\n9:memory:/old\n")
+    assert machine.memory(groups, own) == 77777777

@@ -83,6 +83,10 @@ def test_the_server_dies_and_nothing_is_lost_and_a_terminal_shows_it(tmp_path, t
     assert "the same again, undisturbed" in plain
     assert all(len(line.split("\r")[-1]) <= 80 for line in plain.splitlines())
     assert not list(temporary.iterdir()) and not processes_in(temporary)
+    ways = [line.split() for line in plain.partition("What next?")[2].splitlines()]
+    (serve,) = [words for words in ways if words[-1:] == ["serve"]]
+    assert (tmp_path / serve[0]).resolve() == ADAMD.resolve() or serve[0] == "adamd"
+    assert any(words[:1] == ["curl"] for words in ways) and any("README.md" in words for words in ways)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from adamd.errors import (
 from adamd_service.optim import FusedKernel
 from adamd_service.store import RedisStore
 
-from .conftest import bodies_left, body_of, create_call, fold, run, step_call
+from .conftest import bodies_left, body_of, create_call, fold, resummed, run, step_call
 
 RNG = np.random.default_rng(7)
 SIZE = 600_000  # 2.4 MB: staged in chunks, not inline
@@ -467,7 +467,7 @@ def test_what_a_deleted_session_held_is_swept_where_its_deleter_died(replica):
             await stepped(engine, session, 1, gradients(1)[0])
             await asyncio.to_thread(engine.store.delete, session)  # and nobody collects
             assert [key for key in keys_of(engine, session) if b":body:" in key]
-            await engine.keep_house(30)
+            await engine.keep_house()
             left = [key.rsplit(b":", 1)[1] for key in keys_of(engine, session)]
             assert left == [b"gone"]
 
@@ -492,7 +492,7 @@ def test_what_a_session_that_goes_on_has_unnamed_is_swept(replica, monkeypatch, 
                     while engine.hot.find(session).snapshotting:
                         await asyncio.sleep(0.01)
             assert [key for key in keys_of(engine, session) if key.endswith(b":record:1")]
-            await engine.keep_house(30)
+            await engine.keep_house()
             left = keys_of(engine, session)
             head = await asyncio.to_thread(engine.store.load_head, session)
             named = {snapshot.id.encode() for snapshot in head.snapshots}
@@ -514,7 +514,7 @@ def test_what_parameters_that_are_set_again_unnamed_is_swept(replica, monkeypatc
                 await engine.set_parameters(session, body_of(np.ones(SIZE, np.float32).tobytes()), None, None)
                 await asyncio.sleep(0.1)  # what it does in the background
             assert len([key for key in keys_of(engine, session) if b":snapshot:" in key]) == 2 * chunks
-            await engine.keep_house(30)
+            await engine.keep_house()
             assert len([key for key in keys_of(engine, session) if b":snapshot:" in key]) == chunks
 
     run(scenario())
@@ -552,7 +552,7 @@ def test_what_the_store_changed_is_seen_and_not_served(replica, valkey, changed)
             meta = client.hget(record, "meta")
             changed_meta, times = re.subn(rb'"step_size":[0-9.e-]+', b'"step_size":0.25', meta)  # a float32 as well
             assert times == 1
-            client.hset(record, "meta", changed_meta)
+            client.hset(record, "meta", resummed(changed_meta))
         elif changed == "inline":
             client.hset(f"adamd:{{{session}}}:record:1", "inline", given[1].tobytes())
         else:

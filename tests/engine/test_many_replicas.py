@@ -126,6 +126,8 @@ def test_a_replay_asks_nothing_of_the_groups(replica, valkey):
             told = json.loads(client.hget(head, "settings"))
             told["groups"] = told["groups"][:1]
             client.hset(head, "settings", json.dumps(told))
+            client.hdel(head, "sealed")
+            client.hdel(head, "format")
         async with replica() as two:
             found = await two.parameters(session)
             assert (found.step, found.chain) == (2, answer.chain)

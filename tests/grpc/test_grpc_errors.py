@@ -37,7 +37,7 @@ def test_every_error_of_the_tree_has_its_status():
         421: {S.FAILED_PRECONDITION, S.PERMISSION_DENIED},
         422: {S.INVALID_ARGUMENT},
         429: {S.RESOURCE_EXHAUSTED},
-        500: {S.INTERNAL},
+        500: {S.INTERNAL, S.DATA_LOSS},
         503: {S.UNAVAILABLE, S.RESOURCE_EXHAUSTED},
         0: {S.UNAVAILABLE},
     }
@@ -120,7 +120,7 @@ CREATIONS = {
     "no layout": ({"dtype": F4}, "invalid_request"),
     "no dtype": ({"layout": pb.Layout(tensors=[pb.Tensor(name="a", shape=[2])])}, "invalid_request"),
     "half precision": ({"layout": pb.Layout(), "dtype": pb.DTYPE_FLOAT16}, "invalid_request"),
-    "a name with capitals": ({"layout": pb.Layout(), "dtype": F4, "name": "Run"}, "invalid_request"),
+    "a name that could be an id": ({"layout": pb.Layout(), "dtype": F4, "name": "s_run"}, "invalid_request"),
     "an unknown durability": ({"layout": pb.Layout(), "dtype": F4, "durability": 9}, "invalid_request"),
     "two names alike": (
         {"layout": pb.Layout(tensors=[pb.Tensor(name="a"), pb.Tensor(name="a")]), "dtype": F4},

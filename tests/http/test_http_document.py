@@ -143,3 +143,39 @@ def test_the_document_is_complete(told):
         "Prefer",
     }
     assert next(p for p in step["parameters"] if p["name"] == "number")["schema"]["type"] == "integer"
+
+
+def test_a_creation_has_parameters_or_a_layout_and_the_document_says_so(told):
+    talk = Talk(told)
+    paths = talk("GET", "/openapi.json").good().json["paths"]
+    schema = paths["/v1/sessions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    order = [{"name": "a", "shape": [1]}]
+    documents = [
+        {"parameters": [1.0]},
+        {"layout": order, "dtype": "float32"},
+        {"parameters": {"a": [1]}, "layout": order},
+    ]
+    documents += [{}, {"dtype": "float32"}, {"layout": order}, {"layout": None, "dtype": "float32"}, {"name": "a"}]
+    for document in documents:
+        taken = talk("POST", "/v1/sessions", document).status == 201
+        assert taken == jsonschema_rs.is_valid(schema, document), document
+    talk.close()
+
+
+def test_the_form_of_if_match_is_in_the_document(told):
+    talk = Talk(told)
+    paths = talk("GET", "/openapi.json").good().json["paths"]
+    made = talk.create([1.0])["id"]
+    for method, path in (
+        ("put", "/v1/sessions/{session}/steps/{number}"),
+        ("post", "/v1/sessions/{session}/steps"),
+        ("patch", "/v1/sessions/{session}"),
+        ("delete", "/v1/sessions/{session}"),
+    ):
+        (header,) = [one for one in paths[path][method]["parameters"] if one["name"] == "If-Match"]
+        for tag in ('"nonsense"', 'W/"a"', '"a", W/"b"', "nonsense", '"', "", '"a" "b"'):
+            body = {"patch": {"labels": {}}, "delete": None}.get(method, {"gradient": [1]})
+            given = {"If-Match": tag, "Idempotency-Key": "k"}
+            status = talk(method.upper(), path.format(session=made, number=1), body, given).status
+            assert status == (412 if jsonschema_rs.is_valid(header["schema"], tag) else 422), (method, tag)
+    talk.close()

@@ -573,3 +573,67 @@ def test_refused_bodies_leave_no_memory_behind(talk):
         ]:
             reply.problem(status, code)
             assert leased() == "0.0"
+
+
+LONG = "7" * 5000  # Python refuses to write such a number as text, or to read one, with a ValueError
+LONG_IN = {
+    "parameters": '{"parameters": [%s]}',
+    "a scalar": '{"parameters": %s}',
+    "name": '{"parameters": [1], "name": %s}',
+    "dtype": '{"parameters": [1], "dtype": %s}',
+    "durability": '{"parameters": [1], "durability": %s}',
+    "labels": '{"parameters": [1], "labels": {"a": %s}}',
+    "a label's name": '{"parameters": [1], "labels": {"%s": "a"}}',
+    "lr": '{"parameters": [1], "optimizer": {"lr": %s}}',
+    "betas": '{"parameters": [1], "optimizer": {"betas": [%s, 0.9]}}',
+    "optimizer": '{"parameters": [1], "optimizer": %s}',
+    "an optimizer's name": '{"parameters": [1], "optimizer": {"name": %s}}',
+    "max_steps": '{"parameters": [1], "optimizer": {"stop": {"max_steps": %s}}}',
+    "window": '{"parameters": [1], "optimizer": {"stop": {"relative_loss": {"window": %s}}}}',
+    "warmup_steps": '{"parameters": [1], "optimizer": {"warmup_steps": %s}}',
+    "schedule": '{"parameters": [1], "optimizer": {"schedule": {"name": "cosine", "total_steps": %s}}}',
+    "lower": '{"parameters": [1], "optimizer": {"lower": %s}}',
+    "a group": '{"parameters": {"w": 1}, "optimizer": {"groups": [{"tensors": ["w"], "lr": %s}]}}',
+    "a tensor of a group": '{"parameters": {"w": 1}, "optimizer": {"groups": [{"tensors": [%s]}]}}',
+    "shape": '{"layout": [{"name": "w", "shape": [%s]}], "dtype": "float32"}',
+    "a tensor's name": '{"layout": [{"name": %s, "shape": [1]}], "dtype": "float32"}',
+    "vector": '{"parameters": [1], "vector": %s}',
+    "state": '{"parameters": [1], "state": %s}',
+    "an unknown member": '{"parameters": [1], "%s": 1}',
+    "the whole": "%s",
+}
+
+
+@pytest.mark.parametrize(
+    "number", [LONG, "-" + LONG, LONG[:4200], "-" + LONG[:4200]], ids=["long", "-long", "4200", "-4200"]
+)
+@pytest.mark.parametrize("where", LONG_IN)
+def test_a_number_of_5000_digits_in_a_creation(talk, where, number):
+    told = talk("POST", "/v1/sessions", (LONG_IN[where] % number).encode(), JSON)
+    assert told.status in (400, 422), (told.status, told.body[:300])
+    told.problem(told.status, told.json["code"])
+
+
+def test_a_number_of_5000_digits_elsewhere(talk, unchanged):
+    here = f"/v1/sessions/{unchanged}"
+    step = {"gradient": [0.0] * 8}
+    for sign in ("", "-", "+", "0"):
+        number = sign + LONG
+        told = talk("PUT", f"{here}/steps/{number}", step).problem(422, "invalid_request")
+        assert "wanted a number from 1 to 2^53" in told["detail"]
+        for query in (f"page_size={number}", f"page_token={number}", f"page_token={number[:100]}~s_1"):
+            talk("GET", f"/v1/sessions?{query}")
+            assert talk("GET", f"/v1/sessions?{query}").status in (200, 422)
+        talk("GET", f"/v1/sessions/{number}").problem(404, "unknown_session")
+        for header in ("Adamd-Settings", "Adamd-Metrics"):
+            for text in (number, f'{{"lr": {number}}}', f'{{"loss": {number}}}'):
+                reply = talk("PUT", f"{here}/steps/2", np.zeros(8, np.float32).tobytes(), {**OCTETS, header: text})
+                assert reply.status == 422, reply.body[:300]
+        for body in (
+            '{"gradient": [%s]}',
+            '{"gradient": 1, "settings": {"lr": %s}}',
+            '{"gradient": 1, "metrics": {"a": %s}}',
+        ):
+            assert talk("PUT", f"{here}/steps/2", (body % number).encode(), JSON).status in (400, 422)
+        change = f'{{"optimizer": {{"lr": {number}}}}}'.encode()
+        assert talk("PATCH", here, change, JSON).status in (400, 422)

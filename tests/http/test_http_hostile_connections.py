@@ -108,10 +108,10 @@ def test_a_request_that_two_readers_could_take_differently(talk, unchanged, line
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n",  # Redis
         b"GET / HTTP/9.9\r\n\r\n",
-        b"GET /\r\n\r\n",
+        b"GET /x\r\n\r\n",
         b"FROBNICATE / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /v1/sessions/\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET  /  HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET  /x  HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\x00" * 100,
         b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -254,7 +254,6 @@ def test_octets_do_not_make_a_session_and_safetensors_do_not_change_one(talk, un
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/v1",
         "/v2/sessions",
         "/v1/sessions/",
@@ -272,16 +271,19 @@ def test_an_unknown_route(talk, path):
 
 def test_a_method_that_a_path_does_not_have(talk, session):
     allowed = {
-        "/v1/sessions": "GET, POST",
-        f"/v1/sessions/{session}": "DELETE, GET, PATCH",
-        f"/v1/sessions/{session}/parameters": "GET, PUT",
+        "/": "GET, HEAD",
+        "/v1/sessions": "GET, HEAD, POST",
+        f"/v1/sessions/{session}": "DELETE, GET, HEAD, PATCH",
+        f"/v1/sessions/{session}/parameters": "GET, HEAD, PUT",
         f"/v1/sessions/{session}/steps": "POST",
         f"/v1/sessions/{session}/steps/1": "PUT",
-        f"/v1/sessions/{session}/state": "GET",
-        "/livez": "GET",
+        f"/v1/sessions/{session}/state": "GET, HEAD",
+        "/livez": "GET, HEAD",
     }
     for path, methods in allowed.items():
         for method in ("OPTIONS", "TRACE", "PROPFIND", "HEAD"):
+            if method in methods:
+                continue
             reply = talk(method, path)
             assert reply.headers["Allow"] == methods
             if method == "HEAD":
@@ -294,8 +296,7 @@ def test_a_method_that_a_path_does_not_have(talk, session):
 def test_an_upgrade_is_not_taken(talk, unchanged):
     lines = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: eA==", "Sec-WebSocket-Version: 13"]
     reply = talk.raw(put(unchanged, *lines, "Content-Length: 3", body=b"abc"), finish=False)
-    assert 400 <= reply.status < 500
-    reply.problem(reply.status, reply.json["code"])
+    reply.problem(422, "wrong_length")
 
 
 # -- heads
@@ -490,8 +491,8 @@ def test_garbage_behind_a_request_does_not_spoil_its_answer(talk):
     gradient = np.ones(200_000, np.float32).tobytes()
     with talk.socket() as sock:
         sock.sendall(put(made, f"Content-Length: {len(gradient)}", number=1, body=gradient + b"\x00garbage\r\n\r\n"))
-        reply = read_reply(sock)
-        assert reply is None or reply.status == 200
+        assert read_reply(sock).good().step == 1
+        assert sock.recv(1) == b""
 
 
 @pytest.mark.parametrize("size", [SIZE, 200_000])

@@ -7,7 +7,7 @@ import uuid
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
-from talking import JSON, OCTETS, SAFETENSORS, Talk, packed
+from talking import JSON, OCTETS, SAFETENSORS, Talk, packed, read_reply
 
 OCTET = {"Accept": "application/octet-stream"}
 G1, G2 = np.float32([1, -1, 0.5, 2]), np.float32([3, 1, -2, 1])
@@ -88,22 +88,50 @@ def test_if_match_names_the_chain_that_a_step_builds_on(talk, session):
     talk.put(session, 3, G1, {"If-Match": before[1]}).good()
 
 
-@pytest.mark.parametrize(
-    "junk",
-    [
-        "x",
-        '"abc"',
-        "0" * 64,
-        'W/"' + "0" * 64 + '"',
-        '"' + "0" * 64 + '", "' + "1" * 64 + '"',
-        '"' + "G" * 64 + '"',
-        "",
-    ],
-)
-def test_if_match_junk_is_refused(talk, session, junk):
+TAG = '"' + "0" * 64 + '"'
+
+
+@pytest.mark.parametrize("junk", ["x", "0" * 64, "", '"', '"a', 'a"', "*, *", f"*, {TAG}", '"a" "b"', 'w/"a"', '"a b"'])
+def test_if_match_that_is_no_list_of_tags_is_refused(talk, session, junk):
     before = talk.standing(session)
-    talk.put(session, 1, G1, {"If-Match": junk}).problem(422, "invalid_request")
+    for method, path in (("PUT", "/steps/1"), ("PATCH", ""), ("DELETE", "")):
+        body = {"PUT": {"gradient": [1.0] * 4}, "PATCH": {"labels": {}}}.get(method)
+        told = talk(method, f"/v1/sessions/{session}{path}", body, {"If-Match": junk})
+        assert "If-Match is" in told.problem(422, "invalid_request")["detail"]
     assert talk.standing(session) == before
+
+
+OTHERS = ['"nonsense"', '""', TAG, f"W/{TAG}", f'{TAG}, {TAG[:-2]}1"', '"a,b", "W/"', '"' + "G" * 64 + '"', '"\xe9"']
+
+
+@pytest.mark.parametrize("tag", [*OTHERS, ", ,".join(OTHERS), '"' + "x" * 9000 + '"'], ids=lambda tag: tag[:20])
+def test_a_tag_that_does_not_match_is_412_whatever_it_is(talk, session, tag):
+    """RFC 9110, 8.8.3 and 13.1.1: a tag is opaque, and a weak one never matches."""
+    before = talk.standing(session)
+    here = f"/v1/sessions/{session}"
+    talk("PUT", f"{here}/steps/1", {"gradient": [1.0] * 4}, {"If-Match": tag}).problem(412, "history_lost")
+    weak = f"W/{before[1]}, {tag}"
+    talk("PUT", f"{here}/steps/1", {"gradient": [1.0] * 4}, {"If-Match": weak}).problem(412, "history_lost")
+    key = {"Idempotency-Key": "k"}
+    talk("POST", f"{here}/steps", {"gradient": [1.0] * 4}, {"If-Match": tag, **key}).problem(412, "history_lost")
+    talk("PATCH", here, {"labels": {}}, {"If-Match": tag}).problem(412, "moved")
+    talk("DELETE", here, None, {"If-Match": tag}).problem(412, "moved")
+    assert talk.standing(session) == before
+
+
+def test_one_tag_of_a_list_has_to_match(talk, session):
+    here = f"/v1/sessions/{session}"
+    zero = talk("GET", here).chain
+    many = f'"nonsense", {TAG} ,,{zero}, W/{TAG}'
+    first = talk.put(session, 1, G1, {"If-Match": many}).good()
+    assert "Adamd-Replayed" not in first.headers
+    assert talk.put(session, 1, G1, {"If-Match": many}).good().headers["Adamd-Replayed"] == "true"
+    talk.put(session, 2, G1, {"If-Match": many}).problem(412, "history_lost")
+    talk("PATCH", here, {"labels": {}}, {"If-Match": many}).problem(412, "moved")
+    with talk.socket() as sock:  # a list may come in several lines
+        lines = [f"DELETE {here} HTTP/1.1", "Host: localhost", f"If-Match: {TAG}", f"If-Match: {first.chain}", "", ""]
+        sock.sendall("\r\n".join(lines).encode())
+        read_reply(sock).good(204)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -100,6 +101,22 @@ def test_fortran(server, wanted, tmp_path):
     need("gfortran", "make", "curl-config")
     output("make", "-B", "-f", EXAMPLES / "fortran" / "Makefile", f"VPATH={EXAMPLES / 'fortran'}", cwd=tmp_path)
     assert bits(output(tmp_path / "rosenbrock", server.url)) == wanted
+
+
+def test_java(server, wanted):
+    """The JDK's client asks for HTTP/2 by an Upgrade of its first request; nothing here tells it not to."""
+    need("java", "javac")
+    example = EXAMPLES / "java" / "Rosenbrock.java"
+    assert bits(output("java", example, server.url)) == wanted
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        process = subprocess.Popen(["java", example, f"http://127.0.0.1:{listening.getsockname()[1]}"])
+        try:
+            listening.settimeout(60)
+            with listening.accept()[0] as sock:
+                assert b"Upgrade: h2c" in sock.recv(10_000)
+        finally:
+            process.kill()
+            process.wait(60)
 
 
 def test_r(server, wanted):

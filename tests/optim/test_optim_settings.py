@@ -127,6 +127,46 @@ def test_merge():
         merge_settings(current, {"name": "adam"})
 
 
+def test_a_momentum_of_0_keeps_its_buffer():
+    """What is fixed is which arrays there are, not a number."""
+    had = {"name": "sgd", "momentum": 0.9, "nesterov": True}
+    for raw in (had, {"name": "rmsprop", "momentum": 0.9}, {"name": "sgd", "momentum_buffer": True}):
+        heavy = parse_settings(raw)
+        stopped = merge_settings(heavy, {"momentum": 0})
+        assert (stopped.hyper.momentum, stopped.arrays) == (0.0, heavy.arrays)
+        assert stopped.document["momentum_buffer"] is True  # a document of its own says it
+        assert parse_settings(json.loads(json.dumps(to_json(stopped)))) == stopped
+        again = merge_settings(stopped, {"momentum": 0.5})
+        assert again.arrays == heavy.arrays and "momentum_buffer" not in again.document
+    assert merge_settings(parse_settings(had), {"momentum": 0}).hyper.nesterov
+    grouped = parse_settings({"name": "sgd", "groups": [{"tensors": ["a"], "momentum": 0.5}]})
+    assert grouped.arrays == merge_settings(grouped, {"groups": []}).arrays == ("momentum_buffer",)
+    assert parse_settings({"name": "sgd", "momentum": 0, "groups": [{"tensors": ["a"], "lr": 1}]}).arrays == ()
+
+
+@pytest.mark.parametrize(
+    ("raw", "patch", "path", "message"),
+    [
+        ({"name": "sgd"}, {"momentum": 0.9}, "momentum", "no momentum_buffer, which was fixed when it was created"),
+        ({"name": "sgd"}, {"groups": [{"tensors": ["a"], "momentum": 0.9}]}, "momentum", "make one with"),
+        ({"name": "sgd"}, {"momentum_buffer": True}, "momentum_buffer", "this session has false, fixed"),
+        ({"name": "rmsprop", "momentum": 1}, {"momentum_buffer": False}, "momentum_buffer", "a momentum above 0 needs"),
+        (
+            {"name": "rmsprop", "momentum_buffer": True},
+            {"momentum_buffer": False},
+            "momentum_buffer",
+            "has true, fixed",
+        ),
+        ({"name": "sgd", "momentum": 1}, {"momentum_buffer": None}, "momentum_buffer", "null; wanted true or false"),
+        ({"name": "sgd", "momentum": 1}, {"nesterov": True, "dampening": 0.5}, "nesterov", "dampening of 0"),
+    ],
+)
+def test_a_buffer_does_not_come_and_go(raw, patch, path, message):
+    with pytest.raises(SettingsError) as caught:
+        merge_settings(parse_settings(raw), patch)
+    assert caught.value.path == path and message in caught.value.message
+
+
 def test_groups_against_the_layout():
     settings = parse_settings({"groups": [{"tensors": ["wieght"]}]})
     with pytest.raises(SettingsError, match="did you mean 'weight'") as caught:

@@ -175,7 +175,8 @@ def test_a_step_without_gradients_is_no_step(client):
     optimizer.zero_grad()
     assert optimizer.step(lambda: 7) == 7
     assert optimizer.session.step_number == 0
-    assert optimizer.state_dict()["state"] == {}
+    assert {float(entry["step"]) for entry in optimizer.state_dict()["state"].values()} == {0.0}
+    torch.optim.Adam(network().parameters()).load_state_dict(optimizer.state_dict())  # as good as none
 
 
 def test_hooks(client):

@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from contextlib import suppress
 
 
@@ -82,11 +83,13 @@ def end(sock, *, reset=False):
 
 class Relay(_Listener):
     """Relays to a server. `cut(number)` is (up, down, reset) for the connection of that number: after so many bytes in
-    that direction it ends (None: never). While `up` or `down` is not set, nothing passes in that direction."""
+    that direction it ends (None: never). While `up` or `down` is not set, nothing passes in that direction; `holding`
+    says that something was held back."""
 
     def __init__(self, port, cut=lambda number: (None, None, False), wrap=lambda sock: sock):
         self.target, self.cut = port, cut
-        self.up, self.down = threading.Event(), threading.Event()
+        self.up, self.down, self.holding = threading.Event(), threading.Event(), threading.Event()
+        self.losing = False
         self.hold(False)
         super().__init__(wrap=wrap)
 
@@ -112,7 +115,10 @@ class Relay(_Listener):
                 data = source.recv(65536 if limit is None else min(limit, 65536))
                 if not data:
                     break
-                flows.wait()
+                while not flows.wait(0.02) and not (over.is_set() or self.losing):
+                    self.holding.set()
+                if not flows.is_set():
+                    break
                 target.sendall(data)
                 limit = None if limit is None else limit - len(data)
         except OSError:
@@ -123,6 +129,16 @@ class Relay(_Listener):
         """Let nothing pass, or everything again."""
         for flows in (self.up, self.down):
             flows.clear() if held else flows.set()
+
+    def empty(self):
+        """End every connection, and wait until what they held back is lost."""
+        with self.lock:
+            there = set(self.open)
+        self.losing = True
+        self.drop()
+        while there & self.open:
+            time.sleep(0.01)
+        self.losing = False
 
     def close(self):
         self.hold(False)

@@ -32,7 +32,7 @@ def test_parameters_are_sorted_by_name_and_the_dtype_is_the_narrowest_that_takes
         (np.zeros(2), "float32", WrongDtype, "Convert"),
         (np.zeros(2, "i4"), None, WrongDtype, "int32.*Convert"),
         (np.zeros(2, "c8"), None, WrongDtype, "complex64"),
-        (None, None, WrongDtype, "object"),
+        (None, None, InvalidRequest, "is None; wanted an array"),
         (np.zeros(2, "f4"), "float16", WrongDtype, "'float32' or 'float64'"),
         ({}, None, WrongLayout, "no tensors"),
         ({1: np.zeros(2)}, None, WrongLayout, "strings"),

@@ -136,6 +136,31 @@ with adamd.connect({server.grpc_url!r}) as client:
     assert ("Endpoint[" in done.stderr) is engine, done.stderr[-2000:]
 
 
+def test_a_server_that_is_back_is_found_at_once_again(server_factory):
+    """In a process where ours is chosen: nobody waits for the connection between two attempts, and gRPC looked every 5 s."""
+    running = server_factory()
+    code = f"""
+import adamd, numpy as np
+with adamd.connect({running.grpc_url!r}, timeout=adamd.Timeout(total=15.0)) as client:
+    session = client.create(np.zeros(2), lr=0.1)
+    for _ in range(5):
+        session.step(np.ones(2))
+        print(session.step_number, flush=True)
+        input()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        for step in range(1, 6):
+            assert child.stdout.readline() == f"{step}\n"
+            if step < 5:
+                running.kill()
+            child.stdin.write("\n")
+            child.stdin.flush()
+            if step < 5:
+                running.restart()
+    assert child.returncode == 0
+
+
 def test_a_server_reads_its_sockets_in_the_thread_that_waits(server_factory):
     running = server_factory(env={"GRPC_TRACE": "event_engine_endpoint", "GRPC_VERBOSITY": "DEBUG"})
     with adamd.connect(running.grpc_url) as client:

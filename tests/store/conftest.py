@@ -5,6 +5,8 @@ import pytest
 from adamd_service.store import RedisStore
 from adamd_service.store.connect import connect
 
+from .proxies import Proxy
+
 
 @pytest.fixture(scope="module")
 def store(store_process):
@@ -30,6 +32,20 @@ def connected():
     def make(where, *, timeout=10.0, connections=64):
         client = connect(where if isinstance(where, str) else where.url, timeout, connections)
         made.append(RedisStore(client, timeout))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def proxy():
+    """Put a proxy before a store: ``proxy(process)``."""
+    made = []
+
+    def make(process):
+        made.append(Proxy(process.port))
         return made[-1]
 
     yield make

@@ -223,7 +223,9 @@ def a_lease_holds_garbage_back(store, client):
 def a_lease_of_the_same_second_holds_it_back_too(store, client):
     head = create(store, missing=True)
     now = client.time()[0]
-    client.rpush(key_of(head, "garbage"), json.dumps({"kind": "records", "at": now, "first": "1", "last": "1"}))
+    client.rpush(
+        key_of(head, "garbage"), json.dumps({"kind": "snapshot", "at": now, "snapshot": {"id": "f0", "arrays": []}})
+    )
     client.zadd(key_of(head, "readers"), {"reader": now})
     store.collect(head.spec.id)
     assert client.llen(key_of(head, "garbage")) == 1

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
+from adamd.errors import StoreUnavailable
 from adamd.wire import layout
 from adamd_service.records import Commit, Committed, Head, Record, SnapshotRef, Spec
 from adamd_service.session import first_chain, next_chain
@@ -125,13 +126,14 @@ def steps(store, head, count, **more):
     return head
 
 
-def snapshot(store, head, covered=None, *, snapshot_id=None):
+def snapshot(store, head, covered=None, *, snapshot_id=None, damaged=""):
     """Write and commit a snapshot of ``head``; returns its reference and whether it was kept."""
     snapshot_id = snapshot_id or secrets.token_hex(8)
     data = np.full(head.spec.layout.size, head.step, head.spec.dtype).view(np.uint8)
     refs = tuple(store.write_array(head.spec.id, snapshot_id, name, data) for name in ("params", "exp_avg"))
     ref = SnapshotRef(snapshot_id, head.step, head.chain, (head.step,) * len(head.spec.layout.tensors), refs)
-    kept = store.commit_snapshot(head.spec, head.incarnation, ref, head.log_bytes if covered is None else covered)
+    covered = head.log_bytes if covered is None else covered
+    kept = store.commit_snapshot(head.spec, head.incarnation, ref, covered, damaged)
     return ref, kept
 
 
@@ -151,3 +153,14 @@ def keys_of(client, session_id):
     """Every key of a session in the store, without the session's prefix."""
     prefix = f"adamd:{{{session_id}}}:"
     return sorted(key.decode().removeprefix(prefix) for key in client.scan_iter(match=f"{prefix}*", count=1000))
+
+
+def answering(store, within=20):
+    """Wait until a store that stood still is asked again: what it is asked before is refused."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return store.ping()
+        except StoreUnavailable:
+            assert time.monotonic() < deadline, "it does not answer"
+            time.sleep(0.01)

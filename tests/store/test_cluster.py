@@ -141,3 +141,22 @@ def test_a_node_dies_and_its_replica_takes_over(cluster, store):
     if verdict == "committed":
         assert here == moved_on(head, record)
     assert step(store, here, staged_body=True)
+
+
+def test_a_node_that_stands_still_keeps_nobody_from_the_others(cluster, connected):
+    """The last test of the module: a node that does not answer for long is given up by the others."""
+    store = connected(cluster.url, timeout=0.5)
+    still, beside = created_on(cluster, store, 1), created_on(cluster, store, 2)
+    cluster.stores[1].pause()
+    try:
+        with pytest.raises(StoreUnavailable):
+            store.load_head(still.spec.id)
+        assert store.silences.knows(("127.0.0.1", cluster.stores[1].port))
+        with pytest.raises(StoreUnavailable):
+            store.load_head(still.spec.id)
+        assert step(store, beside, staged_body=True).step == 1
+    finally:
+        cluster.stores[1].resume()
+    until(lambda: not store.silences.knows(("127.0.0.1", cluster.stores[1].port)))
+    until(lambda: cluster.holder(slot_of(store, still.spec.id)) == 1)
+    assert step(store, still).step == 1

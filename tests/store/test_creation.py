@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from adamd.errors import Busy, SessionDeleted, StoreUnavailable, UnknownSession
+from adamd.errors import Busy, SessionDeleted, StoreFull, StoreUnavailable, UnknownSession
 from adamd_service.records import IdempotencyKey
 from adamd_service.store import Created, Repeated, Taken, index
 from adamd_service.store.keys import IndexKeys
@@ -173,3 +173,19 @@ def test_more_sessions_of_one_moment_than_a_page_looks_at(store, client):
             break
         after = (page[2][1], page[2][0])
     assert listed == [f"s_{n:04}" for n in range(count)]
+
+
+def test_there_are_only_so_many_sessions(store_factory, connected):
+    """Names and keys that are known are answered as ever: who opens a session by name must find it."""
+    store = connected(store_factory())
+    store.most_sessions = 2
+    first, key = new_head(name="first"), IdempotencyKey("k", "d")
+    assert store.create(first, params(first), (0,), key) == Created()
+    create(store)
+    with pytest.raises(StoreFull, match="2 sessions, as many as this server keeps; .*ADAMD_MAX_SESSIONS"):
+        create(store)
+    again = new_head(name="first")
+    assert store.create(again, params(again), (0,), None) == Taken("name", first.spec.id, 0)
+    assert store.create(again, params(again), (0,), key) == Repeated(first.spec.id)
+    store.delete(first.spec.id)
+    create(store)

@@ -1,5 +1,6 @@
 """The private store: real processes in real directories, killed in every way."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from adamd.errors import StoreFull, StoreUnavailable
 from adamd_service.store import EmbeddedStore, RedisStore, StoreRefused, embedded
 
 from .sessions import array_of, create, step
@@ -192,10 +194,10 @@ def test_the_leftover_store_of_a_killed_adamd_is_ended(private, connected, tmp_p
 
 
 def test_a_process_that_got_the_number_is_left_alone(private, tmp_path):
-    (tmp_path / "store").mkdir()
+    (tmp_path / "store").mkdir(mode=0o700)
     (tmp_path / "store" / "valkey.pid").write_text(str(os.getpid()))
     private()
-    (tmp_path / "other" / "store").mkdir(parents=True)
+    (tmp_path / "other" / "store").mkdir(mode=0o700, parents=True)
     (tmp_path / "other" / "store" / "valkey.pid").write_text("no number")
     private(tmp_path / "other")
 
@@ -232,7 +234,8 @@ def test_a_directory_that_cannot_be_used(tmp_path):
 
 
 def test_a_store_that_does_not_come_up_says_why(private, tmp_path):
-    (tmp_path / "store" / "appendonlydir").mkdir(parents=True)
+    (tmp_path / "store").mkdir(mode=0o700)
+    (tmp_path / "store" / "appendonlydir").mkdir()
     (tmp_path / "store" / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
     with pytest.raises(
         StoreRefused, match="ended with status 1; the end of .*valkey.log says:\n(.*\n)*.*Invalid AOF manifest"
@@ -264,14 +267,111 @@ def test_stop_may_come_at_any_time(tmp_path):
     assert not processes_in(tmp_path)
 
 
+def test_a_store_that_stands_still_is_ended_too(private, connected, tmp_path):
+    one = private()
+    head = create(opened(connected, one))
+    os.kill(one.pid, signal.SIGSTOP)
+    one.stop()
+    assert not lives(one.pid)
+    assert opened(connected, private()).load_head(head.spec.id) == head
+
+
 def test_nothing_listens_on_a_port(private):
     one = private()
     with redis.Redis.from_url(one.url) as client:
         assert client.config_get("port")["port"] == "0"
-    mine = {link for fd in Path(f"/proc/{one.pid}/fd").iterdir() if (link := os.readlink(fd)).startswith("socket:")}
+    mine = set()
+    for fd in Path(f"/proc/{one.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a connection that was just closed
+            mine.add(os.readlink(fd))
     listening = set()
     for family in ("tcp", "tcp6"):
         for line in Path(f"/proc/{one.pid}/net/{family}").read_text().splitlines()[1:]:
             fields = line.split()
             listening |= {f"socket:[{fields[9]}]"} if fields[3] == "0A" else set()
     assert not mine & listening
+
+
+def test_what_it_writes_is_its_users_alone(private, connected, tmp_path):
+    """Whatever umask the shell has."""
+    mask = os.umask(0)
+    try:
+        one = private(tmp_path / "here")
+        store = opened(connected, one)
+        step(store, create(store), bytes(2**20), staged_body=True)
+        before = one.pid
+        os.kill(before, signal.SIGKILL)  # the one that is started again as well
+        until(lambda: one.pid != before and answers(store))
+    finally:
+        os.umask(mask)
+    found = list((tmp_path / "here" / "store").rglob("*"))
+    assert {path.name for path in found} >= {"lock", "valkey.pid", "valkey.log", "valkey.sock", "appendonlydir"}
+    for path in (tmp_path / "here" / "store", *found):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def answers(store):
+    try:
+        store.ping()
+    except StoreUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o750, 0o707, 0o701])
+def test_a_directory_that_is_open_to_others_is_refused(tmp_path, mode):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store").chmod(mode)
+    with pytest.raises(StoreRefused, match=f"other users can read or write there .mode {mode:o}.*chmod 700"):
+        EmbeddedStore(tmp_path).start()
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_another_users_directory_is_refused(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a directory to another user")
+    (tmp_path / "store").mkdir(mode=0o700)
+    os.chown(tmp_path / "store", 12345, -1)
+    with pytest.raises(StoreRefused, match=r"belongs to user 12345, and adamd runs as user 0.*chown"):
+        EmbeddedStore(tmp_path).start()
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_symbolic_link_leads_to_no_other_files(tmp_path):
+    target = tmp_path / "elsewhere"
+    target.mkdir(mode=0o700)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "store").symlink_to(target)
+    with pytest.raises(StoreRefused, match="symbolic link"):
+        EmbeddedStore(tmp_path / "linked").start()
+    assert list(target.iterdir()) == []
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    for name in ("lock", "valkey.pid", "valkey.log", "reserve", "appendonlydir"):
+        (tmp_path / name / "store").mkdir(mode=0o700, parents=True)
+        (tmp_path / name / "store" / name).symlink_to(precious)
+        with pytest.raises(StoreRefused, match=f"{name}: it is a symbolic link"):
+            EmbeddedStore(tmp_path / name).start()
+        assert precious.read_text() == "kept"
+
+
+def test_it_holds_no_more_than_it_may(private, connected):
+    one = private(memory=32 * 2**20)
+    store = opened(connected, one)
+    head = create(store)
+    with pytest.raises(StoreFull, match="ADAMD_STORE_BYTES"):
+        for _ in range(64):
+            head = step(store, head, bytes(2**20), staged_body=True)
+    assert store.load_head(head.spec.id) == head
+    store.delete(head.spec.id)
+    store.collect(head.spec.id)
+    assert step(store, create(store), bytes(2**20), staged_body=True).step == 1
+
+
+def test_why_it_ended_is_told(private, capfd):
+    one = private()
+    with redis.Redis.from_url(one.url) as client, pytest.raises(redis.RedisError):
+        client.execute_command("SHUTDOWN", "NOSAVE")
+        client.ping()
+    until(lambda: "the private store ended" in capfd.readouterr().out)
+    until(lambda: one.trouble() is None)

@@ -95,7 +95,7 @@ def test_a_killed_store_is_unavailable_and_then_works_with_the_same_client(store
         lambda: store.announce("r", 1.0),
         lambda: upload.write(memoryview(bytes(chunks.CHUNK))) or upload.finish(),
         upload.finish,
-        store.ping,
+        lambda: store.ready("r", 1.0),
         store.check,
         lambda: store.lease(head.spec.id).__enter__(),
     ]
@@ -242,7 +242,8 @@ def test_a_piece_that_is_not_a_multiple_is_still_whole(store):
         (MovedError("1234 127.0.0.1:7000"), StoreUnavailable),
         (ClusterDownError("The cluster is down"), StoreUnavailable),
         (MasterDownError("Link with MASTER is down"), StoreUnavailable),
-        (ResponseError("MISCONF Errors writing to the AOF file: No space left on device"), StoreUnavailable),
+        (ResponseError("MISCONF Errors writing to the AOF file: No space left on device"), StoreFull),
+        (ResponseError("MISCONF Errors writing to the AOF file: Input/output error"), StoreUnavailable),
         (ResponseError("NOREPLICAS Not enough good replicas to write."), StoreUnavailable),
         (ResponseError("BUSY Valkey is busy running a script."), StoreUnavailable),
         (ResponseError("wrong number of arguments for 'set' command, you ASKED"), InternalError),
@@ -305,7 +306,7 @@ def test_a_cluster_that_is_not_there():
     with pytest.raises(StoreUnavailable):
         connect(f"redis+cluster://127.0.0.1:{free_port()},[::1]:{free_port()}", 1.0, 4)
     with pytest.raises(StoreUnavailable):
-        RedisStore(connect(f"redis+sentinel://127.0.0.1:{free_port()}/service", 1.0, 4), 1.0).ping()
+        RedisStore(connect(f"redis+sentinel://127.0.0.1:{free_port()}/service", 1.0, 4), 1.0).check()
 
 
 def test_a_login_in_the_url(store_factory, store_kind, connected):
@@ -317,5 +318,5 @@ def test_a_login_in_the_url(store_factory, store_kind, connected):
     assert store.load_head(head.spec.id) == head
     wrong = connected(f"redis://ad%3Aam:wrong@127.0.0.1:{process.port}/0")
     with pytest.raises(StoreUnavailable) as told:
-        wrong.ping()
+        wrong.check()
     assert "wrong@" not in told.value.detail

@@ -9,10 +9,10 @@ from importlib import resources
 import pytest
 
 from adamd.errors import AdamdError, InternalError
-from adamd_service.store import garbage, index, redis_store, scripts
+from adamd_service.store import chunks, garbage, index, redis_store, scripts
 from adamd_service.store.scripts import Script
 
-from . import guards, guards_sessions
+from . import guards, guards_damage, guards_sessions
 
 PERSIST = "  redis.call('PERSIST', KEYS[i"
 GUARDS = [
@@ -22,14 +22,14 @@ GUARDS = [
     ("commit", "head[4] ~= ARGV[5] or ", "", "commit_compares_the_revision"),
     ("commit", " or head[5] ~= '0'", "", "commit_wants_parameters"),
     (
-        *("commit", "if redis.call('STRLEN', KEYS[i - 13]) ~= tonumber(ARGV[i])", "if false"),
+        *("commit", "if redis.call('STRLEN', KEYS[i - 14]) ~= tonumber(ARGV[i])", "if false"),
         "commit_wants_every_chunk",
     ),
     (
         *(
             "commit",
-            "redis.call('STRLEN', KEYS[i - 13]) ~= tonumber(ARGV[i])",
-            "redis.call('EXISTS', KEYS[i - 13]) == 0",
+            "redis.call('STRLEN', KEYS[i - 14]) ~= tonumber(ARGV[i])",
+            "redis.call('EXISTS', KEYS[i - 14]) == 0",
         ),
         "commit_wants_every_byte",
     ),
@@ -38,7 +38,7 @@ GUARDS = [
     ("commit", "if known then", "if false then", "commit_knows_a_key"),
     ("commit", "  redis.call('SET', KEYS[5], ARGV[16], 'EX', ARGV[17])\n", "", "commit_knows_a_key"),
     ("commit", ", 'EX', ARGV[17]", "", "commit_knows_a_key"),
-    ("commit", "  redis.call('PERSIST', KEYS[i - 13])\n", "", "commit_makes_chunks_permanent"),
+    ("commit", "  redis.call('PERSIST', KEYS[i - 14])\n", "", "commit_makes_chunks_permanent"),
     (
         *(
             "commit",
@@ -49,8 +49,16 @@ GUARDS = [
     ),
     ("commit", "redis.call('HSET', KEYS[2], ARGV[7], ARGV[8])\n", "", "commit_moves_everything"),
     ("commit", ", 'prev_chain', ARGV[3]", "", "commit_moves_everything"),
-    ("commit", "redis.call('HINCRBY', KEYS[1], 'log_bytes', ARGV[15])\n", "", "commit_moves_everything"),
+    ("commit", ", 'log_bytes', logged", "", "commit_moves_everything"),
     ("commit", ", 'settings_revision', ARGV[14]", "", "commit_moves_everything"),
+    ("commit", ", 'sealed', ARGV[19]", "", "commit_seals_the_settings"),
+    ("commit", "redis.call('HLEN', KEYS[2])\n", "", "commit_is_whole_or_not_at_all"),
+    (
+        "commit",
+        "logged and logged >= 0 and logged < 2^53 and logged or 0",
+        "(logged or 0)",
+        "commit_counts_the_log_anew",
+    ),
     ("commit", "redis.call('HSET', KEYS[1], 'progress', ARGV[18])", "do end", "commit_keeps_progress"),
     ("commit", "'chain', ARGV[10], 'inline'", "'inline'", "commit_moves_everything"),
     ("resolve", "attempt == ARGV[2]", "false", "resolve_finds_a_commit"),
@@ -61,20 +69,19 @@ GUARDS = [
     ("resolve", "redis.call('DEL', KEYS[3])\n", "", "resolve_works_in_a_full_store"),
     ("snapshot", "if head[1] ~= ARGV[2] then", "if false then", "snapshot_compares_the_incarnation"),
     ("snapshot", "redis.call('HGET', KEYS[2], 'chain') ~= ARGV[3] or ", "", "snapshot_compares_the_chain"),
-    ("snapshot", " or newest.step >= snapshot.step", "", "snapshot_never_goes_back"),
+    ("snapshot", "newest.step >= snapshot.step", "false", "snapshot_never_goes_back"),
     ("snapshot", "known.id == snapshot.id", "false", "snapshot_knows_itself"),
-    ("snapshot", "if redis.call('STRLEN', KEYS[i - 2]) ~= tonumber(ARGV[i])", "if false", "snapshot_wants_every_chunk"),
+    ("snapshot", "if redis.call('STRLEN', KEYS[i - 3]) ~= tonumber(ARGV[i])", "if false", "snapshot_wants_every_chunk"),
+    ("snapshot", "redis.call('LLEN', KEYS[3])\n", "", "snapshot_is_whole_or_not_at_all"),
+    ("snapshot", "string.sub(head[2], -#text - 1) ~= text .. ']'", "false", "snapshot_looks_at_the_newest"),
+    ("snapshot", "newest.id ~= ARGV[6] or ", "", "snapshot_replaces_a_damaged_one"),
+    ("snapshot", "kept, unnamed = string.sub(head[2], 2, -#text - 3), newest", "", "snapshot_replaces_a_damaged_one"),
     ("snapshot", f"{PERSIST}])\n", "", "snapshot_makes_chunks_permanent"),
-    ("snapshot", "if #snapshots > 1 then", "if false then", "snapshot_unnames_what_it_replaces"),
-    ("snapshot", "if last >= first then", "if false then", "snapshot_unnames_what_it_replaces"),
-    (
-        "snapshot",
-        "'log_first', string.format('%.0f', last + 1)",
-        "'log_first', head[3]",
-        "snapshot_unnames_what_it_replaces",
-    ),
-    ("snapshot", "tonumber(head[4]) - tonumber(ARGV[5])", "tonumber(head[4])", "snapshot_unnames_what_it_replaces"),
-    ("snapshot", ", 'newest', ARGV[4])", ")", "snapshot_unnames_what_it_replaces"),
+    ("snapshot", "#snapshots > 1 and snapshots[1]", "nil", "snapshot_unnames_what_it_replaces"),
+    ("snapshot", "if not replaced and newest.step >= first then", "if false then", "snapshot_unnames_what_it_replaces"),
+    ("snapshot", "  first = newest.step + 1\n", "", "snapshot_unnames_what_it_replaces"),
+    ("snapshot", "logged - tonumber(ARGV[5])", "logged", "snapshot_unnames_what_it_replaces"),
+    ("snapshot", ", 'newest', ARGV[4],", ",", "snapshot_unnames_what_it_replaces"),
     ("create", "if redis.call('EXISTS', KEYS[2]) == 1 then", "if false then", "creating_stops_at_a_tombstone"),
     ("create", "if known then", "if false then", "creating_never_replaces_a_session"),
     ("create", "known == ARGV[2] and 'created' or 'taken'", "'taken'", "creating_never_replaces_a_session"),
@@ -92,7 +99,10 @@ GUARDS = [
         "ipairs({}) do\n  redis.call('RPUSH'",
         "putting_unnames_what_it_replaces",
     ),
+    ("parameters", "redis.call('LLEN', KEYS[2])\n", "", "putting_is_whole_or_not_at_all"),
     ("patch", "head[1] ~= ARGV[2] or ", "", "patching_compares_the_incarnation"),
+    ("patch", "return {ARGV[1], 'damaged'}", "do end", "patching_wants_a_step"),
+    ("patch", ", 'sealed', ARGV[8]", "", "patching_seals_the_settings"),
     ("patch", " or head[2] ~= ARGV[3]", "", "patching_compares_the_revision"),
     ("patch", " or (ARGV[7] ~= '' and head[4] ~= ARGV[7])", "", "patching_compares_the_chain_if_asked"),
     ("delete", "head[4] ~= ARGV[5]", "false", "deleting_compares_the_chain_if_asked"),
@@ -102,7 +112,12 @@ GUARDS = [
         "redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[2])\nredis.call('DEL', KEYS[1], KEYS[4], KEYS[5])\n",
         "deleting_works_in_a_full_store",
     ),
-    ("delete", "if head[3] and ARGV[4] == 'absent' then", "if false then", "fencing_spares_a_session_that_has_come"),
+    (
+        "delete",
+        "if kind ~= 'none' and ARGV[4] == 'absent' then",
+        "if false then",
+        "fencing_spares_a_session_that_has_come",
+    ),
     ("claim", "if owner and owner ~= ARGV[2] then", "if false then", "a_name_is_claimed_once"),
     ("claim", "if known and known ~= ARGV[5] .. ' ' .. ARGV[2] then", "if false then", "a_key_is_claimed_once"),
     ("claim", "redis.call('SET', KEYS[5], '1', 'PX', ARGV[7])\n", "", "a_claim_under_way_is_left_alone"),
@@ -125,13 +140,37 @@ GUARDS = [
         "",
         "reading_works_in_a_full_store",
     ),
+    ("collect", "if oldest and at and at >= oldest then", "if false then", "a_lease_holds_garbage_back"),
+    ("collect", "at >= oldest", "at > oldest", "a_lease_of_the_same_second_holds_it_back_too"),
+    ("collect", "readable and type(garbage) == 'table' and ", "", "damaged_garbage_stops_nothing"),
+    ("unlink", "if not redis.call('LPOS', KEYS[2], ARGV[2]) then", "if false then", "unlinking_wants_the_entry"),
     (
-        "collect",
-        "if oldest and cjson.decode(entry).at >= tonumber(oldest) then",
-        "if false then",
-        "a_lease_holds_garbage_back",
+        "unlink",
+        "not string.find(head[1], '\"' .. ARGV[4] .. '\"', 1, true)",
+        "true",
+        "unlinking_spares_a_named_snapshot",
     ),
-    ("collect", ">= tonumber(oldest)", "> tonumber(oldest)", "a_lease_of_the_same_second_holds_it_back_too"),
+    ("unlink", "first and last and last < first", "true", "unlinking_spares_named_records"),
+    ("unlink", "attempt and attempt ~= ARGV[i]", "false", "unlinking_compares_the_attempt"),
+    ("unlink", "redis.call('LREM', KEYS[2], 1, ARGV[2])\n", "", "damaged_garbage_stops_nothing"),
+    ("unlink", "redis.call('RPUSH', KEYS[2], ARGV[5])\n", "", "damaged_garbage_goes_with_its_session"),
+    ("unlink", "  redis.call('UNLINK', KEYS[i])\n", "", "snapshot_unnames_what_it_replaces"),
+    ("discard", "redis.call('PTTL', KEYS[i]) >= 0", "true", "discarding_spares_what_is_named"),
+    ("delete", "if kind == 'hash' then", "if true then", "a_damaged_head_can_be_deleted"),
+    ("delete", "ARGV[6] == 'damaged' or ", "", "a_damaged_head_can_be_deleted"),
+    ("delete", "if spoiled then", "if false then", "deleting_is_whole_or_not_at_all"),
+    (
+        "release",
+        "local mine = ARGV[3] ~= '' and",
+        "redis.call('ZREM', KEYS[2], ARGV[2])\nlocal mine = ARGV[3] ~= '' and",
+        "releasing_is_whole_or_not_at_all",
+    ),
+    (
+        "claim",
+        "redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[8]) and not redis.call('ZSCORE', KEYS[2], ARGV[2])",
+        "false",
+        "claiming_is_whole_or_not_at_all",
+    ),
     (
         "collect",
         "redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. (now - tonumber(ARGV[2])))\n",
@@ -139,18 +178,19 @@ GUARDS = [
         "a_lease_that_nobody_gave_back_ends",
     ),
 ]
+HELP = ("full", "key_of", "refused", "_put", "whole_or_nothing", "stripped", "_listed_then", "_back_to")
 CHECKS = {
     name: check
-    for module in (guards, guards_sessions)
+    for module in (guards, guards_damage, guards_sessions)
     for name, check in vars(module).items()
-    if getattr(check, "__module__", "") == module.__name__ and name not in ("full", "key_of", "refused", "_put")
+    if getattr(check, "__module__", "") == module.__name__ and name not in HELP
 }
 
 
 def replace_script(monkeypatch, name, text):
     """Let the store use ``text`` where it would use the script ``name``."""
     changed = Script(text, hashlib.sha1(text.encode()).hexdigest())
-    for module in (redis_store, index, garbage):
+    for module in (redis_store, index, garbage, chunks):
         monkeypatch.setattr(module, "script", lambda asked: changed if asked == name else scripts.script(asked))
 
 

@@ -13,7 +13,7 @@ from adamd_service.store.scripts import Script
 
 from . import guards
 from .contract import StoreContract
-from .sessions import commit_of, create, moved_on, next_record, step
+from .sessions import answering, commit_of, create, moved_on, next_record, step
 
 
 class OnTheLoop(RedisStore):
@@ -120,6 +120,7 @@ def test_no_answer_in_time_is_an_unknown_outcome_and_the_connection_is_gone(stor
         assert (store.lines._open, store.lines._idle) == (0, [])
 
     asyncio.run(scenario())
+    answering(store)
     until(lambda: store.load_head(head.spec.id).step == 2)  # it was on its way
     assert store.resolve(head.spec.id, record.attempt, 2) == "committed"
 

@@ -12,7 +12,18 @@ from adamd.errors import StoreUnavailable
 from adamd_service.records import Committed, Lost
 from adamd_service.store import UnknownOutcome, chunks, redis_store, scripts
 
-from .sessions import body_of, commit_of, create, keys_of, moved_on, next_record, snapshot, staged_record, step
+from .sessions import (
+    answering,
+    body_of,
+    commit_of,
+    create,
+    keys_of,
+    moved_on,
+    next_record,
+    snapshot,
+    staged_record,
+    step,
+)
 
 
 @pytest.fixture
@@ -27,9 +38,9 @@ def held(store_process, monkeypatch, connected):
     def catch(client, keys, *args):
         nonce = secrets.token_hex(8)
         text = scripts.script("commit").text
-        packed.append(
-            client.connection_pool.connection_class().pack_command("EVAL", text, len(keys), *keys, nonce, *args)
-        )
+        pool = client.connection_pool
+        connection = pool.connection_class(**pool.connection_kwargs)
+        packed.append(connection.pack_command("EVAL", text, len(keys), *keys, nonce, *args))
         raise Caught
 
     original = redis_store.script
@@ -117,6 +128,7 @@ def test_a_store_that_stood_still(store_factory, store_kind, connected):
     # The commit lay in the store's socket, before the question: it ran first. But the law is only that both agree.
     committed = patient.load_head(head.spec.id).step == 1
     assert verdict == ("committed" if committed else "fenced")
+    answering(store)
     # The client works again, as it is; sent again, the commit is what the verdict said.
     again = store.commit(head.spec.id, commit_of(head, record))
     assert again == (Committed(again=True) if committed else Lost("fenced"))

@@ -1,5 +1,7 @@
 """The contract on a primary that Sentinel watches, and what a failover does to it."""
 
+import signal
+
 import pytest
 
 from adamd.errors import StoreUnavailable
@@ -9,7 +11,7 @@ from adamd_service.store.keys import SessionKeys
 
 from .clusters import Watched, until
 from .contract import StoreContract
-from .sessions import commit_of, create, next_record, staged_record, step
+from .sessions import answering, commit_of, create, next_record, staged_record, step
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +46,20 @@ def test_a_service_that_sentinel_does_not_know(watched, connected):
     store = connected(f"redis+sentinel://127.0.0.1:{watched.port}/another/0")
     with pytest.raises(StoreUnavailable):
         store.ping()
+
+
+def test_a_sentinel_that_stands_still_is_asked_no_more(watched, connected):
+    store = connected(watched.url, timeout=0.5)
+    watched.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreUnavailable):
+            store.ping()
+        assert store.silences.knows(("127.0.0.1", watched.port))
+        with pytest.raises(StoreUnavailable, match="stopped answering"):
+            store.ping()
+    finally:
+        watched.process.send_signal(signal.SIGCONT)
+    answering(store)
 
 
 def test_the_primary_dies(watched, store):

@@ -28,4 +28,11 @@ ASKED = (DTYPE, ENCODING, ANSWER_DTYPE, SETTINGS, METRICS)  # in requests
 TOLD = (STEP, DTYPE, OVERFLOWED, DURABILITY, REPLAYED, DIVERGED, APPLIED_STEP, STOP, WARNING)  # in answers
 
 MAX_STEP = 2**53
-NAME_PATTERN = r"[a-z0-9-]{1,63}"
+# A session's id, and what a name may be. No name can be an id: none begins with s_ or m_. (Without a lookahead, which
+# not every reader of the OpenAPI document knows.)
+ID_PATTERN = r"[sm]_[a-z0-9_]{1,61}"
+NAME_PATTERN = r"(?:[A-Za-ln-rt-z0-9][A-Za-z0-9._-]{0,127}|[ms](?:[A-Za-z0-9.-][A-Za-z0-9._-]{0,126})?)"
+NAME_WORDS = (
+    "1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-', the first a letter or a digit, and not s_… or m_…, as ids are"
+)
+REF_PATTERN = rf"{ID_PATTERN}|{NAME_PATTERN}|-[a-z0-9-]{{0,62}}"  # the last are names that earlier versions took

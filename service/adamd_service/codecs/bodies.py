@@ -49,7 +49,9 @@ class CreateDocument(BaseModel):
         default_factory=lambda: {"name": "adam"},
         description='{"name": "adam", "lr": 0.001, …}; GET /v1/info lists the optimizers, and the settings of each',
     )
-    parameters: Any = Field(None, description="a number, a nested list, or an object of them")
+    parameters: Any = Field(
+        None, description="a number, a nested list, or an object of them: tensors, sorted by name without a layout"
+    )
     layout: list[dict[str, Any]] | None = Field(None, description='[{"name": "w", "shape": [784, 10]}, …]')
     dtype: Literal["float32", "float64"] | None = Field(None, description="the state's; where it is absent, float64")
     durability: Literal["committed", "memory"] = Field(
@@ -97,18 +99,34 @@ def create_from_json(body: memoryview, key: str | None) -> CreateCall:
         raise InvalidRequest("state: a state is restored from safetensors", path="state")
     dtype = document.dtype or "float64"
     if document.parameters is not None:
-        if document.layout is not None:
-            raise InvalidRequest("give parameters or a layout, not both: the parameters have the layout")
         made, flat = _arrays(document.parameters, dtype)
         if document.vector not in (None, made.vector):
             raise InvalidRequest("vector: parameters say by themselves whether they are one array", path="vector")
+        if document.layout is not None:
+            wanted = _layout_beside(document, made)
+            made, flat = wanted, _ordered(made, flat, wanted)
     elif document.layout is not None:
         if document.dtype is None:
             raise InvalidRequest("dtype: a layout without parameters needs one", path="dtype")
         made, flat = _layout(document), None
     else:
         raise InvalidRequest("parameters: missing; give them, or a layout with a dtype", path="parameters")
-    return _call(document, made, dtype, flat, None, key, body)
+    sorted_here = document.layout is None and isinstance(document.parameters, dict)
+    given = tuple(document.parameters) if sorted_here else ()
+    return replace(_call(document, made, dtype, flat, None, key, body), given=given)
+
+
+def _layout_beside(document: CreateDocument, made: Layout) -> Layout:
+    """Return the document's layout, which says the order of the tensors in its parameters."""
+    if made.vector:
+        raise InvalidRequest("layout: one array has no order to keep; leave it out", path="layout")
+    wanted = _layout(document)
+    given, named = ({t.name: t.shape for t in one.tensors} for one in (made, wanted))
+    for name in (*given, *named):
+        if given.get(name) != named.get(name):
+            shapes = (f"of shape {list(one[name])}" if name in one else "absent" for one in (named, given))
+            raise WrongLayout("tensor {} is {} in layout and {} in parameters".format(shown(name), *shapes))
+    return wanted
 
 
 def create_from_vector(
@@ -149,7 +167,8 @@ def create_from_safetensors(body: memoryview, key: str | None) -> CreateCall:
     made = _layout_of(document, {name: stored.tensor.shape for name, (stored, _) in arrays.items()})
     flat = _joined(made, {name: _widened(s.dtype, array, dtype) for name, (s, array) in arrays.items()}, dtype)
     given = {name: _widened(stored.dtype, array, dtype) for name, (stored, array) in named.items()}
-    return _call(document, made, dtype, flat, None, key, body, bounds.named(document.optimizer, made, dtype, given))
+    call = _call(document, made, dtype, flat, None, key, body, bounds.named(document.optimizer, made, dtype, given))
+    return call if document.layout is not None else replace(call, given=tuple(arrays))
 
 
 def _restore(
@@ -246,10 +265,15 @@ def _match(read: tuple[Layout, Array], spec: Spec) -> Array:
         made = Layout((Tensor(spec.layout.names[0], made.tensors[0].shape),), vector=True)
     if {t.name: t.shape for t in made.tensors} != {t.name: t.shape for t in spec.layout.tensors}:
         raise WrongLayout("the names and shapes are not those of this session's layout")
-    if made.names == spec.layout.names:
+    return _ordered(made, flat, spec.layout)
+
+
+def _ordered(made: Layout, flat: Array, wanted: Layout) -> Array:
+    """Return a flat vector in the order of another layout of the same tensors."""
+    if made.names == wanted.names:
         return flat
     parts = {t.name: flat[made.bounds[i] : made.bounds[i + 1]] for i, t in enumerate(made.tensors)}
-    return np.concatenate([parts[name] for name in spec.layout.names])
+    return np.concatenate([parts[name] for name in wanted.names])
 
 
 def gradient_from_json(body: memoryview, spec: Spec) -> Gradient:

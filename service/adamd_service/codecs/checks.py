@@ -22,7 +22,7 @@ MAX_SETTINGS = 1024 * 1024  # bytes of a step's settings, in JSON
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CHAIN = re.compile(r"[0-9a-f]{64}")
 AT = ("average", "ema", "best")  # parameters beside those that gradients are taken at
-_REF = re.compile(r"[a-z0-9-]{1,63}|[sm]_[a-z0-9_]{1,61}")
+_REF = re.compile(headers.REF_PATTERN)
 
 
 def session_ref(given: str) -> str:
@@ -33,7 +33,7 @@ def session_ref(given: str) -> str:
 
     """
     if _REF.fullmatch(given) is None:
-        raise UnknownSession(f"{shown(given)} is neither a session's id nor a name ([a-z0-9-], at most 63)")
+        raise UnknownSession(f"{shown(given)} is neither a session's id nor a name ({headers.NAME_WORDS})")
     return given
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adamd.wire.layout import Layout, some
 from adamd_service.codecs.bodies import check_labels
 from adamd_service.codecs.checks import MAX_LABELS, parse_json
 from adamd_service.codecs.faults import validated
 from adamd_service.engine import Advice, advice_of
 from adamd_service.optim import lr_at, parse_settings
-from adamd_service.records import Head
+from adamd_service.records import Broken, Head
+
+SORTED = "sorted_by_name"  # a creation's warning: its flat vector has another order than its body had
 
 
 class PatchDocument(BaseModel):
@@ -45,8 +49,12 @@ def change(raw: Any) -> PatchDocument:
     return document
 
 
-def summary(head: Head) -> dict[str, Any]:
-    """Return one line of the list."""
+def summary(head: Head | Broken) -> dict[str, Any]:
+    """Return one line of the list; of a damaged session nothing is known but its id, and what is wrong."""
+    if isinstance(head, Broken):
+        nothing = dict.fromkeys(("name", "step", "optimizer", "parameters", "dtype", "durability"))
+        known = {"labels": {}, "created_at": head.created_at, "damaged": head.detail}
+        return {"id": head.id, **nothing, **known}
     return {
         "id": head.spec.id,
         "name": head.spec.name,
@@ -85,6 +93,17 @@ def document(head: Head, *, diverged: bool) -> dict[str, Any]:
         "progress": head.progress,
         "snapshot_step": head.snapshots[-1].step if head.snapshots else None,
     }
+
+
+def order_notice(given: Sequence[str], layout: Layout) -> list[dict[str, Any]]:
+    """Return a warning where the tensors' order is not that in which they were given, else none."""
+    if not given or tuple(given) == layout.names:
+        return []
+    detail = (
+        f"the tensors are sorted by name: {some(layout.names)}; they were given as {some(tuple(given))}. The flat "
+        "vector (octet-stream, gRPC) has the order of layout. To keep yours, give a layout beside the parameters"
+    )
+    return [{"code": SORTED, "detail": detail, "eps": None}]
 
 
 def warnings(advice: Advice) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from adamd.errors import InvalidRequest
+from adamd.wire import headers
 from adamd.wire.layout import shown
 from adamd_service.codecs.checks import MAX_LABELS
 from adamd_service.optim import FAMILY, settings_of
@@ -15,7 +16,7 @@ from adamd_service.optim import FAMILY, settings_of
 Model = TypeVar("Model", bound=BaseModel)
 WANTED = {
     "": "a JSON object",
-    "name": "a-z, 0-9 and -, 1 to 63 characters",
+    "name": headers.NAME_WORDS,
     "optimizer": 'an object such as {"name": "adam", "lr": 0.001}',
     "layout": 'a list such as [{"name": "w", "shape": [784, 10]}]',
     "layout[]": 'an object such as {"name": "w", "shape": [784, 10]}',

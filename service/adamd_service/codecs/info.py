@@ -28,6 +28,8 @@ def server_info(engine: Engine) -> dict[str, Any]:
             "body_bytes": limits.body,
             "json_bytes": min(MAX_JSON, limits.body),
             "in_flight_bytes": limits.in_flight,
+            "sessions": limits.sessions,
+            "store_bytes": limits.store,
         },
         "grpc": {
             "message_bytes": channel.MAX_MESSAGE,

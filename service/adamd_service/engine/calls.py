@@ -98,7 +98,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class CreateCall:
-    """A session to be made. ``parameters`` is flat, in ``dtype``; None: they are PUT later."""
+    """A session to be made. ``parameters`` is flat, in ``dtype``; None: they are PUT later.
+
+    ``given`` has the tensors' names in the order in which they came, where the layout is sorted and that may differ.
+    """
 
     layout: Layout
     dtype: Literal["float32", "float64"]
@@ -111,6 +114,7 @@ class CreateCall:
     bounds: Mapping[str, Floats] = field(default_factory=dict)  # lower and upper, where each element has its own
     key: str | None = None
     digest: str = ""  # of the whole request, for the Idempotency-Key
+    given: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

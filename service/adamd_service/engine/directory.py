@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
+from contextvars import ContextVar
 
 from adamd.errors import (
     IdempotencyMismatch,
@@ -15,10 +16,12 @@ from adamd.errors import (
 from adamd_service.engine.calls import View
 from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.workers import Workers
-from adamd_service.records import Head, IdempotencyKey
+from adamd_service.records import Broken, Head, IdempotencyKey
 from adamd_service.store import RedisStore
-from adamd_service.store.index import place, token
+from adamd_service.store.index import place
+from adamd_service.store.index import token as index_token
 
+ASKED: ContextVar[str] = ContextVar("adamd_session_asked_for", default="")  # by the call under way: for the log
 REMEMBERED = 4096  # keys of memory sessions' creations, and deleted memory sessions
 
 
@@ -36,13 +39,14 @@ class Directory:
         self._deleted: OrderedDict[str, None] = OrderedDict()
 
     async def resolve(self, ref: str) -> str:
-        """Turn an id or a name into an id. Ids have an underscore, names cannot.
+        """Turn an id or a name into an id. Ids begin with s_ or m_, names cannot.
 
         Raises:
             UnknownSession, SessionDeleted: there is none, or no more.
             WrongReplica: it lives in another process's memory.
 
         """
+        ASKED.set(ref)
         if ref in self._names:
             return self._names[ref]
         if ref.startswith("m_"):
@@ -51,13 +55,13 @@ class Directory:
             return ref
         if ref.startswith("s_") and ref[2:].isalnum() and ref.isascii() and len(ref) <= 64:
             return ref
-        return await self._workers.run(self._store.find, self._tenant, ref)
+        return await self._workers.ask(self._store.find, self._tenant, ref)
 
     async def _elsewhere(self, ref: str) -> None:
         if ref in self._deleted:
             raise SessionDeleted(f"session {ref} is deleted")
         replica = ref.split("_")[1]
-        if replica != self._replica and await self._workers.run(self._store.replica_alive, replica):
+        if replica != self._replica and await self._workers.ask(self._store.replica_alive, replica):
             raise WrongReplica(f"session {ref} lives in the memory of replica {replica}; this is {self._replica}")
         raise UnknownSession(f"there is no session {ref!r}; a memory session ends with its process")
 
@@ -75,7 +79,7 @@ class Directory:
         if name is None:
             return
         with suppress(UnknownSession, SessionDeleted):
-            owner = await self._workers.run(self._store.find, self._tenant, name)
+            owner = await self._workers.ask(self._store.find, self._tenant, name)
             raise SessionExists(f"the name {name!r} is taken by session {owner}", id=owner)
         self.require_free(name)
 
@@ -98,20 +102,21 @@ class Directory:
             raise SessionDeleted(f"the session {session_id} that this Idempotency-Key created is deleted")
         return View(hot.head, hot.diverged, repeated=True)
 
-    def memory_page(self, size: int, after: str | None) -> tuple[list[Head], str | None]:
-        """Return a page of this replica's memory sessions, oldest first, and a token where the page is full."""
-        if after is not None and not self.is_memory_place(after):
-            return [], None
-        start = place(after) or (float("-inf"), "")
-        heads = [hot.head for hot in self._hot.memory_sessions() if hot.head is not None]
-        heads = sorted((head for head in heads if _place_of(head) > start), key=_place_of)[:size]
-        last = _place_of(heads[-1]) if len(heads) == size else None
-        return heads, None if last is None else token((last[1], last[0]))
-
-    @staticmethod
-    def is_memory_place(after: str | None) -> bool:
-        """Say whether a page's token names a memory session."""
-        return after is not None and after.partition("~")[2].startswith("m_")
+    def with_memory(
+        self, heads: list[Head | Broken], size: int, after: str | None, token: str | None
+    ) -> tuple[list[Head | Broken], str | None]:
+        """Merge this replica's memory sessions into a page of the store's, whose next page has ``token``."""
+        first, last = place(after), place(token)
+        for hot in self._hot.memory_sessions():
+            head = hot.head
+            if head is None or (first and _place_of(head) <= first) or (last and _place_of(head) > last):
+                continue
+            heads.append(head)
+        heads.sort(key=_place_of)
+        if len(heads) > size:
+            created_at, session_id = _place_of(heads[size - 1])
+            return heads[:size], index_token((session_id, created_at))
+        return heads, token
 
     def add(self, hot: Hot, name: str | None, key: IdempotencyKey | None) -> None:
         """Remember a memory session's name and key."""
@@ -132,5 +137,7 @@ class Directory:
             self._deleted.popitem(last=False)
 
 
-def _place_of(head: Head) -> tuple[float, str]:
+def _place_of(head: Head | Broken) -> tuple[float, str]:
+    if isinstance(head, Broken):
+        return head.created_at, head.id
     return head.spec.created_at, head.spec.id

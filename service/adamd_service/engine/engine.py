@@ -6,6 +6,7 @@ after its record was committed leaves a session that is whole.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from adamd.errors import AdamdError, SessionExists, ShuttingDown, TooLarge
+from adamd.errors import AdamdError, SessionExists, ShuttingDown, StoreUnavailable, TooLarge, Unavailable
 from adamd.wire.buffers import BufferPool
 from adamd_service.engine import sizes
 from adamd_service.engine.admission import Budget
@@ -26,7 +27,8 @@ from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.intake import receive_all
 from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
 from adamd_service.engine.limits import Limits
-from adamd_service.engine.rebuild import Rebuilder
+from adamd_service.engine.readiness import LIFE, Readiness
+from adamd_service.engine.rebuild import Rebuilder, settings_of
 from adamd_service.engine.small import is_small
 from adamd_service.engine.snapshots import Snapshots
 from adamd_service.engine.steps import Step, Stepper
@@ -34,12 +36,13 @@ from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
 from adamd_service.engine.watching import Seen, Watchers
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import Cpu, Device, State
-from adamd_service.records import Head, IdempotencyKey, Spec
+from adamd_service.records import Broken, Head, IdempotencyKey, Spec
 from adamd_service.session import foresee
 from adamd_service.store import RedisStore
 
 T = TypeVar("T")
 TENANT = "default"
+READY = 2.0  # seconds that the store may take for an answer to whoever asks about readiness
 SNAPSHOTS = 2  # written at once: each is a second copy of a state, and takes a thread
 log = structlog.get_logger()
 
@@ -63,6 +66,7 @@ class Engine:
         self.in_flight = Budget(limits.in_flight, "bodies and answers in flight")
         self.hot = HotSessions(limits.hot, limits.memory_sessions)
         self.draining = False
+        self.out_of_descriptors = False
         self._snapshotting = 0
         self.device = device or Cpu()
         updates = threading.Semaphore(self.device.parallel or limits.kernels)
@@ -80,6 +84,7 @@ class Engine:
             records=limits.snapshot_records,
             pace=limits.snapshot_pace,
         )
+        self._readiness = Readiness(partial(self._workers.look, store.ready, replica, LIFE))
         self._watchers = Watchers(store, self.hot, self._workers, self._refuse_when_draining)
         self._uploads = Uploads(store, self.pool, self._workers, limits, self._is_draining)
 
@@ -97,11 +102,11 @@ class Engine:
         state = await self._workers.run(state_of, call, settings, self.device)
         if call.durability == "memory":
             head = first_head(call, settings, state, f"m_{self.replica}_{secrets.token_hex(10)}")
-            return await self._create_memory(head, state, key)
+            return _created(await self._create_memory(head, state, key))
         self._directory.require_free(call.name)
         head = first_head(call, settings, state, f"s_{secrets.token_hex(10)}")
         create = partial(self._lifecycle.create, restored=call.kept is not None)
-        return await self._workers.guard(self._workers.run(create, head, state, key))
+        return _created(await self._workers.guard(self._workers.ask(create, head, state, key)))
 
     async def _create_memory(self, head: Head, state: State | None, key: IdempotencyKey | None) -> View:
         spec = head.spec
@@ -128,14 +133,10 @@ class Engine:
                 metrics = await self._watchers.measured(head) if hot.durable else {}
             return View(head, hot.diverged, metrics=metrics)
 
-    async def list(self, page_size: int, after: str | None) -> tuple[list[Head], str | None]:
-        """Return a page of heads, and the token of the next page: this replica's memory sessions, then the others."""
-        heads, token = self._directory.memory_page(page_size, after)
-        if token is None and len(heads) < page_size:
-            place = None if heads or self._directory.is_memory_place(after) else after
-            rest, token = await self._workers.run(self.store.list_sessions, TENANT, page_size - len(heads), place)
-            heads += rest
-        return heads, token
+    async def list(self, page_size: int, after: str | None) -> tuple[list[Head | Broken], str | None]:
+        """Return a page of heads, oldest first, and the token of the next page; of `memory` sessions this replica's."""
+        heads, token = await self._workers.ask(self.store.list_sessions, TENANT, page_size, after)
+        return self._directory.with_memory(heads, page_size, after, token)
 
     async def patch(
         self,
@@ -149,6 +150,7 @@ class Engine:
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             view = await self._locked(hot, self._lifecycle.patch, hot, optimizer, labels, if_match)
             self._watchers.moved(hot.id)
+            log.debug("session changed", session=hot.id, step=view.head.step, revision=view.head.settings_revision)
             return view
 
     async def delete(self, ref: str, if_match: str | None = None) -> None:
@@ -156,16 +158,17 @@ class Engine:
         self._refuse_when_draining()
         session_id = await self._directory.resolve(ref)
         with self.hot.use(session_id) as hot:
-            await self._locked(hot, self._lifecycle.end, hot, if_match, charged=if_match is not None)
+            await self._locked(hot, self._lifecycle.end, hot, if_match, charged=False)  # a damaged one cannot be
             if hot.durable:
                 self._workers.spawn(self._collect(session_id))
             self._directory.forget(hot)
             self.hot.forget(hot)
             self._watchers.moved(session_id)
+            log.debug("session deleted", session=session_id)
 
     async def _collect(self, session_id: str) -> None:
         try:
-            await self._workers.run(self.store.collect, session_id)
+            await self._workers.ask(self.store.collect, session_id)
         except AdamdError as error:
             log.warning("garbage is left for later", session=session_id, reason=error.detail)
 
@@ -297,13 +300,13 @@ class Engine:
 
     async def _soon(self, hot: Hot, step: Step) -> Answer:
         if self.store.lines.wanted:
-            self._workers.spawn(self.store.lines.grow(self._workers.run))
+            self._workers.spawn(self.store.lines.grow(self._workers.ask))
         async with hot.lock:
             # Small still: somebody else may have come between. And what would wait for a thread later waits before it
             # has made anything.
             if is_small(hot, step) and self.store.lines.at_hand:
-                return await self._stepper.run_soon(hot, step, self._workers.run)
-            return await self._workers.run(self._stepper.run, hot, step)
+                return await self._stepper.run_soon(hot, step, self._workers.ask)
+            return await self._workers.ask(self._stepper.run, hot, step)
 
     async def watch(self, ref: str) -> AsyncGenerator[Seen]:
         """Tell where a session stands: at once, and again when it has moved; steps that follow fast are told together.
@@ -331,7 +334,7 @@ class Engine:
             with self.hot.use(hot.id) as same:
                 if same is hot and await self._locked(hot, self._snapshots.still_due, hot):
                     copied = await self._locked(hot, self._snapshots.copy, hot)
-                    await self._workers.run(self._snapshots.write, copied, partial(self._pointless, hot))
+                    await self._workers.ask(self._snapshots.write, copied, partial(self._pointless, hot))
                     await self._locked(hot, self._snapshots.still_due, hot)  # what the store says now
         except (AdamdError, InterruptedError) as error:
             log.warning("snapshot given up", session=hot.id, reason=str(error))
@@ -355,22 +358,25 @@ class Engine:
 
     async def _locked(self, hot: Hot, work: Callable[..., T], *args: Any, charged: bool = True) -> T:
         """Run ``work`` in a thread under the session's lock, to its end even if the caller goes away."""
+        run = self._workers.ask if hot.durable else self._workers.run
 
         async def section() -> T:
             async with hot.lock:
-                return await self._workers.run(work, *args)
+                return await run(work, *args)
 
         if charged:
             await self._room(hot)
         if hot.lock.locked():
             return await self._workers.guard(section())
         await hot.lock.acquire()  # free: without a task of its own, which takes several turns of the loop
-        return await self._workers.run(work, *args, after=hot.lock.release)
+        return await run(work, *args, after=hot.lock.release)
 
     async def _room(self, hot: Hot) -> None:
         """Charge a session's state before it is loaded (law 6)."""
         if hot.durable and not hot.charged:
-            self.hot.charge(hot, sizes.head_bytes(await self._workers.run(self.store.load_head, hot.id)))
+            head = await self._workers.ask(self.store.load_head, hot.id)
+            settings_of(head)  # raises Damaged
+            self.hot.charge(hot, sizes.head_bytes(head))
 
     # -- bounds and shutdown
 
@@ -382,17 +388,42 @@ class Engine:
         return self.draining
 
     async def ready(self) -> None:
-        """Raise where sessions cannot be served: the server is draining, or the store does not answer."""
-        self._refuse_when_draining()
-        await self._workers.run(self.store.ping)
+        """Raise where a step could not be committed: the server drains, or the store takes no write or promises less.
 
-    async def keep_house(self, ttl: float) -> None:
-        """Tell the other replicas that this one lives for ``ttl`` seconds more; sweep what deleted sessions left."""
-        await self._workers.run(self.store.announce, self.replica, ttl)
-        await self._workers.run(self.store.sweep, TENANT)
+        What the last `readiness.FRESH` seconds said counts; else a key is written: the sign of life to other replicas.
+        """
+        self._refuse_when_draining()
+        if self.out_of_descriptors:
+            raise Unavailable(
+                "file descriptors are used up, new connections are refused; raise their limit", retry_after=1.0
+            )
+        try:
+            async with asyncio.timeout(READY):
+                await self._readiness.known()
+        except TimeoutError:
+            raise StoreUnavailable(f"the store has not answered for {READY:g} s", retry_after=1.0) from None
+
+    async def keep_house(self) -> None:
+        """Give a sign of life, and raise as `ready`; sweep what deleted sessions left."""
+        await self._readiness.known()
+        await self._workers.ask(self.store.sweep, TENANT)
 
     async def close(self) -> None:
         """Finish what was committed, give up what was not begun, and let the store go."""
         self.draining = True
         await self._workers.close()
         self.store.close()
+
+
+def _created(view: View) -> View:
+    spec = view.head.spec
+    log.debug(
+        "session created",
+        session=spec.id,
+        name=spec.name,
+        durability=spec.durability,
+        elements=spec.layout.size,
+        dtype=spec.dtype,
+        repeated=view.repeated,
+    )
+    return view

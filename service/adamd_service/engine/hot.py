@@ -38,6 +38,7 @@ class Hot:
     snapshot_step: int = 0
     log_bytes: int = 0
     snapshotting: bool = False
+    replaced: str = ""  # the newest snapshot's id, where it is damaged: a new one is due, and takes its place
 
     def drop(self) -> None:
         """Forget everything that the store can tell better."""
@@ -45,6 +46,7 @@ class Hot:
         self.ring = {}
         self.diverged = False
         self.metrics = None
+        self.replaced = ""
 
     def install(self, head: Head, state: State | None, ring: dict[int, Entry], *, diverged: bool) -> None:
         """Fill the cache with what the store says."""
@@ -53,6 +55,7 @@ class Hot:
         self.settings = parse_settings(head.settings)
         self.snapshot_step = head.snapshots[-1].step if head.snapshots else head.step
         self.log_bytes = head.log_bytes
+        self.replaced = ""
 
     def remember(self, entry: Entry) -> None:
         """Add to the ring, and let the oldest go."""

@@ -194,9 +194,11 @@ async def _patience(gap: float) -> AsyncGenerator[asyncio.Timeout]:
     try:
         async with asyncio.timeout(gap) as patience:
             yield patience
-    except TimeoutError:
+    except TimeoutError as late:
         if not patience.expired():
             raise
+        if late.__cause__ is not None:
+            late.__cause__.__traceback__ = None  # or Python keeps the frames, and the buffer, in a cycle
         raise UploadTimeout(
             f"nothing came for {gap:g} s, or less than {SLOWEST} bytes a second on the whole; the upload was given up"
         ) from None

@@ -22,3 +22,5 @@ class Limits:
     snapshot_pace: float  # bytes a second
     calls: int = 512  # gRPC calls at once
     streams: int = 128  # of them on one connection
+    sessions: int = 100_000
+    store: int | None = None  # that the private store may hold; None: it is not ours

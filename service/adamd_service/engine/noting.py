@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adamd.errors import InternalError
+from adamd.errors import Damaged
 from adamd.wire.dtypes import storage
 from adamd_service.optim import (
     Encoded,
@@ -44,7 +44,7 @@ def progress_of(head: Head) -> Progress:
     """Return what a session remembers.
 
     Raises:
-        InternalError: the store's text is none.
+        Damaged: the store's text is none.
 
     """
     if not head.progress:
@@ -52,7 +52,7 @@ def progress_of(head: Head) -> Progress:
     try:
         return progress_from_json(head.progress)
     except ValueError as error:
-        raise InternalError(f"the head of session {head.spec.id} in the store is damaged ({error})") from None
+        raise Damaged(f"the head of session {head.spec.id} in the store is damaged ({error})") from None
 
 
 def noted(

@@ -6,32 +6,37 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import structlog
 
-from adamd.errors import AdamdError, InternalError, SessionDeleted
+from adamd.errors import AdamdError, Damaged, InternalError, SessionDeleted, StoreUnavailable
 from adamd.wire import encodings
 from adamd.wire.buffers import BufferPool, Bytes
 from adamd.wire.dtypes import storage
 from adamd.wire.encodings import LAZY, RAW
 from adamd.wire.layout import Layout
 from adamd_service.engine.hot import Hot, is_finite
+from adamd_service.engine.noting import progress_of
 from adamd_service.optim import (
     BEST,
     NUMERICS_ID,
     Device,
     Encoded,
     Lazy,
+    Settings,
+    SettingsError,
     State,
     Update,
     encoded,
     parse_settings,
     updates_from_json,
 )
-from adamd_service.records import Head, Record, SnapshotRef, Spec
+from adamd_service.records import Entry, Head, Record, SnapshotRef, Spec
 from adamd_service.session import digest_start, next_chain
 from adamd_service.store import ChunkMissing, RedisStore
 
 TRIES = 5  # a reader that meets a missing chunk reloads the head and starts again
 PAGE = 64  # records read at once
+log = structlog.get_logger()
 
 
 class Rebuilder:
@@ -47,7 +52,7 @@ class Rebuilder:
 
         Raises:
             UnknownSession, SessionDeleted, StoreUnavailable: and the cache is dropped.
-            InternalError: what the store holds does not fold into the chain that it names.
+            Damaged: what the store holds does not fold into the chain that it names.
 
         """
         if not hot.durable:
@@ -72,39 +77,92 @@ class Rebuilder:
         standing = self._store.standing(known.spec.id)
         return None if standing.is_of(known) else self._store.load_head(known.spec.id)
 
+    def head(self, hot: Hot) -> Head:
+        """Return where the session stands, as `current` does, without its state."""
+        return self._store.load_head(hot.id) if hot.durable else self.current(hot)
+
     def _follow(self, hot: Hot, head: Head) -> None:
-        for attempt in range(TRIES):
+        """Fold what the head names. What is missing may have been collected: then the head names something else now."""
+        lost = set[str]()
+        for _ in range(TRIES):
             try:
                 with self._store.lease(hot.id):
-                    self._fold(hot, head)
+                    self._fold(hot, head, lost)
                 return
-            except ChunkMissing:
+            except ChunkMissing as missing:
                 hot.drop()
-                if attempt == TRIES - 1:
-                    raise
-                head = self._store.load_head(hot.id)
+                now = self._store.load_head(hot.id)
+                if _names_the_same(now, head):
+                    lost.add(missing.snapshot)
+                    if not missing.snapshot or lost >= {ref.id for ref in head.snapshots}:
+                        raise Damaged(
+                            f"session {hot.id}: {missing.detail}, and is missing for good; {Damaged.ADVICE}"
+                        ) from None
+                head = now
+        raise StoreUnavailable("the session was changed each time while it was read; try again", retry_after=0.2)
 
-    def _fold(self, hot: Hot, head: Head) -> None:
+    def _fold(self, hot: Hot, head: Head, lost: set[str]) -> None:
         if head.parameters_missing:
             hot.install(head, None, {}, diverged=False)
             return
+        settings, _ = settings_of(head), progress_of(head)  # which raises too where it is none
         if hot.head is None or hot.head.settings != head.settings:  # the next step may be the event loop's
-            self._device.prepare(parse_settings(head.settings), storage(head.spec.dtype))
-        start = self._resume(hot, head)
+            self._device.prepare(settings, storage(head.spec.dtype))
+        start, replaced = self._resume(hot, head), hot.replaced
         if start is None:
-            snapshot = head.snapshots[-1]
-            state, chain, step = self._read_snapshot(head, snapshot), snapshot.chain, snapshot.step
+            state, chain, step, replaced = self._snapshot(head, lost)
+            before = None
         else:
-            state, chain, step = start
-        for record in self._records(head, step):
-            chain = self._replay(head, record, chain, state)
+            (state, chain, step), before = start, hot.head
+        last: Record | None = None
+        for last in self._records(head, step):
+            chain = self._replay(head, last, chain, state)
         if chain != head.chain:
-            raise InternalError(
-                f"session {hot.id}: the log folds to chain {chain[:12]}…, the head says {head.chain[:12]}…"
-            )
-        ring = {entry.step: entry for entry in self._store.ring(hot.id)}
+            raise Damaged(f"session {hot.id}: the log folds to chain {chain[:12]}…, the head says {head.chain[:12]}…")
+        self._check_before(head, last, before)
+        ring = self._ring(head)
         self._device.fetch(state)
         hot.install(head, state, ring, diverged=not is_finite(state))
+        hot.replaced = replaced
+
+    def _ring(self, head: Head) -> dict[int, Entry]:
+        ring = {entry.step: entry for entry in self._store.ring(head.spec.id)}
+        last = ring.get(head.step)
+        if last is not None and last.chain != head.chain:
+            raise Damaged(f"session {head.spec.id}: the ring has another chain for step {head.step} than the head")
+        return ring
+
+    def _check_before(self, head: Head, last: Record | None, before: Head | None) -> None:
+        """Check the one field of a head that the log's chain does not cover: the chain before its step."""
+        if last is None and head.step > head.snapshots[0].step and (before is None or before.step != head.step):
+            found = self._store.records(head.spec.id, head.step, head.step)
+            if not found:
+                raise ChunkMissing(f"the record of step {head.step} is not there")
+            last = found[0]
+        known = last or before
+        if (known.prev_chain if known is not None else "") != head.prev_chain:
+            raise Damaged(f"session {head.spec.id}: the head names another chain before step {head.step} than the log")
+
+    def _snapshot(self, head: Head, lost: set[str]) -> tuple[State, str, int, str]:
+        """Return the state of the newest snapshot that is whole, its chain and its step, and the id of the newest where
+        that is another one: the next snapshot takes its place.
+        """
+        newest, why = head.snapshots[-1], list[str]()
+        for ref in reversed(head.snapshots):
+            try:
+                if ref.damage or ref.id in lost:
+                    raise Damaged(ref.damage or f"a chunk of snapshot {ref.id} is not there")
+                state = self._read_snapshot(head, ref)
+            except ChunkMissing as missing:
+                missing.snapshot = ref.id
+                raise
+            except Damaged as error:
+                why.append(error.detail)
+                continue
+            if ref is not newest:
+                log.warning("rebuilt from an older snapshot", session=head.spec.id, step=ref.step, damage=why)
+            return state, ref.chain, ref.step, "" if ref is newest else newest.id
+        raise Damaged(f"session {head.spec.id}: {'; '.join(why)}; {Damaged.ADVICE}")
 
     def _resume(self, hot: Hot, head: Head) -> tuple[State, str, int] | None:
         """Go on from the cache where it is a place in the head's own history."""
@@ -125,7 +183,7 @@ class Rebuilder:
             last = min(first + PAGE - 1, head.step)
             page = self._store.records(head.spec.id, first, last)
             if len(page) != last - first + 1:
-                raise ChunkMissing(f"session {head.spec.id}: records {first} to {last} are not all there")
+                raise ChunkMissing(f"one of the records {first} to {last} is not there")
             yield from page
 
     def _read_snapshot(self, head: Head, snapshot: SnapshotRef) -> State:
@@ -136,30 +194,30 @@ class Rebuilder:
             self._store.read_array(spec.id, snapshot.id, ref, flat.view(np.uint8))
             arrays[ref.name] = flat
         if "params" not in arrays or len(snapshot.counts) != len(spec.layout.tensors):
-            raise InternalError(f"session {spec.id}: snapshot {snapshot.id} lacks parameters or counts")
-        settings = parse_settings(head.settings)
+            raise Damaged(f"session {spec.id}: snapshot {snapshot.id} lacks parameters or counts")
+        settings = settings_of(head)
         state = State.fresh(arrays["params"], len(snapshot.counts), settings)
         state.params = arrays.pop("params")
         if state.best is not None:  # step 0's has only parameters
             state.best = arrays.pop(BEST, state.best)
         if not arrays.keys() <= state.slots.keys():
-            raise InternalError(f"session {spec.id}: snapshot {snapshot.id} has arrays of another optimizer")
+            raise Damaged(f"session {spec.id}: snapshot {snapshot.id} has arrays of another optimizer")
         state.slots |= arrays
         state.counts = list(snapshot.counts)
         if snapshot.carried:
             try:
                 state.carry(snapshot.carried)
             except ValueError as error:
-                raise InternalError(f"session {spec.id}: snapshot {snapshot.id}: carried: {error}") from None
+                raise Damaged(f"session {spec.id}: snapshot {snapshot.id}: carried: {error}") from None
         return state
 
     def _replay(self, head: Head, record: Record, chain: str, state: State) -> str:
         spec = head.spec
-        if record.numerics != NUMERICS_ID:
-            raise InternalError(f"session {spec.id}: step {record.step} was made by numerics {record.numerics!r}")
         expected = next_chain(chain, record.step, record.digest, record.updates, record.numerics)
         if record.prev_chain != chain or record.chain != expected:
-            raise InternalError(f"session {spec.id}: the record of step {record.step} does not continue its chain")
+            raise Damaged(f"session {spec.id}: the record of step {record.step} does not continue its chain")
+        if record.numerics != NUMERICS_ID:  # no damage: the chain covers it
+            raise InternalError(f"session {spec.id}: step {record.step} was made by numerics {record.numerics!r}")
         updates = updates_of(record, state)
         check_body(record, updates, spec.layout)
         body = self._pool.lease(record.nbytes)
@@ -172,24 +230,46 @@ class Rebuilder:
         return record.chain
 
 
+def settings_of(head: Head) -> Settings:
+    """Return a head's settings.
+
+    Raises:
+        Damaged: they are none.
+
+    """
+    try:
+        return parse_settings(head.settings)
+    except SettingsError as error:
+        raise Damaged(f"session {head.spec.id}: the settings in the store are damaged: {error.message}") from None
+
+
+def _names_the_same(one: Head, other: Head) -> bool:
+    """Say whether two heads name the same records and snapshots."""
+
+    def named(head: Head) -> tuple[Any, ...]:
+        return head.incarnation, head.step, head.chain, head.snapshots
+
+    return named(one) == named(other)
+
+
 def updates_of(record: Record, state: State) -> tuple[Update, ...]:
     """Return the updates of a record.
 
     Raises:
-        InternalError: the state's optimizer could not have made them.
+        Damaged: the state's optimizer could not have made them.
 
     """
     try:
         return updates_from_json(record.updates, state.optimizer, tuple(state.slots), state.params.dtype)
     except ValueError as error:
-        raise InternalError(f"the record of step {record.step} is damaged: {error}") from None
+        raise Damaged(f"the record of step {record.step} is damaged: {error}") from None
 
 
 def check_digest(record: Record, updates: tuple[Update, ...], layout: Layout, body: Bytes) -> None:
     """Refuse a record whose body is not the one that its digest, and so its chain, names.
 
     Raises:
-        InternalError: the store's bytes have changed.
+        Damaged: the store's bytes have changed.
 
     """
     covered = _covered(updates)
@@ -198,33 +278,33 @@ def check_digest(record: Record, updates: tuple[Update, ...], layout: Layout, bo
     digest = digest_start(record.encoding, record.dtype, present, record.settings)
     digest.update(body)
     if digest.hexdigest() != record.digest:
-        raise InternalError(f"the body of step {record.step} in the store is damaged: its digest does not match")
+        raise Damaged(f"the body of step {record.step} in the store is damaged: its digest does not match")
 
 
 def check_body(record: Record, updates: tuple[Update, ...], layout: Layout) -> None:
     """Refuse a record whose body cannot be what its updates cover.
 
     Raises:
-        InternalError: the lengths do not match.
+        Damaged: the lengths do not match.
 
     """
     if updates and updates[-1].last > len(layout.tensors):
-        raise InternalError(f"the record of step {record.step} updates tensors that the layout does not have")
+        raise Damaged(f"the record of step {record.step} updates tensors that the layout does not have")
     covered = sum(layout.bounds[update.last] - layout.bounds[update.first] for update in updates)
     if record.encoding not in (RAW, LAZY) and covered != layout.size:
-        raise InternalError(f"the record of step {record.step} is {record.encoding} and covers {covered} elements")
+        raise Damaged(f"the record of step {record.step} is {record.encoding} and covers {covered} elements")
     size = covered if record.encoding == RAW else layout.size
     try:
         encodings.check_length(record.encoding, record.nbytes, size, record.dtype)
     except AdamdError as error:
-        raise InternalError(f"the record of step {record.step} has another length: {error.detail}") from None
+        raise Damaged(f"the record of step {record.step} has another length: {error.detail}") from None
 
 
 def gradient_of(record: Record, updates: tuple[Update, ...], spec: Spec, body: Bytes) -> Encoded:
     """Return the gradient that a record's body is; an encoded one is checked again, since it says where to write.
 
     Raises:
-        InternalError: it is none, or one of other tensors.
+        Damaged: it is none, or one of other tensors.
 
     """
     gradient = encoded(record.encoding, record.dtype, body, spec.layout.size, storage(spec.dtype))
@@ -232,9 +312,9 @@ def gradient_of(record: Record, updates: tuple[Update, ...], spec: Spec, body: B
         if record.encoding != RAW:
             gradient.check(body.nbytes)
     except AdamdError as error:
-        raise InternalError(f"the body of step {record.step} in the store is damaged: {error.detail}") from None
+        raise Damaged(f"the body of step {record.step} in the store is damaged: {error.detail}") from None
     if isinstance(gradient, Lazy) and list(gradient.touched(spec.layout.bounds)) != _covered(updates):
-        raise InternalError(f"the record of step {record.step} updates other tensors than its body names")
+        raise Damaged(f"the record of step {record.step} updates other tensors than its body names")
     return gradient
 
 

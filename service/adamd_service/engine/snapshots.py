@@ -29,6 +29,7 @@ class Copy:
     state: State
     ref: SnapshotRef
     covered: int  # bytes of bodies in the log up to its step, since the snapshot before
+    replaced: str  # the id of the newest snapshot, where it is damaged
 
 
 class Snapshots:
@@ -51,6 +52,8 @@ class Snapshots:
     def _outgrown(self, hot: Hot) -> bool:
         if hot.head is None or hot.state is None:
             return False
+        if hot.replaced:
+            return True
         if hot.head.step - hot.snapshot_step >= self._records:
             return True
         return hot.log_bytes >= max(SMALL, self._ratio * hot.state.nbytes)
@@ -62,6 +65,8 @@ class Snapshots:
             hot.head = replace(hot.head, snapshots=head.snapshots)
         hot.snapshot_step = head.snapshots[-1].step if head.snapshots else head.step
         hot.log_bytes = head.log_bytes
+        if not head.snapshots or head.snapshots[-1].id != hot.replaced:
+            hot.replaced = ""
         return self._outgrown(hot)
 
     def copy(self, hot: Hot) -> Copy:
@@ -82,7 +87,7 @@ class Snapshots:
             return into
 
         self._device.fetch(state)
-        return Copy(head, state.copy(clone), snapshot_ref(head, state), hot.log_bytes)
+        return Copy(head, state.copy(clone), snapshot_ref(head, state), hot.log_bytes, hot.replaced)
 
     def write(self, copy: Copy, pointless: Callable[[], str]) -> bool:
         """Write a copy, paced, and make it the newest snapshot; False where the history went another way.
@@ -111,7 +116,7 @@ class Snapshots:
             self._store.discard_snapshot(spec.id, copy.ref.id, refs)
             raise
         ref = replace(copy.ref, arrays=tuple(refs))
-        done = self._store.commit_snapshot(spec, copy.head.incarnation, ref, copy.covered)
+        done = self._store.commit_snapshot(spec, copy.head.incarnation, ref, copy.covered, copy.replaced)
         if not done:
             self._store.discard_snapshot(spec.id, copy.ref.id, refs)
         self._store.collect(spec.id)

@@ -187,6 +187,8 @@ class Stepper:
         """Commit and apply; None where another writer was first and the decision must be made again."""
         head, state = hot.head, hot.state
         assert head is not None and state is not None and hot.settings is not None
+        if hot.durable:
+            self._store.require_kept()
         settings = carried(hot.settings, step.settings, head)
         updates = _plan(settings, state, head, step, number)
         note = noted(head, number, settings, state, step.reception.gradient, step.metrics, updates, self._device.fetch)

@@ -123,12 +123,13 @@ class Uploads:
         chunks = None
         try:
             gap = self._limits.upload_gap
-            await receive_exactly(call.body, reception, self._workers.threads, gap, self._draining)
+            threads = self._workers.threads if staging is None else self._workers.waiting
+            await receive_exactly(call.body, reception, threads, gap, self._draining)
             if staging is not None:
-                chunks = await self._workers.run(staging.finish)
+                chunks = await self._workers.ask(staging.finish)
         except BaseException:
             if staging is not None:
-                self._workers.spawn(self._workers.run(self._give_up, hot.id, attempt, staging))
+                self._workers.spawn(self._workers.ask(self._give_up, hot.id, attempt, staging))
             raise
         present = present if present is not None else _named(reception, head.spec)
         return _step(call, reception, present, call.settings, call.metrics, attempt, chunks)

@@ -78,16 +78,16 @@ class Watchers:
             if hot is None or hot.head is None:
                 raise SessionDeleted(f"the memory session {session_id} is no more")
             return None if hot.head is told else Seen(hot.head, hot.metrics or {}, hot.diverged)
-        standing = await self._workers.run(self._store.standing, session_id)
+        standing = await self._workers.ask(self._store.standing, session_id)
         if told is not None and standing.is_of(told):
             return None
         hot = self._hot.find(session_id)
         if hot is not None and hot.head is not None and hot.metrics is not None and standing.is_of(hot.head):
             return Seen(hot.head, hot.metrics, hot.diverged)
-        head = await self._workers.run(self._store.load_head, session_id)
+        head = await self._workers.ask(self._store.load_head, session_id)
         return Seen(head, await self.measured(head), diverged=False)
 
     async def measured(self, head: Head) -> Mapping[str, Any]:
         """Return what the last step of a stored session carried, from its record."""
-        records = await self._workers.run(self._store.records, head.spec.id, head.step, head.step) if head.step else ()
+        records = await self._workers.ask(self._store.records, head.spec.id, head.step, head.step) if head.step else ()
         return records[0].metrics if records else {}

@@ -4,23 +4,51 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import structlog
+
+from adamd.errors import AdamdError
+
 T = TypeVar("T")
+LOOKS = 2  # threads for questions about the store's health, which no other call may keep waiting
+log = structlog.get_logger()
 
 
 class Workers:
-    """A bounded thread pool, and the tasks under way. Used on the event loop only."""
+    """Bounded thread pools, and the tasks under way. Used on the event loop only.
+
+    What waits for the store has threads of its own: a store that stands still takes all of them, and those that compute
+    go on.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="adamd")
+        self.waiting = ThreadPoolExecutor(threads, thread_name_prefix="adamd-store")
+        self._looking = ThreadPoolExecutor(LOOKS, thread_name_prefix="adamd-health")
         self._tasks: set[asyncio.Future[Any]] = set()
 
     async def run(self, work: Callable[..., T], *args: Any, after: Callable[[], object] | None = None) -> T:
-        """Run blocking work in a thread; see `to_its_end`. ``after`` is called on the loop as soon as it is over."""
+        """Run blocking work that does not wait for the store; see `to_its_end`.
+
+        ``after`` is called on the loop as soon as it is over.
+        """
+        return await self._run(self.threads, work, args, after)
+
+    async def ask(self, work: Callable[..., T], *args: Any, after: Callable[[], object] | None = None) -> T:
+        """Run what may wait for the store; as `run` in all else."""
+        return await self._run(self.waiting, work, args, after)
+
+    async def look(self, work: Callable[..., T], *args: Any) -> T:
+        """Run a question about the store's health; as `run` in all else."""
+        return await self._run(self._looking, work, args, None)
+
+    async def _run(
+        self, where: Executor, work: Callable[..., T], args: tuple[Any, ...], after: Callable[[], object] | None
+    ) -> T:
         try:
-            begun = asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
+            begun = asyncio.get_running_loop().run_in_executor(where, work, *args)
         except BaseException:
             if after is not None:
                 after()
@@ -32,11 +60,14 @@ class Workers:
         return await to_its_end(begun)
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
-        """Begin ``work``, and wait for it; see `to_its_end`."""
-        return await to_its_end(self.spawn(work))
+        """Run a task to its end even if the caller is cancelled; see `to_its_end`."""
+        return await to_its_end(self._begun(work))
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin ``work``; `close` waits for it."""
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a task in the background. A failure that it does not tell itself is logged."""
+        self._begun(work).add_done_callback(_told)
+
+    def _begun(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -47,7 +78,8 @@ class Workers:
         """Wait for everything that has begun."""
         while self._tasks:
             await asyncio.wait(self._tasks)
-        self.threads.shutdown(wait=True)
+        for pool in (self.threads, self.waiting, self._looking):
+            pool.shutdown(wait=True)
 
 
 async def to_its_end(work: asyncio.Future[T]) -> T:
@@ -58,6 +90,11 @@ async def to_its_end(work: asyncio.Future[T]) -> T:
     """
     try:
         return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await settled(work)
+        if not work.cancelled() and not isinstance(work.exception(), AdamdError):
+            _told(work)  # its caller is gone
+        raise
     finally:
         await settled(work)
 
@@ -76,3 +113,12 @@ def _observed(task: asyncio.Future[Any]) -> None:
     """Look at the outcome, so that asyncio does not complain where the caller went away."""
     if not task.cancelled():
         task.exception()
+
+
+def _told(task: asyncio.Future[Any]) -> None:
+    """Log the failure of a task that nobody waits for."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, AdamdError):
+        log.warning("work in the background was given up", reason=error.detail)
+    elif error is not None:
+        log.error("work in the background failed", exc_info=error)

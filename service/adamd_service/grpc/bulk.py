@@ -9,6 +9,7 @@ from adamd.errors import InvalidRequest
 from adamd.wire.pieces import Piece
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
+from adamd_service.codecs.documents import order_notice
 from adamd_service.codecs.states import raw, state_pieces
 from adamd_service.engine import Body, Engine, to_its_end
 from adamd_service.grpc import messages
@@ -63,6 +64,7 @@ class Bulk:
             call = await to_its_end(asyncio.ensure_future(asyncio.to_thread(bodies.create_from_safetensors, read, key)))
             view = await self._engine.create(call)
         made = messages.session(view.head, diverged=view.diverged)
+        made.warnings.extend(pb.Stall(**one) for one in order_notice(call.given, call.layout))
         return pb.RestoreSessionResponse(session=made, replayed=view.repeated)
 
 

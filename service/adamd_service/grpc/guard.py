@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from adamd.errors import AdamdError, Busy, InternalError, InvalidRequest, MalformedBody, ShuttingDown, UploadTimeout
+from adamd_service.engine import ASKED
 from adamd_service.grpc.status import rich, status_of
 from adamd_service.telemetry import Telemetry
 
@@ -117,9 +118,10 @@ class Guard:
         except AdamdError as error:
             status, failed = status_of(error).name, error
             if isinstance(error, InternalError):
-                log.error("internal error", method=name, detail=error.detail, exc_info=error)
-            elif error.status >= 500:
-                log.info("refused", code=error.code, detail=error.detail)
+                log.error("internal error", method=name, session=ASKED.get(), detail=error.detail, exc_info=error)
+            else:
+                tell = log.info if error.status >= 500 else log.debug
+                tell("refused", method=name, session=ASKED.get(), code=error.code, detail=error.detail)
         except asyncio.CancelledError:
             status = "CANCELLED"
             raise

@@ -14,7 +14,7 @@ from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.engine import Advice, Answer, advice_of, to_its_end
 from adamd_service.optim import lr_at, parse_settings
-from adamd_service.records import Head, Spec
+from adamd_service.records import Broken, Head, Spec
 
 QUICK = 32 * 1024  # bytes of settings up to which a hop to a thread costs more than unfolding them
 _DTYPES = {1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
@@ -27,6 +27,15 @@ _TO_DTYPE = {
 _DURABILITIES = {0: "committed", 1: "committed", 2: "memory"}
 _TO_DURABILITY = {"committed": pb.DURABILITY_COMMITTED, "memory": pb.DURABILITY_MEMORY}
 _ENCODINGS = {0: "raw", 1: "raw", 2: "int8", 3: "sparse", 4: "sparse-lazy"}
+
+
+def short(head: Head | Broken) -> pb.Session:
+    """Return one session of the list."""
+    if isinstance(head, Head):
+        return session(head, diverged=False, layout=False)
+    made = pb.Session(id=head.id, damaged=head.detail)
+    made.created_at.FromMicroseconds(round(head.created_at * 1e6))
+    return made
 
 
 def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:

@@ -50,7 +50,7 @@ class Sessions:
             raise InvalidRequest("page_token: it comes from the page before, as it is", path="page_token")
         while True:
             heads, token = await self._engine.list(size, request.page_token or None)
-            made = [messages.session(head, diverged=False, layout=False) for head in heads]
+            made = [messages.short(head) for head in heads]
             response = pb.ListSessionsResponse(sessions=made, next_page_token=token or "")
             if response.ByteSize() <= UNARY or size == 1:
                 return response

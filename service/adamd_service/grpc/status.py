@@ -37,6 +37,7 @@ STATUS: dict[type[AdamdError], StatusCode] = {
     errors.DeviceFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.StoreFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.InternalError: StatusCode.INTERNAL,
+    errors.Damaged: StatusCode.DATA_LOSS,
     errors.TransportError: StatusCode.UNAVAILABLE,  # the SDK's own
 }
 

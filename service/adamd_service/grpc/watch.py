@@ -10,6 +10,7 @@ from adamd_service.engine import Engine, Seen
 from adamd_service.grpc import messages
 from adamd_service.grpc.guard import Context, Guard
 from adamd_service.grpc.sending import write
+from adamd_service.optim import lr_at, parse_settings
 
 
 class Watch:
@@ -33,4 +34,5 @@ def _told(seen: Seen) -> pb.WatchSessionResponse:
         standing=messages.standing_of(head.spec, head.step, head.chain, diverged=seen.diverged),
         optimizer=messages.struct(head.settings),
         metrics={name: value for name, value in seen.metrics.items() if value is not None},
+        lr=lr_at(parse_settings(head.settings), head.step + 1),
     )

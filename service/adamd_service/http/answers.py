@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from adamd.errors import AdamdError
 from adamd.wire import headers, numbers, safetensors
-from adamd_service.codecs.documents import document
+from adamd_service.codecs.documents import document, order_notice
 from adamd_service.codecs.problems import problem_document
 from adamd_service.codecs.states import raw, state_pieces
 from adamd_service.engine import Advice, Answer, Exported, View, advice_of
@@ -25,17 +25,24 @@ SLICE = 1 << 20
 MAX_DETAIL = 2000  # characters of an error's words, whatever came
 
 
-def session(view: View, status: int = 200) -> Response:
-    """Answer with a session's document."""
+def created(view: View, given: Sequence[str], prefix: str) -> Response:
+    """Answer with a new session: its address below ``prefix``, and a warning where its tensors were sorted."""
+    address = {"Location": f"{prefix}/v1/sessions/{view.head.spec.id}"}
+    return session(view, 201, address, order_notice(given, view.head.spec.layout))
+
+
+def session(
+    view: View, status: int = 200, more: Mapping[str, str] | None = None, notices: Sequence[dict[str, Any]] = ()
+) -> Response:
+    """Answer with a session's document, with ``more`` headers, and ``notices`` among its warnings."""
     head = view.head
-    extra = _standing(head.step, head.chain, head.spec.durability)
-    if status == 201:
-        extra["Location"] = f"/v1/sessions/{head.spec.id}"
+    extra = {**_standing(head.step, head.chain, head.spec.durability), **(more or {})}
     if view.repeated:
         extra[headers.REPLAYED] = "true"
     extra |= _advised(advice_of(head))
-    told = {"metrics": view.metrics} if view.metrics else {}
-    return JSONResponse(document(head, diverged=view.diverged) | told, status, extra)
+    told = document(head, diverged=view.diverged) | ({"metrics": view.metrics} if view.metrics else {})
+    told["warnings"] += notices
+    return JSONResponse(told, status, extra)
 
 
 def parameters(answer: Answer, kind: str) -> Response:
@@ -144,14 +151,14 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def problem(error: AdamdError) -> Response:
-    """Answer with an RFC 9457 problem document."""
+def problem(error: AdamdError, *, closing: bool = False) -> Response:
+    """Answer with an RFC 9457 problem document. ``closing``: it is the last answer on its connection."""
     extra: dict[str, str] = {}
     if error.retry_after is not None:
         extra["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if error.step is not None:
         extra[headers.STEP] = str(error.step)
-    if error.status == 413:
+    if closing or error.status == 413:
         extra["Connection"] = "close"  # so that nobody sends the rest
     content = json.dumps(problem_document(error, MAX_DETAIL), allow_nan=False)
     return Response(content, error.status, extra, headers.PROBLEM)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
-from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
@@ -19,7 +19,7 @@ from adamd.wire.layout import shown
 from adamd_service.codecs.checks import LONGEST_PAGE
 from adamd_service.codecs.info import server_info
 from adamd_service.engine import Engine
-from adamd_service.http import answers, pages, routes
+from adamd_service.http import answers, documents, pages, routes
 from adamd_service.http.doors import Doors, hang
 from adamd_service.http.leftovers import Leftovers
 from adamd_service.telemetry import Telemetry
@@ -43,8 +43,11 @@ class MethodNotAllowed(AdamdError):
     code, status = "method_not_allowed", 405
 
 
-def application(engine: Engine, telemetry: Telemetry, doors: Doors) -> FastAPI:
-    """Return the application that serves ``engine`` to those whom ``doors`` let in."""
+def application(engine: Engine, telemetry: Telemetry, doors: Doors, root_path: str = "") -> FastAPI:
+    """Return the application that serves ``engine`` to those whom ``doors`` let in.
+
+    ``root_path`` is where a proxy has it, as in "/adamd": requests come with that prefix or without it.
+    """
     app = FastAPI(
         title="adamd",
         version=version("adamd"),
@@ -54,6 +57,7 @@ def application(engine: Engine, telemetry: Telemetry, doors: Doors) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,  # generated clients get these names
         docs_url=None,
         redoc_url=None,
+        root_path=root_path,
         redirect_slashes=False,  # a redirect is no answer to a program that put 40 MB there
     )
     app.state.engine = engine
@@ -89,19 +93,31 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
     async def metrics() -> Response:
         return Response(telemetry.render(), media_type=telemetry.content_type)
 
-    @app.get("/v1/info")
-    async def info() -> dict[str, Any]:
+    told = APIRouter(route_class=routes.StrictRoute)
+
+    @told.get("/v1/info", response_class=JSONResponse, responses=documents.INFO)
+    async def info() -> Response:
         """Tell the version, the numerics, the bounds, and what the store promises."""
-        return server_info(engine)
+        return JSONResponse(server_info(engine))
+
+    app.include_router(told)
 
 
-async def _known(_request: Request, error: Exception) -> Response:
+async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, AdamdError)
-    if error.status >= 500 and not isinstance(error, InternalError):
-        log.info("refused", code=error.code, detail=error.detail)
-    elif isinstance(error, InternalError):
-        log.error("internal error", detail=error.detail, exc_info=error)
+    if isinstance(error, InternalError):
+        log.error("internal error", **_asked(request), detail=error.detail, exc_info=error)
+    else:
+        tell = log.info if error.status >= 500 else log.debug
+        tell("refused", **_asked(request), code=error.code, detail=error.detail)
     return answers.problem(error)
+
+
+def _asked(request: Request) -> dict[str, str]:
+    """Return what a request was about, for the log: its method, its route, and its session."""
+    route = getattr(request.scope.get("route"), "path", request.url.path[:200])
+    session = request.path_params.get("session")
+    return {"method": request.method, "route": route} | ({} if session is None else {"session": shown(session)})
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:
@@ -118,8 +134,10 @@ async def _plain(request: Request, error: Exception) -> Response:
         return answers.problem(NoRoute(f"{came}: there is no such path; see /docs"))
     # Starlette tells the methods of one route only; a path has several.
     every = [*request.app.routes, *routes.router.routes]
-    here = [route for route in every if isinstance(route, Route) and route.path_regex.match(request.url.path)]
-    allowed = ", ".join(sorted({method for route in here for method in route.methods or ()}))
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    here = [route for route in every if isinstance(route, Route) and route.path_regex.match(path)]
+    methods = {method for route in here for method in route.methods or ()}
+    allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
     response = answers.problem(MethodNotAllowed(f"{came}: this path has {allowed}; see /docs"))
     response.headers["Allow"] = allowed
     return response
@@ -135,7 +153,10 @@ async def _unknown(request: Request, error: Exception) -> Response:
 
 
 class Measured:
-    """Counts requests and their time, by route, without touching their bodies."""
+    """Counts requests and their time, by route, without touching their bodies.
+
+    A HEAD is answered as the GET that it stands for; the connection leaves the body out.
+    """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self._app = app
@@ -146,6 +167,8 @@ class Measured:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         started, status = time.perf_counter(), 500
 
         async def sent(message: Message) -> None:

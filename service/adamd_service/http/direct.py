@@ -42,9 +42,15 @@ class DirectConnection(HttpToolsProtocol):
 
     def expect_head(self) -> None:
         """Go on with the next request's head: the body before it did not come through the parser."""
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser = parser_of(self)
         self.on_message_complete()
+
+
+def parser_of(connection: HttpToolsProtocol) -> httptools.HttpRequestParser:
+    """Return a parser for a connection's next head, as uvicorn makes it."""
+    parser = httptools.HttpRequestParser(connection)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 class Together(asyncio.Transport):

@@ -13,6 +13,7 @@ from adamd_service.codecs.documents import PatchDocument
 from adamd_service.http.schemas import settings_schema
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+REF = "^[A-Za-z0-9-][A-Za-z0-9._-]{0,127}$"
 NUMBER = {"type": "integer", "minimum": 1, "maximum": headers.MAX_STEP}
 _TENSORS_JSON = {
     "description": "a number, a nested list of numbers, or an object of them",
@@ -41,7 +42,11 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         "status": {"type": "integer"},
         "code": {"type": "string"},
         "detail": {"type": "string"},
-        "step": {"type": "integer"},
+        "step": {"type": "integer", "description": "the session's, where one is known"},
+        "path": {"type": "string", "description": "of what is wrong: a member, a header, a parameter"},
+        "index": {"type": "integer", "description": "bad_gradient: the first such element's"},
+        "applied": {"description": 'step_superseded: true, false or "unknown": whether this gradient counts'},
+        "id": {"type": "string", "description": "session_exists: the session that has the name"},
     },
 }
 
@@ -93,7 +98,15 @@ def _responses(good: Responses) -> Responses:
 # a request's binary ones (tests/languages has openapi-python-client).
 _TENSORS = {headers.OCTETS: BINARY, headers.SAFETENSORS: BINARY}
 _SENT = {headers.SAFETENSORS: BINARY, headers.OCTETS: BINARY}
-_NUMBERED = {"type": "object", "required": ["step", "parameters"], "properties": {"step": {"type": "integer"}}}
+_NUMBERED = {
+    "type": "object",
+    "required": ["step", "parameters"],
+    "properties": {
+        "step": {"type": "integer"},
+        "parameters": {"description": "in the shape of the creation; null where the session has diverged"},
+        "diverged": {"const": True, "description": "parameters are no longer finite, and JSON has no NaN"},
+    },
+}
 _LAYOUT = {
     "type": "array",
     "minItems": 1,
@@ -107,39 +120,135 @@ _LAYOUT = {
         },
     },
 }
-_SESSION = {
-    headers.JSON: {
-        "schema": {
-            "type": "object",
-            "required": ["id", "step", "chain", "optimizer", "layout", "dtype", "durability"],
-            "properties": {
-                "id": {"type": "string"},
-                "name": {"type": ["string", "null"]},
-                "step": {"type": "integer", "minimum": 0},
-                "chain": {"type": "string"},
-                "optimizer": {"type": "object"},
-                "lr": {"type": "number", "minimum": 0, "description": "of the next step, by the schedule"},
-                "stop": {"type": ["string", "null"], "description": "the rule of optimizer.stop that holds"},
-                "warnings": {"type": "array", "items": {"type": "object", "required": ["code", "detail"]}},
-                "progress": {"type": "object"},
-                "metrics": {"type": "object", "description": 'GET: what the last step carried, as {"loss": 0.31}'},
-                "layout": _LAYOUT,
-                "dtype": {"enum": ["float32", "float64"]},
-                "durability": {"enum": ["committed", "memory"]},
-            },
-        }
-    }
+_TEXT: dict[str, Any] = {"type": "string"}
+_TEXTS = {"type": "object", "additionalProperties": _TEXT}
+_COUNT = {"type": "integer", "minimum": 0}
+_MAYBE = {"type": ["number", "null"]}
+_IDENTITY = {
+    "id": _TEXT,
+    "name": {"type": ["string", "null"]},
+    "step": _COUNT,
+    "dtype": {"enum": ["float32", "float64"]},
+    "durability": {"enum": ["committed", "memory"]},
+    "labels": _TEXTS,
+    "created_at": {"type": "number", "description": "Unix seconds"},
 }
+_WARNING = {
+    "type": "object",
+    "required": ["code", "detail", "eps"],
+    "properties": {
+        "code": {
+            "type": "string",
+            "description": "gradient_below_eps, second_moment_underflow; of a creation: sorted_by_name, where the "
+            "tensors of its body came in another order than that of layout",
+        },
+        "detail": _TEXT,
+        "eps": _MAYBE | {"description": "one that would help, where there is one"},
+    },
+}
+_PROGRESS = {
+    "type": "object",
+    "description": "losses and norms so far; each where it is known",
+    "properties": {
+        "loss": {"type": "number", "description": "the last"},
+        "lowest": {"type": "number"},
+        "lowest_step": _COUNT | {"description": "of the parameters that have the lowest"},
+        "reference": {"type": "number", "description": "of the rule relative_loss"},
+        "stale": _COUNT | {"description": "losses since the reference"},
+        "norm": {"type": "number"},
+        "first_norm": {"type": "number"},
+        "stalls": {
+            "type": "object",
+            "additionalProperties": {"type": "number"},
+            "description": "what warnings are made of",
+        },
+    },
+}
+
+
+def _object(members: dict[str, Any], *optional: str) -> dict[str, Any]:
+    """Return the schema of an object that has all these members, but perhaps for some."""
+    required = [name for name in members if name not in optional]
+    return {"type": "object", "required": required, "properties": members}
+
+
+_SESSION_SCHEMA = _object(
+    {
+        **_IDENTITY,
+        "chain": _TEXT | {"description": "names the history: 64 hexadecimal digits"},
+        "incarnation": _TEXT | {"description": "random at creation: no two histories share it"},
+        "optimizer": {"type": "object", "description": "all its settings"},
+        "lr": {"type": "number", "minimum": 0, "description": "of the next step, by the schedule"},
+        "settings_revision": _COUNT | {"description": "counts the changes of settings"},
+        "layout": _LAYOUT,
+        "vector": {"type": "boolean", "description": "it was made from one plain array"},
+        "parameters_missing": {"type": "boolean", "description": "PUT …/parameters before step 1"},
+        "diverged": {"type": "boolean", "description": "a parameter or a moment is no longer finite"},
+        "stop": {"type": ["string", "null"], "description": "the rule of optimizer.stop that holds"},
+        "warnings": {"type": "array", "items": _WARNING},
+        "progress": _PROGRESS,
+        "snapshot_step": {"type": ["integer", "null"], "description": "of the last snapshot"},
+        "metrics": {
+            "type": "object",
+            "additionalProperties": _MAYBE,
+            "description": 'GET: what the last step carried, as {"loss": 0.31}',
+        },
+    },
+    "metrics",
+)
+_SUMMARY = {
+    **_IDENTITY,
+    "step": {"type": ["integer", "null"], "minimum": 0, "description": "null, like the rest, where it is damaged"},
+    "dtype": {"enum": ["float32", "float64", None]},
+    "durability": {"enum": ["committed", "memory", None]},
+    "optimizer": {"type": ["string", "null"]},
+    "parameters": {"type": ["integer", "null"], "minimum": 0, "description": "elements, of all tensors together"},
+    "damaged": _TEXT | {"description": "why this session cannot be used; it can be deleted"},
+}
+_SESSION = {headers.JSON: {"schema": _SESSION_SCHEMA}}
 _LISTED = {
     headers.JSON: {
-        "schema": {
-            "type": "object",
-            "required": ["sessions", "next_page_token"],
-            "properties": {
-                "sessions": {"type": "array", "items": {"type": "object", "required": ["id", "step"]}},
+        "schema": _object(
+            {
+                "sessions": {"type": "array", "items": _object(_SUMMARY, "damaged")},
                 "next_page_token": {"type": ["string", "null"]},
-            },
-        }
+            }
+        )
+    }
+}
+_NAMES = {"type": "array", "items": _TEXT}
+INFO: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the server",
+        "content": {
+            headers.JSON: {
+                "schema": _object(
+                    {
+                        **dict.fromkeys(("version", "replica", "numerics", "device"), _TEXT),
+                        "store": _TEXT | {"description": "its promise, in plain words"},
+                        "limits": _object(
+                            dict.fromkeys(("body_bytes", "json_bytes", "in_flight_bytes", "sessions"), _COUNT)
+                            | {
+                                "store_bytes": {
+                                    "type": ["integer", "null"],
+                                    "description": "what the private store may hold; null: the store is another's",
+                                }
+                            }
+                        ),
+                        "grpc": _object(
+                            dict.fromkeys(("message_bytes", "unary_bytes", "streams", "calls"), _COUNT)
+                            | {"least_ping_seconds": {"type": "number"}}
+                        ),
+                        **dict.fromkeys(("dtypes", "optimizers", "encodings"), _NAMES),
+                        "settings": {
+                            "type": "object",
+                            "additionalProperties": {"type": "object"},
+                            "description": "of each optimizer, with their defaults",
+                        },
+                    }
+                )
+            }
+        },
     }
 }
 _PARAMETERS = {**_TENSORS, headers.JSON: {"schema": _NUMBERED}}
@@ -173,12 +282,14 @@ STEPPED = _responses(
 )
 STATE = _responses({200: _good({headers.SAFETENSORS: BINARY}, "the state", _STANDING)})
 
+_TAG = '(W/)?"[!#-~]*"'
 _HEADERS = [
     {
         "name": "If-Match",
         "in": "header",
-        "schema": {"type": "string", "pattern": '^("[0-9a-f]{64}"|\\*)$'},
-        "description": "the ETag that the answer of step n-1 had: the history that this step builds on",
+        "schema": {"type": "string", "pattern": rf"^(\*|{_TAG}(, *{_TAG})*)$"},
+        "description": "the ETag that the answer of step n-1 had, as it came: the history that this step builds on. "
+        "One that does not match is answered 412, and a weak one never matches; of a list one has to; * matches any",
     },
     {"name": headers.DTYPE, "in": "header", "schema": {"enum": list(ITEMSIZE)}},
     {
@@ -195,7 +306,7 @@ _HEADERS = [
 
 
 def _key(required: bool) -> dict[str, Any]:
-    schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~]+$"}
+    schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"}
     return {"name": headers.IDEMPOTENCY, "in": "header", "required": required, "schema": schema}
 
 
@@ -206,11 +317,14 @@ def _create_schema() -> dict[str, Any]:
     del schema["$defs"]
     schema["properties"]["layout"] = _LAYOUT | {
         "type": ["array", "null"],
-        "description": "with a dtype, in the place of parameters",
+        "description": "with a dtype, in the place of parameters; or beside an object of them: the tensors' order",
     }
     schema["properties"]["parameters"] = _TENSORS_JSON
     schema["properties"]["optimizer"] = settings_schema()
     schema["properties"]["labels"] |= {"propertyNames": {"minLength": 1, "maxLength": MAX_LABEL_NAME}}
+    # Inside allOf: generators take an anyOf beside the properties for the whole of the schema.
+    later = {"required": ["layout", "dtype"], "properties": {"layout": {"type": "array"}, "dtype": {"type": "string"}}}
+    schema["allOf"] = [{"anyOf": [{"required": ["parameters"]}, later]}]
     return schema
 
 

@@ -28,7 +28,7 @@ from adamd.wire.layout import shown
 from adamd_service.http import answers
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 ASKED = ("Content-Type", "If-Match", "Prefer", headers.IDEMPOTENCY, *headers.ASKED)  # what a page may send
 TOLD = ("ETag", "Location", "Retry-After", "Content-Disposition", "Preference-Applied", *headers.TOLD)
 PREFLIGHT = 7200  # seconds that a browser may remember a permission; none remembers it longer

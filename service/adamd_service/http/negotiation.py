@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -16,7 +17,9 @@ from adamd_service.codecs import checks
 from adamd_service.codecs.checks import parse_json
 
 KNOWN = (headers.OCTETS, headers.SAFETENSORS, headers.JSON)
-_CHAIN = re.compile(r'"([0-9a-f]{64})"')
+_CHAIN = re.compile(r'"[0-9a-f]{64}"')
+_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+_TAGS = re.compile(rf"{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*")
 _NUMBER = re.compile(r"[0-9]{1,16}")
 
 
@@ -31,6 +34,22 @@ def only(request: Request, name: str) -> str | None:
     if len(given) > 1:
         raise InvalidRequest(f"{name}: the header comes {len(given)} times; wanted once")
     return given[0] if given else None
+
+
+def check_query(request: Request, known: Sequence[str]) -> None:
+    """Refuse a query with a member that means nothing here, or one that comes twice.
+
+    Raises:
+        InvalidRequest: by name, with those that are known.
+
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known:
+            hint = f"known are {', '.join(known)}" if known else "this call has no query"
+            raise InvalidRequest(f"{shown(name)} in the query: unknown; {hint}", path=name[:64])
+        if names.count(name) > 1:
+            raise InvalidRequest(f"{name}: it is in the query {names.count(name)} times; wanted once", path=name)
 
 
 def dtype(request: Request) -> str | None:
@@ -134,20 +153,28 @@ def _quality(parameters: str) -> float:
         return 0.0
 
 
-def if_match(request: Request) -> str | None:
-    """Return the chain that If-Match names.
+def if_match(request: Request) -> tuple[str, ...]:
+    """Return the chains that If-Match names, one of which has to be the session's; none: any will do.
+
+    An entity tag is opaque (RFC 9110, 8.8.3): one that is no chain, or is weak, matches none; it stands here as sent.
 
     Raises:
-        InvalidRequest: it is no chain.
+        InvalidRequest: it is no list of entity tags.
 
     """
-    given = only(request, "if-match")
-    if given is None or given.strip() == "*":
-        return None
-    match = _CHAIN.fullmatch(given.strip())
-    if match is None:
-        raise InvalidRequest('If-Match: wanted one ETag of this session, as in "0123…" (64 hex digits, in quotes)')
-    return match.group(1)
+    lines = request.headers.getlist("if-match")
+    if not lines:
+        return ()
+    given = ",".join(lines).strip(" \t,")
+    if given == "*":
+        return ()
+    if _TAGS.fullmatch(given) is None:
+        raise InvalidRequest(
+            f"If-Match is {shown(given)}; wanted the ETag of an answer as it came, in double quotes, or a list, or *"
+        )
+    tags = _TAG.findall(given)
+    chains = tuple(tag[1:-1] for tag in tags if _CHAIN.fullmatch(tag))
+    return chains or tuple(tags[:1])
 
 
 def idempotency_key(request: Request) -> str | None:

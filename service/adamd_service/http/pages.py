@@ -1,4 +1,4 @@
-"""The page of every call at /docs: Swagger UI, of files that are here, so that it needs no other machine."""
+"""The page of every call at /docs, where / leads: Swagger UI, of files that are here, so no other machine is needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastapi import FastAPI, Response
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
 # The page can make calls: in a foreign page's frame, its buttons would be pressed for that page. And nothing but this
 # server's own files has anything to do in it.
@@ -41,6 +41,10 @@ START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinkin
 def add(app: FastAPI) -> None:
     """Serve the page and its files; a wheel carries Swagger UI's."""
     static = Path(str(files("fastapi_offline") / "static"))
+
+    @app.get("/", include_in_schema=False)
+    async def start_here() -> Response:
+        return RedirectResponse("docs")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

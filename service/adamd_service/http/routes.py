@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Match, Route
 from starlette.types import Scope
@@ -25,13 +26,32 @@ from adamd_service.engine import Body, Engine, StepCall
 from adamd_service.http import answers, direct, documents, negotiation
 
 T = TypeVar("T")
-router = APIRouter(prefix="/v1", tags=["sessions"])
+
+
+class StrictRoute(APIRoute):
+    """A route that refuses what its query has beside what the document says."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what serves a request."""
+        handle = super().get_route_handler()
+        known = [one.alias for one in self.dependant.query_params]
+        known += [one["name"] for one in (self.openapi_extra or {}).get("parameters", ()) if one["in"] == "query"]
+
+        async def handled(request: Request) -> Response:
+            if request.scope["query_string"]:
+                negotiation.check_query(request, known)
+            return await handle(request)
+
+        return handled
+
+
+router = APIRouter(prefix="/v1", tags=["sessions"], route_class=StrictRoute)
 JSON_WEIGHT = 14  # bytes of memory that a byte of JSON becomes at worst, on its way to an array
 MAX_PATCH = 1024 * 1024
 INLINE = 64 * 1024  # a longer body is parsed in a thread
 Ref = Annotated[
     str,
-    Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": "^[a-z0-9_-]{1,64}$"}),
+    Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": documents.REF}),
 ]
 Number = Annotated[str, Path(description="the step's number, from 1", json_schema_extra=documents.NUMBER)]
 
@@ -78,7 +98,8 @@ async def create_session(request: Request) -> Response:
     key = negotiation.idempotency_key(request)
     parse = bodies.create_from_json if kind == headers.JSON else bodies.create_from_safetensors
     async with _whole(request, kind) as body:
-        return answers.session(await engine_of(request).create(await _parsed(parse, body, key)), 201)
+        call = await _parsed(parse, body, key)
+        return answers.created(await engine_of(request).create(call), call.given, request.scope.get("root_path", ""))
 
 
 @router.get("/sessions", responses=documents.PAGE)
@@ -105,14 +126,15 @@ async def patch_session(request: Request, session: Ref) -> Response:
     ref = _ref(session)
     async with _whole(request, kind, MAX_PATCH) as body:
         patch = await _parsed(patch_document, body)
-        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, negotiation.if_match(request))
+        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, await _if_match(request, ref))
         return answers.session(changed)
 
 
 @router.delete("/sessions/{session}", status_code=204, openapi_extra=documents.MATCHED, responses=documents.EMPTY)
 async def delete_session(request: Request, session: Ref) -> Response:
     """Delete a session: 410 for a day, then 404."""
-    await engine_of(request).delete(_ref(session), negotiation.if_match(request))
+    ref = _ref(session)
+    await engine_of(request).delete(ref, await _if_match(request, ref))
     return Response(status_code=204)
 
 
@@ -174,6 +196,8 @@ class StepRoute(Route):
 
 
 async def _put_step(request: Request) -> Response:
+    if request.scope["query_string"]:
+        negotiation.check_query(request, ())
     return await put_step(request, request.path_params["session"], request.path_params["number"])
 
 
@@ -186,6 +210,16 @@ async def post_step(request: Request, session: Ref) -> Response:
     if key is None:
         raise InvalidRequest("POST …/steps wants an Idempotency-Key, so that a retry cannot apply twice")
     return await _step(request, session, None, key)
+
+
+async def _if_match(request: Request, ref: str, number: int | None = None) -> str | None:
+    """Return the chain that the session, or step ``number`` - 1 of it, has to have; of several the one that it has."""
+    chains = negotiation.if_match(request)
+    if len(chains) < 2:
+        return chains[0] if chains else None
+    head = (await engine_of(request).view(ref)).head
+    now = head.prev_chain if number == head.step else head.chain
+    return now if now in chains else chains[0]
 
 
 async def _step(request: Request, session: str, number: int | None, key: str | None) -> Response:
@@ -201,7 +235,7 @@ async def _step(request: Request, session: str, number: int | None, key: str | N
         decode=decode.get(kind),
         encoding=negotiation.encoding(request),
         answer_dtype=negotiation.answer_dtype(request, wanted),
-        if_match=negotiation.if_match(request),
+        if_match=await _if_match(request, _ref(session), number),
         key=key,
         settings=checks.settings(negotiation.json_header(request, headers.SETTINGS)),
         metrics=checks.metrics(negotiation.json_header(request, headers.METRICS)) or {},

@@ -101,6 +101,7 @@ KINDS: Final[Mapping[str, tuple[Any, str]]] = {
     "eps_form": (Literal["outside", "hat"], '"outside" (torch, optax) or "hat" (Keras, TensorFlow)'),
     "bias_correction": (bool, SWITCH),
     "momentum": (Number, NUMBER),
+    "momentum_buffer": (bool, SWITCH),
     "dampening": (Number, NUMBER),
     "nesterov": (bool, SWITCH),
     "alpha": (Beta, BETA),
@@ -127,9 +128,10 @@ WANTED: Final[Mapping[str, str]] = {
     "keep_best": SWITCH,
     "stop": 'an object such as {"max_steps": 1000}',
 }
+BUFFER: Final = "momentum_buffer"  # there is this array: if left out, where a momentum is above 0 at the creation
 COMMON: Final[Mapping[str, Any]] = {"lr": 0.001}  # the default of every optimizer that says no other
 # For the session as a whole: its arrays and its bits depend on them.
-SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value", *around.SESSION}
+SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value", BUFFER, *around.SESSION}
 GROUPED: Final = frozenset(KINDS) - SESSION  # what a group may have of its own
 # adamd's own, beside torch's: told only where they are not as torch would have it.
 QUIET: Final = {"eps_form", "bias_correction", *around.SETTINGS} - {"maximize"}
@@ -198,6 +200,7 @@ def _model(name: str) -> type[BaseModel]:
     groups = Annotated[tuple[over, ...], BeforeValidator(_listed)]  # type: ignore[valid-type]  # made just now
     stop = Annotated[Any, PlainValidator(parse_stop)]
     beside: dict[str, Any] = {"stop": (stop, BESIDE["stop"]), "keep_best": (bool, BESIDE["keep_best"])}
+    fields |= {BUFFER: (Annotated[bool | None, BeforeValidator(_present)], None)} if BUFFER in had else {}
     fields = {"name": (Literal[name], name), **fields, **beside, "groups": (groups, ())}
     return create_model("Settings", __base__=_Strict, **fields)
 
@@ -220,7 +223,8 @@ def parse_settings(raw: object) -> Settings:
 
 def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
     had = settings_of(optimizer)
-    hyper = Hyper(**{name: getattr(model, name) for name in had})
+    own = {name: getattr(model, name) for name in had}
+    hyper = Hyper(**own | ({BUFFER: _buffered(model)} if BUFFER in had else {}))
     groups = []
     for index, group in enumerate(getattr(model, "groups")):  # noqa: B009 - a model that was made at run time
         over = {name: value for name in had if (value := getattr(group, name, None)) is not None}
@@ -236,7 +240,9 @@ def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
     _check_together(optimizer, hyper, "")
     document = model.model_dump(mode="json", exclude_none=True)
     quiet = {name for name in QUIET & had.keys() if getattr(model, name) == had[name]}
-    document = {name: value for name, value in document.items() if name not in quiet}
+    document = {name: value for name, value in document.items() if name not in (*quiet, BUFFER)}
+    if hyper.momentum_buffer and hyper.momentum == 0.0:  # else the momentum says it
+        document[BUFFER] = True
     try:
         found = places([group.tensors for group in groups])
     except GroupsError as error:
@@ -260,6 +266,16 @@ def _check_loss(hyper: Hyper, stop: Stop, keep_best: bool) -> None:
             f"{path} looks for the lowest loss, and maximize is true; send the negative gradient and the negative loss "
             "instead of maximize",
         )
+
+
+def _buffered(model: BaseModel) -> bool:
+    """Whether the session has a momentum buffer; raises SettingsError where none is wanted, and one is needed."""
+    given: bool | None = getattr(model, BUFFER)
+    groups = getattr(model, "groups")  # noqa: B009 - a model that was made at run time
+    needed = any(one.momentum for one in (model, *groups))
+    if given is False and needed:
+        raise SettingsError(BUFFER, f"{BUFFER} is false; a momentum above 0 needs it: leave it out")
+    return needed if given is None else given
 
 
 def _arrays(optimizer: Optimizer, hyper: Hyper) -> tuple[str, ...]:
@@ -300,7 +316,14 @@ def merge_settings(current: Settings, patch: object) -> Settings:
     if isinstance(wanted, str) and wanted in FAMILY and wanted != name:
         said = f"optimizer is {_shown(wanted)}; this session's is {name}, fixed when it was created"
         raise SettingsError("name", said)
-    merged = parse_settings({**current.document, **patch})
+    there = {BUFFER: True} if current.hyper.momentum_buffer else {}
+    merged = parse_settings({**current.document, **there, **patch})
+    if merged.hyper.momentum_buffer and not there and BUFFER not in patch:
+        raise SettingsError(
+            "momentum",
+            f"momentum is above 0; this session has no {BUFFER}, which was fixed when it was created: make one with "
+            f"{BUFFER} true, or a momentum above 0",
+        )
     if blamed := _blamed(current.optimizer, current.hyper, merged.hyper):
         had, came = (_shown(getattr(hyper, blamed)) for hyper in (current.hyper, merged.hyper))
         raise SettingsError(blamed, f"{blamed} is {came}; this session has {had}, fixed when it was created")

@@ -2,7 +2,16 @@
 
 from adamd_service.store.chunks import Staging
 from adamd_service.store.embedded import EmbeddedStore
-from adamd_service.store.outcomes import ChunkMissing, Created, Repeated, Standing, StoreRefused, Taken, UnknownOutcome
+from adamd_service.store.outcomes import (
+    ChunkMissing,
+    Created,
+    Repeated,
+    Standing,
+    StoreLoading,
+    StoreRefused,
+    Taken,
+    UnknownOutcome,
+)
 from adamd_service.store.redis_store import RedisStore
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "Repeated",
     "Staging",
     "Standing",
+    "StoreLoading",
     "StoreRefused",
     "Taken",
     "UnknownOutcome",

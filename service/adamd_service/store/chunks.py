@@ -14,19 +14,24 @@ from typing import Literal, cast
 import xxhash
 from redis.connection import ConnectionPool
 
-from adamd.errors import AdamdError, Busy, InternalError, StoreFull, StoreUnavailable
+from adamd.errors import AdamdError, Busy, Damaged, StoreFull, StoreUnavailable
 from adamd.wire.buffers import Bytes
 from adamd_service.records import ArrayRef
-from adamd_service.store.connect import Client, Connection, borrowed, pool_of, refreshing
+from adamd_service.store.connect import Client, borrowed, pool_of, refreshing
 from adamd_service.store.failures import translated
-from adamd_service.store.outcomes import ChunkMissing
+from adamd_service.store.outcomes import ChunkMissing, Connection
+from adamd_service.store.scripts import script
 
 CHUNK = 1024 * 1024  # bytes; larger vectors take larger chunks, so that a record has at most MOST
 MOST = 1000
 TTL = 900  # seconds that an uncommitted chunk lives, and one more for each MiB: large ones take long to write
 WINDOW = 16  # chunks asked for before the first is read
-BATCH = 500  # keys unlinked in one command
+BATCH = 64  # keys unlinked by one script: it frees at most as many MiB at once, or larger chunks of larger vectors
 UPLOADS = 256  # bodies on their way into the store at once, each on a connection of its own
+
+
+def _anything(nbytes: int) -> None:
+    """Let so many bytes in, whatever the disk holds: it is not ours."""
 
 
 def chunk_size(nbytes: int) -> int:
@@ -43,7 +48,8 @@ class Staging:
     """One attempt's chunks on their way into the store, on a connection of its own. Used by one thread at a time.
 
     ``piece`` is the length of a chunk in bytes: hand over multiples of it, except at the end. ``slots`` bounds how
-    many there are at once; `finish`, `abort` and any error give the slot back. Making one does no I/O.
+    many there are at once; `finish`, `abort` and any error give the slot back. ``grow`` is told what is about to be
+    written, and may refuse it. Making one does no I/O.
 
     Raises:
         Busy: no slot is free.
@@ -51,7 +57,12 @@ class Staging:
     """
 
     def __init__(
-        self, client: Client, key_of: Callable[[int], str], nbytes: int, slots: threading.Semaphore | None = None
+        self,
+        client: Client,
+        key_of: Callable[[int], str],
+        nbytes: int,
+        slots: threading.Semaphore | None = None,
+        grow: Callable[[int], None] = _anything,
     ) -> None:
         if slots is not None and not slots.acquire(blocking=False):
             raise Busy("as many uploads as possible are on their way into the store; try again", retry_after=0.5)
@@ -60,6 +71,7 @@ class Staging:
         self._key_of = key_of
         self._ttl = lifetime(nbytes)
         self._slots = slots
+        self._grow = grow
         self._lengths: list[int] = []
         self._answered = 0
         self._pool: ConnectionPool | None = None
@@ -70,6 +82,7 @@ class Staging:
     def write(self, part: memoryview) -> None:
         """Send a part of the body, without waiting for the store to have it; an error ends the attempt."""
         with self._working() as connection:
+            self._grow(part.nbytes)
             for start in range(0, part.nbytes, self.piece):
                 piece = part[start : start + self.piece]
                 key = self._key_of(len(self._lengths))
@@ -114,7 +127,7 @@ class Staging:
                     self._end("given up")
                     raise
         except StoreFull:  # nothing will name what it took, and it needs the room
-            unlink(self._client, [self._key_of(i) for i in range(len(self._lengths))])
+            discard(self._client, [self._key_of(i) for i in range(len(self._lengths))])
             raise
         finally:
             if self._state == "given up":
@@ -143,7 +156,12 @@ class Staging:
 
 
 def write_array(
-    client: Client, key_of: Callable[[int], str], name: str, data: Bytes, pace: Callable[[int], None] | None
+    client: Client,
+    key_of: Callable[[int], str],
+    name: str,
+    data: Bytes,
+    pace: Callable[[int], None] | None,
+    grow: Callable[[int], None] = _anything,
 ) -> ArrayRef:
     """Write one array of a snapshot, chunk by chunk, each acknowledged; ``pace`` is told the length of each.
 
@@ -154,6 +172,7 @@ def write_array(
     try:
         for index, start in enumerate(range(0, data.nbytes, size)):
             piece = memoryview(data[start : start + size])
+            grow(piece.nbytes)
             with translated(), borrowed(client, key_of(0)) as connection:
                 connection.send_packed_command(_setting(key_of(index), piece, lifetime(data.nbytes)))
                 connection.read_response()
@@ -161,7 +180,7 @@ def write_array(
             if pace is not None:
                 pace(piece.nbytes)
     except BaseException:
-        unlink(client, [key_of(i) for i in range(len(lengths))])
+        discard(client, [key_of(i) for i in range(len(lengths))])
         raise
     return ArrayRef(name, tuple(lengths), xxhash.xxh3_128_hexdigest(data))
 
@@ -176,11 +195,14 @@ def _setting(key: str, piece: memoryview, seconds: int) -> list[bytes | memoryvi
     ]
 
 
-def unlink(client: Client, keys: Sequence[str]) -> None:
-    """Unlink chunks that nothing names, as far as the store answers: their TTL does the same, later."""
+def discard(client: Client, keys: Sequence[str]) -> None:
+    """Unlink chunks that nothing names, as far as the store answers: their TTL does the same, later.
+
+    Those that a script has named after all have no TTL any more, and stay.
+    """
     with suppress(AdamdError), translated():
         for start in range(0, len(keys), BATCH):
-            client.unlink(*keys[start : start + BATCH])
+            script("discard")(client, list(keys[start : start + BATCH]))
 
 
 def read_array(client: Client, key_of: Callable[[int], str], ref: ArrayRef, into: Bytes) -> None:
@@ -188,12 +210,12 @@ def read_array(client: Client, key_of: Callable[[int], str], ref: ArrayRef, into
 
     Raises:
         ChunkMissing: it is not there any more.
-        InternalError: its bytes are not those that were written.
+        Damaged: its bytes are not those that were written.
 
     """
     read_chunks(client, [key_of(i) for i in range(len(ref.chunks))], ref.chunks, into)
     if xxhash.xxh3_128_hexdigest(into) != ref.digest:
-        raise InternalError(f"the snapshot's array {ref.name} in the store is damaged: its digest does not match")
+        raise Damaged(f"the snapshot's array {ref.name} in the store is damaged: its digest does not match")
 
 
 def read_chunks(client: Client, keys: Sequence[str], lengths: Sequence[int], into: Bytes) -> None:
@@ -204,14 +226,14 @@ def read_chunks(client: Client, keys: Sequence[str], lengths: Sequence[int], int
 
     """
     if sum(lengths) != into.nbytes:
-        raise InternalError(f"chunks of {sum(lengths)} bytes for an array of {into.nbytes}")
+        raise Damaged(f"chunks of {sum(lengths)} bytes for an array of {into.nbytes}")
     if not keys:
         return
     with translated(), borrowed(client, keys[0]) as connection:
         start = 0
         for chunk, length in zip(_asked(connection, keys), lengths, strict=True):
             if chunk is None or len(chunk) != length:
-                raise ChunkMissing("a chunk that the session's head names is not in the store")
+                raise ChunkMissing("a chunk that the head names is not there, or not as long as it was")
             memoryview(into)[start : start + length] = chunk
             start += length
 

@@ -1,4 +1,8 @@
-"""Records to what the store keeps, and back. What comes back is hostile until checked."""
+"""Records to what the store keeps, and back. What comes back is hostile until checked.
+
+What decides about a session's state carries a sum: JSON objects as their last member, a line of the ring as its last
+word, the settings in a field of their own. What the version before wrote has none, and is read as it was.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Literal, TypeVar, cast
 
-from adamd.errors import AdamdError, InternalError
+import xxhash
+
+from adamd.errors import AdamdError, Damaged
 from adamd.wire import layout
 from adamd.wire.dtypes import ITEMSIZE, SESSION_DTYPES
 from adamd.wire.encodings import ENCODINGS, RAW
@@ -17,6 +23,10 @@ from adamd_service.records import ArrayRef, CommitOutcome, Committed, Entry, Hea
 from adamd_service.store.outcomes import Standing
 
 T = TypeVar("T")
+FORMAT = "2"  # of a head and what it names; 1, which had no sums, did not say it
+SUM = "sum"  # the member that a text carries its sum in
+COUNT = re.compile(r"0|[1-9][0-9]{0,18}")
+IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ARRAY = re.compile(r"[a-z][a-z0-9_]{0,31}")  # which of them a session has, its optimizer says
 STANDING = ("incarnation", "step", "chain", "settings_revision", "parameters_missing")
 
@@ -29,9 +39,37 @@ def dumps(value: Any) -> str:
     return _COMPACT.encode(value)
 
 
+def sum_of(text: str) -> str:
+    """Return the XXH3-64 (hex) of a text: it tells damage, not forgery."""
+    return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+def summed(value: Mapping[str, Any]) -> str:
+    """Return an object as JSON, with a sum over its text as its last member."""
+    text = dumps(value)
+    return f'{text[:-1]}{"," if value else ""}"{SUM}":"{sum_of(text)}"}}'
+
+
+def unsummed(raw: Any) -> dict[str, Any]:
+    """Return an object without its sum, which has to be its own; one of the version before has none."""
+    value = dict(_object(raw))
+    said = value.pop(SUM, None)
+    if said is not None and said != sum_of(dumps(value)):
+        raise ValueError("its sum does not match")
+    return value
+
+
+def seal(incarnation: str, revision: int, settings: str) -> str:
+    """Return the sum of a session's settings, with the revision that it belongs to.
+
+    The version before changes settings without it: then the revision is another one.
+    """
+    return f"{revision} {sum_of(f'{incarnation} {revision} {settings}')}"
+
+
 def spec_text(spec: Spec) -> str:
     """Return a spec as text."""
-    return dumps(
+    return summed(
         {
             "id": spec.id,
             "name": spec.name,
@@ -49,61 +87,123 @@ def spec_text(spec: Spec) -> str:
 def snapshot_text(ref: SnapshotRef) -> str:
     """Return a snapshot's reference as text."""
     told = asdict(ref)
-    return dumps(told if ref.carried else {name: told[name] for name in told if name != "carried"})
+    left_out = {"damage"} if ref.carried else {"damage", "carried"}
+    return summed({name: told[name] for name in told if name not in left_out})
+
+
+def progress_text(progress: Mapping[str, Any]) -> str:
+    """Return what a session remembers of its steps as text."""
+    return summed(progress)
 
 
 def head_fields(head: Head) -> dict[str, str]:
     """Return the fields of a new head. ``newest`` repeats the last of ``snapshots``, for snapshot.lua."""
-    texts = [snapshot_text(ref) for ref in head.snapshots]
+    texts, settings = [snapshot_text(ref) for ref in head.snapshots], dumps(head.settings)
     return {
+        "format": FORMAT,
         "spec": spec_text(head.spec),
         "incarnation": head.incarnation,
         "step": str(head.step),
         "chain": head.chain,
         "prev_chain": head.prev_chain,
-        "settings": dumps(head.settings),
+        "settings": settings,
         "settings_revision": str(head.settings_revision),
+        "sealed": seal(head.incarnation, head.settings_revision, settings),
         "snapshots": f"[{','.join(texts)}]",
         "newest": texts[-1] if texts else "",
         "parameters_missing": "1" if head.parameters_missing else "0",
-        "log_first": str(head.step + 1),
+        "log_first": str((head.snapshots[0].step if head.snapshots else head.step) + 1),
         "log_bytes": str(head.log_bytes),
-        "progress": dumps(head.progress),
+        "progress": progress_text(head.progress),
     }
 
 
+FIELDS = frozenset(
+    (
+        *("format", "spec", "incarnation", "step", "chain", "prev_chain", "settings", "settings_revision", "sealed"),
+        *("snapshots", "newest", "parameters_missing", "log_first", "log_bytes", "progress"),
+    )
+)
+
+
 def head_from(session_id: str, fields: Mapping[bytes, bytes]) -> Head:
-    """Read a head.
+    """Read a head. A snapshot that is damaged is told in its place: the one before it may be whole.
 
     Raises:
-        InternalError: it is damaged.
+        Damaged: it is.
 
     """
 
     def read() -> Head:
         text = {name.decode(): value.decode() for name, value in fields.items()}
+        if not text.keys() <= FIELDS:
+            raise ValueError(f"no fields of a head: {', '.join(sorted(text.keys() - FIELDS))}")
+        if text.get("format", FORMAT) != FORMAT:
+            raise ValueError(f"format {text['format']!r}: a newer adamd may have written it")
+        if "format" in text and text.keys() != FIELDS:
+            raise ValueError(f"no {', '.join(sorted(FIELDS - text.keys()))}")
+        spec, step = spec_from(json.loads(text["spec"])), _number(text["step"])
+        if spec.id != session_id:
+            raise ValueError(f"the spec of {spec.id}")
+        revision, settings = _settings(text)
+        snapshots = _snapshots(text, step)
         return Head(
-            spec=spec_from(json.loads(text["spec"])),
-            incarnation=text["incarnation"],
-            step=_count(int(text["step"])),
-            chain=text["chain"],
-            prev_chain=text["prev_chain"],
-            settings=_object(json.loads(text["settings"])),
-            settings_revision=_count(int(text["settings_revision"])),
-            snapshots=tuple(_snapshot(item) for item in json.loads(text["snapshots"])),
-            parameters_missing=text["parameters_missing"] == "1",
-            log_bytes=_count(int(text["log_bytes"])),
-            progress=_object(json.loads(text.get("progress", "{}"))),  # the first heads had none
+            spec=spec,
+            incarnation=_hexadecimal(text["incarnation"]),
+            step=step,
+            chain=_hexadecimal(text["chain"]),
+            prev_chain=_hexadecimal(text["prev_chain"]) if text["prev_chain"] else "",
+            settings=settings,
+            settings_revision=revision,
+            snapshots=snapshots,
+            parameters_missing=_flag(text["parameters_missing"], missing=not snapshots),
+            log_bytes=_harmless(text["log_bytes"]),
+            progress=unsummed(json.loads(text.get("progress", "{}"))),  # the first heads had none
         )
 
-    head = _checked(f"the head of session {session_id}", read)
-    if not head.snapshots and not head.parameters_missing:
-        raise InternalError(f"the head of session {session_id} names no snapshot")
-    return head
+    return _checked(f"the head of session {session_id}", read)
+
+
+def _settings(text: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+    """Return the settings and their revision.
+
+    The version before changes them without a new seal: then its revision is an older one, and either they do not match
+    it any more, or the spec, which every PATCH writes, has no sum.
+    """
+    revision, settings, sealed = _number(text["settings_revision"]), text["settings"], text.get("sealed")
+    if sealed is not None:
+        of = _number(sealed.partition(" ")[0])
+        matches = sealed == seal(text["incarnation"], of, settings)
+        if of > revision or (of == revision and not matches):
+            raise ValueError("the seal of the settings does not match")
+        if of < revision and matches and SUM in json.loads(text["spec"]):
+            raise ValueError(f"settings_revision is {revision}, and the settings are of {of}")
+    return revision, _object(json.loads(settings))
+
+
+def _snapshots(text: Mapping[str, str], step: int) -> tuple[SnapshotRef, ...]:
+    raw = json.loads(text["snapshots"])
+    if (
+        not isinstance(raw, list)
+        or len(raw) > 2
+        or f"{text['newest']}]" != text["snapshots"][-len(text["newest"]) - 1 :]
+    ):
+        raise ValueError("the list of snapshots")
+    found = tuple(_snapshot_or_damage(item) for item in raw)
+    whole = [ref for ref in found if not ref.damage]
+    if found and not whole:
+        raise ValueError(found[-1].damage)
+    if any(ref.step > step for ref in whole) or [ref.step for ref in whole] != sorted({ref.step for ref in whole}):
+        raise ValueError("the steps of the snapshots")
+    first = found[0].step if found else step
+    if _number(text["log_first"]) != first + 1 and not (found and found[0].damage):
+        raise ValueError(f"log_first is {text['log_first']}, after a snapshot at {first}")
+    return found
 
 
 def spec_from(raw: Any) -> Spec:
     """Read a spec; raises what the wrong kind of value raises."""
+    raw = _exactly(unsummed(raw), *(field.name for field in fields(Spec)), "vector")
     if raw["dtype"] not in SESSION_DTYPES or raw["durability"] not in ("committed", "memory"):
         raise ValueError("dtype or durability")
     tensors = tuple(layout.Tensor(_text(name), tuple(shape)) for name, shape in raw["layout"])
@@ -119,11 +219,11 @@ def spec_from(raw: Any) -> Spec:
     )
 
 
-def standing_from(values: list[bytes | None]) -> Standing | None:
+def standing_from(session_id: str, values: list[bytes | None]) -> Standing | None:
     """Read the fields of `STANDING`; None where there is no head.
 
     Raises:
-        InternalError: it is damaged.
+        Damaged: it is damaged.
 
     """
     if not any(values):
@@ -131,27 +231,30 @@ def standing_from(values: list[bytes | None]) -> Standing | None:
 
     def read() -> Standing:
         texts = [value.decode() if value is not None else "" for value in values]
-        return Standing(texts[0], int(texts[1]), texts[2], int(texts[3]), texts[4] == "1")
+        return Standing(texts[0], _number(texts[1]), texts[2], _number(texts[3]), _flag(texts[4]))
 
-    return _checked("a head", read)
+    return _checked(f"the head of session {session_id}", read)
 
 
 def entry_text(entry: Entry) -> str:
     """Return a place of the ring as text."""
-    return f"{entry.step} {entry.digest} {entry.attempt} {entry.chain}"
+    text = f"{entry.step} {entry.digest} {entry.attempt} {entry.chain}"
+    return f"{text} {sum_of(text)}"
 
 
 def entry_from(raw: bytes) -> Entry:
     """Read a place of the ring.
 
     Raises:
-        InternalError: it is damaged.
+        Damaged: it is damaged.
 
     """
 
     def read() -> Entry:
-        step, digest, attempt, chain = raw.decode().split(" ")
-        return Entry(int(step), digest, attempt, chain)
+        step, digest, attempt, chain, *said = raw.decode().split(" ")  # the first entries had no sum
+        if said and said != [sum_of(raw.decode().rpartition(" ")[0])]:
+            raise ValueError("its sum does not match")
+        return Entry(_number(step), digest, attempt, chain)
 
     return _checked("a place of the ring", read)
 
@@ -159,7 +262,7 @@ def entry_from(raw: bytes) -> Entry:
 def record_meta(record: Record) -> str:
     """Return a record as text, without its inline body."""
     told = {"best": True} if record.best else {}
-    return dumps(
+    return summed(
         {
             "step": record.step,
             "attempt": record.attempt,
@@ -178,19 +281,24 @@ def record_meta(record: Record) -> str:
     )
 
 
-def record_from(step: int, meta: bytes, inline: bytes) -> Record:
-    """Read a record.
+def record_from(
+    step: int, meta: bytes, inline: bytes, attempt: bytes | None = None, chain: bytes | None = None
+) -> Record:
+    """Read a record. ``attempt``, ``chain``: what its hash has of them, for the scripts.
 
     Raises:
-        InternalError: it is damaged, or another step's.
+        Damaged: it is damaged, or another step's.
 
     """
 
     def read() -> Record:
-        raw = json.loads(meta)
+        raw = _exactly(unsummed(json.loads(meta)), *(field.name for field in fields(Record)))
         encoding = raw.get("encoding", RAW)  # the first records did not say it
         if raw["step"] != step or raw["dtype"] not in ITEMSIZE or encoding not in ENCODINGS:
             raise ValueError("step, dtype or encoding")
+        for said, name in ((attempt, "attempt"), (chain, "chain")):
+            if said is not None and said.decode() != raw[name]:
+                raise ValueError(f"another {name}")
         chunks = tuple(_count(length) for length in raw["chunks"])
         return Record(
             step=step,
@@ -212,13 +320,23 @@ def record_from(step: int, meta: bytes, inline: bytes) -> Record:
     return _checked(f"the record of step {step}", read)
 
 
+def _snapshot_or_damage(raw: Any) -> SnapshotRef:
+    try:
+        return _snapshot(raw)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        named = raw.get("id") if isinstance(raw, dict) else None
+        why = f"a snapshot's reference is damaged ({type(error).__name__}: {error})"
+        return SnapshotRef(named if isinstance(named, str) else "", 0, "", (), (), damage=why)
+
+
 def _snapshot(raw: Any) -> SnapshotRef:
+    raw = _exactly(unsummed(raw), *(field.name for field in fields(SnapshotRef)))
     arrays = tuple(
-        ArrayRef(_array(item["name"]), tuple(_count(n) for n in item["chunks"]), _text(item["digest"]))
+        ArrayRef(array_name(item["name"]), tuple(_count(n) for n in item["chunks"]), _text(item["digest"]))
         for item in raw["arrays"]
     )
     return SnapshotRef(
-        id=_text(raw["id"]),
+        id=identifier(raw["id"]),
         step=_count(raw["step"]),
         chain=_text(raw["chain"]),
         counts=tuple(_count(count) for count in raw["counts"]),
@@ -231,7 +349,8 @@ def _checked(what: str, read: Callable[[], T]) -> T:
     try:
         return read()
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, AdamdError) as error:
-        raise InternalError(f"{what} in the store is damaged ({type(error).__name__}: {error})") from None
+        why = f"{type(error).__name__}: {error}"
+        raise Damaged(f"{what} in the store is damaged ({why}); {Damaged.ADVICE}") from None
 
 
 def _count(value: Any) -> int:
@@ -246,7 +365,44 @@ def _text(value: Any) -> str:
     return value
 
 
-def _array(value: Any) -> str:
+def _number(value: str) -> int:
+    """Read a count as Python and Lua write it: `int` alone would take blanks, signs and other scripts' digits."""
+    if COUNT.fullmatch(value) is None:
+        raise ValueError(f"{value!r} is no count")
+    return int(value)
+
+
+def _harmless(value: str) -> int:
+    """Read a number that only says when a snapshot is due; the next commit writes it anew."""
+    return int(value) if COUNT.fullmatch(value) else 0
+
+
+def _flag(value: str, *, missing: bool | None = None) -> bool:
+    if value not in ("0", "1") or missing not in (None, value == "1"):
+        raise ValueError(f"parameters_missing is {value!r}")
+    return value == "1"
+
+
+def _hexadecimal(value: str) -> str:
+    if IDENTIFIER.fullmatch(value) is None:
+        raise ValueError(f"{value!r} is none of ours")
+    return value
+
+
+def _exactly(raw: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Refuse members that nobody wrote: a sum under another name would count for nothing."""
+    if not raw.keys() <= set(names):
+        raise ValueError(f"unknown members: {', '.join(sorted(raw.keys() - set(names)))}")
+    return raw
+
+
+def identifier(value: Any) -> str:
+    """Return an id that is a part of keys; raises ValueError where it is none."""
+    return _hexadecimal(_text(value))
+
+
+def array_name(value: Any) -> str:
+    """Return the name of an array; raises ValueError where it is none."""
     if ARRAY.fullmatch(_text(value)) is None:
         raise ValueError(f"{value!r} is no array")
     return _text(value)

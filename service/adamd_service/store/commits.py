@@ -18,15 +18,16 @@ def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
     client_key = names.idempotency("" if key is None else key.key)
     named = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
     entry = Entry(record.step, record.digest, record.attempt, record.chain)
-    changed = commit.settings_revision != commit.expect_revision
+    settings = "" if commit.settings_revision == commit.expect_revision else codec.dumps(commit.settings)
     args: Arguments = [
         *(commit.incarnation, record.prev_chain, record.step - 1, commit.expect_revision),
         *(record.step, keys.slot(record.step), codec.entry_text(entry), record.attempt, record.chain),
         *(codec.record_meta(record), record.inline or b""),
-        *(codec.dumps(commit.settings) if changed else "", commit.settings_revision, record.nbytes),
+        *(settings, commit.settings_revision, record.nbytes),
         "" if key is None else f"{key.digest} {record.step}",
         index.DAY,
-        "" if commit.progress is None else codec.dumps(commit.progress),
+        "" if commit.progress is None else codec.progress_text(commit.progress),
+        codec.seal(commit.incarnation, commit.settings_revision, settings) if settings else "",
         *record.chunks,
     ]
     return named, args

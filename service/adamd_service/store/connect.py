@@ -6,34 +6,46 @@ here, for every call; what may be repeated is repeated by name, in `redis_store`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import URL_QUERY_ARGUMENT_PARSERS, ConnectionPool
+from redis.connection import ConnectionPool
 from redis.exceptions import AskError, MaxConnectionsError, RedisClusterException
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from adamd.errors import StoreUnavailable
-from adamd_service.store.outcomes import StoreRefused
+from adamd_service.store import urls
+from adamd_service.store.connections import OfSentinel, OfSentinelTls, Plain, Sentinels, Tls, Unix
+from adamd_service.store.failures import translated
+from adamd_service.store.outcomes import Connection, StoreRefused
+from adamd_service.store.promises import Found, look
+from adamd_service.store.trust import Trust
 
 Client: TypeAlias = "redis.Redis | RedisCluster"
-Connection: TypeAlias = Any  # redis-py's connections share a base class that is not public
 
 
-def connect(url: str, timeout: float, max_connections: int) -> Client:
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A client, and what is known of the processes that it reaches."""
+
+    client: Client
+    trust: Trust
+
+
+def connect(url: str, timeout: float, max_connections: int) -> Link:
     """Return a client; single-node and Sentinel clients connect when they are first used.
 
     ``url``: ``redis://``, ``rediss://`` (TLS) or ``unix://`` as redis-py has them; ``redis+cluster://host:port,…``
     (``rediss+cluster://`` for TLS); ``redis+sentinel://[user:password@]host:port,…/service[/db]`` (``rediss+sentinel://``).
 
     Raises:
-        StoreRefused: no such scheme, or a URL that says too little.
+        StoreRefused: no such scheme, or a URL that says too little. Nothing of the URL is repeated.
         StoreUnavailable: a cluster that does not answer.
 
     """
@@ -42,81 +54,68 @@ def connect(url: str, timeout: float, max_connections: int) -> Client:
         "socket_connect_timeout": min(timeout, 5.0),
         "max_connections": max_connections,
         "protocol": 2,
+        "retry": _never(),
     }
+    trust = Trust()
     try:
-        scheme, query = urlsplit(url).scheme, dict(parse_qsl(urlsplit(url).query))
-        if "decode_responses" in query:
-            raise ValueError("decode_responses must stay off: bodies are bytes")
-        if scheme in ("redis+cluster", "rediss+cluster"):
-            return _cluster(url, options)
-        if scheme in ("redis+sentinel", "rediss+sentinel"):
-            return _sentinel(url, options)
-        if scheme in ("redis", "rediss", "unix"):
-            return _single(url, options)
+        found = urls.parsed(url)
+        options |= found.options
+        if found.scheme.endswith("cluster"):
+            return Link(_cluster(found, options, trust), trust)
+        options |= {"trust": trust, "redis_connect_func": trust.greet}
+        make = _sentinel if found.scheme.endswith("sentinel") else _single
+        return Link(make(found, options), trust)
     except (ValueError, TypeError) as error:
         raise StoreRefused(f"--redis-url: {error}") from None
-    raise StoreRefused(
-        f"--redis-url: scheme {scheme!r}; known are redis://, rediss://, unix://, redis+sentinel://, redis+cluster://"
-    )
-
-
-def _single(url: str, options: dict[str, Any]) -> redis.Redis:
-    client = redis.Redis.from_url(url, retry=_never(), **options)
-    pool = client.connection_pool
-    pool.connection_class(**pool.connection_kwargs)  # an unknown option in the URL's query shows here, not later
-    return client
 
 
 def _never() -> Retry:
     return Retry(NoBackoff(), 0)
 
 
-def _hosts(url: str, default: int) -> list[tuple[str, int]]:
-    parts = urlsplit(url)
-    hosts = []
-    for item in parts.netloc.rpartition("@")[2].split(","):
-        host, _, port = item.rpartition(":") if ":" in item and not item.endswith("]") else (item, "", "")
-        if not host:
-            raise ValueError(f"no host in {item!r}")
-        hosts.append((host.strip("[]"), int(port or default)))
-    return hosts
+def _single(url: urls.StoreUrl, options: dict[str, Any]) -> redis.Redis:
+    if url.scheme == "unix":
+        options["path"], options["connection_class"] = unquote(url.path), Unix
+        if not url.path:
+            raise ValueError("a unix socket has a path, as in unix:///run/valkey.sock")
+    else:
+        ((options["host"], options["port"]),) = url.hosts
+        options["connection_class"] = Tls if url.tls else Plain
+        options.setdefault("db", _database(url.path.strip("/")))
+    return redis.Redis.from_pool(ConnectionPool(**options))
 
 
-def _login(url: str) -> dict[str, Any]:
-    """Return what the URL says about user, password, TLS and, in its query, anything else that redis-py knows."""
-    parts = urlsplit(url)
-    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
-    parsers = cast("dict[str, Callable[[str], Any]]", URL_QUERY_ARGUMENT_PARSERS)
-    found: dict[str, Any] = {name: parsers.get(name, str)(value) for name, value in parse_qsl(parts.query)}
-    if user:
-        found["username"] = unquote(user)
-    if password:
-        found["password"] = unquote(password)
-    if parts.scheme.startswith("rediss"):
-        found["ssl"] = True
-    return found
+def _database(said: str) -> int:
+    if said and not (said.isascii() and said.isdigit()):
+        raise ValueError("what follows the host is no number of a database; wanted one as in redis://host:6379/0")
+    return int(said or 0)
 
 
-def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
-    nodes = [ClusterNode(host, port) for host, port in _hosts(url, 6379)]
+def _cluster(url: urls.StoreUrl, options: dict[str, Any], trust: Trust) -> RedisCluster:
+    if _database(url.path.strip("/")) or options.pop("db", 0):
+        raise ValueError("a Cluster has no databases but 0")
+    nodes = [ClusterNode(host, port) for host, port in url.hosts]
+    options |= {"ssl": url.tls, "redis_connect_func": trust.connected}
     try:
-        return RedisCluster(startup_nodes=nodes, retry=_never(), **{**options, **_login(url)})
-    except (redis.RedisError, RedisClusterException) as error:
-        raise StoreUnavailable(f"the cluster does not answer: {error}", retry_after=1.0) from None
+        with translated():
+            return RedisCluster(startup_nodes=nodes, **options)
+    except StoreUnavailable as error:
+        if "Cluster mode is not enabled" in error.detail:
+            raise StoreRefused("this store is no Cluster: write redis:// (rediss:// for TLS) and one host") from None
+        raise StoreUnavailable(f"the cluster cannot be asked: {error.detail}", retry_after=1.0) from None
 
 
-def _sentinel(url: str, options: dict[str, Any]) -> redis.Redis:
-    path = [part for part in urlsplit(url).path.split("/") if part]
-    if not path:
+def _sentinel(url: urls.StoreUrl, options: dict[str, Any]) -> redis.Redis:
+    service, _, database = url.path.strip("/").partition("/")
+    if not service:
         raise ValueError("redis+sentinel:// names the service too, as in redis+sentinel://host:26379/mymaster")
-    login = _login(url)
-    sentinel_options = {"socket_timeout": min(options["socket_timeout"], 2.0), "protocol": 2, "retry": _never()}
-    for name in ("sentinel_username", "sentinel_password"):
-        if name in login:
-            sentinel_options[name.removeprefix("sentinel_")] = login.pop(name)
-    sentinel = Sentinel(_hosts(url, 26379), sentinel_kwargs=sentinel_options, **login)
-    database = int(path[1]) if len(path) > 1 else 0
-    return cast(redis.Redis, sentinel.master_for(path[0], db=database, retry=_never(), **{**options, **login}))
+    options.setdefault("db", _database(database))
+    timeout = min(options["socket_timeout"], 2.0)
+    asking = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2, "retry": _never()}
+    make = cast(Any, Sentinels)  # redis-py's is not typed
+    sentinel = make(list(url.hosts), sentinel_kwargs={**asking, **url.of_sentinels})
+    options["connection_class"] = OfSentinelTls if url.tls else OfSentinel
+    return cast(redis.Redis, sentinel.master_for(unquote(service), **options))
 
 
 @contextmanager
@@ -166,3 +165,34 @@ def nodes(client: Client) -> list[redis.Redis]:
     if not isinstance(client, RedisCluster):
         return [client]
     return [client.get_redis_connection(node) for node in client.get_primaries()]
+
+
+def found(client: Client, *, all_of_them: bool = True) -> list[Found]:
+    """Look at each node that holds data. ``all_of_them``: else those that answer; one at least.
+
+    Raises:
+        redis.RedisError: one does not answer.
+        StoreLoading, StoreRefused: as `promises.look`.
+
+    """
+    seen, away = [], None
+    for node in nodes(client):
+        pool = node.connection_pool
+        try:
+            connection = pool.get_connection()
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            away = error
+            continue
+        try:
+            seen.append(look(connection))
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            connection.disconnect()
+            away = error
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+    if away is not None and (all_of_them or not seen):
+        raise away
+    return seen

@@ -24,16 +24,22 @@ from typing import IO
 from urllib.parse import quote
 
 import redis
+import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from adamd.errors import StoreFull
+from adamd_service.store import private
+from adamd_service.store.caretaker import Caretaker
 from adamd_service.store.outcomes import StoreRefused
+from adamd_service.store.room import Room
 
 PATH_LIMIT = 100  # bytes; a unix socket's path has 107 at most
 START = 60.0  # seconds that loading a large append-only file may take between signs of life
 STOP = 60.0
 PAUSE = 0.2  # seconds before a store that died is started again; doubled up to MOST_PAUSE
 MOST_PAUSE = 5.0
+log = structlog.get_logger()
 
 
 class EmbeddedStore:
@@ -42,19 +48,22 @@ class EmbeddedStore:
     Args:
         directory: the data directory; one running adamd at a time may use it.
         fsync: its appendfsync: "always" or "everysec".
+        memory: bytes that it may hold; 0: as many as there are.
 
     """
 
-    def __init__(self, directory: Path, *, fsync: str = "always") -> None:
+    def __init__(self, directory: Path, *, fsync: str = "always", memory: int = 0) -> None:
         self._data = directory.expanduser().absolute() / "store"
         self._fsync = fsync
+        self._memory = memory
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: Path | None = None
         self._short: str | None = None
         self._stopping = threading.Event()
         self._launching = threading.Lock()
-        self._keeper: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        self._caretaker: Caretaker | None = None
 
     @property
     def url(self) -> str:
@@ -66,6 +75,18 @@ class EmbeddedStore:
         """The process id, where it runs."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def room(self) -> Room:
+        """What its disk still takes, once it was started."""
+        assert self._caretaker is not None
+        return self._caretaker.room
+
+    def trouble(self) -> str | None:
+        """Say why it does not answer, or takes no more, where that is known."""
+        if self._caretaker is None:
+            return None
+        return self._caretaker.trouble or (self.room.said() if self.room.full else None)
+
     def start(self) -> None:
         """Start it and wait until it answers. Linux ends it with the calling thread, so let that be one which lasts.
 
@@ -73,18 +94,26 @@ class EmbeddedStore:
             StoreRefused: no binary, the directory is in use, or it does not come up.
 
         """
-        self._make_directory()
+        private.make(self._data)
         self._take_lock()
         try:
             self._socket = self._socket_path()
             self._end_leftover()
+            self._caretaker = Caretaker(self.url, self._data, Room(self._data))
             self._launch()
             self._wait_ready()
+            with suppress(redis.RedisError):  # the thread looks again
+                self._caretaker.tend()
         except BaseException:
             self.stop()
             raise
-        self._keeper = threading.Thread(target=self._keep_running, name="adamd-store", daemon=True)
-        self._keeper.start()
+        self._begin("adamd-store", self._keep_running)
+        self._begin("adamd-store-care", self._caretaker.run, self._stopping)
+
+    def _begin(self, name: str, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def stop(self) -> None:
         """End it in order: what it acknowledged is on the disk."""
@@ -92,13 +121,14 @@ class EmbeddedStore:
             self._stopping.set()
         if self._process is not None:
             self._process.terminate()
+            self._process.send_signal(signal.SIGCONT)  # should it stand still: what was told it would wait for that
             try:
                 self._process.wait(STOP)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        if self._keeper is not None:
-            self._keeper.join()
+        for thread in self._threads:
+            thread.join()
         if self._short is not None:
             shutil.rmtree(self._short, ignore_errors=True)
         if self._lock is not None:
@@ -107,15 +137,11 @@ class EmbeddedStore:
 
     # -- starting
 
-    def _make_directory(self) -> None:
-        try:
-            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreRefused(f"cannot make {self._data}: {error.strerror}; choose another --data-dir") from None
-
     def _take_lock(self) -> None:
         try:
-            self._lock = (self._data / "lock").open("w")
+            # No symbolic link: it would be another's file that is made, or cut off.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock = os.fdopen(os.open(self._data / "lock", flags, 0o600), "w")
         except OSError as error:
             raise StoreRefused(f"cannot write in {self._data}: {error.strerror}; choose another --data-dir") from None
         try:
@@ -145,14 +171,19 @@ class EmbeddedStore:
         deadline = time.monotonic() + STOP
         with suppress(ProcessLookupError):  # it was ending by itself
             os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGCONT)
             while _is_store(pid, self._data):
                 if time.monotonic() > deadline:
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(0.02)
 
     def _launch(self) -> None:
-        assert self._socket is not None
+        assert self._socket is not None and self._caretaker is not None
         self._socket.unlink(missing_ok=True)
+        for left in self._data.glob("temp-*.[ar][od][fb]"):  # of a rewrite that died with its store
+            left.unlink(missing_ok=True)
+        with suppress(StoreFull):  # it starts all the same, and what it holds can be read
+            self._caretaker.room.require_spare()
         options = {
             "port": "0",
             "unixsocket": str(self._socket),
@@ -162,12 +193,10 @@ class EmbeddedStore:
             "logfile": str(self._data / "valkey.log"),
             "appendonly": "yes",
             "appendfsync": self._fsync,
-            # A rewrite writes all that is in memory, and after its fork every page that the steps touch is copied once
-            # more: the file may grow to five times the memory before one.
-            "auto-aof-rewrite-min-size": "1gb",
-            "auto-aof-rewrite-percentage": "400",
+            "auto-aof-rewrite-percentage": "0",  # the caretaker's to decide: a rewrite needs room on the disk
             "save": "",
             "rdbcompression": "no",  # LZF finds nothing in floats, and takes a core for each rewrite of the file
+            "maxmemory": str(self._memory),
             "maxmemory-policy": "noeviction",
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
@@ -176,11 +205,13 @@ class EmbeddedStore:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            umask=0o077,  # its files are this user's alone
             start_new_session=True,  # Ctrl-C at the terminal is adamd's to handle, in its own order
             preexec_fn=_end_with_parent(),  # noqa: PLW1509 - two system calls
         )
-        # Written here too: the store writes its own only once it is up.
-        (self._data / "valkey.pid").write_text(f"{self._process.pid}\n")
+        # Written here too: the store writes its own only once it is up. Without room for it the store goes on.
+        with suppress(OSError), private.opened(self._data / "valkey.pid") as file:
+            os.write(file, b"%d\n" % self._process.pid)
 
     def _wait_ready(self) -> None:
         assert self._process is not None
@@ -211,8 +242,11 @@ class EmbeddedStore:
         pause = PAUSE
         while not self._stopping.is_set():
             process, started = self._process, time.monotonic()
-            assert process is not None
-            process.wait()
+            assert process is not None and self._caretaker is not None
+            status = process.wait()
+            if self._stopping.is_set():
+                return
+            self._caretaker.ended(status, _tail(self._data / "valkey.log"))
             if time.monotonic() - started > MOST_PAUSE:
                 pause = PAUSE
             if self._stopping.wait(pause):
@@ -220,9 +254,11 @@ class EmbeddedStore:
             pause = min(2 * pause, MOST_PAUSE)
             with self._launching:
                 if not self._stopping.is_set():
-                    # No memory for a fork now, or no binary while it is being replaced: try again, after a pause.
-                    with suppress(OSError, StoreRefused):
+                    try:
                         self._launch()
+                    except (OSError, StoreRefused) as error:
+                        # No memory for a fork now, or no binary while it is being replaced: try again, after a pause.
+                        log.error("the private store cannot be started; it is tried again", reason=str(error))
 
 
 def binary() -> str:
@@ -257,6 +293,7 @@ def _end_with_parent() -> Callable[[], object] | None:
     prctl, adamd = ctypes.CDLL(None).prctl, os.getpid()
 
     def ask() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond a limit fails, and is told in its log
         prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() != adamd:  # killed after the fork and before this: nobody else would end the child
             os._exit(1)

@@ -1,37 +1,167 @@
-"""What nothing names any more, unlinked once no reader can still follow it."""
+"""What nothing names any more, unlinked once no reader can still follow it.
+
+The list of garbage is read on one connection, and unlinked maybe on another one, to another store: every unlinking is a
+script that looks whether the same is still garbage there.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import cast
 
 import redis
+import structlog
 
 from adamd.errors import InternalError
 from adamd_service.store import chunks, codec
 from adamd_service.store.connect import Client
+from adamd_service.store.failures import refused
 from adamd_service.store.keys import IndexKeys, SessionKeys
 from adamd_service.store.scripts import script
 
 LEASE = 120  # seconds that a reader's lease lasts
 ENTRIES = 16  # of the garbage list, looked at in one go
+LONGEST = 10**7  # records that one entry may name: more than any log has, and no damaged number makes an endless loop
+EVERYTHING = codec.dumps({"kind": "everything", "at": 0})
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What `unlink.lua` unlinks: ``keys``, if the record that names them (if one does) is ``attempt``'s.
+
+    ``whole``: nothing that they name is left behind.
+    """
+
+    keys: Sequence[str]
+    record: str = ""
+    attempt: str = ""
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the garbage list. ``named``: the snapshot's id, or the last record's step."""
+
+    kind: str
+    named: str = ""
+    first: int = 0
+    arrays: tuple[tuple[str, int], ...] = ()  # (name, how many chunks)
 
 
 def collect(client: Client, keys: SessionKeys) -> int:
     """Unlink what may go; returns the number of keys. Whoever dies in between leaves the entry to the next one."""
-    unlinked = 0
-    while entries := script("collect")(client, [keys.garbage, keys.readers], LEASE, ENTRIES):
-        for entry in entries:
-            found = json.loads(entry)
-            if found["kind"] == "snapshot":
-                snapshot = found["snapshot"]
-                arrays = ((array["name"], len(array["chunks"])) for array in snapshot["arrays"] or ())
-                unlinked += _unlink(client, keys.snapshot_chunks(snapshot["id"], arrays))
-            else:
-                unlinked += _records(client, keys, int(found["first"]), int(found["last"]))
-            client.lrem(keys.garbage, 1, entry.decode())
+    unlinked, seen = 0, set[bytes]()  # what the head still names stays in the list, and is not tried again and again
+    while entries := _listed(client, keys, seen):
+        for raw in entries:
+            seen.add(raw)
+            unlinked += _collected(client, keys, raw)
     return unlinked
+
+
+def _listed(client: Client, keys: SessionKeys, seen: set[bytes]) -> list[bytes]:
+    found = script("collect")(client, [keys.garbage, keys.readers], LEASE, ENTRIES)
+    return [entry for entry in found if entry not in seen]
+
+
+def _collected(client: Client, keys: SessionKeys, raw: bytes) -> int:
+    """Unlink what one entry names, as long as it is garbage; returns the number of keys."""
+    try:
+        entry = _entry(raw)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        log.warning("damaged garbage: what it named stays until the session is deleted", key=keys.garbage)
+        _unlinked(client, keys, raw, Entry("damaged"), (), EVERYTHING)
+        return 0
+    count, then = 0, "done"
+    for batch in _batches(_parts(client, keys, entry)):
+        if not _unlinked(client, keys, raw, entry, batch, ""):
+            return count
+        count += sum(len(part.keys) for part in batch)
+        then = then if all(part.whole for part in batch) else EVERYTHING
+    _unlinked(client, keys, raw, entry, (), then)
+    return count
+
+
+def _unlinked(client: Client, keys: SessionKeys, raw: bytes, entry: Entry, parts: Sequence[Part], then: str) -> bool:
+    """Unlink some of it; False where it is no garbage there. ``then``: see `unlink.lua`."""
+    of = [part for part in parts if part.record]
+    named = [keys.head, keys.garbage, *(part.record for part in of), *(key for part in parts for key in part.keys)]
+    attempts = [part.attempt for part in of]
+    return script("unlink")(client, named, raw, entry.kind, entry.named, then, *attempts)[0] == b"unlinked"
+
+
+def _entry(raw: bytes) -> Entry:
+    """Read an entry; raises what the wrong kind of value raises."""
+    found = json.loads(raw)
+    if found["kind"] == "everything":
+        return Entry("everything")
+    if found["kind"] == "snapshot":
+        snapshot = found["snapshot"]
+        arrays = tuple((codec.array_name(one["name"]), len(one["chunks"])) for one in snapshot["arrays"] or ())
+        return Entry("snapshot", codec.identifier(snapshot["id"]), arrays=arrays)
+    first, last = int(found["first"]), int(found["last"])
+    if found["kind"] != "records" or not 0 < first <= last + 1 <= first + LONGEST:
+        raise ValueError(found["kind"])
+    return Entry("records", str(last), first=first)
+
+
+def _parts(client: Client, keys: SessionKeys, entry: Entry) -> Iterator[Part]:
+    if entry.kind == "snapshot":
+        yield from _pieces(keys.snapshot_chunks(entry.named, entry.arrays))
+    elif entry.kind == "records":
+        for step in range(entry.first, int(entry.named) + 1):
+            yield from _record(client, keys, step)
+    else:
+        yield from _pieces(_everything(client, keys))
+
+
+def _record(client: Client, keys: SessionKeys, step: int) -> Iterator[Part]:
+    """Yield a record and its body, the body first: a record that is left names it again."""
+    record = keys.record(step)
+    try:
+        meta, said = cast("list[bytes | None]", client.hmget(record, ["meta", "attempt"]))
+        if meta is None and said is None:
+            return
+        attempt = (said or b"").decode()
+        count = len(codec.record_from(step, meta or b"", b"", said).chunks)
+    except (redis.ResponseError, InternalError, UnicodeDecodeError) as error:
+        if not _damage(error):
+            raise
+        yield Part([record], whole=False)  # nobody knows any more where its body is
+        return
+    for part in _pieces(keys.body(attempt, count)):
+        yield Part(part.keys, record, attempt)
+    yield Part([record], record, attempt)
+
+
+def _everything(client: Client, keys: SessionKeys) -> list[str]:
+    """Return every key of a session that ended damaged, so that nobody knows what it named."""
+    pattern = re.sub(r"([*?\[\]\\])", r"\\\1", keys.prefix) + "*"
+    kept = {keys.garbage.encode(), keys.gone.encode()}
+    found = (cast(bytes, name) for name in client.scan_iter(match=pattern, count=1000))
+    return [name.decode(errors="surrogateescape") for name in found if name not in kept]
+
+
+def _pieces(names: Sequence[str]) -> Iterator[Part]:
+    for start in range(0, len(names), chunks.BATCH):
+        yield Part(names[start : start + chunks.BATCH])
+
+
+def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
+    """Put parts together: each batch is one call, and holds the store up for no longer than `chunks.BATCH` keys do."""
+    batch, count = list[Part](), 0
+    for part in parts:
+        if batch and count + len(part.keys) > chunks.BATCH:
+            yield batch
+            batch, count = [], 0
+        batch.append(part)
+        count += len(part.keys)
+    if batch:
+        yield batch
 
 
 def remember(client: Client, tenant: str, session_id: str) -> None:
@@ -49,35 +179,33 @@ def expect(client: Client, tenant: str, session_id: str) -> None:
 
 
 def sweep(client: Client, tenant: str) -> int:
-    """Collect for a few sessions for which that may be still to be done; returns the number of keys."""
+    """Collect for a few sessions for which that may be still to be done; returns the number of keys.
+
+    What is damaged harms only its own session: the others' garbage goes all the same.
+    """
     unlinked, index = 0, IndexKeys(tenant)
     for names in (index.deleted, index.littered):
         for member in cast("list[bytes]", client.srandmember(names, ENTRIES)):
-            keys = SessionKeys(member.decode())
-            unlinked += collect(client, keys)
-            goes_on = names == index.deleted and client.exists(keys.head)  # its deleter is not that far yet
-            if not goes_on and not client.exists(keys.garbage):
-                client.srem(names, member.decode())
+            try:
+                unlinked += _swept(client, index, names, member.decode())
+            except (redis.ResponseError, InternalError, UnicodeDecodeError) as error:
+                if not _damage(error):
+                    raise
+                log.warning("garbage of a damaged session stays", session=repr(member), reason=str(error))
     return unlinked
 
 
-def _records(client: Client, keys: SessionKeys, first: int, last: int) -> int:
-    """Unlink records and their bodies, the bodies first: a record that is left names them again."""
-    unlinked = 0
-    for step in range(first, last + 1):
-        meta, attempt = cast("list[bytes | None]", client.hmget(keys.record(step), ["meta", "attempt"]))
-        if meta is None or attempt is None:
-            continue
-        try:
-            count = len(codec.record_from(step, meta, b"").chunks)
-        except InternalError:  # damaged: what it had is unlinked all the same, or it would stay for ever
-            count = chunks.MOST
-        unlinked += _unlink(client, keys.body(attempt.decode(), count))
-        unlinked += _unlink(client, [keys.record(step)])
+def _damage(error: Exception) -> bool:
+    """Say whether it is one session's fault, and not the store's."""
+    return not isinstance(error, redis.ResponseError) or isinstance(refused(error), InternalError)
+
+
+def _swept(client: Client, index: IndexKeys, names: str, session_id: str) -> int:
+    keys = SessionKeys(session_id)
+    unlinked = collect(client, keys)
+    goes_on = names == index.deleted and client.exists(keys.head)  # its deleter is not that far yet
+    if not goes_on and not client.exists(keys.garbage):
+        client.srem(names, session_id)
+        if client.exists(keys.garbage):  # it came in between, or the store went back
+            client.sadd(names, session_id)
     return unlinked
-
-
-def _unlink(client: Client, names: list[str]) -> int:
-    for start in range(0, len(names), chunks.BATCH):
-        client.unlink(*names[start : start + chunks.BATCH])
-    return len(names)

@@ -8,9 +8,13 @@ a tombstone, so that a late creator fails, then the claim is released.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, cast
 
-from adamd.errors import Busy, InvalidRequest, SessionDeleted, StoreUnavailable, UnknownSession
+import redis
+
+from adamd.errors import Busy, InvalidRequest, SessionDeleted, StoreFull, StoreUnavailable, UnknownSession
 from adamd_service.records import IdempotencyKey, Spec
 from adamd_service.store.connect import Client
 from adamd_service.store.keys import IndexKeys, SessionKeys
@@ -18,27 +22,34 @@ from adamd_service.store.outcomes import Repeated, Taken
 from adamd_service.store.scripts import script
 
 DAY = 86_400
+MOST = 100_000  # sessions of a tenant
 PATIENCE = 5.0  # seconds before a claim without a session counts as abandoned, by the store's own clock
 TIES = 64  # sessions made in the same microsecond, which a page may have to skip
 TRIES = 8
 DELETED, NEVER = "deleted", "never made"  # what a tombstone says
 
 
-def claim(client: Client, spec: Spec, key: IdempotencyKey | None) -> Taken | Repeated | None:
-    """Claim a session's name and key; None where it is ours now.
+def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MOST) -> Taken | Repeated | None:
+    """Claim a session's name and key; None where it is ours now. ``most``: sessions that a tenant may have.
 
     Raises:
         Busy: another creation with this name or key is under way.
+        StoreFull: it has as many.
 
     """
     keys = IndexKeys(spec.tenant)
     name, digest = spec.name or "", "" if key is None else key.digest
     named = _named(keys, spec.id, name, key)
-    args: list[str | bytes | int] = [spec.id, name, repr(spec.created_at), digest, DAY, round(PATIENCE * 1000)]
+    args: list[str | bytes | int] = [spec.id, name, repr(spec.created_at), digest, DAY, round(PATIENCE * 1000), most]
     for _ in range(TRIES):
         verdict = script("claim")(client, named, *args)
         if verdict[0] == b"claimed":
             return None
+        if verdict[0] == b"full":
+            raise StoreFull(
+                f"there are {most} sessions, as many as this server keeps; delete some, or raise ADAMD_MAX_SESSIONS",
+                retry_after=5.0,
+            )
         if verdict[0] == b"name":
             taken = _owner(client, spec.tenant, verdict[1].decode(), name, None)
         else:
@@ -54,9 +65,8 @@ def claim(client: Client, spec: Spec, key: IdempotencyKey | None) -> Taken | Rep
 def _owner(client: Client, tenant: str, owner: str, name: str, key: IdempotencyKey | None) -> Taken | Repeated | None:
     """Answer for the session that has the claim; release the claim where there is no such session."""
     keys = SessionKeys(owner)
-    step = client.hget(keys.head, "step")
-    if step is not None:
-        return Taken("name", owner, int(cast(bytes, step))) if key is None else Repeated(owner)
+    if client.exists(keys.head):
+        return Taken("name", owner, _step(client, keys)) if key is None else Repeated(owner)
     said = client.get(keys.gone)
     if said == DELETED.encode() and key is not None:
         raise SessionDeleted(f"the session {owner} that this Idempotency-Key created is deleted; use a new key")
@@ -65,6 +75,25 @@ def _owner(client: Client, tenant: str, owner: str, name: str, key: IdempotencyK
     if _ended(client, owner):
         release(client, tenant, owner, name, key)
     return None
+
+
+def _step(client: Client, keys: SessionKeys) -> int:
+    """Return a session's step, 0 where its head is damaged: the name is taken all the same."""
+    with suppress(redis.ResponseError, ValueError, TypeError):
+        return int(cast(bytes, client.hget(keys.head, "step")))
+    return 0
+
+
+def name_of(client: Client, tenant: str, session_id: str) -> str:
+    """Return the name that a session has in the index, "" if none: where its own head cannot say it."""
+    named = cast("Iterator[tuple[bytes, bytes]]", client.hscan_iter(IndexKeys(tenant).names))
+    return next((name.decode() for name, owner in named if owner == session_id.encode()), "")
+
+
+def give_up(client: Client, spec: Spec, key: IdempotencyKey | None) -> None:
+    """Release the claim of a creation that failed, unless its session has come after all."""
+    if _ended(client, spec.id):
+        release(client, spec.tenant, spec.id, spec.name or "", key)
 
 
 def tidy(client: Client, tenant: str, session_id: str) -> None:
@@ -83,7 +112,7 @@ def _ended(client: Client, session_id: str) -> bool:
     if client.exists(keys.gone):
         return True
     named = [keys.head, keys.gone, keys.garbage, keys.ring, keys.readers]
-    return script("delete")(client, named, DAY, NEVER, "absent", "")[0] == b"deleted"
+    return script("delete")(client, named, DAY, NEVER, "absent", "", "")[0] == b"deleted"
 
 
 def release(
@@ -149,7 +178,10 @@ def page(client: Client, tenant: str, size: int, after: tuple[float, str] | None
     start, wanted = 0, size + 1 + TIES
     while len(listed) <= size:
         found = client.zrangebyscore(IndexKeys(tenant).sessions, low, "+inf", start=start, num=wanted, withscores=True)
-        rows = [(cast(bytes, member).decode(), float(score)) for member, score in cast("list[tuple[Any, Any]]", found)]
+        rows = [
+            (cast(bytes, member).decode(errors="backslashreplace"), float(score))
+            for member, score in cast("list[tuple[Any, Any]]", found)
+        ]
         listed += [row for row in rows if after is None or (row[1], row[0]) > after]
         if len(rows) < wanted:
             break

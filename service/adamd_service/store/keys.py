@@ -22,6 +22,11 @@ class SessionKeys:
         return ":".join(("adamd", "{" + tag + "}", *map(str, parts)))
 
     @property
+    def prefix(self) -> str:
+        """What every key of the session begins with."""
+        return self._key("")
+
+    @property
     def head(self) -> str:
         """Hash: where the session stands."""
         return self._key("head")

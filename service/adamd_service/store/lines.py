@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import hiredis
 import redis
-from redis.connection import Connection as Tcp
-from redis.connection import ConnectionPool, UnixDomainSocketConnection
+from redis.connection import ConnectionPool
 
-from adamd_service.store.connect import Client, Connection
-from adamd_service.store.failures import not_begun
-from adamd_service.store.outcomes import UnknownOutcome
+from adamd_service.store.connect import Client
+from adamd_service.store.connections import Plain, Unix
+from adamd_service.store.failures import leaves_by, not_begun
+from adamd_service.store.outcomes import Connection, UnknownOutcome
 from adamd_service.store.scripts import Script
 
 MOST: Final = 32  # connections of this kind; with more commits at once the rest go through threads
@@ -34,7 +34,7 @@ class Lines:
 
     def __init__(self, client: Client, timeout: float) -> None:
         pool = client.connection_pool if isinstance(client, redis.Redis) else None
-        plain = type(pool) is ConnectionPool and pool.connection_class in (Tcp, UnixDomainSocketConnection)
+        plain = pool is not None and type(pool) is ConnectionPool and issubclass(pool.connection_class, (Plain, Unix))
         self._pool = pool if plain else None
         self._timeout = timeout
         self._idle: list[Line] = []
@@ -88,6 +88,8 @@ class Lines:
             async with asyncio.timeout(self._timeout):
                 answer = await line.ask(command)
             if isinstance(answer, hiredis.ReplyError):
+                if leaves_by(str(answer)):
+                    line.leave()
                 if not not_begun(str(answer)):
                     raise redis.ResponseError(str(answer))
                 said = None
@@ -97,10 +99,15 @@ class Lines:
                 raise UnknownOutcome("the store answered another call's answer")
         except BaseException as error:
             self._drop(line)
+            if isinstance(error, TimeoutError):
+                line.is_silent()
             if isinstance(error, (OSError, TimeoutError, hiredis.HiredisError)):
                 raise UnknownOutcome(str(error)) from error
             raise
-        self._idle.append(line)
+        if line.left:
+            self._drop(line)
+        else:
+            self._idle.append(line)
         return said
 
     def close(self) -> None:
@@ -130,9 +137,25 @@ class Line:
         self._socket.setblocking(False)
         self._reader = hiredis.Reader()
 
+    @property
+    def left(self) -> bool:
+        """Say whether it leads to a process that has been left."""
+        left: bool = self._connection.left
+        return left
+
+    def leave(self) -> None:
+        """Have all connections to this process thrown away before they are used again."""
+        self._connection.leave()
+
+    def is_silent(self) -> None:
+        """Tell that an answer did not come in time."""
+        self._connection.is_silent()
+
     def is_quiet(self) -> bool:
-        """Say whether nothing lies there to be read: neither its end, nor an answer that nobody waits for."""
-        if self._reader.has_data():
+        """Say whether the store answers, as far as is known, was not left, and nothing lies there to be read: neither
+        its end, nor an answer that nobody waits for.
+        """
+        if self.left or self._reader.has_data() or self._connection.silent:
             return False
         try:
             self._socket.recv(1, socket.MSG_PEEK)

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
+
+import redis
 
 from adamd.errors import StoreUnavailable
 from adamd_service.records import Head
 
+Connection: TypeAlias = Any  # redis-py's connections share a base class that is not public
+
 
 class StoreRefused(Exception):
     """The store at this URL would not keep what adamd promises; says what it found and what to do."""
+
+
+class StoreLoading(StoreUnavailable):
+    """The store is reading its file: it knows neither its data nor, yet, whether it keeps them."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, retry_after=1.0)
+
+
+class Unfit(redis.ConnectionError):
+    """A connection that must not be used: the process at its other end is not one that adamd may ask."""
 
 
 class UnknownOutcome(Exception):
@@ -18,10 +33,14 @@ class UnknownOutcome(Exception):
 
 
 class ChunkMissing(StoreUnavailable):
-    """What the head names is not there (any more): reload the head and start again."""
+    """What the head names is not there (any more): reload the head and start again.
+
+    ``snapshot``: the id of the one that it belongs to; "" where it is a part of the log.
+    """
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, retry_after=0.5)
+        self.snapshot = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
-import redis
 from redis.exceptions import ResponseError
 
-from adamd_service.store.connect import Client, nodes
-from adamd_service.store.outcomes import StoreRefused
+from adamd_service.store.failures import NOT_NOW, WORDS, no_permission
+from adamd_service.store.outcomes import Connection, StoreLoading, StoreRefused
 
 OLDEST = (6, 2)
 POLICIES = {
@@ -18,11 +17,28 @@ POLICIES = {
     "no": "an acknowledged step survives the death of adamd; the store's own death may take up to 30 s of them",
 }
 ASYNC = "; a failover to an asynchronous replica may lose steps, and clients are told (history_lost)"
+LASTS = "for good: in its redis.conf, or by CONFIG SET {0} and then CONFIG REWRITE, or a restart forgets it"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is accepted of a store, and of what kind it must be.
+
+    Attributes:
+        allow_lossy: it may evict, or keep no append-only file.
+        trusted: its owner knows, where it does not tell.
+        cluster: it is a Cluster, of which several nodes answer.
+
+    """
+
+    allow_lossy: bool = False
+    trusted: bool = False
+    cluster: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One node's settings; None where the store does not tell."""
+    """One node's settings; None where the store does not tell. ``beginning``: its first file is not whole yet."""
 
     name: str
     version: tuple[int, ...]
@@ -32,76 +48,160 @@ class Found:
     eviction: str | None
     replicas: int
     replica: bool
+    run_id: str = ""
+    mode: str = "standalone"
+    beginning: bool = False
 
 
-def checked(client: Client, *, allow_lossy: bool, trusted: bool) -> str:
-    """Return what the store promises, in one line.
+def look(connection: Connection) -> Found:
+    """Ask a node what it is and how it is set.
 
     Raises:
-        StoreRefused: too old, may evict, keeps no AOF, or does not tell.
+        StoreLoading: it does not know yet.
+        StoreRefused: it does not say what it is.
 
     """
-    found = [_look(node) for node in nodes(client)]
-    for node in found:
-        _require(node, allow_lossy=allow_lossy, trusted=trusted)
-    return _said(found, trusted=trusted)
-
-
-def _look(node: redis.Redis) -> Found:
-    info = node.info()
+    info = info_of(connection)
+    settings = _settings(connection) if mode_of(info) != "sentinel" else {}
     product = "Valkey" if "valkey_version" in info else "Redis"
-    version = str(info.get("valkey_version") or info["redis_version"])
-    settings = _settings(node)
     return Found(
-        name=f"{product} {version}",
-        version=tuple(int(part) for part in str(info["redis_version"]).split(".")[:2] if part.isdigit()),
+        name=f"{product} {info.get('valkey_version') or info.get('redis_version', '?')}",
+        version=_version(info),
         product=product,
-        aof=bool(info.get("aof_enabled")),
+        aof=keeps_file(info),
         fsync=settings.get("appendfsync"),
         eviction=settings.get("maxmemory-policy") if settings else info.get("maxmemory_policy"),
         replicas=int(info.get("connected_slaves", 0)),
-        replica=info.get("role") == "slave",
+        replica=is_replica(info),
+        run_id=info.get("run_id", ""),
+        mode=mode_of(info),
+        beginning=_begins_file(info),
     )
 
 
-def _settings(node: redis.Redis) -> dict[str, str]:
+def info_of(connection: Connection) -> dict[str, str]:
+    """Return what INFO says; raises as `look`."""
+    connection.send_command("INFO")
     try:
-        names = ("appendfsync", "maxmemory-policy")
-        return {name: cast("dict[str, str]", node.config_get(name))[name] for name in names}
-    except (ResponseError, KeyError):  # managed services forbid CONFIG
+        raw = connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        if isinstance(error, NOT_NOW) or WORDS.search(str(error)):
+            raise
+        why = no_permission(error) or f"it answers INFO with an error: {error}"
+        raise StoreRefused(f"the store does not say what it is: {why}") from None
+    lines = raw.decode(errors="replace").splitlines()
+    info = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+    if info.get("loading") == "1":
+        raise StoreLoading(f"the store is loading its data{_progress(info)}; until then it cannot say what it keeps")
+    return info
+
+
+def _progress(info: Mapping[str, str]) -> str:
+    done, left = info.get("loading_loaded_perc"), info.get("loading_eta_seconds", "")
+    if done is None:
+        return ""
+    return f" ({float(done):.0f} %" + (f", about {left} s left)" if left.isdigit() else ")")
+
+
+def mode_of(info: Mapping[str, str]) -> str:
+    """Return standalone, cluster or sentinel."""
+    return info.get("redis_mode") or info.get("server_mode") or "standalone"
+
+
+def is_replica(info: Mapping[str, str]) -> bool:
+    """Say whether it takes no writes."""
+    return info.get("role") == "slave"
+
+
+def keeps_file(info: Mapping[str, str]) -> bool:
+    """Say whether it keeps an append-only file now that a restart would read."""
+    return info.get("aof_enabled") == "1" and not _begins_file(info)
+
+
+def _begins_file(info: Mapping[str, str]) -> bool:
+    """Say whether the file was switched on a moment ago: until all that was there before is in it, a restart reads none
+    of it, while ``aof_enabled`` is 1 already. Before 7.0 a file had no base of its own, but was empty meanwhile.
+    """
+    writes = "1" in (info.get("aof_rewrite_in_progress"), info.get("aof_rewrite_scheduled"))
+    sizes = (info.get("aof_base_size"), *(() if _version(info) >= (7,) else (info.get("aof_current_size"),)))
+    return info.get("aof_enabled") == "1" and writes and set(sizes) == {"0"}
+
+
+def _version(info: Mapping[str, str]) -> tuple[int, ...]:
+    return tuple(int(part) for part in info.get("redis_version", "").split(".")[:2] if part.isdigit())
+
+
+def _settings(connection: Connection) -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
+        for name in ("appendfsync", "maxmemory-policy"):
+            connection.send_command("CONFIG", "GET", name)
+            answer = connection.read_response(disable_decoding=True)
+            found[name] = dict(zip(answer[::2], answer[1::2], strict=True))[name.encode()].decode()
+    except KeyError:
         return {}
+    except ResponseError as error:  # managed services forbid CONFIG, each in words of its own
+        if isinstance(error, NOT_NOW) or WORDS.search(str(error)):
+            raise
+        return {}
+    return found
 
 
-def _require(node: Found, *, allow_lossy: bool, trusted: bool) -> None:
-    if node.version < OLDEST:
-        raise StoreRefused(f"{node.name} is too old: wanted Redis 6.2 or later, or Valkey")
-    if node.replica:
-        raise StoreRefused(f"this {node.product} is a replica, which takes no writes: name its primary")
-    if node.fsync is None and not trusted:
-        raise StoreRefused(
-            f"this {node.product} forbids CONFIG, so adamd cannot see whether it keeps what it acknowledges. If you "
-            "know that it has an AOF and evicts nothing, say --store-trusted"
+def why_not(node: Found, terms: Terms) -> str | None:
+    """Say why a node cannot be used under these terms, and what to do; None where it can."""
+    said = _wrong_kind(node, terms)
+    if said is not None:
+        return said
+    if node.fsync is None and not terms.trusted:
+        return (
+            f"this {node.product} forbids CONFIG, so adamd cannot see whether it keeps what it acknowledges. Let its "
+            "user read two settings (+config|get), or, if you know that it has an AOF and evicts nothing, say "
+            "--store-trusted"
         )
-    if allow_lossy or trusted:
-        return
+    if terms.allow_lossy or terms.trusted:
+        return None
     if _evicts(node):
-        raise StoreRefused(
+        return (
             f"this {node.product} may evict keys (maxmemory-policy {node.eviction}): sessions would be lost silently. "
-            "CONFIG SET maxmemory-policy noeviction, or say --allow-lossy-store"
+            f"Set maxmemory-policy noeviction {LASTS.format('maxmemory-policy noeviction')}. Or say --allow-lossy-store"
+        )
+    if node.beginning:
+        return (
+            f"this {node.product} writes its append-only file for the first time; until it is whole, it keeps nothing"
         )
     if not node.aof:
-        raise StoreRefused(
-            f"this {node.product} keeps no append-only file: acknowledged steps would die with it. "
-            "CONFIG SET appendonly yes (and appendfsync always or everysec), or say --allow-lossy-store"
+        return (
+            f"this {node.product} keeps no append-only file: acknowledged steps would die with it. Set appendonly yes "
+            f"(and appendfsync always or everysec) {LASTS.format('appendonly yes')}. Or say --allow-lossy-store"
         )
+    return None
+
+
+def _wrong_kind(node: Found, terms: Terms) -> str | None:
+    if node.mode == "sentinel":
+        return (
+            "this is a Sentinel, which knows the store and is none: write redis+sentinel:// (rediss+sentinel:// for "
+            "TLS), and the name of the service behind a /, as in redis+sentinel://host:26379/mymaster"
+        )
+    if node.mode == "cluster" and not terms.cluster:
+        return (
+            f"this {node.product} is a node of a Cluster and holds a part of the keys: write redis+cluster:// "
+            "(rediss+cluster:// for TLS)"
+        )
+    if node.version < OLDEST:
+        return f"{node.name} is too old: wanted Redis 6.2 or later, or Valkey"
+    if node.replica:
+        return f"this {node.product} is a replica, which takes no writes: name its primary"
+    return None
 
 
 def _evicts(node: Found) -> bool:
     return node.eviction not in (None, "noeviction")
 
 
-def _said(found: list[Found], *, trusted: bool) -> str:
-    # The weakest node speaks for all of them.
+def said_of(nodes: Iterable[Found], terms: Terms) -> str:
+    """Return what nodes promise together, in one line: the weakest speaks for all of them."""
+    found, trusted = list(nodes), terms.trusted
     names = sorted({node.name for node in found})
     where = names[0] if len(found) == 1 else f"{len(found)} nodes of {', '.join(names)}"
     evicts = "; it may evict keys: sessions may be lost" if any(_evicts(node) for node in found) else ""

@@ -10,12 +10,14 @@ from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import redis
+from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
-from adamd.errors import AdamdError, InternalError, SessionDeleted, StoreUnavailable, UnknownSession
+from adamd.errors import AdamdError, Damaged, InternalError, SessionDeleted, StoreUnavailable, UnknownSession
 from adamd.wire.buffers import Bytes
 from adamd_service.records import (
     ArrayRef,
+    Broken,
     Carried,
     Commit,
     CommitOutcome,
@@ -26,17 +28,22 @@ from adamd_service.records import (
     SnapshotRef,
     Spec,
 )
-from adamd_service.store import chunks, codec, garbage, index, keys, promises
+from adamd_service.store import chunks, codec, garbage, index, keys
 from adamd_service.store.commits import commit_call
-from adamd_service.store.connect import Client, connect
-from adamd_service.store.failures import refused, translated
+from adamd_service.store.connect import Link, connect, found
+from adamd_service.store.embedded import EmbeddedStore
+from adamd_service.store.failures import away, in_the_middle, no_permission, refused, translated
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
 from adamd_service.store.lines import Lines
-from adamd_service.store.outcomes import Created, Repeated, Standing, Taken, UnknownOutcome
+from adamd_service.store.outcomes import Created, Repeated, Standing, StoreRefused, Taken, Unfit, UnknownOutcome
+from adamd_service.store.promises import Terms
+from adamd_service.store.room import Room
 from adamd_service.store.scripts import script
+from adamd_service.store.silence import Silences, Silent
 
 Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
+AROUND = 4096  # bytes of a commit beside its body, at least
 REPEATS = 3  # how often a script that is safe to repeat is sent
 
 
@@ -47,11 +54,15 @@ class RedisStore:
     InternalError where what it holds is damaged.
     """
 
-    def __init__(self, client: Client, timeout: float) -> None:
-        self._client = client
-        self.lines = Lines(client, timeout)
+    def __init__(self, link: Link, timeout: float) -> None:
+        self._client = link.client
+        self._trust = link.trust
+        self.silences = Silences()
+        self.silences.watch(link.client)
+        self.lines = Lines(link.client, timeout)
         self._uploads = threading.Semaphore(chunks.UPLOADS)
-        self.promise = "unchecked"
+        self._room: Room | None = None
+        self.most_sessions = index.MOST
 
     @classmethod
     def connect(cls, url: str, *, timeout: float, max_connections: int = 64) -> Self:
@@ -62,30 +73,107 @@ class RedisStore:
         """
         return cls(connect(url, timeout, max_connections + chunks.UPLOADS), timeout)
 
+    @property
+    def promise(self) -> str:
+        """What the store's settings promise now, as far as it was looked at; see `Trust.promise`."""
+        return self._trust.promise
+
     def check(self, *, allow_lossy: bool = False, trusted: bool = False) -> None:
-        """Look at the store's version, persistence and eviction, and set ``promise`` to what they mean.
+        """Look at the store's version, persistence and eviction; from now on `look` and every new connection do.
 
         Raises:
-            StoreRefused: it may lose what adamd promises to keep.
+            StoreRefused: it may lose what adamd promises to keep, or is no store to be used so.
+            StoreLoading: it cannot tell yet.
 
         """
+        cluster = isinstance(self._client, RedisCluster)
         with translated():
-            self.promise = promises.checked(self._client, allow_lossy=allow_lossy, trusted=trusted)
+            seen = found(self._client)
+        self._trust.agree(Terms(allow_lossy=allow_lossy, trusted=trusted, cluster=cluster), seen)
+
+    def look(self) -> None:
+        """Look again at what was checked: the store may be another process, or set otherwise.
+
+        Raises:
+            StoreUnavailable: it does not keep what adamd promises, or does not answer.
+
+        """
+        if self._trust.terms is not None:
+            with translated():
+                seen = found(self._client, all_of_them=False)
+            self._trust.see(seen)
+
+    def require_kept(self) -> None:
+        """Raise StoreUnavailable where the store was seen not to keep what adamd promises."""
+        self._trust.require()
 
     def close(self) -> None:
         """Close the connections."""
+        self.silences.close()
         self.lines.close()
         self._client.close()
 
     def ping(self) -> None:
-        """Raise where the store does not answer."""
+        """Raise where the store does not answer, or takes no more."""
         with translated():
             self._client.ping()
+        if self._room is not None:
+            self._room.require_any()
+
+    def belongs_to(self, private: EmbeddedStore) -> None:
+        """Ask the process that was started for this store whether its disk has room, and why it does not answer."""
+        self._room, self.silences.why = private.room, private.trouble
+
+    def _grow(self, nbytes: int) -> None:
+        """Raise StoreFull where the disk has no room for something that stays."""
+        if self._room is not None:
+            self._room.require(nbytes)
+
+    def _tidy(self) -> None:
+        """Raise StoreFull where the disk has no room even for what is small, or frees some."""
+        if self._room is not None:
+            self._room.require_spare()
+
+    def ready(self, replica: str, ttl: float) -> None:
+        """Look at the store, and write this process's sign of life: ready is who can write.
+
+        Raises:
+            StoreUnavailable, StoreFull: a step could not be committed now.
+
+        """
+        try:
+            self.look()
+        except StoreUnavailable:
+            if self._trust.refusal is not None:  # the store answers, and the other replicas want to know that we live
+                with suppress(AdamdError):
+                    self.announce(replica, ttl)
+            raise
+        self.announce(replica, ttl)
+        if self._room is not None:
+            self._room.require_any()
+
+    def try_writing(self, replica: str, ttl: float) -> None:
+        """Write the first sign of life, and run a script on a key that nobody uses: a user may be allowed one alone.
+
+        Raises:
+            StoreRefused: the store's user is not allowed that.
+            StoreUnavailable, StoreFull: not now.
+
+        """
+        try:
+            self.announce(replica, ttl)
+            with self.lease(f"start-{replica}"):
+                return
+        except AdamdError as error:
+            if isinstance(error.__cause__, redis.RedisError) and (said := no_permission(error.__cause__)):
+                raise StoreRefused(said) from None
+            raise
 
     # -- replicas
 
     def announce(self, replica: str, ttl: float) -> None:
         """Say that a server process lives for ``ttl`` seconds more."""
+        self._tidy()
         with translated():
             self._client.set(keys.replica(replica), "alive", px=int(ttl * 1000))
 
@@ -105,26 +193,28 @@ class RedisStore:
         carried: Carried | None = None,
     ) -> Created | Repeated | Taken:
         """Write a first snapshot of ``arrays`` (flat, by name; none where the parameters come later), then the head."""
+        self._trust.require()
         spec, names = head.spec, SessionKeys(head.spec.id)
+        self._grow(AROUND)
         with translated():
             if arrays:
                 head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
             chunk_keys = snapshot_keys(names, head.snapshots)
             try:
-                taken = index.claim(self._client, spec, key)
+                taken = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
-                chunks.unlink(self._client, chunk_keys)  # nothing will ever name them
+                chunks.discard(self._client, chunk_keys)  # nothing will ever name them
                 raise
             if taken is not None:
-                chunks.unlink(self._client, chunk_keys)
+                chunks.discard(self._client, chunk_keys)
                 return taken
             fields = [text for pair in codec.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
             if verdict[0] != b"created":
-                chunks.unlink(self._client, chunk_keys)
+                chunks.discard(self._client, chunk_keys)
                 with suppress(AdamdError), translated():
-                    index.release(self._client, spec.tenant, spec.id, spec.name or "", key)
+                    index.give_up(self._client, spec, key)
                 raise StoreUnavailable("the creation took too long and was given up; try again", retry_after=1.0)
             return Created()
 
@@ -135,7 +225,7 @@ class RedisStore:
             UnknownSession, SessionDeleted: it is not there.
 
         """
-        with translated():
+        with translated(session_id):
             fields = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).head))
             return codec.head_from(session_id, fields) if fields else self._absent(session_id)
 
@@ -146,9 +236,9 @@ class RedisStore:
 
     def standing(self, session_id: str) -> Standing:
         """Return the few fields that tell whether a cache is still right; raises as `load_head`."""
-        with translated():
+        with translated(session_id):
             values = self._client.hmget(SessionKeys(session_id).head, list(codec.STANDING))
-            standing = codec.standing_from(cast("list[bytes | None]", values))
+            standing = codec.standing_from(session_id, cast("list[bytes | None]", values))
             return self._absent(session_id) if standing is None else standing
 
     def find(self, tenant: str, name: str) -> str:
@@ -156,8 +246,8 @@ class RedisStore:
         with translated():
             return index.find(self._client, tenant, name)
 
-    def list_sessions(self, tenant: str, page_size: int, after: str | None) -> tuple[list[Head], str | None]:
-        """Return a page of heads, oldest first, and the token of the next page.
+    def list_sessions(self, tenant: str, page_size: int, after: str | None) -> tuple[list[Head | Broken], str | None]:
+        """Return a page of heads, oldest first, and the token of the next page; a damaged one is told as such.
 
         Raises:
             InvalidRequest: the token is none of ours.
@@ -165,10 +255,12 @@ class RedisStore:
         """
         with translated():
             listed = index.page(self._client, tenant, page_size, index.place(after))
-            heads = []
-            for session_id, _ in listed[:page_size]:
+            heads = list[Head | Broken]()
+            for session_id, created_at in listed[:page_size]:
                 try:
                     heads.append(self.load_head(session_id))
+                except InternalError as error:
+                    heads.append(Broken(session_id, created_at, error.detail))
                 except (UnknownSession, SessionDeleted):
                     index.tidy(self._client, tenant, session_id)
             more = len(listed) > page_size
@@ -179,17 +271,22 @@ class RedisStore:
 
         Returns the step after which they count: another replica may have moved the session on meanwhile.
         """
+        self._trust.require()
+        self._grow(AROUND)
         with translated():
+            settings = codec.dumps(after.settings)
             verdict = script("patch")(
                 self._client,
                 [SessionKeys(session_id).head],
-                *(head.incarnation, head.settings_revision, codec.dumps(after.settings)),
+                *(head.incarnation, head.settings_revision, settings),
                 *(after.settings_revision, codec.spec_text(after.spec), chain or ""),
+                codec.seal(head.incarnation, after.settings_revision, settings),
             )
             return int(verdict[1]) if verdict[0] == b"patched" else None
 
     def put_parameters(self, head: Head, after: Head, arrays: Mapping[str, Any], counts: tuple[int, ...]) -> bool:
         """Replace the first snapshot of a session at step 0; False where someone else changed the session first."""
+        self._trust.require()
         names = SessionKeys(head.spec.id)
         with translated():
             ref = self._first(after, arrays, counts)
@@ -199,22 +296,28 @@ class RedisStore:
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
             verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
             if verdict[0] != b"set":
-                chunks.unlink(self._client, chunk_keys)
+                chunks.discard(self._client, chunk_keys)
             return verdict[0] == b"set"
 
-    def delete(self, session_id: str, chain: str | None = None) -> bool:
+    def delete(self, session_id: str, chain: str | None = None, *, tenant: str = "default") -> bool:
         """End a session: its name is free, it answers 410 for a day. `collect` unlinks what it held.
 
-        False where it is not at ``chain``.
+        ``tenant``: whose it is, where its head is damaged and does not say it. False where it is not at ``chain``.
         """
         names = SessionKeys(session_id)
-        spec = self.load_head(session_id).spec
+        self._tidy()
         with translated():
-            garbage.remember(self._client, spec.tenant, session_id)
+            try:
+                spec, damage = self.load_head(session_id).spec, ""
+                tenant, name = spec.tenant, spec.name or ""
+            except Damaged:
+                name, damage = index.name_of(self._client, tenant, session_id), "damaged"
+            garbage.remember(self._client, tenant, session_id)
             named = [names.head, names.gone, names.garbage, names.ring, names.readers]
-            if self._repeatable("delete", named, index.DAY, index.DELETED, "any", chain or "")[0] == b"moved":
+            said = self._repeatable("delete", named, index.DAY, index.DELETED, "any", chain or "", damage)
+            if said[0] == b"moved":
                 return False
-            index.release(self._client, spec.tenant, session_id, spec.name or "", remember=index.DAY)
+            index.release(self._client, tenant, session_id, name, remember=index.DAY)
             return True
 
     # -- steps
@@ -224,28 +327,36 @@ class RedisStore:
 
         Raises:
             Busy: `chunks.UPLOADS` are under way.
+            StoreUnavailable: what is committed now would not be kept as promised.
 
         """
+        self._trust.require()
         names = SessionKeys(session_id)
-        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads)
+        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads, self._grow)
 
     def discard(self, session_id: str, attempt: str, count: int) -> None:
         """Unlink the chunks of an attempt that can no longer commit; their TTL does the same, later."""
         names = SessionKeys(session_id)
-        chunks.unlink(self._client, names.body(attempt, count))
+        chunks.discard(self._client, names.body(attempt, count))
 
     def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
         """Put one record into the log and move the head, or say why not. Never sent twice.
 
         Raises:
-            UnknownOutcome: no answer came; `resolve` finds out.
+            UnknownOutcome: no answer came, or one from the script's middle; `resolve` finds out.
 
         """
+        self._trust.require()
+        self._grow(AROUND + len(commit.record.inline or b""))
         named, args = commit_call(session_id, commit)
         try:
             verdict = script("commit")(self._client, named, *args)
-        except ResponseError as error:  # the store said no, and has not done it
-            raise refused(error) from error
+        except ResponseError as error:
+            raise _failed(error) from error
+        except Silent as error:  # nothing was sent
+            raise away(error) from error
+        except Unfit as error:  # nothing was sent
+            raise StoreUnavailable(str(error), retry_after=1.0) from error
         except Exception as error:  # whatever else it was, the script may have run, or run yet
             raise UnknownOutcome(str(error)) from error
         return codec.outcome_from(verdict)
@@ -257,15 +368,18 @@ class RedisStore:
             UnknownOutcome: as `commit`.
 
         """
+        self._trust.require()
+        self._grow(AROUND + len(commit.record.inline or b""))
         try:
             verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
         except ResponseError as error:
-            raise refused(error) from error
+            raise _failed(error) from error
         return None if verdict is None else codec.outcome_from(verdict)
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
         """Say whether an attempt to commit ``step`` was committed; where it was not, it never will be."""
         names = SessionKeys(session_id)
+        self._tidy()
         with translated():
             verdict = self._repeatable(
                 "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY
@@ -287,6 +401,9 @@ class RedisStore:
     def lease(self, session_id: str) -> Iterator[None]:
         """Keep garbage that is unnamed from now on until the reader is done (at most `garbage.LEASE` seconds)."""
         names, lease = SessionKeys(session_id), secrets.token_hex(8)
+        if self._room is not None and self._room.is_full():  # then nothing is collected either
+            yield
+            return
         with translated():
             script("lease")(self._client, [names.readers], lease, garbage.LEASE)
         try:
@@ -307,11 +424,11 @@ class RedisStore:
         with translated():
             pipeline = self._client.pipeline(transaction=False)
             for step in range(first, last + 1):
-                pipeline.hmget(names.record(step), ["meta", "inline"])
-            for step, (meta, inline) in zip(range(first, last + 1), pipeline.execute(), strict=True):
+                pipeline.hmget(names.record(step), ["meta", "inline", "attempt", "chain"])
+            for step, (meta, *rest) in zip(range(first, last + 1), pipeline.execute(), strict=True):
                 if meta is None:
                     break
-                found.append(codec.record_from(step, meta, inline))
+                found.append(codec.record_from(step, meta, *(value or b"" for value in rest)))
         return found
 
     def read_body(self, session_id: str, record: Record, into: Bytes) -> None:
@@ -319,7 +436,7 @@ class RedisStore:
         if record.inline is not None:
             if len(record.inline) != into.nbytes:
                 came = len(record.inline)
-                raise InternalError(f"the record of step {record.step} has {came} bytes, not {into.nbytes}")
+                raise Damaged(f"the record of step {record.step} has {came} bytes, not {into.nbytes}")
             memoryview(into)[:] = record.inline
             return
         names = SessionKeys(session_id)
@@ -337,18 +454,22 @@ class RedisStore:
     ) -> ArrayRef:
         """Write one array of a snapshot; it goes away by itself unless `commit_snapshot` follows."""
         names = SessionKeys(session_id)
-        return chunks.write_array(self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace)
+        return chunks.write_array(
+            self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace, self._grow
+        )
 
-    def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int) -> bool:
+    def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int, damaged: str = "") -> bool:
         """Make a written snapshot the newest; False where the history went another way.
 
-        ``covered``: bytes of bodies in the log up to its step, since the snapshot before.
+        ``covered``: bytes of bodies in the log up to its step, since the snapshot before. ``damaged``: the id of the
+        newest snapshot, where it is damaged: the new one takes its place, and the one before it stays.
         """
         names = SessionKeys(spec.id)
         named = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
+        self._tidy()
         with translated():
             text = codec.snapshot_text(ref)
-            args: Arguments = [incarnation, ref.chain, text, covered, *snapshot_lengths((ref,))]
+            args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
             garbage.expect(self._client, spec.tenant, spec.id)
             verdict = self._repeatable("snapshot", named, *args)
             return verdict[0] == b"kept"
@@ -356,15 +477,17 @@ class RedisStore:
     def discard_snapshot(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
         """Unlink written arrays of a snapshot that will not be committed; their TTL does the same, later."""
         names = SessionKeys(session_id)
-        chunks.unlink(self._client, snapshot_keys(names, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),)))
+        chunks.discard(self._client, snapshot_keys(names, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),)))
 
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
+        self._tidy()
         with translated():
             return garbage.collect(self._client, SessionKeys(session_id))
 
     def sweep(self, tenant: str) -> int:
         """Collect for a few sessions for which that may be still to be done; returns the number of keys."""
+        self._tidy()
         with translated():
             return garbage.sweep(self._client, tenant)
 
@@ -397,3 +520,8 @@ class RedisStore:
         if said == index.DELETED.encode():
             raise SessionDeleted(f"session {session_id} is deleted")
         raise UnknownSession(f"there is no session {session_id!r}")
+
+
+def _failed(error: ResponseError) -> AdamdError | UnknownOutcome:
+    """Return what a commit's answer means that is an error: it was not done, or nobody knows how far it came."""
+    return UnknownOutcome(str(error)) if in_the_middle(error) else refused(error)

@@ -15,6 +15,7 @@ from typing import Any, cast
 import redis
 from redis.exceptions import NoScriptError
 
+from adamd.errors import Damaged
 from adamd_service.store.connect import Client, pool_of
 
 
@@ -30,6 +31,7 @@ class Script:
 
         Raises:
             redis.RedisError: it did not run, or nobody knows.
+            Damaged: it found the head damaged, and changed nothing.
 
         """
         nonce = secrets.token_hex(8)
@@ -41,6 +43,8 @@ class Script:
         if not isinstance(answer, list) or not answer or answer[0] != nonce.encode():
             pool_of(client, keys[0]).disconnect(inuse_connections=False)  # every idle connection is suspect
             raise redis.ConnectionError("the store answered another call's answer")
+        if answer[1:] == [b"damaged"]:
+            raise Damaged(f"{keys[0]} in the store is damaged; {Damaged.ADVICE}")
         return answer[1:]
 
 

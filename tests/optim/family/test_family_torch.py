@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adamd_service.optim import parse_settings, write_average
+from adamd_service.optim import FusedKernel, State, apply, merge_settings, parse_settings, plan, write_average
 
 from .oracle import SIZE, beginning, trained, worst
 
@@ -103,6 +103,44 @@ def test_torch(name, settings, dtype):
     for number, (value,) in ours.numbers.items():
         expected = state[number].item() if number in state else optimizer.param_groups[0][number]
         assert value == pytest.approx(expected, rel=1e-12), number
+
+
+MOMENTA = (0.9, 0.5, 0.0, 0.0, 0.7, 0.0, 0.9)  # as a cyclic scheduler may have it
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("sgd", {}),
+        ("sgd", {"dampening": 0.3, "weight_decay": 0.1}),
+        ("sgd", {"nesterov": True}),
+        ("rmsprop", {"lr": 0.01}),
+        ("rmsprop", {"centered": True, "weight_decay": 0.1}),
+    ],
+    ids=" ".join,
+)
+def test_a_momentum_that_is_brought_to_0_and_back(name, settings, dtype):
+    """torch leaves the buffer as it is while the momentum is 0, and goes on from it."""
+    import torch
+
+    parameters, gradients = beginning(dtype)
+    parameter = torch.nn.Parameter(torch.tensor(parameters))
+    optimizer = getattr(torch.optim, KINDS[name])([parameter], **settings, momentum=MOMENTA[0])
+    ours = parse_settings(raw(name, {**settings, "momentum": MOMENTA[0]}))
+    state = State.fresh(parameters, 1, ours)
+    for momentum, gradient in zip(MOMENTA, gradients, strict=False):
+        optimizer.param_groups[0]["momentum"] = momentum
+        parameter.grad = torch.tensor(gradient)
+        before = state.slots["momentum_buffer"].copy()
+        optimizer.step()
+        ours = merge_settings(ours, {"momentum": momentum})
+        updates = plan(ours, ["w"], state.counts, [True], np.dtype(dtype))
+        apply(state, gradient, updates, [0, SIZE], None, FusedKernel())
+        assert worst(state.params, parameter.detach().numpy()) <= 1
+        expected = optimizer.state[parameter]["momentum_buffer"].numpy()
+        np.testing.assert_allclose(state.slots["momentum_buffer"], expected, rtol=1e-5, atol=1e-7)
+        assert np.array_equal(state.slots["momentum_buffer"], before) == (momentum == 0.0)
 
 
 @pytest.mark.usefixtures("numbers_in_float64")

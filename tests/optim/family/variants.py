@@ -58,6 +58,11 @@ VARIANTS = {
         }
         for decay, heavy in product(DECAYS, ("momentum", "dampened", "nesterov", ""))
     },
+    # There is the array, and the momentum is 0: it is not read, and not written.
+    "sgd momentum 0": {"name": "sgd", "lr": 0.1, "momentum_buffer": True},
+    "sgd coupled nesterov momentum 0": {"name": "sgd", "weight_decay": 0.1, "nesterov": True, "momentum_buffer": True},
+    "rmsprop momentum 0": {"name": "rmsprop", "momentum_buffer": True},
+    "rmsprop centered momentum 0": {"name": "rmsprop", "centered": True, "momentum_buffer": True},
     "lion": {"name": "lion"},
     "lion without decay": {"name": "lion", "weight_decay": 0, "lr": 0.01, "maximize": True},
     "lion far": {"name": "lion", "weight_decay": 0.5, "lr": 0.1, "betas": [0.5, 0.6]},

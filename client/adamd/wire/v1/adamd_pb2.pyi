@@ -63,7 +63,7 @@ class Layout(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., vector: bool = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("id", "name", "step", "chain", "incarnation", "optimizer", "settings_revision", "layout", "dtype", "durability", "labels", "created_at", "parameters_missing", "diverged", "snapshot_step", "elements", "lr", "stop", "warnings", "progress")
+    __slots__ = ("id", "name", "step", "chain", "incarnation", "optimizer", "settings_revision", "layout", "dtype", "durability", "labels", "created_at", "parameters_missing", "diverged", "snapshot_step", "elements", "lr", "stop", "warnings", "progress", "damaged")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class Session(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     step: int
@@ -111,7 +112,8 @@ class Session(_message.Message):
     stop: str
     warnings: _containers.RepeatedCompositeFieldContainer[Stall]
     progress: _struct_pb2.Struct
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ..., elements: _Optional[int] = ..., lr: _Optional[float] = ..., stop: _Optional[str] = ..., warnings: _Optional[_Iterable[_Union[Stall, _Mapping]]] = ..., progress: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    damaged: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ..., elements: _Optional[int] = ..., lr: _Optional[float] = ..., stop: _Optional[str] = ..., warnings: _Optional[_Iterable[_Union[Stall, _Mapping]]] = ..., progress: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., damaged: _Optional[str] = ...) -> None: ...
 
 class Stall(_message.Message):
     __slots__ = ("code", "detail", "eps")
@@ -405,7 +407,7 @@ class WatchSessionRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ...) -> None: ...
 
 class WatchSessionResponse(_message.Message):
-    __slots__ = ("standing", "optimizer", "metrics")
+    __slots__ = ("standing", "optimizer", "metrics", "lr")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -416,10 +418,12 @@ class WatchSessionResponse(_message.Message):
     STANDING_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    LR_FIELD_NUMBER: _ClassVar[int]
     standing: Standing
     optimizer: _struct_pb2.Struct
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    lr: float
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., lr: _Optional[float] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()

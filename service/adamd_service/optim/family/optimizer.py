@@ -23,6 +23,7 @@ class Hyper(NamedTuple):
     amsgrad: bool = False
     maximize: bool = False
     momentum: float = 0.0
+    momentum_buffer: bool = False  # there is the array, whatever number momentum is now
     dampening: float = 0.0
     nesterov: bool = False
     alpha: float = 0.99

@@ -42,8 +42,9 @@ def rmsprop(
     of torch 2.13. optax has eps under the root unless its eps_in_sqrt is False.
 
     Arrays: as `adam.adam`; v square_avg, a grad_avg (unused unless `centered`), buf momentum_buffer (unused unless
-    `heavy`), all of which become +0 below `tiny`. v - a^2 is a variance: where it is below 0 by a rounding it is 0, and
-    torch has NaN. Where d is 0 (eps may be) the quotient is 0. Returns the new (p, v, a, buf).
+    `heavy`, which is a momentum that is not 0 now, as in `sgd.sgd`), all of which become +0 below `tiny`. v - a^2 is a
+    variance: where it is below 0 by a rounding it is 0, and torch has NaN. Where d is 0 (eps may be) the quotient is 0.
+    Returns the new (p, v, a, buf).
     """
     if coupled:
         g = g + wd * p
@@ -80,7 +81,7 @@ def _present(hyper: Hyper) -> tuple[str, ...]:
     return (
         "square_avg",
         *(("grad_avg",) if hyper.centered else ()),
-        *(("momentum_buffer",) if hyper.momentum > 0.0 else ()),
+        *(("momentum_buffer",) if hyper.momentum_buffer or hyper.momentum > 0.0 else ()),
     )
 
 
@@ -103,6 +104,7 @@ RMSPROP: Final = Optimizer(
         "weight_decay": 0.0,
         "momentum": 0.0,
         "centered": False,
+        "momentum_buffer": False,
     },
     present=_present,
     scalars=_scalars,

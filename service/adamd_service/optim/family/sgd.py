@@ -39,7 +39,9 @@ def sgd(
 
     Arrays: p, g; buf momentum_buffer (unused unless `heavy`), which becomes +0 below `tiny`. gain: 1 - dampening, and 1
     at a tensor's first update, where buf is 0, so that buf_1 is g_1. ahead: momentum where `nesterov`, else 0.
-    Returns the new (p, buf).
+    `heavy` is a momentum that is not 0 now: where a scheduler brings it to 0, torch leaves buf alone until it is above
+    0 again, and so does this. (torch begins buf with g at the first update whose momentum is not 0: where that is not
+    the tensor's first, it differs from this if dampening is not 0.) Returns the new (p, buf).
     """
     if coupled:
         g = g + wd * p
@@ -65,7 +67,7 @@ def _scalars(hyper: Hyper, t: int, carried: Mapping[str, float]) -> tuple[dict[s
 
 
 def _present(hyper: Hyper) -> tuple[str, ...]:
-    return ("momentum_buffer",) if hyper.momentum > 0.0 else ()
+    return ("momentum_buffer",) if hyper.momentum_buffer or hyper.momentum > 0.0 else ()
 
 
 def _choices(scalars: Mapping[str, float], arrays: Collection[str]) -> dict[str, bool]:
@@ -77,7 +79,7 @@ def _choices(scalars: Mapping[str, float], arrays: Collection[str]) -> dict[str,
 
 
 def _refuse(hyper: Hyper) -> tuple[str, str] | None:
-    if hyper.nesterov and (hyper.momentum == 0.0 or hyper.dampening != 0.0):
+    if hyper.nesterov and (not _present(hyper) or hyper.dampening != 0.0):
         return "nesterov", "it goes with a momentum above 0 and a dampening of 0"
     return None
 
@@ -86,7 +88,8 @@ SGD: Final = Optimizer(
     name="sgd",
     text=sgd,
     arrays=(("buf", "momentum_buffer"),),
-    settings={"lr": 0.001, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
+    settings={"lr": 0.001, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+    | {"momentum_buffer": False},
     present=_present,
     scalars=_scalars,
     choices=_choices,

@@ -1,0 +1,79 @@
+"""A user of the store who may do little: what adamd needs is enough, and what is missing is said in words."""
+
+import pytest
+
+from adamd.errors import StoreUnavailable
+from adamd_service.store import RedisStore, StoreRefused, UnknownOutcome
+from adamd_service.store.failures import RULES
+
+from .contract import StoreContract
+from .sessions import commit_of, create, next_record, step
+
+PLACE = r"ACL SETUSER <user> ~adamd:\* "
+
+
+def url_of(process, rules, name="few"):
+    """Where a user with these rules finds the store."""
+    with process.client() as client:
+        client.execute_command("ACL", "SETUSER", name, "reset", "on", ">word", *rules.split())
+    return f"redis://{name}:word@127.0.0.1:{process.port}/0"
+
+
+@pytest.fixture(scope="module")
+def store(store_process):
+    store = RedisStore.connect(url_of(store_process, RULES), timeout=10.0)
+    store.check()
+    store.try_writing("r", 30.0)
+    yield store
+    store.close()
+
+
+class TestTheContract(StoreContract):
+    """With what a refusal advises, and nothing more."""
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "~other:* +@all",
+        "~adamd:* +@all -@scripting",
+        "~adamd:* +@all -set",
+        "~adamd:* +@all -zadd",
+        "~adamd:* +@all -info",
+    ],
+)
+def test_who_may_not_write_is_told_at_the_start(store_process, connected, rules):
+    store = connected(url_of(store_process, rules, "less"))
+    with pytest.raises(StoreRefused, match=PLACE):
+        store.check()
+        store.try_writing("r", 30.0)
+
+
+def test_a_permission_that_is_taken_away_while_it_serves(store_process, connected):
+    """An unavailable store, in words, and no internal error; all is well when it is given back."""
+    store = connected(url_of(store_process, RULES, "was"))
+    store.check()
+    head = create(store)
+    url_of(store_process, RULES.replace("~adamd:*", "~other:*"), "was")
+    for ask in (
+        lambda: store.ready("r", 30.0),
+        lambda: create(store),
+        lambda: store.load_head(head.spec.id),
+        lambda: store.commit(head.spec.id, commit_of(head, next_record(head))),
+    ):
+        with pytest.raises(StoreUnavailable, match=PLACE) as told:
+            ask()
+        assert told.value.retry_after
+    url_of(store_process, RULES, "was")
+    assert step(store, head).step == 1
+
+
+def test_a_command_that_a_script_may_not_run_leaves_the_outcome_unknown(store_process, connected):
+    """It may have run others before: nobody may say that nothing happened."""
+    store = connected(url_of(store_process, RULES, "half"))
+    head = create(store)
+    url_of(store_process, RULES + " -hset", "half")
+    with pytest.raises(UnknownOutcome):
+        store.commit(head.spec.id, commit_of(head, next_record(head)))
+    url_of(store_process, RULES, "half")
+    assert step(store, store.load_head(head.spec.id)).step == 1

@@ -1,0 +1,223 @@
+"""A disk that fills: refused before it is full, told, freed by a DELETE, and served again without a start."""
+
+import os
+import resource
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+import adamd
+from adamd.errors import RetriesExhausted, StoreFull
+from adamd_service.store import EmbeddedStore, RedisStore
+from adamd_service.store.room import FRESH, MIB, Room
+
+from .sessions import create, step
+
+WAIT = 30
+BODY = MIB
+
+
+def until(happened):
+    deadline = time.monotonic() + WAIT
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def settled(store):
+    """Whether the store takes something that stays."""
+    try:
+        store.ping()
+    except StoreFull:
+        return False
+    return True
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 64 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    here = tmp_path / "disk"
+    here.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", here], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"this machine cannot mount a small disk: {mounted.stderr.strip()}")
+    yield here
+    subprocess.run(["umount", "-l", here], check=True)
+
+
+@pytest.fixture(params=["always", pytest.param("everysec", marks=pytest.mark.slow)])
+def private(disk, request):
+    """A private store on the small disk, and its directory."""
+    one = EmbeddedStore(disk / "data", fsync=request.param)
+    one.start()
+    store = RedisStore.connect(one.url, timeout=10.0)
+    store.belongs_to(one)
+    yield one, store, disk
+    store.close()
+    one.stop()
+
+
+def free(disk):
+    seen = os.statvfs(disk)
+    return seen.f_bavail * seen.f_frsize
+
+
+def filled(store, head, limit=200):
+    for _ in range(limit):
+        try:
+            head = step(store, head, os.urandom(BODY), staged_body=True)
+        except StoreFull as error:
+            assert "delete sessions, or make room" in error.detail and error.retry_after
+            return head
+    raise AssertionError("the disk does not fill")
+
+
+def fill_the_rest(path):
+    with path.open("wb", buffering=0) as other, pytest.raises(OSError, match="No space left"):
+        while True:
+            other.write(bytes(256 * 1024))
+
+
+def test_a_disk_is_never_filled_and_a_delete_frees_it(private):
+    """Sessions that fill it one after the other: together they write more than it holds."""
+    one, store, disk = private
+    pid, written = one.pid, 0
+    while written < 80:
+        head = filled(store, create(store))
+        written += head.step
+        assert free(disk) > 4 * MIB, "a rewrite still fits"
+        assert store.load_head(head.spec.id) == head
+        store.delete(head.spec.id)
+        store.collect(head.spec.id)
+        until(lambda: settled(store))
+    assert one.pid == pid, "the store has never ended"
+
+
+def test_a_disk_that_others_fill_has_a_reserve_for_a_delete(private):
+    one, store, disk = private
+    pid = one.pid
+    head = create(store)
+    for _ in range(16):
+        head = step(store, head, os.urandom(BODY), staged_body=True)
+    until((disk / "data" / "store" / "reserve").exists)
+    fill_the_rest(disk / "other")
+    time.sleep(2 * FRESH)
+    staging = store.stage(head.spec.id, "upload", BODY)
+    for refused in (
+        lambda: step(store, head, b"x"),
+        lambda: create(store),
+        lambda: staging.write(memoryview(bytes(BODY))),
+        store.ping,
+    ):
+        with pytest.raises(StoreFull):
+            refused()
+    assert store.load_head(head.spec.id) == head
+    with store.lease(head.spec.id):  # readers go on
+        assert store.records(head.spec.id, 1, 1)
+    store.delete(head.spec.id)
+    store.collect(head.spec.id)
+    until(lambda: free(disk) > 8 * MIB)
+    until(lambda: settled(store))
+    (disk / "other").unlink()
+    until((disk / "data" / "store" / "reserve").exists)
+    assert step(store, create(store), os.urandom(BODY), staged_body=True)
+    assert one.pid == pid
+
+
+@pytest.mark.slow
+def test_a_server_on_a_full_disk_says_so_and_serves_again(disk, server_factory):
+    one = server_factory(data_dir=disk / "data")
+    gradient = np.ones(BODY // 4, np.float32)
+    with adamd.connect(one.url, timeout=adamd.Timeout(total=5.0)) as client:
+        beside, made = client.create(gradient, durability="memory"), []
+        with pytest.raises(RetriesExhausted) as told:
+            while len(made) < 100:
+                made.append(client.create(gradient))
+        assert isinstance(told.value.__cause__, StoreFull)
+        assert "needed to rewrite its file" in ready(client)
+        beside.step(gradient)
+        assert made[0].parameters().shape == gradient.shape
+        until(lambda: "the store takes no more" in one.log())
+        for session in made[1:]:
+            session.delete()
+        until(lambda: ready(client) == "")
+        client.create(gradient).step(gradient)
+    # It starts on a full disk too, and what is there can be read and deleted.
+    fill_the_rest(disk / "other")
+    one.stop()
+    fill_the_rest(disk / "more")
+    one.restart()
+    with adamd.connect(one.url, timeout=adamd.Timeout(total=1.0)) as client:
+        left = list(client.sessions())
+        assert len(left) == 2 and ready(client)
+        for session in left:
+            client.open(session["id"]).delete()
+
+
+def ready(client):
+    """What /readyz says is wrong; "" where nothing is."""
+    import http.client
+    import json
+    from urllib.parse import urlsplit
+
+    connection = http.client.HTTPConnection(urlsplit(client.url).netloc)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        document = json.loads(answer.read())
+    finally:
+        connection.close()
+    assert answer.status in (200, 503)
+    return "" if answer.status == 200 else document["detail"]
+
+
+def test_a_limit_that_no_look_at_the_disk_shows(tmp_path, monkeypatch, capfd):
+    """As a quota does: the store ends, adamd says why, and the rewritten file has room again."""
+    one = EmbeddedStore(tmp_path)
+    one.start()
+    store = RedisStore.connect(one.url, timeout=10.0)
+    store.belongs_to(one)
+    try:
+        head = create(store)
+        limit = 6 * MIB
+        died = one.pid
+        resource.prlimit(died, resource.RLIMIT_FSIZE, (limit, limit))
+        with pytest.raises(Exception):  # noqa: B017, PT011 - the answer is lost with the store
+            for _ in range(20):
+                head = step(store, head, os.urandom(BODY), staged_body=True)
+        until(lambda: one.pid != died)
+        assert "Short write while writing to the AOF file" in capfd.readouterr().out
+        until(lambda: settled_or_away(store))
+        assert one.trouble() is None
+        assert store.load_head(head.spec.id).step == head.step
+    finally:
+        store.close()
+        one.stop()
+
+
+def settled_or_away(store):
+    try:
+        store.ping()
+    except adamd.errors.AdamdError:
+        return False
+    return True
+
+
+def test_what_is_let_in_counts_at_once(tmp_path):
+    """Before the disk shows it: many at once together leave a rewrite its room."""
+    room = Room(tmp_path)
+    room.look(0)
+    much = int(room._free - room.margin) // 2 - MIB
+    room.require(much // 2)
+    room.require(much // 2)
+    with pytest.raises(StoreFull):
+        room.require(4 * MIB)
+    with pytest.raises(StoreFull):
+        room.require(much)
+    room.require_spare()
