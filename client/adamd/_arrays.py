@@ -51,17 +51,56 @@ class Flat:
         return tuple(Part(t.name, self.dtype, flat[start:end].reshape(t.shape)) for t, start, end in pairs)
 
 
+class Before:
+    """What a caller's memory held before an answer came into it, so that it changes whole or not at all.
+
+    It is copied while the server works, when there is nothing else to do, and its own memory is used again.
+    """
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, np.uint8)
+        self._views: tuple[memoryview, ...] = ()
+        self._kept = False
+
+    def of(self, views: tuple[memoryview, ...]) -> None:
+        """Say which memory an answer will come into; none of what was kept before is."""
+        self._views, self._kept = views, False
+
+    def keep(self) -> None:
+        """Copy what is there, unless an attempt before this one did."""
+        if self._kept or not self._views:
+            return
+        size = sum(view.nbytes for view in self._views)
+        if len(self._room) != size:
+            self._room = np.empty(size, np.uint8)
+        here = 0
+        for view in self._views:
+            self._room[here : here + view.nbytes] = view
+            here += view.nbytes
+        self._kept = True
+
+    def restore(self) -> None:
+        """Bring it back, if an answer can have begun to come."""
+        if not self._kept:
+            return
+        here, room = 0, memoryview(self._room)
+        for view in self._views:
+            view[:] = room[here : here + view.nbytes]
+            here += view.nbytes
+
+
 @dataclass(frozen=True, slots=True)
 class Landing:
     """Where an answer's parameters go, and what the caller then gets.
 
     ``copies`` are (target, source): the memory that the answer came into could not be the caller's own. A source of
-    uint16 is bfloat16.
+    uint16 is bfloat16. ``own`` is the caller's memory that the answer comes into itself.
     """
 
     result: Any
     buffers: tuple[memoryview, ...]
     copies: tuple[tuple[Array, Array], ...] = ()
+    own: tuple[memoryview, ...] = ()
 
     def finish(self) -> Any:
         """Return the caller's arrays, once the buffers are full."""
@@ -273,7 +312,8 @@ def landing(layout: Layout, dtype: str, out: Any = None, source: tuple[Part, ...
         target = out if layout.vector else out.get(tensor.name)
         targets.append(_target(target, tensor, kept))
     if kept == dtype and not _overlap(targets, source):
-        return Landing(out, pieces(targets))
+        into = pieces(targets)
+        return Landing(out, into, own=into)
     flat = np.empty(layout.size, storage(dtype))
     spans = (flat[start:end] for start, end in zip(layout.bounds, layout.bounds[1:], strict=False))
     copies = tuple((target, span.reshape(target.shape)) for target, span in zip(targets, spans, strict=True))

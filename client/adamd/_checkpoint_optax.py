@@ -62,6 +62,8 @@ def moved_in(state: Any, params: Any, settings: Mapping[str, Any], step: int) ->
     kept = _kept(settings)
     found = _found(state, kept, str(settings["name"]))
     like = form(params)
+    if not like.names:
+        raise WrongLayout("the parameters have no arrays at all; give a pytree with one at least")
     held = {array: _leaves(getattr(found, field), like, kept, field) for array, field in kept.fields.items()}
     count = _count(found.count, kept) if kept.counts else int(step > 0 or any(map(np.any, held_leaves(held))))
     wide = any(dtype == np.float64 for dtype in like.dtypes)
@@ -108,7 +110,7 @@ def moved_out(export: bytes, params: Any, state: Any) -> tuple[Any, Any]:
     for array, field in kept.fields.items():
         shaped = _leaves(getattr(old, field), like, kept, field)
         leaves = [jnp.asarray(found.arrays[array][name], shaped[name].dtype) for name in like.names]
-        fields[field] = like.built(leaves)
+        fields[field] = jax.tree.unflatten(jax.tree.structure(getattr(old, field)), leaves)
     count = jnp.asarray(step, jnp.int32)
     new = old._replace(**fields, **({"count": count} if kept.counts else {}))
 
@@ -161,7 +163,7 @@ def _inside(nodes: Any) -> list[Any]:
 
 def _leaves(tree: Any, like: Form, kept: Kept, field: str) -> dict[str, Any]:
     leaves, structure = jax.tree.flatten(tree)
-    if structure != like.tree:
+    if len(leaves) != len(like.names):  # the trees themselves may be of other kinds, as flax.nnx has them
         raise InvalidState(f"{kept.state}.{field} is a pytree of another structure ({structure}) than the parameters")
     found = like.named(leaves)
     for name, shape in zip(like.names, like.shapes, strict=True):

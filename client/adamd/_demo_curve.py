@@ -13,6 +13,15 @@ BLANK = 0x2800
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
+def drawable(encoding: str) -> bool:
+    """Say whether a stream of this encoding has the characters of the curve."""
+    try:
+        f"{chr(BLANK)}─│└┊".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def terminal(losses: Sequence[float], kill: int | None) -> Text:
     """Return the curve as lines of text; ``kill`` is the step at which the server died."""
     wide, high = 2 * COLUMNS, 4 * ROWS

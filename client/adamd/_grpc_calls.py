@@ -209,6 +209,7 @@ class Call:
         request = pb.GetParametersRequest(session=reference(operation.ref), dtype=dtype, at=operation.at or "")
         method = self.method("unary_stream", "GetParameters", None, pieces.PARAMETERS_RESPONSE)
         told, filling = None, Filling(operation.into)
+        operation.left()
         with self.limits.guarded(0, sum(view.nbytes for view in operation.into)) as guard:
             for piece in guard.begin(method(request, metadata=self._metadata)):
                 told = told or messages.stepped(piece.head, operation)

@@ -29,6 +29,7 @@ from adamd._operations import (
     Update,
     bad_answer,
     body_of,
+    is_reference,
     reference,
 )
 from adamd.errors import AdamdError, TransportError
@@ -62,6 +63,8 @@ def sayable(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except AdamdError:
+        raise
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidRequest(f"{what} cannot be said over gRPC: {error}") from None
 
@@ -187,10 +190,12 @@ def standing(session: pb.Session) -> Standing:
         tensors = tuple(Tensor(t.name, tuple(t.shape)) for t in session.layout.tensors)
         layout = checked(tensors, vector=session.layout.vector)
         document = _document(session) | {"layout": layout.to_json(), "vector": layout.vector}
-    except (AdamdError, KeyError) as error:
+    except (AdamdError, KeyError, ValueError) as error:
         raise bad_answer(f"a message that is no session ({type(error).__name__}: {error})") from None
-    if not session.id or _CHAIN.fullmatch(session.chain) is None:  # every step would be sent with another If-Match
+    if not is_reference(session.id) or _CHAIN.fullmatch(session.chain) is None:  # every step would be sent with them
         raise bad_answer("a session without an id or a chain")
+    if session.step > errors.LAST_STEP or not session.name.isprintable():
+        raise bad_answer("a session whose step or name no session has")
     return Standing(
         id=session.id,
         name=document["name"],
@@ -233,7 +238,7 @@ def page(response: pb.ListSessionsResponse) -> Page:
     """Read a page of the list, each session in short, as HTTP tells it."""
     try:
         items = [_short(one) for one in response.sessions]
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         raise bad_answer(f"a page that is no list of sessions ({error})") from None
     return Page(items, response.next_page_token or None)
 
@@ -290,10 +295,11 @@ def stepped(told: pb.Standing | None, operation: Step | ReadParameters) -> Stepp
         raise bad_answer(f"{told.nbytes} bytes of parameters; wanted {room}")
     if isinstance(operation, Step) and operation.number not in (None, told.step):
         raise bad_answer(f"step {told.step}; wanted {operation.number}")
-    if _CHAIN.fullmatch(told.chain) is None:
-        raise bad_answer("no chain of a session")
-    stalls = tuple(Stall(one.code, _eps(one)) for one in told.warnings)
-    return Stepped(told.step, told.chain, told.replayed, told.diverged, told.overflowed, told.stop or None, stalls)
+    if _CHAIN.fullmatch(told.chain) is None or told.step > errors.LAST_STEP:
+        raise bad_answer("no chain or step of a session")
+    stalls = tuple(Stall(errors.clean(one.code[:80]), _eps(one)) for one in told.warnings)
+    stop = errors.clean(told.stop[:80]) or None
+    return Stepped(told.step, told.chain, told.replayed, told.diverged, told.overflowed, stop, stalls)
 
 
 def _eps(warning: pb.Stall) -> float | None:
@@ -329,6 +335,7 @@ def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
     found = _problem(details) if details else None
     if found is not None:
         return found
+    words = errors.clean(words)
     if "larger than max" in words:  # gRPC's own, at either end: no other attempt makes it shorter
         return errors.TooLarge(f"{status}: {words[:200]}")
     foreign = _FOREIGN.get(status)

@@ -54,6 +54,7 @@ class StepStream:
         self._sent = sent
         for piece in numbered(header, views):
             self._requests.put(piece)
+        operation.left()
         filling = Filling(operation.into)
         first = self._next()
         told = stepped(first.head, operation)

@@ -45,6 +45,7 @@ class HttpTransport:
         self._owner = os.getpid()
         self._closed = False
         fixed = {"Host": route.authority, **route.extra_headers, "User-Agent": "adamd-python"}
+        fixed["Accept-Encoding"] = "identity"  # without it, any is welcome (RFC 9110, section 12.5.3)
         if key:
             fixed["Authorization"] = f"Bearer {key}"
         self._fixed = "".join(_field(name, value) for name, value in fixed.items())

@@ -76,10 +76,15 @@ class Wire:
             failure = self._send(_joined(head, request.body), deadline, sent)
             if failure is not None:
                 self.reusable = False  # the server does not wait for the rest, and neither do we
+            request.left()
             try:
                 return self._answer(request, deadline, got)
+            except TransportError:
+                raise
             except OSError as error:
                 raise (failure if isinstance(failure, OSError) else error) from None
+        except TransportError:
+            raise
         except TimeoutError as error:
             raise TransportError(
                 f"nothing moved for {self._inactivity:g} s, or the whole call's time is over", phase="timeout"
@@ -149,8 +154,10 @@ class Wire:
             return bare
         chunked = "chunked" in fields.get("transfer-encoding", "").lower()
         length = None if chunked else _length(fields)
-        meant = status == 200 and bare.media_type == request.accept
+        meant = status == 200 and bare.media_type == request.accept and bare.plain
         into = request.into if meant else None
+        if meant:
+            request.check(bare)  # before any of it is taken
         if isinstance(into, tuple) and length == sum(view.nbytes for view in into):
             for view in into:
                 self._read_into(view, deadline, got)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
@@ -33,6 +33,7 @@ from adamd._operations import (
     View,
     Watch,
     bad_answer,
+    is_reference,
     reference,
 )
 from adamd.errors import AdamdError
@@ -43,6 +44,10 @@ from adamd.wire.headers import JSON
 MAX_DOCUMENT = 64 * 1024 * 1024
 _CHAIN = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(rf'(?:W/)?"({_CHAIN.pattern})"')  # a proxy may weaken it
+
+
+def _nothing(*_: object) -> None:
+    return
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Request:
         into: where the body of a 200 in that type goes: memory of exactly its length, or a file.
         limit: bytes of any other answer that are kept at most.
         expected: about how many bytes will come; only a progress bar wants to know.
+        check: refuses the head of a 200 in the type wanted, before its body is read.
+        left: is called when the request has left, before its answer is read.
 
     """
 
@@ -67,6 +74,8 @@ class Request:
     into: tuple[memoryview, ...] | BinaryIO | None = None
     limit: int = MAX_DOCUMENT
     expected: int = 0
+    check: Callable[[Response], object] = _nothing
+    left: Callable[[], None] = _nothing
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +91,11 @@ class Response:
     headers: Mapping[str, str]
     body: bytes | bytearray = b""
     filled: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """The body is not compressed: nobody asked for that."""
+        return self.headers.get("content-encoding", "identity").strip().lower() in ("", "identity")
 
     @property
     def media_type(self) -> str:
@@ -117,9 +131,7 @@ def encode(operation: Operation) -> Request:
             return Request("DELETE", _path(ref))
         case ReadParameters(ref):
             at = "" if operation.at is None else f"?at={quote(operation.at, safe='')}"
-            return Request(
-                "GET", _path(ref, f"/parameters{at}"), _rounded(operation), (), headers.OCTETS, operation.into
-            )
+            return _filling(operation, "GET", _path(ref, f"/parameters{at}"), _rounded(operation), ())
         case SetParameters(ref):
             kind, body = _body(operation.body)
             return Request("PUT", _path(ref, "/parameters"), kind, body)
@@ -152,9 +164,19 @@ def _step(operation: Step) -> Request:
     if operation.number is None:
         assert operation.key is not None
         sent[headers.IDEMPOTENCY] = operation.key
-        return Request("POST", _path(operation.ref, "/steps"), sent, body, headers.OCTETS, operation.into)
-    path = _path(operation.ref, f"/steps/{operation.number}")
-    return Request("PUT", path, sent, body, headers.OCTETS, operation.into)
+        return _filling(operation, "POST", _path(operation.ref, "/steps"), sent, body)
+    return _filling(operation, "PUT", _path(operation.ref, f"/steps/{operation.number}"), sent, body)
+
+
+def _filling(
+    operation: Step | ReadParameters, method: str, path: str, sent: Mapping[str, str], body: tuple[memoryview, ...]
+) -> Request:
+    """Return a request whose answer's body is parameters, into the caller's memory."""
+
+    def check(head: Response) -> object:
+        return _head(head, operation)
+
+    return Request(method, path, sent, body, headers.OCTETS, operation.into, check=check, left=operation.left)
 
 
 def _rounded(operation: Step | ReadParameters) -> dict[str, str]:
@@ -205,17 +227,24 @@ def decode(operation: Operation, response: Response) -> Any:
     """
     if not 200 <= response.status < 300:
         raise refusal(response)
+    if not response.plain:
+        coding = response.headers["content-encoding"][:40]
+        raise bad_answer(
+            f"a compressed body (Content-Encoding {coding!r}), which nobody asked for; does a proxy do it?"
+        )
     match operation:
         case Step():
-            return _stepped(response, operation, operation.number)
+            return _stepped(response, operation)
         case ReadParameters():
-            return _stepped(response, operation, None)
+            return _stepped(response, operation)
         case Create() | Restore() | View() | Update() | SetParameters():
             return _standing(response)
         case ListSessions():
             page = _document(response)
             items, token = page.get("sessions"), page.get("next_page_token")
-            if not isinstance(items, list) or not isinstance(token, str | None):
+            if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+                items = None
+            if items is None or not isinstance(token, str | None):
                 raise bad_answer("a page that is no list of sessions")
             return Page(items, token or None)
         case Export():
@@ -250,6 +279,8 @@ def _foreign(response: Response) -> str:
     """Describe an answer that is no problem document: it comes from a proxy, or from no adamd at all."""
     if 300 <= response.status < 400 and "location" in response.headers:
         return f"the address has moved to {response.headers['location'][:200]}; connect to that one"
+    if not response.plain:
+        return f"status {response.status} with a compressed body, which nobody asked for; check the URL and the proxies"
     said = bytes(response.body[:200]).decode("utf-8", "replace").strip()
     kind = response.media_type or "no media type"
     return f"status {response.status} with {kind}, which is not adamd's: {said!r}; check the URL and the proxies"
@@ -265,14 +296,14 @@ def _retry_after(given: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(raw) - parsedate_to_datetime(given["date"])).total_seconds()
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError, IndexError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _metrics(told: Any) -> dict[str, float]:
     """Read the last step's metrics; one that is null is left out."""
-    return {k: v for k, v in told.items() if v is not None} if isinstance(told, dict) else {}
+    return {k: v for k, v in told.items() if type(v) in (int, float)} if isinstance(told, dict) else {}
 
 
 def _standing(response: Response) -> Standing:
@@ -281,10 +312,11 @@ def _standing(response: Response) -> Standing:
         name, settings, chain = document["name"], document["optimizer"], document["chain"]
         made = layout.from_json(document["layout"], vector=document["vector"] is True)
         good = (
-            isinstance(document["id"], str)
-            and document["id"] != ""
+            is_reference(document["id"])
             and isinstance(name, str | None)
+            and (name is None or name.isprintable())
             and type(document["step"]) is int
+            and 0 <= document["step"] <= errors.LAST_STEP
             and isinstance(settings, dict)
             and document["dtype"] in ("float32", "float64")
             and isinstance(chain, str)
@@ -308,32 +340,43 @@ def _standing(response: Response) -> Standing:
         raise bad_answer(f"a document that is no session ({type(error).__name__}: {error})") from None
 
 
-def _stepped(response: Response, operation: Step | ReadParameters, wanted: int | None) -> Stepped:
+def _stepped(response: Response, operation: Step | ReadParameters) -> Stepped:
     """Check an answer with parameters: type, length, dtype, step and ETag."""
-    dtype = operation.dtype
     if not response.filled:
         kind, nbytes = response.media_type or "no media type", len(response.body)
         room = sum(view.nbytes for view in operation.into)
         raise bad_answer(f"{kind}, {nbytes} bytes; wanted {headers.OCTETS}, {room} bytes")
-    given = response.headers
-    told, came = given.get(headers.DTYPE.lower(), dtype), given.get(headers.STEP.lower(), "")
+    return _head(response, operation)
+
+
+def _head(response: Response, operation: Step | ReadParameters) -> Stepped:
+    """Check what an answer says of its parameters, before any of them is taken."""
+    given, wanted = response.headers, operation.number if isinstance(operation, Step) else None
+    told, came = given.get(headers.DTYPE.lower()), _count(given.get(headers.STEP.lower(), ""))
     etag = _ETAG.fullmatch(given.get("etag", ""))
-    overflowed = given.get(headers.OVERFLOWED.lower(), "")
-    if told != dtype:
-        raise bad_answer(f"{told} parameters; wanted {dtype}")
-    if not (came.isascii() and came.isdigit()) or (wanted is not None and int(came) != wanted):
-        raise bad_answer(f"{headers.STEP} {came!r}" + ("" if wanted is None else f"; wanted {wanted}"))
+    if told != operation.dtype:
+        what = f"no {headers.DTYPE}" if told is None else f"{told[:40]} parameters"
+        raise bad_answer(f"{what}; wanted {operation.dtype}")
+    if came is None or wanted not in (None, came):
+        said = given.get(headers.STEP.lower(), "")[:40]
+        raise bad_answer(f"{headers.STEP} {said!r}" + ("" if wanted is None else f"; wanted {wanted}"))
     if etag is None:
         raise bad_answer("no ETag with the chain; does a proxy drop it?")
+    stop = given.get(headers.STOP.lower())
     return Stepped(
-        int(came),
+        came,
         etag.group(1),
         given.get(headers.REPLAYED.lower()) == "true",
         given.get("adamd-diverged") == "true",
-        int(overflowed) if overflowed.isascii() and overflowed.isdigit() else 0,
-        given.get(headers.STOP.lower()),
+        _count(given.get(headers.OVERFLOWED.lower(), "")) or 0,
+        stop if stop is None else errors.clean(stop[:80]),
         _stalls(given.get(headers.WARNING.lower(), "")),
     )
+
+
+def _count(raw: str) -> int | None:
+    """Read a count; None where it is none that a server can have."""
+    return int(raw) if raw.isascii() and raw.isdigit() and len(raw) <= 19 and int(raw) <= errors.LAST_STEP else None
 
 
 def _stalls(header: str) -> tuple[Stall, ...]:
@@ -345,7 +388,8 @@ def _stalls(header: str) -> tuple[Stall, ...]:
             eps = float(parameter.partition("=")[2]) if parameter.strip().startswith("eps=") else None
         except ValueError:
             eps = None
-        found.append(Stall(code, eps))
+        if eps is None or (math.isfinite(eps) and eps > 0):
+            found.append(Stall(errors.clean(code[:80]), eps))
     return tuple(found)
 
 

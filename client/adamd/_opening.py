@@ -47,7 +47,10 @@ def create(
     given = {"name": optimizer, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     settings = settings_document(given | {"amsgrad": amsgrad, "maximize": maximize, "groups": groups} | others)
     document = {"name": name, "optimizer": settings, "durability": durability, "labels": labels_document(labels or {})}
-    standing = yield Create(_arrays.parameters(parameters, dtype), document, secrets.token_hex(16))
+    asked = _arrays.parameters(parameters, dtype)
+    standing: Standing = yield Create(asked, document, secrets.token_hex(16))
+    if _said(standing) != _said(asked):  # the order is the server's: arrays are found by name
+        raise _operations.bad_answer("another session than the one asked for: its layout or dtype differs")
     return Track(standing, on_bad_gradient)
 
 
@@ -189,6 +192,10 @@ def _renamed(
     tensors = ((item.tensor.name, item.dtype, item.tensor.shape) for item in header.tensors)
     head = safetensors.write_header(tensors, {"adamd": json.dumps(document)})
     return memoryview(head), body[header.data_start :]
+
+
+def _said(one: Standing | Given) -> tuple[Any, ...]:
+    return one.dtype, one.layout.vector, {tensor.name: tensor.shape for tensor in one.layout.tensors}
 
 
 def _check_same(standing: Standing, given: Given) -> None:

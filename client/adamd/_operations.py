@@ -7,12 +7,12 @@ step carries its number and its history, a creation its key.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from adamd._arrays import Given, Part, pieces
-from adamd.errors import InvalidRequest, TransportError, UnknownSession
+from adamd.errors import InvalidRequest, TransportError, UnknownSession, clean
 from adamd.wire import headers, safetensors
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import Layout
@@ -104,6 +104,10 @@ def body_of(parts: tuple[Part, ...], layout: Layout) -> Body:
 # -- operations
 
 
+def _nothing() -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True)
 class Create:
     """Make a session. ``document`` is its name, optimizer, durability and labels; ``key`` makes it safe to repeat."""
@@ -164,6 +168,7 @@ class ReadParameters:
     into: tuple[memoryview, ...]
     rounded: bool = False
     at: str | None = None
+    left: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,7 @@ class Step:
         settings: that count with this step and stay.
         metrics: names to finite numbers; None for a number that is not.
         key: makes it safe to repeat where it has no number.
+        left: is called when it has left, before anything comes into ``into``; of a repeated one again.
 
     """
 
@@ -215,6 +221,7 @@ class Step:
     metrics: Mapping[str, float | None]
     rounded: bool = False
     key: str | None = None
+    left: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +294,14 @@ def reference(ref: str) -> str:
     """
     if not isinstance(ref, str) or not ref:
         raise InvalidRequest(f"a session's id or name is a string, as in 'run-7'; got {ref!r}")
-    if _REF.fullmatch(ref) is None:
+    if not is_reference(ref):
         raise UnknownSession(f"{ref[:80]!r} is neither a session's id nor a name ({headers.NAME_WORDS})")
     return ref
+
+
+def is_reference(ref: Any) -> bool:
+    """Say whether a session can be called that."""
+    return isinstance(ref, str) and _REF.fullmatch(ref) is not None
 
 
 def idempotency_key(key: Any) -> str:
@@ -311,5 +323,5 @@ def export(now: Standing, into: BinaryIO | None) -> Export:
 
 def bad_answer(came: str) -> TransportError:
     """Return the error for an answer that no adamd server gives."""
-    said = f"the server answered with {came}. Is this an adamd server, of this version?"
+    said = f"the server answered with {clean(came)}. Is this an adamd server, of this version?"
     return TransportError(said, phase="answer", permanent=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,29 +33,26 @@ class Form:
         """Return leaves in the tree."""
         return jax.tree.unflatten(self.tree, leaves)
 
+    def spelled(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes by their names."""
+        return dict(zip(self.names, self.shapes, strict=True))
+
 
 def form(params: Any) -> Form:
-    """Return the form of a pytree: a leaf is named by its path, as "layers/0/kernel".
+    """Return the form of a pytree, which may have no leaves at all: a leaf is named by its path, as "layers/0/kernel".
 
     Raises:
-        WrongLayout: no leaves at all, or two of one name.
+        WrongLayout: two leaves have one name.
         WrongDtype: a leaf is no floating-point array that a session takes.
 
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    if not paths:
-        raise WrongLayout("the parameters have no arrays at all; give a pytree with one at least")
     found: dict[str, Any] = {}
     for path, leaf in paths:
         name = jax.tree_util.keystr(path, simple=True, separator="/") or BARE
         if name in found:
             raise WrongLayout(f"two parameters are named {name!r}; a session knows its tensors by name: rename one")
-        found[name] = jnp.asarray(leaf)
-        if found[name].dtype.name not in ITEMSIZE:
-            raise WrongDtype(
-                f"parameter {name!r} is {found[name].dtype}; {', '.join(ITEMSIZE)} can be trained. Leave the others "
-                "out, as optax.masked does"
-            )
+        found[name] = _array(name, leaf)
     return Form(
         tree,
         tuple(found),
@@ -64,22 +61,57 @@ def form(params: Any) -> Form:
     )
 
 
-def leaves_of(tree: Any, like: Form, what: str) -> list[Any]:
-    """Return the leaves of a tree that has to be like another.
+def _array(name: str, leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise InvalidRequest(
+            f"parameter {name!r} is a jax.ShapeDtypeStruct, which has no values; give arrays. For the structure of the "
+            "state alone: jax.eval_shape(tx.init, params), which makes no session"
+        )
+    try:
+        array = jnp.asarray(leaf)
+    except (TypeError, ValueError):
+        raise WrongDtype(f"parameter {name!r} is {type(leaf).__name__}, no array. {_LEAVE_OUT}") from None
+    if array.dtype.name not in ITEMSIZE:
+        way = _LEAVE_OUT
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            way = "optax.contrib.split_real_and_imaginary(tx) trains both parts of a complex one"
+        raise WrongDtype(f"parameter {name!r} is {array.dtype}; {', '.join(ITEMSIZE)} can be trained. {way}")
+    return array
+
+
+_LEAVE_OUT = "Leave what is not trained out of the parameters, or behind optax.masked(tx, mask)"
+
+
+def leaves_of(tree: Any, like: Form) -> list[Any]:
+    """Return the gradients' leaves, None where there is none for a parameter.
 
     Raises:
-        InvalidRequest: it is of another structure.
+        InvalidRequest: they are of another structure or of other shapes than the parameters.
 
     """
-    leaves, structure = jax.tree.flatten(tree)
-    if structure != like.tree:
-        raise InvalidRequest(f"the {what} are a pytree of another structure ({structure}) than the parameters")
-    return [jnp.asarray(leaf) for leaf in leaves]
+    try:
+        leaves = like.tree.flatten_up_to(tree)
+    except (TypeError, ValueError):
+        raise InvalidRequest(
+            f"the gradients are a pytree of another structure ({jax.tree.structure(tree)}) than the parameters "
+            f"({like.tree})"
+        ) from None
+    found = []
+    for name, shape, leaf in zip(like.names, like.shapes, leaves, strict=True):
+        one = jax.tree.leaves(leaf)
+        if leaf is not None and not (len(one) == 1 and one[0] is leaf):
+            raise InvalidRequest(f"the gradient of {name!r} is {type(leaf).__name__}; wanted an array of shape {shape}")
+        array = None if leaf is None else jnp.asarray(leaf)
+        if array is not None and array.shape != shape:
+            raise InvalidRequest(f"the gradient of {name!r} has shape {array.shape}, the parameter {shape}")
+        found.append(array)
+    return found
 
 
-def update_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of updates: the parameter's, or float32 where it is narrower, so that they round once."""
-    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+def update_dtype(gradient: Any, parameter: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of an update, as optax has it: what the gradient and the parameter promote to."""
+    dtype: np.dtype[Any] = jnp.promote_types(gradient, parameter)
+    return dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +122,31 @@ class Strays:
     value: Array
 
 
-def updates(meant: Array, held: Array) -> tuple[Array, Strays]:
+def updates(meant: Array, held: Array, dtype: np.dtype[Any] | None = None) -> tuple[Array, Strays]:
     """Return what `optax.apply_updates` has to add to ``held``, and where it misses ``meant`` by a rounding.
 
     meant - held is exact where meant lies between held/2 and 2·held (Sterbenz), and where held is 0; else it is
-    rounded once, and the sum once more: the miss is at most half an ulp of each. With 24 bits for the 8 or 11 of a
-    narrow parameter that does not show, unless it shrinks more than 4096-fold.
+    rounded once, and the sum once more: the miss is at most half an ulp of each. ``dtype``: the update's, the
+    parameter's by default.
     """
-    wide = update_dtype(held.dtype)
+    wide = held.dtype if dtype is None else dtype
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        delta = np.asarray(np.subtract(meant, held, dtype=wide))
-        landed = np.asarray(np.add(held, delta, dtype=wide)).astype(held.dtype)
+        delta = np.asarray(np.subtract(meant, held, dtype=_exact(wide))).astype(wide, copy=False)
+        landed = np.asarray(np.add(held, delta, dtype=_exact(wide))).astype(wide).astype(held.dtype, copy=False)
     index = np.flatnonzero(landed != meant)
     return delta, Strays(index, landed.reshape(-1)[index])
 
 
-def agree(held: Array, meant: Array, strays: Strays | None) -> bool:
-    """Say whether parameters are what a step gave, exactly or by adding its updates; XLA may flush subnormals."""
+def _exact(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a dtype to compute in: narrow ones are computed in float32 and rounded, as XLA does."""
+    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+
+
+def agree(held: Array, meant: Array, strays: Strays | None, slack: float | None = None) -> bool:
+    """Say whether parameters are what a step gave, exactly or by adding its updates; XLA may flush subnormals.
+
+    ``slack``: the updates are not known, but how large they are at most: a rounding of that size is theirs.
+    """
     index = np.flatnonzero(np.asarray(held != meant))
     if not index.size:
         return True
@@ -114,12 +154,16 @@ def agree(held: Array, meant: Array, strays: Strays | None) -> bool:
     if strays is not None and strays.index.size:
         place = np.minimum(np.searchsorted(strays.index, index), strays.index.size - 1)
         expected = np.where(strays.index[place] == index, strays.value[place], expected)
-    apart = np.abs(held.reshape(-1)[index].astype(np.float64) - expected.astype(np.float64))
-    return bool((apart <= float(jnp.finfo(held.dtype).tiny)).all())
+    found, wanted = held.reshape(-1)[index].astype(np.float64), expected.astype(np.float64)
+    most = np.full(index.size, float(jnp.finfo(held.dtype).tiny))
+    if slack is not None:
+        sizes = np.maximum(np.maximum(np.abs(found), np.abs(wanted)), slack)
+        most += float(jnp.finfo(held.dtype).eps) * sizes
+    return bool((np.abs(found - wanted) <= most).all())
 
 
-def narrowed(masters: Mapping[str, Array], like: Form) -> dict[str, Array]:
+def narrowed(masters: Mapping[str, Array], names: Sequence[str], like: Form) -> dict[str, Array]:
     """Return the session's parameters in the leaves' dtypes, rounded to nearest even where those are narrower."""
     with np.errstate(over="ignore"):
-        pairs = zip(like.names, like.dtypes, strict=True)
+        pairs = zip(names, like.dtypes, strict=True)
         return {name: masters[name].astype(dtype, copy=False) for name, dtype in pairs}

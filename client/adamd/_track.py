@@ -28,6 +28,7 @@ from adamd.errors import (
     HistoryLost,
     IdempotencyMismatch,
     InvalidRequest,
+    InvalidSettings,
     RequestError,
     RetriesExhausted,
     SessionError,
@@ -77,6 +78,7 @@ class Track:
         self.skipped = 0
         self.left_open: int | None = None
         self.encoder = Encoder()
+        self._before = _arrays.Before()
         self._warned = set[str]()
         self._on_bad_gradient = on_bad_gradient
 
@@ -97,7 +99,9 @@ class Track:
         is whichever step comes next at the server, and the key makes it safe.
         """
         how = sending or self.encoder.chosen
-        carried = settings_document({**(settings or {}), "lr": lr} if lr is not None else settings or {})
+        carried = settings_document(settings or {}) | settings_document({"lr": lr})
+        if metrics is not None and not isinstance(metrics, Mapping):
+            raise InvalidRequest(f"metrics is {metrics!r:.60}; wanted a dict of numbers, as {{'accuracy': 0.9}}")
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now = self.now
         answered = how.answer_dtype
@@ -116,9 +120,10 @@ class Track:
                 settings=carried,
                 metrics={name: _meaning.number(name, value) for name, value in measured.items()},
                 key=key,
+                left=self._before.keep,
             )
             self.encoder.in_doubt, self.left_open = True, asked.number or open_before
-            told: Stepped = yield asked
+            return self._take((yield from self._landed(asked, land)), carried, land, written)
         except (StepConflict, StepSuperseded) as error:
             self.left_open = open_before
             if not error.extra.get("applied"):  # not this gradient; one before it, whose answer was lost, perhaps
@@ -136,7 +141,6 @@ class Track:
             if not isinstance(error, HistoryLost):  # of which nobody knows what it does to a step that was sent
                 self.left_open = open_before
             raise
-        return self._take(told, carried, land, written)
 
     def push(
         self,
@@ -161,13 +165,24 @@ class Track:
         now = self.now
         answered = self.encoder.answer_dtype
         land = _arrays.landing(now.layout, answered or now.dtype, out)
-        told: Stepped = yield _operations.ReadParameters(
-            now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at
+        asked = _operations.ReadParameters(
+            now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at, left=self._before.keep
         )
-        if at is None:
-            return self._take(told, {}, land)
-        self._check_kept(told)
-        return land.finish()
+        told = yield from self._landed(asked, land)
+        return land.finish() if at is not None else self._take(told, {}, land)
+
+    def _landed(self, asked: _operations.Step | _operations.ReadParameters, land: _arrays.Landing) -> Logic[Stepped]:
+        """Have an answer come into its memory. Where it does not come as it should, ``out`` is what it was."""
+        self._before.of(land.own)
+        try:
+            told: Stepped = yield asked
+            self._check_kept(told)
+        except BaseException:
+            self._before.restore()
+            raise
+        finally:
+            self._before.of(())
+        return told
 
     def _take(
         self, told: Stepped, carried: Mapping[str, Any], land: _arrays.Landing, sent: Written | None = None
@@ -178,7 +193,6 @@ class Track:
         stands before the answer still. Its next step is refused, and says why; none is taken at other parameters than
         its caller's.
         """
-        self._check_kept(told)
         result, moved = land.finish(), told.step != self.now.step
         self._tell(told)
         if sent is not None:
@@ -233,6 +247,11 @@ class Track:
             stacklevel=2,
         )
 
+    def _check_same(self, told: Standing) -> None:
+        now = self.now
+        if (told.id, told.layout, told.dtype) != (now.id, now.layout, now.dtype):
+            raise _operations.bad_answer(f"another session than {now.id}, or one of another layout")
+
     def set_parameters(self, parameters: Any) -> Logic[None]:
         """Set the parameters: all of them."""
         now = self.now
@@ -240,7 +259,9 @@ class Track:
         missing = set(now.layout.names) - {item.name for item in parts}
         if missing:
             raise InvalidRequest(f"the parameters lack {', '.join(sorted(missing)[:8])}; set all of them at once")
-        self.now = yield _operations.SetParameters(now.id, body_of(parts, now.layout))
+        told: Standing = yield _operations.SetParameters(now.id, body_of(parts, now.layout))
+        self._check_same(told)
+        self.now = told
 
     def update(self, labels: Mapping[str, str] | None, settings: Mapping[str, Any]) -> Logic[dict[str, Any]]:
         """Change settings or labels; this client's own step stays what it is."""
@@ -250,6 +271,7 @@ class Track:
         told: Standing = yield _operations.Update(
             self.now.id, optimizer or None, None if labels is None else labels_document(labels)
         )
+        self._check_same(told)
         self.now = replace(self.now, settings=told.settings, document=told.document, stop=told.stop)
         return told.document
 
@@ -261,6 +283,7 @@ class Track:
     def refresh(self) -> Logic[dict[str, Any]]:
         """Accept what the server has now."""
         told: Standing = yield _operations.View(self.now.id)
+        self._check_same(told)
         self.encoder.forget()
         self.now, self.left_open = told, None
         return told.document
@@ -304,16 +327,25 @@ def settings_document(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as JSON values; those that are None are the server's default, and an infinite bound is null.
 
     Raises:
-        InvalidRequest: NaN, infinity, or something that JSON cannot say.
+        InvalidSettings: one is NaN or infinity, or something that JSON cannot say; ``extra["path"]`` names it.
 
     """
-    found = {name: _bound(name, value) for name, value in given.items() if value is not None}
-    if not found:
-        return {}
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(f"settings is {given!r:.60}; wanted a dict, as {{'lr': 1e-4}}")
+    return {name: _setting(name, _bound(name, value)) for name, value in given.items() if value is not None}
+
+
+def _setting(name: str, value: Any) -> Any:
+    """Return one setting as JSON has it; the one that is wrong is the one that is blamed."""
+    if type(value) is float and math.isfinite(value):
+        return value
     try:
-        return dict(json.loads(json.dumps(found, allow_nan=False, default=_plain)))
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"settings {', '.join(found)}: not finite numbers or plain values: {error}") from None
+        return json.loads(json.dumps(value, allow_nan=False, default=_plain))
+    except (AdamdError, TypeError, ValueError, OverflowError, RecursionError, RuntimeError) as error:
+        said = "wanted finite numbers" if isinstance(error, ValueError) else "wanted numbers and plain values"
+        why = f": {error.detail}" if isinstance(error, AdamdError) else ""
+        shown = " ".join(repr(value).split())
+        raise InvalidSettings(f"{name} is {shown:.80}; {said}{why}", path=name) from None
 
 
 def _bound(name: str, value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 from adamd import _opening
@@ -62,6 +63,7 @@ class Client:
         self._transport = transport(url, limits, api_key, progress)
         self._shell = Shell(self._transport, limits)
         self.url = self._transport.url
+        self._closing: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +76,14 @@ class Client:
 
     def close(self) -> None:
         """Close the connections. Sessions live on, at the server."""
+        for act in tuple(self._closing):
+            act()
         self._transport.close()
+
+    def _before_closing(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Have something called before the connections are closed; what is returned takes that back."""
+        self._closing.append(act)
+        return partial(self._closing.remove, act)
 
     def create(
         self,

@@ -80,7 +80,8 @@ def _show(console: Console, url: str | None) -> int:
         server = None
         if url is None:
             server = stack.enter_context(Server())
-            with console.status("starting a server (the first time on a machine takes half a minute)"):
+            starting = "starting a server (the first time on a machine takes half a minute)"
+            with console.status(starting, spinner=_spinner(console)):
                 server.start()
             console.print("  [bold]server[/]    started for this demo; it stores each step, then answers\n")
             url = server.url
@@ -152,10 +153,19 @@ def _trained(
 Show = Callable[..., None]
 
 
+def _spinner(console: Console) -> str:
+    return "dots" if _demo_curve.drawable(console.encoding) else "line"
+
+
 @contextmanager
 def _progress(console: Console, steps: int, doing: str) -> Iterator[Show]:
     """Show one line that lives: how far, which loss, and what is happening."""
-    columns: list[Any] = [SpinnerColumn(), BarColumn(24), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}")]
+    columns: list[Any] = [
+        SpinnerColumn(_spinner(console)),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+    ]
     with Progress(*columns, TextColumn("{task.description}"), console=console, transient=True) as progress:
         task: TaskID = progress.add_task(doing, total=steps, loss="–")
 
@@ -254,8 +264,9 @@ def _conclude(console: Console, run: Run, calm: Run, test: Images, kill: int | N
     share = right / len(test)
     equal = _demo_digits.same_bits(run.params, calm.params) and run.losses == calm.losses
     console.print()
-    console.print(_demo_curve.terminal(run.losses, kill))
-    console.print()
+    if _demo_curve.drawable(console.encoding):
+        console.print(_demo_curve.terminal(run.losses, kill))
+        console.print()
     title = f"adamd demo: {len(run.losses)} steps, {share:.1%} of the test images right"
     _demo_curve.picture(PICTURE, run.losses, kill, title)
     console.print(f"test accuracy: {share:.3f} ({right} of {len(test)} images it had never seen)", highlight=False)

@@ -42,6 +42,9 @@ AdamdError
 │   └── Damaged             damaged              500   what the store holds of this session is not what was written
 └── TransportError          (SDK only) no answer: refused, reset, timed out
     └── RetriesExhausted
+
+Each is the built-in kind as well that a caller would catch: RequestError a ValueError, WrongDtype a TypeError too,
+UnknownSession and SessionDeleted a LookupError, TransportError a ConnectionError, RetriesExhausted a TimeoutError too.
 """
 
 from __future__ import annotations
@@ -102,25 +105,39 @@ class AdamdError(Exception):
 
 
 _OWN = ("type", "title", "status", "code", "detail", "step")
+MOST_WORDS = 4000  # characters of a server's sentence
+LAST_STEP = 2**63 - 1
+
+
+def clean(words: str) -> str:
+    """Return another program's words without what a terminal, or a reader, would take for more than words."""
+    if words.isprintable() and len(words) <= MOST_WORDS:
+        return words
+    return "".join(c if c.isprintable() else " " for c in words[:MOST_WORDS])
 
 
 def from_problem(document: Mapping[str, Any], status: int, retry_after: float | None = None) -> AdamdError:
-    """Turn a problem document back into the error that it came from."""
+    """Turn a problem document back into the error that it came from. Whatever its members are, it is an error."""
     code = document.get("code")
     kind = CODES.get(code) if isinstance(code, str) else None
-    if kind is None:
+    if kind is None or issubclass(kind, TransportError):  # that is never an answer
         kind = _FOREIGN.get(status, AdamdError)
     step = document.get("step")
-    extra = {str(key): value for key, value in document.items() if key not in _OWN}
-    return kind(
-        str(document.get("detail", f"the server answered {status}")),
-        step=step if isinstance(step, int) else None,
+    known = type(step) is int and 0 <= step <= LAST_STEP
+    made = kind(
+        clean(str(document.get("detail", f"the server answered {status}"))),
+        step=step if known else None,
         retry_after=retry_after,
-        **{key: value for key, value in extra.items() if key.isidentifier()},
     )
+    made.extra |= {
+        str(key): clean(value) if isinstance(value, str) else value
+        for key, value in document.items()
+        if key not in _OWN
+    }
+    return made
 
 
-class RequestError(AdamdError):
+class RequestError(AdamdError, ValueError):
     """What was sent is wrong; sending it again will not help."""
 
     status = 422
@@ -142,7 +159,7 @@ class WrongLayout(RequestError):
     code = "wrong_layout"
 
 
-class WrongDtype(RequestError):
+class WrongDtype(RequestError, TypeError):
     code = "wrong_dtype"
 
 
@@ -198,11 +215,11 @@ class SessionError(AdamdError):
     status = 409
 
 
-class UnknownSession(SessionError):
+class UnknownSession(SessionError, LookupError):
     code, status = "unknown_session", 404
 
 
-class SessionDeleted(SessionError):
+class SessionDeleted(SessionError, LookupError):
     code, status = "session_deleted", 410
 
 
@@ -296,13 +313,13 @@ class Damaged(InternalError):
     ADVICE: ClassVar[str] = "delete the session, and restore an export of it"
 
 
-class TransportError(AdamdError):
+class TransportError(AdamdError, ConnectionError):
     """No answer came: the connection was refused, reset or timed out."""
 
     code, status = "transport_error", 0
 
 
-class RetriesExhausted(TransportError):
+class RetriesExhausted(TransportError, TimeoutError):
     """Every attempt failed; ``__cause__`` is the last failure."""
 
     code = "retries_exhausted"

@@ -9,30 +9,41 @@ def train_step(params, state, batch):
     updates, state = tx.update(grads, state, params, value=loss)
     return optax.apply_updates(params, updates), state
 
-They are `optax.GradientTransformationExtraArgs`: they run under ``jax.jit``, in ``jax.lax.scan`` and in `optax.chain`,
-by an ordered callback to the host; the state is a pytree of two small arrays, a count and the session's id, and may be
-checkpointed. Four things are different, because the session at the server holds the parameters:
+They are `optax.GradientTransformationExtraArgs`: they run under ``jax.jit``, in ``jax.lax.scan`` and ``cond``, in
+optax's chains, masks and ``inject_hyperparams``, in flax's ``nnx.Optimizer`` and ``TrainState``, by an ordered callback
+to the host. The state is a pytree of two small arrays, a count and the session's id, and may be checkpointed; updates
+have the dtypes that optax gives them; a pytree without leaves makes no session. ``jax.eval_shape`` sends nothing. Some
+things are different, because the session at the server holds the parameters:
 
 - ``update`` needs the parameters, and they have to be what its last updates led to: what follows adamd in a chain must
   not change the updates. What comes before it (clipping, say) may do as it likes.
-- ``params + updates`` is the session's parameter bit for bit where that lies between half of the old one and twice it
-  (for float16 and bfloat16: where it does not shrink more than 4096-fold in one step); elsewhere (a sign changes, say)
-  it may miss by one rounding of the update and one of the sum. That does not add up: each update leads to the
-  session's parameters anew. `Transformation.step` returns them themselves, always the same bits.
-- A state is used once: a step that counted cannot be taken again with another gradient. So `optax.MultiSteps`, which
-  computes updates and throws them away, gets an error at its second: take the mean of the gradients instead.
+- ``params + updates`` is the session's parameter bit for bit where that lies between half of the old one and twice it;
+  elsewhere (a sign changes, say) it may miss by one rounding of the update and one of the sum. That does not add up:
+  each update leads to the session's parameters anew. `Transformation.step` returns them themselves, always the same
+  bits.
+- A step counts once. The last one may be asked for again with the same gradient, and gives the same answer; another
+  gradient from the same state is refused. So `optax.MultiSteps`, which computes updates and throws them away, gets an
+  error at its second: take the mean of the gradients instead.
 - Compiled code turns an error into `jax.errors.JaxRuntimeError`, with adamd's words in it; within
   ``with tx.typed_errors():`` it is raised as what it was, and without ``jit`` always.
+- Under ``jit`` with arrays that are sharded over several devices the first device calls back with the whole. There an
+  error cannot be raised (the other devices would wait until XLA ends the process): it is logged, parameters and updates
+  are NaN from there on and the count is -1; ``typed_errors`` raises it. On XLA's CPU devices a step may take a minute
+  at most: ``timeout=30`` gives up before. XLA_FLAGS=--xla_cpu_collective_call_terminate_timeout_seconds=600 waits.
 
 ``vmap``, ``pmap``, ``shard_map`` and differentiation through the update are refused: each would step once for every
-slice. Under ``jit`` with sharded arrays it works: one device calls back with the whole.
+slice. A client is closed, and the process ends, when the steps under way are done; after Ctrl-C those that have not
+begun are dropped.
 """
 
 from __future__ import annotations
 
+import math
+import numbers
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Unpack
 
 try:
@@ -42,10 +53,10 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("adamd.optax needs JAX and optax: pip install 'adamd[jax]'", name=error.name) from error
 import numpy as np
-from jax.experimental import io_callback
 
 from adamd._around import Around, parted
-from adamd._optax_link import HANDLE, Desk
+from adamd._optax_call import call, placed, typed
+from adamd._optax_link import HANDLE, Asked, Desk
 from adamd._optax_tree import Form, form, leaves_of, update_dtype
 from adamd._track import settings_document
 from adamd.client import Client, Durability, connect
@@ -73,8 +84,7 @@ class Transformation(optax.GradientTransformationExtraArgs):  # type: ignore[mis
     """
 
     _desk: Desk
-    _settings: Callable[[Any, Form], dict[str, Any]]
-    _rate: float | Schedule
+    _recipe: _Recipe
     _close: Callable[[], Any]
 
     def step(self, grads: Any, state: AdamState, params: Any, *, value: Any = None) -> tuple[Any, AdamState]:
@@ -91,22 +101,20 @@ class Transformation(optax.GradientTransformationExtraArgs):  # type: ignore[mis
         ``params`` say the structure, shapes and dtypes.
         """
         like = form(params)
+        if not like.names:
+            return params, state
 
-        def act(key: Any) -> tuple[Any, ...]:
-            def read() -> tuple[Any, ...]:
-                link = self._desk.link(key)
-                found = link.read(like)
-                return np.int32(link.session.step_number), *(found[name] for name in like.names)
+        def act(key: Any) -> list[Any]:
+            link = self._desk.link(key)
+            found = link.read(like)
+            return [np.int32(link.session.step_number), *found]
 
-            result: tuple[Any, ...] = self._desk.kept(read)
-            return result
-
-        count, *leaves = _ordered(act, (_COUNT, *_shapes(like, like.dtypes)), state.session)
-        return like.built(leaves), AdamState(count, state.session)
+        count, *leaves = call(self._desk, act, (_COUNT, *_shapes(like, like.dtypes)), _state(state).session)
+        return like.built(placed(leaves, jax.tree.leaves(params))), AdamState(count, state.session)
 
     def session(self, state: AdamState) -> Session:
         """Return the session of a state: its settings, its export, its document. Not under ``jit``."""
-        session: Session = self._desk.kept(lambda: self._desk.link(state.session).session)
+        session: Session = self._desk.run(lambda: self._desk.link(_state(state).session)).session
         return session
 
     @contextmanager
@@ -115,18 +123,20 @@ class Transformation(optax.GradientTransformationExtraArgs):  # type: ignore[mis
 
         It waits for the steps within it.
         """
-        self._desk.failed = None
+        desk = self._desk
+        desk.failed, desk.poisoned = None, False
         try:
             yield
             jax.effects_barrier()
         except jax.errors.JaxRuntimeError as error:
-            failed, self._desk.failed = self._desk.failed, None
-            if failed is None:
+            if desk.failed is None:
                 raise
-            raise failed from error
+            raise desk.failed from error
+        if desk.poisoned and desk.failed is not None:
+            raise desk.failed
 
     def close(self) -> None:
-        """Close the connections. Sessions live on, at the server; so does a client that was given."""
+        """Close the connections, after the steps under way. Sessions live on, at the server; so does a given client."""
         self._close()
 
 
@@ -151,7 +161,8 @@ def adam(
     from its own travels with the next step.
 
     Args:
-        learning_rate: a number, or a schedule: a function of the count of steps, traced like the rest.
+        learning_rate: a number, or a schedule: a function of the count of steps, traced like the rest. In
+            `optax.inject_hyperparams` it and the next three are what the state's ``hyperparams`` say.
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
         eps: added outside the square root.
@@ -174,11 +185,9 @@ def adam(
         InvalidRequest: a setting is no number.
 
     """
-    numbers = {"betas": [_number("b1", b1), _number("b2", b2)], "eps": _number("eps", eps), "weight_decay": 0.0}
+    hyper = {"lr": learning_rate, "b1": b1, "b2": b2, "eps": eps, "weight_decay": 0.0}
     options = {"durability": durability, "labels": labels, "on_bad_gradient": on_bad_gradient}
-    given, travel = parted(around, "adam")
-    settings = {"name": "adam", **numbers, **settings_document(given)}
-    return _made(learning_rate, settings, None, (url, client, timeout), session, options | travel)
+    return _made("adam", hyper, None, (url, client, timeout), session, options, around)
 
 
 def adamw(
@@ -221,26 +230,57 @@ def adamw(
         InvalidRequest: a setting is no number.
 
     """
-    numbers = {"betas": [_number("b1", b1), _number("b2", b2)], "eps": _number("eps", eps)}
-    numbers |= {"weight_decay": _number("weight_decay", weight_decay)}
+    hyper = {"lr": learning_rate, "b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
     options = {"durability": durability, "labels": labels, "on_bad_gradient": on_bad_gradient}
-    given, travel = parted(around, "adamw")
-    settings = {"name": "adamw", **numbers, **settings_document(given)}
-    return _made(learning_rate, settings, mask, (url, client, timeout), session, options | travel)
+    return _made("adamw", hyper, mask, (url, client, timeout), session, options, around)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """What a session's settings are made of: plain values, and those that are traced, or computed from the count."""
+
+    plain: Mapping[str, Any]
+    fixed: Mapping[str, float]
+    moving: Mapping[str, Any]
+    mask: Any
+
+    def now(self, count: Any) -> dict[str, Any]:
+        """Return the moving ones at a count, as operands."""
+        found = {key: value(count) if callable(value) else value for key, value in self.moving.items()}
+        for key, value in found.items():
+            _check_scalar(f"what {_said(key)} returns" if callable(self.moving[key]) else _said(key), value)
+        return found
+
+    def settings(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Return what makes settings on the host, where the moving ones are known. It holds nothing that is traced."""
+        plain, fixed = self.plain, self.fixed
+
+        def at(moved: Mapping[str, Any]) -> dict[str, Any]:
+            known = {**fixed, **{key: _finite(f"{_said(key)} at this step", value) for key, value in moved.items()}}
+            betas = [known.pop("b1"), known.pop("b2")]
+            return {**plain, "betas": betas, **known}
+
+        return at
 
 
 def _made(
-    learning_rate: float | Schedule,
-    settings: dict[str, Any],
+    name: str,
+    hyper: Mapping[str, Any],
     mask: Any,
     way: tuple[str | None, Client | None, Any],
     session: str | None,
     options: dict[str, Any],
+    around: Mapping[str, Any],
 ) -> Transformation:
+    checked = {key: _number(_said(key), value) for key, value in hyper.items()}
+    # optax.inject_hyperparams gives what a function takes as **around by that name.
+    given, travel = parted({**around.get("around", {}), **{k: v for k, v in around.items() if k != "around"}}, name)
     url, client, timeout = way
     if client is not None and (url is not None or timeout is not None):
         raise InvalidRequest("give a client, or a url and a timeout of a new one, not both")
-    rate = learning_rate if callable(learning_rate) else _number("learning_rate", learning_rate)
+    fixed = {key: value for key, value in checked.items() if isinstance(value, float)}
+    moving = {key: value for key, value in checked.items() if key not in fixed}
+    recipe = _Recipe({"name": name, **settings_document(given)}, fixed, moving, mask)
 
     def init(params: Any) -> AdamState:
         return _init(made, params)
@@ -249,25 +289,28 @@ def _made(
         return _step(made, updates, state, params, extra.get("value"), exact=False)
 
     made = Transformation(init, update)
-    held = connect(url, timeout=timeout) if client is None else client
-    made._desk = Desk(held, session, options)
+    held = connect(url, timeout=_seconds(timeout)) if client is None else client
+    made._desk = Desk(held, session, options | travel)
     made._close = weakref.finalize(made._desk, held.close if client is None else _nothing)  # a tuple takes no weakref
-    made._rate = rate
-    made._settings = lambda params, like: settings | {"groups": _undecayed(mask, params, like)}
+    made._recipe = recipe
     return made
 
 
 def _init(tx: Transformation, params: Any) -> AdamState:
     like = form(params)
-    settings = tx._settings(params, like)
+    if not like.names:
+        return AdamState(jnp.zeros((), jnp.int32), jnp.zeros((HANDLE,), jnp.uint8))
+    desk, settings = tx._desk, tx._recipe.settings()
+    undecayed = [like.names[place] for place in _undecayed(tx._recipe.mask, params)]
+    groups = [{"tensors": sorted(undecayed), "weight_decay": 0.0}] if undecayed else []
+    desk.orders.append(like)
 
-    def act(lr: Any, leaves: list[Any]) -> Any:
-        first = {**settings, "lr": _lr(tx, lr)}
-        return tx._desk.kept(lambda: tx._desk.open(like.named(leaves), first))
+    def act(moved: Mapping[str, Any], leaves: list[Any]) -> list[Any]:
+        return [*desk.open(like, leaves, settings(moved) | {"groups": groups})]
 
-    shapes = (_COUNT, jax.ShapeDtypeStruct((HANDLE,), np.uint8))
-    given = _scheduled(tx, jnp.zeros((), jnp.int32)), leaves_of(params, like, "parameters")
-    return AdamState(*_ordered(act, shapes, *given))
+    results = (_COUNT, jax.ShapeDtypeStruct((HANDLE,), np.uint8))
+    moved = tx._recipe.now(jnp.zeros((), jnp.int32))
+    return AdamState(*call(desk, act, results, moved, [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]))
 
 
 def _step(
@@ -276,82 +319,125 @@ def _step(
     if params is None:
         raise ValueError("adamd.optax needs the parameters: tx.update(grads, state, params)")
     like = form(params)
-    settings = tx._settings(params, like)
+    count, key = _state(state)
+    held, gradients = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)], leaves_of(grads, like)
+    there = [place for place, gradient in enumerate(gradients) if gradient is not None]
+    if not there:
+        unmoved = params if exact else grads
+        return unmoved, AdamState(count if gradients else optax.safe_increment(count), key)
+    desk, settings, undecayed = tx._desk, tx._recipe.settings(), _undecayed(tx._recipe.mask, params)
+    dtypes = {place: update_dtype(gradients[place].dtype, like.dtypes[place]) for place in there}
+    if value is not None:
+        _check_scalar("value", value)
 
-    def act(key: Any, count: Any, lr: Any, loss: Any, gradients: list[Any], held: list[Any]) -> Any:
-        def take() -> tuple[Any, ...]:
-            link = tx._desk.link(key)
-            told = {**settings, "lr": _lr(tx, lr)}
-            measured = None if loss is None else float(loss)
-            now = int(count), like.named(gradients), like.named(held)
-            found = link.step(like, *now, told, measured, exact=exact)
-            return np.int32(link.session.step_number), *(found[name] for name in like.names)
+    def act(key: Any, count: Any, moved: Any, loss: Any, given: list[Any], at: list[Any]) -> list[Any]:
+        link = desk.link(key)
+        asked = Asked(
+            count=desk.checked(int(count)),
+            gradients={place: np.asarray(array) for place, array in zip(there, given, strict=True)},
+            held=[np.asarray(array) for array in at],
+            settings=settings(moved),
+            undecayed=undecayed,
+            loss=None if loss is None else float(loss),
+            dtypes=None if exact else dtypes,
+        )
+        found = link.step(like, asked)
+        return [np.int32(link.session.step_number), *found]
 
-        return tx._desk.kept(take)
-
-    dtypes = like.dtypes if exact else tuple(map(update_dtype, like.dtypes))
-    given = (state.session, state.count, _scheduled(tx, state.count), value)
-    trees = leaves_of(grads, like, "gradients"), leaves_of(params, like, "parameters")
-    count, *leaves = _ordered(act, (_COUNT, *_shapes(like, dtypes)), *given, *trees)
-    return like.built(leaves), AdamState(count, state.session)
-
-
-def _scheduled(tx: Transformation, count: Any) -> Any:
-    """Return a schedule's lr as an operand; a number stays in float64 on the host."""
-    return tx._rate(count) if callable(tx._rate) else None
-
-
-def _lr(tx: Transformation, scheduled: Any) -> float:
-    return float(tx._rate if scheduled is None else scheduled)  # type: ignore[arg-type]  # a schedule was called
+    wanted = _shapes(like, like.dtypes) if exact else tuple(_shape(like, place, d) for place, d in dtypes.items())
+    operands = key, count, tx._recipe.now(count), value, [gradients[place] for place in there], held
+    now, *found = call(desk, act, (_COUNT, *wanted), *operands)
+    if exact:
+        return like.built(placed(found, jax.tree.leaves(params))), AdamState(now, key)
+    found = iter(typed(found, [held[place] for place in there]))
+    return like.built([None if one is None else next(found) for one in gradients]), AdamState(now, key)
 
 
 _COUNT = jax.ShapeDtypeStruct((), np.int32)
 
 
 def _shapes(like: Form, dtypes: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(like.shapes, dtypes, strict=True))
+    return tuple(_shape(like, place, dtype) for place, dtype in enumerate(dtypes))
 
 
-def _ordered(act: Callable[..., Any], results: tuple[Any, ...], *given: Any) -> Any:
-    """Call the host: now where nothing is traced, so that errors keep their type; else from compiled code, in order."""
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in (jnp.zeros(()), *jax.tree.leaves(given))):
-        return jax.tree.map(jnp.asarray, act(*given))
-    if any(kind == jax.sharding.AxisType.Manual for kind in jax.sharding.get_abstract_mesh().axis_types):
+def _shape(like: Form, place: int, dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(like.shapes[place], dtype)
+
+
+def _state(given: Any) -> AdamState:
+    """Return a state's count and handle.
+
+    Raises:
+        InvalidRequest: it is another optimizer's.
+
+    """
+    if not (hasattr(given, "count") and hasattr(given, "session")):
         raise InvalidRequest(
-            "adamd.optax within pmap or shard_map would step once for every shard; average the gradients, and call it "
-            "outside, under jit"
+            f"this optimizer state is {type(given).__name__}, which is not adamd.optax's; state = tx.init(params) "
+            "makes one. A local optax optimizer's goes on in a session by adamd.checkpoints.from_optax"
         )
-    try:
-        return io_callback(act, results, *given, ordered=True)
-    except ValueError as error:
-        if "vmap" not in str(error):
-            raise
-        raise InvalidRequest(
-            "adamd.optax under vmap would step once for every slice; vmap the gradients, and call it outside, or make "
-            "one optimizer for each model"
-        ) from error
+    return AdamState(given.count, given.session)
 
 
-def _undecayed(mask: Any, params: Any, like: Form) -> list[dict[str, Any]]:
-    """Return the groups that a mask makes: no weight decay where it is False."""
+def _undecayed(mask: Any, params: Any) -> list[int]:
+    """Return the places of the parameters that a mask keeps from weight decay: where it is False."""
     if mask is None:
         return []
-    chosen = mask(params) if callable(mask) else mask
+    leaves = jax.tree.leaves(jax.tree.map(callable, mask))
+    chosen = mask(params) if leaves and all(leaves) else mask  # as in optax.masked: a mask may be a callable pytree
     spread = jax.tree.map(lambda keep, below: jax.tree.map(lambda _: bool(keep), below), chosen, params)
-    names = [name for name, keep in zip(like.names, jax.tree.leaves(spread), strict=True) if not keep]
-    return [{"tensors": sorted(names), "weight_decay": 0.0}] if names else []
+    return [place for place, keep in enumerate(jax.tree.leaves(spread)) if not keep]
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, jax.Array):
+def _said(setting: str) -> str:
+    """Return the argument that a setting comes from."""
+    return "learning_rate" if setting == "lr" else setting
+
+
+def _number(name: str, value: Any) -> Any:
+    """Return a number; a schedule and what is traced as they are."""
+    if name == "learning_rate" and callable(value):
+        return value
+    _check_scalar(name, value)
+    return value if isinstance(value, jax.core.Tracer) else _finite(name, value)
+
+
+def _finite(name: str, value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise InvalidRequest(f"{name} is {number}; wanted a finite number")
+    return number
+
+
+def _check_scalar(name: str, value: Any) -> None:
+    """Refuse what is no single real number.
+
+    Raises:
+        InvalidRequest: it is none.
+
+    """
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        if value.shape != ():
+            raise InvalidRequest(f"{name} has shape {value.shape}; wanted one number")
+        if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+            raise InvalidRequest(f"{name} is {value.dtype}; wanted a number")
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidRequest(f"{name} is {type(value).__name__}; wanted a number")
+
+
+def _seconds(timeout: Any) -> Any:
+    """Return a time-out, which optax.inject_hyperparams may have made an array.
+
+    Raises:
+        InvalidRequest: it is traced: nothing is known of it when the client is made.
+
+    """
+    if isinstance(timeout, jax.core.Tracer):
         raise InvalidRequest(
-            f"{name} is an array: optax.inject_hyperparams would make the optimizer anew in every update. Give a "
-            "number, or a schedule as learning_rate"
+            "timeout is traced: optax.inject_hyperparams takes every number for a hyperparameter. Name it, as in "
+            "optax.inject_hyperparams(adamd.optax.adam, static_args=('timeout',)), or give a client"
         )
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InvalidRequest(f"{name} is {type(value).__name__}; wanted a number") from None
+    return float(timeout) if isinstance(timeout, jax.Array) else timeout
 
 
 def _nothing() -> None:

@@ -53,7 +53,7 @@ class Session(Seen):
             settings: others that do.
             metrics: more numbers to record.
             out: memory for the answer: what an earlier step returned. Fresh memory costs as much as the transfer. After
-                an error its content is undefined.
+                an error, or Ctrl-C, it is what it was.
 
         Returns:
             One array, or a dict of arrays (views of one flat vector), in the session's dtype; ``out`` if given.

@@ -47,6 +47,9 @@ Trusted = Annotated[
     typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
 ]
 GrpcPort = Annotated[str | None, typer.Option(help="0 takes a free one, off serves HTTP alone \\[50051]")]
+RootPath = Annotated[
+    str | None, typer.Option(help="the path below which a proxy has this server, as in /adamd \\[none]")
+]
 WATCHING = adamd.Timeout(first=2.0, total=math.inf)
 NO_LOSS = (
     "adamd: no loss is told with its steps; it is shown where one is: session.step(gradient, loss=…), in torch "
@@ -78,9 +81,7 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="a further name that Host may have; repeatable \\[loopback's, there only]")
     ] = None,
-    root_path: Annotated[
-        str | None, typer.Option(help="the path below which a proxy has this server, as in /adamd \\[none]")
-    ] = None,
+    root_path: RootPath = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error \\[info]")] = None,
 ) -> None:
     """Serve optimizer sessions over HTTP and gRPC, until Ctrl-C or SIGTERM.

@@ -50,7 +50,7 @@ def test_steps_are_the_references_and_survive_an_export(client, settings):
         ({"labels": {"a": 1}}, "labels.a is 1; wanted a text"),
         ({"labels": ["a"]}, "labels is \\['a'\\]; wanted a dict of texts"),
         ({"labels": {1: "a"}}, "labels has the name 1; wanted a text"),
-        ({"name": "A b"}, "name is 'A b'; wanted a-z, 0-9 and -"),
+        ({"name": "A b"}, "name is 'A b'; wanted 1 to 128 of A-Z"),
         ({"weight_decay": "x"}, "weight_decay is 'x'; wanted a finite number"),
     ],
 )

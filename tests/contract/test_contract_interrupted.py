@@ -151,3 +151,21 @@ def test_a_warning_that_is_an_error_leaves_the_step_open_and_nothing_is_taken_at
     session.answer_dtype = None
     assert (session.parameters() == -1e6).all()
     session.step(np.ones(300, "f4"))
+
+
+def test_out_changes_whole_or_not_at_all(client, kind, server, connect):
+    session, cuts = client.create(np.zeros(300_000, "f4"), lr=1.0, optimizer="sgd"), []
+    with Relay(server.grpc_port if kind.startswith("grpc") else server.port, lambda _: (None, *cuts, False)) as relay:
+        at = SimpleNamespace(port=relay.port, grpc_port=relay.port)
+        cuts.append(None)
+        mine = connect(at, timeout=adamd.Timeout(total=2)).session(session.id)
+        out = np.full(300_000, 7, "f4")
+        cuts[0] = 600_000
+        relay.drop()
+        with pytest.raises(errors.RetriesExhausted):
+            mine.step(np.ones(300_000, "f4"), out=out)
+        assert (out == 7).all()
+        cuts[0] = None
+        relay.drop()
+        assert mine.step(np.ones(300_000, "f4"), out=out) is out
+        assert (out == -1).all() and mine.step_number == 1

@@ -17,9 +17,11 @@ from servers import ended
 ADAMD = Path(sys.executable).parent / "adamd"
 
 
-def demo(directory, *words):
+def demo(directory, *words, **environment):
     directory.mkdir(exist_ok=True)
-    return ended([ADAMD, "demo", *words], cwd=directory, within=200, env={**os.environ, "COLUMNS": "100"})
+    return ended(
+        [ADAMD, "demo", *words], cwd=directory, within=200, env={**os.environ, "COLUMNS": "100", **environment}
+    )
 
 
 def accuracy_of(said):
@@ -29,7 +31,12 @@ def accuracy_of(said):
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 def test_a_server_that_is_there_is_used_and_left_alive(server, tmp_path, transport):
     work = tmp_path / "work"
-    done = demo(work, "--url", server.grpc_url if transport == "grpc" else server.url)
+    if transport == "grpc":  # and on a terminal that has only ASCII
+        done = demo(work, "--url", server.grpc_url, PYTHONIOENCODING="ascii")
+        assert done.stdout.isascii() and "\\u" not in done.stdout and "\\x" not in done.stdout, done.stdout
+    else:
+        done = demo(work, "--url", server.url)
+        assert "│" in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
     assert accuracy_of(done.stdout) >= 0.95
     assert "will not be killed" in done.stdout and "killed and resumed" not in done.stdout

@@ -19,7 +19,9 @@ ENCODED = "tests/engine/test_engine_encodings.py"
 ENGINE = "service/adamd_service/engine"
 OPTIM = "service/adamd_service/optim"
 LUA = "service/adamd_service/store/lua"
+STORE = "service/adamd_service/store"
 GRPC = "service/adamd_service/grpc"
+DAMAGE = "tests/engine/test_damage.py"
 AROUND = "tests/contract/test_contract_around.py"
 
 # law, what is taken out, [(file, what stands there, what is put in its place)], the test that sees it
@@ -33,6 +35,84 @@ GUARDS = [
         "7 without a file descriptor the server is not ready",
         [(f"{ENGINE}/engine.py", "        if self.out_of_descriptors:\n", "        if False:\n")],
         "tests/http/test_http_serving.py::test_no_file_descriptor_left_is_told_and_over_when_there_are",
+    ),
+    (
+        "1 a text without its own sum is refused",
+        [(f"{STORE}/codec.py", "if said is not None and said != sum_of(dumps(value)):", "if False:")],
+        f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
+    ),
+    (
+        "1 the settings are the ones that were sealed",
+        [(f"{STORE}/codec.py", "if of > revision or (of == revision and not matches):", "if False:")],
+        f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
+    ),
+    (
+        "1 the place in the ring is the one that was written",
+        [(f"{STORE}/codec.py", 'if said and said != [sum_of(raw.decode().rpartition(" ")[0])]:', "if False:")],
+        f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
+    ),
+    (
+        "1 the chain before the head's is the log's",
+        [(f"{ENGINE}/rebuild.py", "        self._check_before(head, last, before)\n", "")],
+        f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
+    ),
+    (
+        "1 a record's hash agrees with its text",
+        [(f"{STORE}/codec.py", "if said is not None and said.decode() != raw[name]:", "if False:")],
+        f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
+    ),
+    (
+        "1 members that nobody wrote are refused",
+        [(f"{STORE}/codec.py", "    if not raw.keys() <= set(names):\n", "    if False:\n")],
+        "tests/store/test_codec.py::test_a_sum_under_another_name_counts",
+    ),
+    (
+        "1 an older snapshot serves where the newest is damaged",
+        [(f"{ENGINE}/rebuild.py", "in reversed(head.snapshots):", "in head.snapshots[-1:]:")],
+        f"{DAMAGE}::test_an_older_snapshot_serves_where_the_newest_is_damaged[turned]",
+    ),
+    (
+        "1 a new snapshot takes the place of the damaged one",
+        [(f"{ENGINE}/snapshots.py", "        if hot.replaced:\n            return True\n", "")],
+        f"{DAMAGE}::test_an_older_snapshot_serves_where_the_newest_is_damaged[counts]",
+    ),
+    (
+        "7 what is missing for good is not for later",
+        [(f"{ENGINE}/rebuild.py", "if _names_the_same(now, head):", "if False:")],
+        f"{DAMAGE}::test_what_is_missing_for_good_is_damage_and_not_for_later[record:2]",
+    ),
+    (
+        "7 one damaged session harms no list",
+        [
+            (
+                f"{STORE}/redis_store.py",
+                "except InternalError as error:\n                    heads",
+                "except MemoryError as error:\n                    heads",
+            )
+        ],
+        f"{DAMAGE}::test_one_damaged_session_harms_no_other[spec-{{]",
+    ),
+    (
+        "7 a damaged session can be deleted",
+        [
+            (
+                f"{STORE}/redis_store.py",
+                "            except Damaged:\n                name, damage",
+                "            except MemoryError:\n                name, damage",
+            )
+        ],
+        f"{DAMAGE}::test_one_damaged_session_harms_no_other[spec-{{]",
+    ),
+    (
+        "7 one damaged session stops no housework",
+        [
+            (
+                f"{STORE}/garbage.py",
+                "                if not _damage(error):\n                    raise\n                log",
+                "                raise\n                log",
+            )
+        ],
+        f"{DAMAGE}::test_damage_in_what_all_share_stops_no_housework",
     ),
     (
         "7 the private store leaves its disk room for a rewrite",
@@ -163,6 +243,71 @@ GUARDS = [
         "7 what became of a commit is not asked on the event loop",
         [(f"{ENGINE}/steps.py", "            yield None\n            self._resolve", "            self._resolve")],
         f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[inline]",
+    ),
+    (
+        "2 no process behind the store's address is used before it was looked at",
+        [(f"{STORE}/trust.py", "        if found.run_id not in self._accepted:\n", "        if False:\n")],
+        "tests/store/test_trust.py::test_no_process_is_used_before_it_was_looked_at",
+    ),
+    (
+        "2 nothing is committed while the store does not keep what is promised",
+        [
+            (
+                f"{STORE}/redis_store.py",
+                """        self._trust.require()
+        self._grow(AROUND + len(commit.record.inline or b""))
+        named, args""",
+                """        self._grow(AROUND + len(commit.record.inline or b""))
+        named, args""",
+            )
+        ],
+        "tests/store/test_trust.py::test_the_file_is_switched_off_while_it_serves",
+    ),
+    (
+        "2 a first append-only file that is not whole keeps nothing",
+        [(f"{STORE}/promises.py", 'set(sizes) == {"0"}', "not sizes")],
+        "tests/store/test_trust.py::test_a_file_that_is_not_whole_yet_keeps_nothing",
+    ),
+    (
+        "2 a store that loads is not judged",
+        [(f"{STORE}/promises.py", '    if info.get("loading") == "1":\n', "    if False:\n")],
+        "tests/store/test_trust.py::test_a_store_that_loads_is_not_judged",
+    ),
+    (
+        "2 a demoted primary is left by threads",
+        [(f"{STORE}/connections.py", "            if leaves(error):\n", "            if False:\n")],
+        "tests/store/test_trust.py::test_a_demoted_primary_is_left_by_threads",
+    ),
+    (
+        "2 a demoted primary is left by the loop",
+        [(f"{STORE}/lines.py", "                if leaves_by(str(answer)):\n", "                if False:\n")],
+        "tests/store/test_trust.py::test_a_demoted_primary_is_left_by_the_loop",
+    ),
+    (
+        "2 nothing is read from a replica",
+        [(f"{STORE}/trust.py", "                raise Unfit(DEMOTED)\n", "                return\n")],
+        "tests/store/test_trust.py::test_a_name_that_leads_to_a_replica_still",
+    ),
+    (
+        "2 a script that was not allowed one of its commands may have run others",
+        [(f"{STORE}/redis_store.py", " if in_the_middle(error) else ", " if False else ")],
+        "tests/store/test_permissions.py::test_a_command_that_a_script_may_not_run_leaves_the_outcome_unknown",
+    ),
+    (
+        "2 ready is who can write",
+        [
+            (
+                f"{STORE}/redis_store.py",
+                "        self.announce(replica, ttl)\n        if self._room",
+                "        if self._room",
+            )
+        ],
+        "tests/store/test_trust.py::test_ready_is_who_can_write",
+    ),
+    (
+        "2 TLS reaches the Sentinels",
+        [(f"{STORE}/urls.py", '{"ssl": tls, **both, **own}', '{"ssl": False, **both, **own}')],
+        "tests/store/test_tls.py::test_a_primary_that_a_sentinel_names",
     ),
     (
         "2 a step holds its session while the loop waits for its commit",
@@ -354,6 +499,67 @@ GUARDS = [
             )
         ],
         "tests/http/test_http_doors.py::test_a_body_still_comes_straight_from_the_socket",
+    ),
+    (
+        "an Upgrade is ignored, and its body is a body",
+        [
+            (
+                "service/adamd_service/http/connection.py",
+                "if not self.parser.should_upgrade():",
+                "if True:",
+            )
+        ],
+        "tests/http/test_http_framing.py::test_an_upgrade_is_ignored[jdk]",
+    ),
+    (
+        "what is whole is answered before what is broken",
+        [
+            (
+                "service/adamd_service/http/connection.py",
+                "        elif not self._answering():\n            content",
+                "        else:\n            content",
+            ),
+            (
+                "service/adamd_service/http/connection.py",
+                "        elif self.cycle.more_body:  # it was answered early, and its rest is broken\n"
+                "            self._close()\n",
+                "",
+            ),
+        ],
+        "tests/http/test_http_framing.py::test_what_was_whole_is_answered_before_what_is_broken",
+    ),
+    (
+        "no name can be an id",
+        [
+            (
+                "client/adamd/wire/headers.py",
+                'r"(?:[A-Za-ln-rt-z0-9][A-Za-z0-9._-]{0,127}|[ms](?:[A-Za-z0-9.-][A-Za-z0-9._-]{0,126})?)"',
+                'r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"',
+            )
+        ],
+        "tests/http/test_http_names.py::test_what_begins_as_an_id_is_no_name_whatever_follows",
+    ),
+    (
+        "an order that is not the caller's is told",
+        [
+            (
+                "service/adamd_service/codecs/documents.py",
+                "    if not given or tuple(given) == layout.names:",
+                "    if True:",
+            )
+        ],
+        "tests/http/test_http_sessions.py::test_an_order_that_is_not_the_callers_is_told",
+    ),
+    (
+        "a tag that does not match is 412",
+        [
+            (
+                "service/adamd_service/http/negotiation.py",
+                "    return chains or tuple(tags[:1])",
+                "    return chains",
+            )
+        ],
+        "tests/http/test_http_steps.py::test_a_tag_that_does_not_match_is_412_whatever_it_is",
     ),
     (
         "9 transports know the engine only",

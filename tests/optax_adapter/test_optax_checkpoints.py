@@ -136,6 +136,8 @@ def test_what_does_not_fit_is_refused_and_makes_nothing(client):
         with pytest.raises(errors.InvalidState, match=said):
             checkpoints.from_optax(client, wrong, params, optimizer="adam")
             pytest.fail(case)
+    with pytest.raises(errors.WrongLayout, match="no arrays at all"):
+        checkpoints.from_optax(client, optax.adam(1e-2).init({}), {}, optimizer="adam")
     with pytest.raises(errors.InvalidState, match="nadam is not kept alike"):
         checkpoints.from_optax(client, state, params, optimizer="nadam")
     with pytest.raises(errors.InvalidState, match="adam with amsgrad is not"):

@@ -61,7 +61,7 @@ def test_a_state_is_used_once(trained):
     tx, params, state = trained
     tx.update(params, state, params)
     with pytest.raises(errors.StepSuperseded, match="state is of step 3, its session is at 4"):
-        tx.update(params, state, params)
+        tx.update(jax.tree.map(lambda a: a * 2, params), state, params)
     params, state = tx.refresh(state, params)
     tx.update(params, state, params)
 
@@ -104,8 +104,9 @@ def test_a_wrapper_that_throws_updates_away(client):
     tx = optax.MultiSteps(adamd.optax.adam(1e-2, client=client), 2)
     state = tx.init(params)
     updates, state = jax.jit(tx.update)(params, state, params)
+    other = jax.tree.map(lambda a: a * 2, params)
     with pytest.raises(jax.errors.JaxRuntimeError, match="a step counts once"):
-        jax.block_until_ready(jax.jit(tx.update)(params, state, params))
+        jax.block_until_ready(jax.jit(tx.update)(other, state, params))
 
 
 def test_vmap_pmap_and_gradients_through_it(trained):
@@ -113,12 +114,14 @@ def test_vmap_pmap_and_gradients_through_it(trained):
     many = jax.tree.map(lambda a: jnp.stack([a, a]), (params, state, params))
     with pytest.raises(errors.InvalidRequest, match="vmap the gradients"):
         jax.vmap(tx.update)(*many)
-    with pytest.raises(ValueError, match="vmap"):
+    with pytest.raises(errors.InvalidRequest, match="vmap the gradients"):
         jax.vmap(jax.jit(tx.update))(*many)
+    with pytest.raises(errors.InvalidRequest, match="vmap the gradients"):
+        jax.vmap(tx.update, in_axes=(0, None, None))(many[0], state, params)
     one = jax.tree.map(lambda a: a[None], (params, state, params))
     with pytest.raises(errors.InvalidRequest, match="outside, under jit"):
         jax.pmap(tx.update)(*one)
-    with pytest.raises(ValueError, match="JVP"):
+    with pytest.raises(errors.InvalidRequest, match="cannot be differentiated"):
         jax.grad(lambda p: tx.update(p, state, params)[0]["first"]["bias"].sum())(params)
     assert tx.session(state).info()["step"] == 3
 
@@ -135,8 +138,6 @@ def test_arguments_that_do_not_fit(trained, client):
         tx.init({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}})
     with pytest.raises(errors.WrongDtype, match="int32"):
         tx.init({"a": jnp.ones(1, jnp.int32)})
-    with pytest.raises(errors.WrongLayout, match="no arrays"):
-        tx.init({})
     with pytest.raises(errors.InvalidRequest, match="has no session"):
         tx.update(params, adamd.optax.AdamState(state.count, jnp.zeros(64, jnp.uint8)), params)
     with pytest.raises(errors.InvalidSettings, match="b"):
@@ -145,8 +146,6 @@ def test_arguments_that_do_not_fit(trained, client):
         adamd.optax.adam(1e-3, "x", client=client)
     with pytest.raises(errors.InvalidRequest, match="not both"):
         adamd.optax.adam(1e-3, client=client, url="http://localhost:1")
-    with pytest.raises(errors.InvalidRequest, match="schedule"):
-        optax.inject_hyperparams(adamd.optax.adam)(learning_rate=1e-3).init(params)
 
 
 def test_a_session_of_another_kind_is_not_resumed(client, name):
@@ -173,17 +172,16 @@ def test_updates_miss_by_at_most_a_rounding(kind):
     scales = np.exp(draw.uniform(-9, 9, (2, size)))
     held, meant = ((draw.normal(size=size) * scale).astype(kind) for scale in scales)
     delta, strays = updates(meant, held)
-    reached = np.asarray((held + delta).astype(kind))
-    wide = delta.dtype
+    assert delta.dtype == kind
+    reached = np.asarray(held + delta)
+    wide = np.dtype(kind if np.dtype(kind).itemsize >= 4 else np.float32)
     near = (meant.astype(wide) * held.astype(wide) > 0) & (abs(meant) <= 2 * abs(held)) & (abs(held) <= 2 * abs(meant))
     assert near.sum() > 1000
     assert (reached == meant)[near].all()
     assert strays.index.size  # the draw has such cases, or the rest shows nothing
-    if np.dtype(kind).itemsize < 4:
-        assert (reached == meant)[np.abs(held.astype(wide)) <= 4096 * np.abs(meant.astype(wide))].all()
-    else:
-        miss = np.abs(reached.astype(np.longdouble) - meant.astype(np.longdouble))
-        assert (miss <= np.spacing(np.abs(delta)) / 2 + np.spacing(np.abs(meant))).all()
+    ulp = [np.spacing(np.abs(part)).astype(np.longdouble) for part in (delta, meant)]
+    miss = np.abs(reached.astype(np.longdouble) - meant.astype(np.longdouble))
+    assert (miss <= ulp[0] / 2 + ulp[1]).all()
     assert agree(reached, meant, strays)
     assert agree(meant, meant, strays)
     wrong = reached.copy()

@@ -265,8 +265,9 @@ PARAMS = np.float32([1, 2]).tobytes()
 def stepping(*answers):
     with Scripted(MADE, *answers) as peer, adamd.connect(peer.url, timeout=QUICK) as client:
         session = client.create(np.zeros(2, "f4"))
+        stepping.out = np.full(2, 7, "f4")
         try:
-            return session.step(np.ones(2, "f4"))
+            return session.step(np.ones(2, "f4"), out=stepping.out)
         finally:
             stepping.session, stepping.requests = session, peer.requests
 
@@ -277,7 +278,12 @@ def stepping(*answers):
         (answer(200, PARAMS, OCTETS, **GOOD | {"Adamd_Step": 2}), "Adamd-Step '2'; wanted 1"),
         (answer(200, PARAMS, OCTETS, **GOOD | {"Adamd_Step": "²"}), "Adamd-Step"),
         (answer(200, PARAMS, OCTETS, **GOOD | {"Adamd_Dtype": "float64"}), "float64 parameters"),
-        (answer(200, PARAMS, OCTETS, Adamd_Step=1), "no ETag"),
+        (answer(200, PARAMS, OCTETS, Adamd_Step=1, Adamd_Dtype="float32"), "no ETag"),
+        (answer(200, PARAMS, OCTETS, Adamd_Step=1, ETag=GOOD["ETag"]), "no Adamd-Dtype"),
+        (answer(200, PARAMS, OCTETS, **GOOD, Content_Encoding="br"), "compressed body"),
+        (answer(200, PARAMS, OCTETS, **GOOD | {"Adamd_Step": "1" * 5000}), "Adamd-Step '1111"),
+        (answer(200, PARAMS, OCTETS, **GOOD | {"Adamd_Step": 2**63}), "Adamd-Step"),
+        (answer(200, PARAMS, OCTETS + "\x1b[31m", **GOOD), r"octet-stream \[31m, 8 bytes"),
         (answer(200, PARAMS, OCTETS, **GOOD | {"ETag": '"x"'}), "no ETag"),
         (answer(200, PARAMS + b"1234", OCTETS, **GOOD), "12 bytes; wanted application/octet-stream, 8 bytes"),
         (answer(200, PARAMS[:4], OCTETS, **GOOD), "4 bytes"),
@@ -297,6 +303,48 @@ def test_an_answer_that_is_not_the_one_asked_for(said, match):
     assert type(caught.value) is TransportError
     assert (stepping.session.step_number, stepping.session.chain) == (0, "a" * 64)
     assert len(stepping.requests) == 2
+    assert str(caught.value).isprintable()
+    assert stepping.out.tolist() == [7, 7]
+
+
+def test_out_is_what_it_was_where_an_answer_breaks_off_for_good():
+    whole = answer(200, PARAMS, OCTETS, **GOOD)
+    with Scripted(MADE, (whole[:-3], "close")) as peer:
+        with adamd.connect(peer.url, timeout=adamd.Timeout(total=0.5)) as client:
+            session = client.create(np.zeros(2, "f4"))
+            for call in (lambda out: session.step(np.ones(2, "f4"), out=out), lambda out: session.parameters(out)):
+                out = np.full(2, 7, "f4")
+                with pytest.raises(RetriesExhausted):
+                    call(out)
+                assert out.tolist() == [7, 7]
+        assert len(peer.requests) > 3
+
+
+def test_out_is_what_it_was_where_the_answer_is_of_a_lost_history():
+    back = answer(200, PARAMS, OCTETS, **GOOD | {"Adamd_Step": 0, "ETag": f'"{"c" * 64}"'})
+    with Scripted(MADE, back) as peer, adamd.connect(peer.url, timeout=QUICK) as client:
+        session, out = client.create(np.zeros(2, "f4")), np.full(2, 7, "f4")
+        with pytest.raises(errors.HistoryLost):
+            session.parameters(out)
+        assert out.tolist() == [7, 7]
+
+
+HOSTILE = {
+    "retry_after": "soon", "self": 1, "detail": "\x1b]0;owned\x07 two\nlines\u202e", "step": "x" * 9, "kind": None,
+    "code": "step_conflict", "id": "\x1b[2J", "__class__": 1, "extra": [], "a b": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("members", [HOSTILE, HOSTILE | {"step": 10**30}, HOSTILE | {"step": True, "code": ["x"]}])
+@pytest.mark.parametrize("code", ["step_conflict", "transport_error", "retries_exhausted", "error", "\x1b"])
+def test_a_problem_with_any_members_is_an_error_in_printable_words(members, code):
+    document = members | ({} if isinstance(members["code"], list) else {"code": code})
+    said = answer(409, json.dumps(document).encode(), "application/problem+json")
+    with pytest.raises(errors.AdamdError) as caught:
+        stepping(said)
+    assert not isinstance(caught.value, TransportError) and len(stepping.requests) == 2
+    assert caught.value.step is None and str(caught.value).isprintable()
+    assert all(value.isprintable() for value in caught.value.extra.values() if isinstance(value, str))
 
 
 @pytest.mark.parametrize(
@@ -335,6 +383,11 @@ def test_a_truncated_answer_is_asked_for_again():
         {"step": "0"},
         {"optimizer": []},
         {"id": ""},
+        {"id": "../../v1/info"},
+        {"id": "s_1\r\nX: y"},
+        {"name": "\x1b[2J"},
+        {"step": -1},
+        {"step": 2**63},
         {"chain": None},
         {"chain": "0" * 63},
         {"chain": "0" * 64 + '"'},
@@ -351,6 +404,24 @@ def test_a_session_that_is_none(change):
         pytest.raises(TransportError, match="no session"),
     ):
         client.create(np.zeros(2, "f4"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float64"}, {"layout": [{"name": "parameters", "shape": [3]}]}, {"vector": False}], ids=str
+)
+def test_a_session_that_is_not_the_one_asked_for(change):
+    other = answer(201, json.dumps(SESSION | change).encode())
+    with Scripted(other) as peer, adamd.connect(peer.url) as client:
+        with pytest.raises(TransportError, match="another session"):
+            client.create(np.zeros(2, "f4"))
+    for wrong in (change, {"id": "s_2"}):
+        other = answer(200, json.dumps(SESSION | wrong | {"step": 5}).encode())
+        with Scripted(MADE, other) as peer, adamd.connect(peer.url) as client:
+            session = client.create(np.zeros(2, "f4"))
+            for call in (session.refresh, lambda session=session: session.update(lr=0.2)):
+                with pytest.raises(TransportError, match="another session"):
+                    call()
+            assert (session.id, session.step_number, session.settings) == ("s_1", 0, {"lr": 0.1})
 
 
 def test_an_answer_after_the_answer_is_never_read_as_the_next_one():

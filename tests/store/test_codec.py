@@ -166,6 +166,19 @@ def test_a_damaged_record_is_an_internal_error_and_nothing_else(record, data):
         assert "damaged" in error.detail
 
 
+@given(HEADS, RECORDS)
+def test_a_sum_under_another_name_counts(head, record):
+    """One bit of its name would make it the text of the version before, which has none."""
+    fields, meta = codec.head_fields(head), codec.record_meta(record)
+    for field in ("spec", "snapshots") if len(head.snapshots) == 1 else ("spec",):
+        changed = fields | {field: fields[field].replace('"sum":', '"sul":')}
+        changed["newest"] = changed["newest"].replace('"sum":', '"sul":')
+        with pytest.raises(InternalError):
+            codec.head_from(head.spec.id, stored(changed))
+    with pytest.raises(InternalError):
+        codec.record_from(record.step, meta.replace('"sum":', '"sul":').encode(), b"")
+
+
 @given(st.binary(max_size=40))
 def test_a_damaged_place_of_the_ring_too(raw):
     try:

@@ -180,9 +180,13 @@ def test_a_demoted_primary_is_left_by_threads(store_factory, store_kind, connect
     store.check()
     head = step(store, create(store), staged_body=True)
     upload = store.stage(head.spec.id, "a", 3)
+    upload.write(memoryview(b"ab"))  # over a connection that it keeps
+    store.load_head(head.spec.id)  # over another one, which is idle then
     swap(first, second, before)
 
-    upload.write(memoryview(b"abc"))
+    with pytest.raises(StoreUnavailable, match="READONLY|read only"):
+        store.commit(head.spec.id, commit_of(head, next_record(head)))
+    upload.write(memoryview(b"c"))
     with pytest.raises(StoreUnavailable, match="READONLY|read only"):
         upload.finish()
     assert step(store, head, staged_body=True).step == 2

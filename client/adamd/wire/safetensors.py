@@ -97,6 +97,8 @@ def _parse(text: bytes) -> dict[str, Any]:
         raise MalformedBody(f"safetensors: the header has more in it than {MOST} tensors need")
     try:
         raw = json.loads(str(text, "utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except MalformedBody:
+        raise
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"safetensors: the header is not JSON: {error}") from None
     if not isinstance(raw, dict):
