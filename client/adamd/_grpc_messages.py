@@ -126,6 +126,9 @@ def step(operation: Step) -> tuple[pb.StepHeader, tuple[memoryview, ...]]:
     )
     if dtype is not None:
         header.dtype = DTYPES[dtype]
+    if operation.base is not None:
+        base, chain, most = operation.base
+        header.base.CopyFrom(pb.Base(step=base, chain=chain, most=most))
     if operation.settings:
         header.settings.CopyFrom(struct(operation.settings))
     if operation.rounded:
