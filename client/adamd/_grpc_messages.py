@@ -362,6 +362,7 @@ def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
 
 
 _HOPELESS = {
+    "WRONG_VERSION_NUMBER": "TLS is not spoken there; use grpc://, or the port that has it",
     "CERTIFICATE_VERIFY_FAILED": "untrusted certificate; SSL_CERT_FILE may name your authority's",
 }
 _UNCONNECTED = ("failed to connect", "connections to all backends", "resolv", "handshake")

@@ -166,7 +166,9 @@ class Track:
             return (yield from self.step(gradient, loss, lr, settings, metrics, out, key=named, most=most))
         except RetriesExhausted as error:
             told = f"{error.detail}; it may have counted: the same push with key={named!r} is safe, and tells"
-            raise RetriesExhausted(told, step=error.step, retry_after=error.retry_after, key=named) from error
+            raise RetriesExhausted(
+                told, step=error.step, retry_after=error.retry_after, key=named, last=error.extra.get("last")
+            ) from None
 
     def parameters(self, out: Any, at: str | None = None) -> Logic[Any]:
         """Read the parameters, and go on from their step; or others beside them (``at``), which change nothing here."""
