@@ -208,11 +208,15 @@ def _from_torch(tensor: Any) -> tuple[Array, str]:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Parameters as a caller gave them. ``dtype`` is the session's: the narrowest that takes all parts exactly."""
+    """Parameters as a caller gave them. ``dtype`` is the session's: the narrowest that takes all parts exactly.
+
+    ``order`` has the names in the caller's order, where the layout has another.
+    """
 
     layout: Layout
     dtype: str
     parts: tuple[Part, ...]
+    order: tuple[str, ...] | None = None
 
 
 def parameters(values: Any, dtype: str | None = None) -> Given:
@@ -229,7 +233,7 @@ def parameters(values: Any, dtype: str | None = None) -> Given:
     """
     if dtype not in (None, "float32", "float64"):
         raise WrongDtype(f"dtype is {dtype!r}; a session is 'float32' or 'float64' (narrower arrays widen into it)")
-    listed = dtype or "float64"
+    listed, order = dtype or "float64", None
     if isinstance(values, Mapping):
         named = {name: part(name, value, f"parameter {name!r}", listed) for name, value in values.items()}
         if not named:
@@ -238,6 +242,7 @@ def parameters(values: Any, dtype: str | None = None) -> Given:
             raise WrongLayout("the parameters' names are strings, as in {'w': w, 'b': b}")
         layout = named_layout({name: item.array.shape for name, item in named.items()})
         parts = tuple(named[name] for name in layout.names)
+        order = None if tuple(named) == layout.names else tuple(named)
     else:
         one = part("parameters", values, "the parameter array", listed)
         layout, parts = vector_layout(one.array.shape), (one,)
@@ -245,7 +250,7 @@ def parameters(values: Any, dtype: str | None = None) -> Given:
         dtype = "float64" if any(item.dtype == "float64" for item in parts) else "float32"
     for item in parts:
         check_widens(item.dtype, dtype, f"parameter {item.name!r}")
-    return Given(layout, dtype, parts)
+    return Given(layout, dtype, parts, order)
 
 
 def matching(
@@ -282,8 +287,14 @@ def matching(
     return tuple(parts)
 
 
-def landing(layout: Layout, dtype: str, out: Any = None, source: tuple[Part, ...] = ()) -> Landing:
-    """Prepare the memory for an answer's parameters: fresh, or the caller's ``out``.
+def landing(
+    layout: Layout,
+    dtype: str,
+    out: Any = None,
+    source: tuple[Part, ...] = (),
+    order: tuple[str, ...] | None = None,
+) -> Landing:
+    """Prepare the memory for an answer's parameters: fresh (a dict in this order of names), or the caller's ``out``.
 
     NumPy has no bfloat16: parameters that come in it become float32, exactly.
 
@@ -298,9 +309,9 @@ def landing(layout: Layout, dtype: str, out: Any = None, source: tuple[Part, ...
     if out is None:
         flat = np.empty(layout.size, storage(kept))
         if kept == dtype:
-            return Landing(split(flat, layout), (raw_bytes(flat),))
+            return Landing(split(flat, layout, order), (raw_bytes(flat),))
         bits = np.empty(layout.size, storage(dtype))
-        return Landing(split(flat, layout), (raw_bytes(bits),), ((flat, bits),))
+        return Landing(split(flat, layout, order), (raw_bytes(bits),), ((flat, bits),))
     if isinstance(out, Flat):
         if out.dtype != dtype:
             raise WrongDtype(f"out is {out.dtype}; the answer is {dtype}")
@@ -320,13 +331,16 @@ def landing(layout: Layout, dtype: str, out: Any = None, source: tuple[Part, ...
     return Landing(out, (raw_bytes(flat),), copies)
 
 
-def split(flat: Array, layout: Layout) -> Any:
-    """Return views of a flat vector in the layout's shapes: one array, or a dict."""
+def split(flat: Array, layout: Layout, order: tuple[str, ...] | None = None) -> Any:
+    """Return views of a flat vector in the layout's shapes: one array, or a dict in its order, or in this one."""
     views = [
         flat[start:end].reshape(tensor.shape)
         for tensor, start, end in zip(layout.tensors, layout.bounds, layout.bounds[1:], strict=False)
     ]
-    return views[0] if layout.vector else dict(zip(layout.names, views, strict=True))
+    if layout.vector:
+        return views[0]
+    found = dict(zip(layout.names, views, strict=True))
+    return found if order is None else {name: found[name] for name in order}
 
 
 def _target(target: Any, tensor: Tensor, dtype: str) -> Array:

@@ -51,7 +51,7 @@ def create(
     standing: Standing = yield Create(asked, document, secrets.token_hex(16))
     if _said(standing) != _said(asked):  # the order is the server's: arrays are found by name
         raise _operations.bad_answer("another session than the one asked for: its layout or dtype differs")
-    return Track(standing, on_bad_gradient)
+    return Track(standing, on_bad_gradient, _order(standing, asked))
 
 
 def open_(
@@ -90,7 +90,7 @@ def attach(
         yield from check(standing)
     if given is not None and standing.document.get("parameters_missing"):  # whoever made it did not come to send them
         standing = yield SetParameters(standing.id, body_of(given.parts, given.layout))
-    return Track(standing, on_bad_gradient)
+    return Track(standing, on_bad_gradient, _order(standing, given))
 
 
 def restore(
@@ -196,6 +196,14 @@ def _renamed(
 
 def _said(one: Standing | Given) -> tuple[Any, ...]:
     return one.dtype, one.layout.vector, {tensor.name: tensor.shape for tensor in one.layout.tensors}
+
+
+def _order(standing: Standing, given: Given | None) -> tuple[str, ...] | None:
+    """Return the caller's order of the names, where the session's is another: a zip over two dicts goes by it."""
+    if given is None or given.layout.vector:
+        return None
+    mine = given.order or given.layout.names
+    return None if mine == standing.layout.names else mine
 
 
 def _check_same(standing: Standing, given: Given) -> None:

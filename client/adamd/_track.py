@@ -68,6 +68,7 @@ class Track:
 
     Attributes:
         now: what was seen acknowledged last.
+        order: the names as the caller's dict has them; None: as the layout has them.
         skipped: how many bad gradients were skipped.
         left_open: the number of a step that was sent, and whose answer was not waited for; None: there is none.
         staleness: how many steps of others came between the parameters that the last push was taken at, and it.
@@ -75,8 +76,11 @@ class Track:
 
     """
 
-    def __init__(self, standing: Standing, on_bad_gradient: OnBadGradient) -> None:
+    def __init__(
+        self, standing: Standing, on_bad_gradient: OnBadGradient, order: tuple[str, ...] | None = None
+    ) -> None:
         self.now = standing
+        self.order = order
         self.skipped = 0
         self.left_open: int | None = None
         self.staleness: int | None = None
@@ -112,7 +116,7 @@ class Track:
         doubtful, open_before = self.encoder.in_doubt, self.left_open
         try:
             written = self.encoder.write(gradient, now.layout, now.dtype, how)
-            land = _arrays.landing(now.layout, answered or now.dtype, out, written.parts)
+            land = _arrays.landing(now.layout, answered or now.dtype, out, written.parts, self.order)
             asked = _operations.Step(
                 ref=now.id,
                 number=now.step + 1 if key is None else None,
@@ -174,7 +178,7 @@ class Track:
         """Read the parameters, and go on from their step; or others beside them (``at``), which change nothing here."""
         now = self.now
         answered = self.encoder.answer_dtype
-        land = _arrays.landing(now.layout, answered or now.dtype, out)
+        land = _arrays.landing(now.layout, answered or now.dtype, out, order=self.order)
         asked = _operations.ReadParameters(
             now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at, left=self._before.keep
         )

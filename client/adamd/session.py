@@ -56,7 +56,8 @@ class Session(Seen):
                 an error, or Ctrl-C, it is what it was.
 
         Returns:
-            One array, or a dict of arrays (views of one flat vector), in the session's dtype; ``out`` if given.
+            One array, or a dict of arrays (views of one flat vector), in the session's dtype; ``out`` if given. The
+            dict has the order of the one that `Client.create` or `Client.open` got; without one that of `layout`.
             If the gradient was bad and is skipped: the unchanged parameters.
 
         Raises:

@@ -86,6 +86,21 @@ def test_named_tensors_groups_and_tensors_left_out(client):
     assert session.step_number == 2
 
 
+def test_a_dict_comes_back_in_the_callers_order(client, name):
+    """Where torch's order is p1, p2, p10, a zip over two dicts must not mix tensors of one shape."""
+    start = {f"p{n}": np.full(2, n, "f4") for n in range(12)}
+    ones, turned = dict.fromkeys(start, np.ones(2, "f4")), dict(reversed(start.items()))
+    session = client.create(start, lr=0.0, name=name, ema_decay=0.5)
+    narrow = client.open(name, start, answer_dtype="bfloat16")
+    for mine in (session.step(ones), session.parameters(), session.parameters(at="ema"), narrow.parameters()):
+        assert list(mine) == list(start)
+        assert all((a == b).all() for a, b in zip(start.values(), mine.values(), strict=True))
+    assert list(client.open(name, turned).parameters()) == list(turned)
+    again = client.session(name)  # nobody says an order here
+    assert list(again.parameters()) == list(again.layout.names) == sorted(start)
+    assert (session.parameters(out=again.parameters())["p10"] == 10).all()
+
+
 def test_a_gradient_goes_as_it_is_where_it_widens_exactly(client):
     exact = np.float32([0.5, 0.25])
     wanted = client.create(np.zeros(2)).step(exact.astype("f8"))
