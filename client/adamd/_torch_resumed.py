@@ -10,13 +10,13 @@ import gc
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
 MOST = 32  # numbers that a step carries besides; a session takes 64 metrics
@@ -99,32 +99,47 @@ def _follow(scheduler: Any, groups: Groups, rates: Sequence[float]) -> None:
     Where the scheduler's state was loaded, it has the rates. Where it was made with ``last_epoch``, it takes those in
     the groups for its own; whether they are one step behind, its closed form tells.
     """
-    if getattr(scheduler, "_step_count", 2) > 1:
-        wanted = scheduler.get_last_lr()
-    elif hasattr(scheduler, "_get_closed_form_lr"):
-        closed = scheduler._get_closed_form_lr()
-        if any(
-            _near(rate, exact) or _number(g["lr"]) != rate for g, rate, exact in zip(groups, rates, closed, strict=True)
-        ):
+    last, now = _numbers(scheduler.get_last_lr()), _numbers(group["lr"] for group in groups)
+    # CosineAnnealingWarmRestarts does not count its steps, and has its rate either way.
+    if getattr(scheduler, "_step_count", 2) > 1 or isinstance(scheduler, CosineAnnealingWarmRestarts):
+        wanted = last
+        if getattr(scheduler, "cycle_momentum", False):
+            _computed(scheduler)  # it has no momentum in its state, and sets it in the groups
+    elif (closed := _closed_form(scheduler)) is not None:
+        if any(_near(rate, exact) or had != rate for had, rate, exact in zip(now, rates, closed, strict=True)):
             return
-        scheduler._get_lr_called_within_step = True
-        try:
-            wanted = scheduler.get_lr()
-        finally:
-            scheduler._get_lr_called_within_step = False
-        if not all(_near(_number(rate), exact) for rate, exact in zip(wanted, closed, strict=True)):
+        wanted = _computed(scheduler)
+        if not all(_near(rate, exact) for rate, exact in zip(wanted, closed, strict=True)):
             return
         scheduler._last_lr = list(wanted)
     else:
         return
     for group, rate in zip(groups, wanted, strict=False):
-        if _number(rate) != _number(group["lr"]):
-            _set(group, _number(rate))
+        if rate != _number(group["lr"]):
+            _set(group, rate)
 
 
-def _near(rate: float, exact: Any) -> bool:
+def _computed(scheduler: Any) -> list[float]:
+    """Return the rates that a scheduler computes from those in the groups."""
+    scheduler._get_lr_called_within_step = True
+    try:
+        return _numbers(scheduler.get_lr())
+    finally:
+        scheduler._get_lr_called_within_step = False
+
+
+def _closed_form(scheduler: Any) -> list[float] | None:
+    """Return the rates at a scheduler's epoch, computed from where it began; None where that is not known."""
+    if isinstance(scheduler, MultiplicativeLR):
+        epochs = range(1, scheduler.last_epoch + 1)
+        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        return [_number(base) * math.prod(factor(epoch) for epoch in epochs) for base, factor in pairs]
+    return _numbers(scheduler._get_closed_form_lr()) if hasattr(scheduler, "_get_closed_form_lr") else None
+
+
+def _near(rate: float, exact: float) -> bool:
     """Say whether a rate is what a closed form has for it, but for the roundings of many steps."""
-    return math.isclose(rate, _number(exact), rel_tol=1e-6, abs_tol=1e-15)
+    return math.isclose(rate, exact, rel_tol=1e-6, abs_tol=1e-15)
 
 
 def _epoch(scheduler: Any) -> int:
@@ -184,6 +199,10 @@ def _is_number(value: Any) -> bool:
 
 def _number(value: Any) -> float:
     return float(value.detach().item() if isinstance(value, torch.Tensor) else value)
+
+
+def _numbers(values: Iterable[Any]) -> list[float]:
+    return [_number(value) for value in values]
 
 
 def _set(group: dict[str, Any], rate: float) -> None:

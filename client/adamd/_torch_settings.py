@@ -134,8 +134,8 @@ def overruled(
         changed = [key for key in has if key in own[index] and had[key] != has[key]]
         if recalled[index].get("initial_lr") == had.get("lr") or "max_lr" in recalled[index]:
             changed = [key for key in changed if key != "lr"]
-        if "max_momentum" in recalled[index]:  # a scheduler that cycles it
-            changed = [key for key in changed if key not in ("momentum", "betas")]
+        if "max_momentum" in recalled[index]:  # a scheduler that cycles it, and lr
+            changed = [key for key in changed if key not in ("momentum", "betas", "lr")]
         found += [f"{key} is {has[key]} there and {had[key]} here{where}" for key in changed]
     return found
 

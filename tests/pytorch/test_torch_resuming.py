@@ -167,6 +167,9 @@ SCHEDULERS = {
     "CosineAnnealingLR": lambda o, e: torchs.CosineAnnealingLR(o, 20, last_epoch=e),
     "LinearLR": lambda o, e: torchs.LinearLR(o, 0.1, total_iters=20, last_epoch=e),
     "OneCycleLR": lambda o, e: torchs.OneCycleLR(o, 0.1, total_steps=30, last_epoch=e),
+    "CyclicLR": lambda o, e: torchs.CyclicLR(o, 0.01, 0.1, step_size_up=3, last_epoch=e),
+    "CosineAnnealingWarmRestarts": lambda o, e: torchs.CosineAnnealingWarmRestarts(o, 3, last_epoch=e),
+    "MultiplicativeLR": lambda o, e: torchs.MultiplicativeLR(o, lambda n: 0.9, last_epoch=e),
 }
 BREAK, END = 8, 16
 
@@ -201,8 +204,6 @@ def test_a_schedule_goes_on(client, name, scheduler, way, groups):
     """The same script in another process, with torch's own two idioms: bit for bit the run without a break, silently."""
     kind = "SGD" if scheduler == "StepLR" else "Adam"
     undisturbed, saved = scheduled(client, scheduler, kind, name, GROUPS[groups])
-    if scheduler == "OneCycleLR" and way == "load_state_dict":
-        pytest.skip("its betas are in the optimizer's state_dict() only: there too torch's idiom loads both")
     model = layers(seed=9, width=4, count=2)
 
     def resumed():
