@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import grpc
 from adamd import _grpc_messages as messages
 from adamd import _operations
 from adamd._flow import Timeout
-from adamd._grpc_calls import Call, Limits
+from adamd._grpc_calls import Call, Limits, fell, interrupted
 from adamd._grpc_stream import StepStream
 from adamd._operations import Operation, Stepped
 from adamd._progress import Meter
@@ -93,19 +94,25 @@ class GrpcTransport:
                 raise
             except TransportError as error:
                 raise self._route.told(error) from error.__cause__
-            except Exception:
-                raise
-            except BaseException:
-                self._leave()
+            except BaseException as error:
+                if interrupted(error):
+                    self._leave()
+                if fell(error):
+                    raise KeyboardInterrupt from error
                 raise
 
     def _leave(self) -> None:
-        """Leave the channels to whoever still uses it: Ctrl-C inside gRPC's own code may have left its locks locked.
+        """Leave the channels to whoever still uses them: Ctrl-C inside gRPC's own code may have left it in disorder.
 
-        They are not closed, for that would wait for the locks.
+        They are not closed here, nor dropped, which closes them too: that may wait for ever, for a call whose end
+        nobody takes. A thread of their own does it, which harms nobody if it never ends.
         """
         with self._lock:
+            left = [one.channel for one in self._lookouts] + [one for one in (self._channel,) if one is not None]
             self._channel, self._lookouts, self._idle = None, [], []
+        grace = min(2 * self._timeout.inactivity, 120.0)  # for the calls of other threads
+        with suppress(RuntimeError):  # the process ends
+            threading.Thread(target=_close_later, args=(left, grace), name="adamd-left", daemon=True).start()
 
     def _sent(self, operation: Operation, call: Call) -> Any:
         match operation:
@@ -192,15 +199,19 @@ class GrpcTransport:
         views: tuple[memoryview, ...],
         call: Call,
     ) -> Stepped:
-        done = False
+        done, left = False, False
         down = sum(view.nbytes for view in operation.into)
         try:
             with call.limits.guarded(header.nbytes, down) as guard:
                 guard.begin(stream)
                 told = stream.exchange(operation, header, views, guard.sent, guard.got)
             done = True
+        except BaseException as error:
+            left = interrupted(error)  # a thread of its own ends it
+            raise
         finally:
-            self._give_back(stream, keep=done)
+            if not left:
+                self._give_back(stream, keep=done)
         return told
 
     def _kept(self) -> StepStream | None:
@@ -220,6 +231,12 @@ class GrpcTransport:
                 self._idle.append(stream)
                 return
         stream.cancel()
+
+
+def _close_later(left: list[grpc.Channel], seconds: float) -> None:
+    time.sleep(seconds)
+    for channel_ in left:
+        channel_.close()
 
 
 def _closed() -> TransportError:

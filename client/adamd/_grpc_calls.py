@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,12 +105,26 @@ class Limits:
             try:
                 yield guard
             except BaseException as error:
+                if interrupted(error):  # gRPC's locks may be left locked: this thread must not wait for them
+                    with suppress(RuntimeError):  # the process ends
+                        threading.Thread(target=guard.end, name="adamd-left", daemon=True).start()
+                    raise
                 guard.end()
                 if isinstance(error, grpc.FutureCancelledError):
                     raise TransportError("the call was cancelled", phase="silent") from None
                 if isinstance(error, grpc.RpcError):
                     raise _refused(error) from error
                 raise
+
+
+def interrupted(error: BaseException) -> bool:
+    """Say whether Ctrl-C came, perhaps inside gRPC's own code."""
+    return not isinstance(error, Exception) or fell(error)
+
+
+def fell(error: BaseException) -> bool:
+    """Say whether gRPC fell over a lock that it no longer had, as Ctrl-C came."""
+    return type(error) is RuntimeError and "lock" in str(error) and isinstance(error.__context__, KeyboardInterrupt)
 
 
 def _refused(error: Any) -> AdamdError:

@@ -468,3 +468,37 @@ def test_bars_are_drawn_where_they_are_wanted(server, capsys):
             session.export()
             session.delete(anyway=True)
         assert ("sending" in capsys.readouterr().err) == progress
+
+
+INTERRUPTED = """
+import signal, sys, random
+import numpy as np
+import adamd
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+client, rnd, interrupts = adamd.connect(sys.argv[1]), random.Random(1), 0
+session, gradient = client.create(np.zeros(90_000, "f4"), lr=0.1), np.ones(90_000, "f4")
+while interrupts < 400:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, rnd.uniform(1e-5, 0.02))
+        session.step(gradient)
+    except KeyboardInterrupt:
+        interrupts += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+session.step(gradient)
+assert session.step_number == session.info()["step"]
+client.close()
+print("closed")
+"""
+
+
+@pytest.mark.slow
+def test_no_ctrl_c_hangs_the_client(server):
+    """Ctrl-C inside gRPC leaves calls whose end nobody takes: whoever drops their channel would wait for ever."""
+    script = [sys.executable, "-c", INTERRUPTED, server.grpc_url]
+    found = subprocess.run(script, capture_output=True, text=True, timeout=240, check=False)
+    assert found.stdout == "closed\n", found.stderr[-2000:]
