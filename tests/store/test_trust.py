@@ -116,6 +116,24 @@ def test_a_file_that_is_not_whole_yet_keeps_nothing(store_factory, store_kind, c
     assert step(store, head).step == 1
 
 
+def test_the_first_rewrite_of_a_file_that_is_whole_is_no_beginning(store_factory, store_kind, connected):
+    """A store that began empty has a file without a base until its first rewrite, and INFO says the same of both."""
+    process = store_factory(store_kind, rdb_key_save_delay=20_000)
+    store = connected(process)
+    store.check()
+    head = create(store)
+    with process.client() as client:
+        for number in range(50):
+            client.set(f"other:{number}", 1)
+        assert first_file(client)
+        client.bgrewriteaof()
+        until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 1)
+        store.check()
+        assert step(store, head).step == 1
+        assert client.info("persistence")["aof_rewrite_in_progress"] == 1
+        until(lambda: not first_file(client))
+
+
 def test_no_process_is_used_before_it_was_looked_at(store_factory, store_kind, connected):
     """Nobody asks, and nobody comes by from time to time: the first step after the restart is refused already."""
     process = store_factory(store_kind)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from adamd.errors import StoreUnavailable
 from adamd_service.store import promises
@@ -120,11 +121,18 @@ class Trust:
         if found.run_id not in self._accepted:
             raise Unfit(self.refusal or "the store is not the one that was looked at")
 
+    def _as_known(self, node: Found) -> Found:
+        """Return what was found, where it is no first file: one that began with an empty store has no base either."""
+        known = self._found.get(node.run_id)
+        if not node.beginning or known is None or not known.aof:
+            return node
+        return replace(node, aof=True, beginning=False)
+
     def _judge(self, found: Sequence[Found]) -> None:
         terms = self._terms
         assert terms is not None
         with self._lock:
-            self._found = {node.run_id: node for node in found}
+            self._found = {node.run_id: self._as_known(node) for node in found}
             wrong = {node.run_id: why for node in self._found.values() if (why := promises.why_not(node, terms))}
             # One that kept enough and does so no longer is still the one that has the sessions: they can be read.
             self._accepted = frozenset(self._found.keys() - wrong.keys()) | (self._accepted & self._found.keys())
