@@ -124,7 +124,7 @@ def test_settings_travel_with_a_step_and_stay(client):
         session.update(learning_rate=1)
     with pytest.raises(InvalidRequest, match="nothing to update"):
         session.update()
-    with pytest.raises(InvalidRequest, match="lr"):
+    with pytest.raises(errors.InvalidSettings, match="lr is nan"):
         session.step(np.ones(2, "f4"), lr=float("nan"))
     assert session.step_number == 2
 
