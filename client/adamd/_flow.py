@@ -5,18 +5,22 @@ drives it:
 
     yield Send(operation, deadline)   the shell answers with a Got, or with the AdamdError that the attempt ended in
     yield Wait(seconds)               the shell sleeps
+    yield Tell(words)                 the shell tells the user
 
 Every operation that goes in is safe to repeat: a step carries its number, a creation its key.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
 from adamd._operations import DONE, RETRIED, Operation, said
 from adamd.errors import AdamdError, InvalidRequest, RetriesExhausted, TransportError, Unavailable, UploadTimeout
+
+QUIET = 3.0  # seconds without an answer before it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +84,20 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the user, in a sentence, why nothing seems to happen."""
+
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Got:
     """What an attempt brought."""
 
     result: Any
 
 
-Attempts = Generator[Send | Wait, Got | AdamdError | None, Any]
+Attempts = Generator[Send | Wait | Tell, Got | AdamdError | None, Any]
 
 
 def call(
@@ -109,18 +120,22 @@ def call(
         backoff: the pauses.
 
     Raises:
-        RetriesExhausted: the budget is spent; ``__cause__`` is the last failure.
+        RetriesExhausted: the budget is spent; ``extra["last"]`` is the last failure.
         TransportError: one that no attempt can mend.
         AdamdError: the server's refusal, by its code.
 
     """
     started, pauses, attempt = clock(), backoff or Backoff(), 0
     deadline = started + timeout.total
+    away: float | None = None  # since when attempts fail
+    told = False
     while True:
         attempt += 1
         outcome = yield Send(operation, deadline)
         assert outcome is not None
         if isinstance(outcome, Got):
+            if told and away is not None:
+                yield Tell(f"{said(operation)}: the server answered again, after {clock() - away:.0f} s")
             return outcome.result
         if attempt > 1 and outcome.code in DONE.get(type(operation), ()):
             return None
@@ -130,7 +145,15 @@ def call(
         pause = pauses.pause(attempt, jitter()) + (outcome.retry_after or 0.0)
         end = deadline if known else min(deadline, started + timeout.first)
         if clock() + pause >= end:
-            raise _exhausted(operation, attempt, clock() - started, outcome) from outcome
+            raise _exhausted(operation, attempt, clock() - started, outcome) from None  # its words are in it
+        if away is None:
+            away = clock()
+        elif not told and clock() - away >= QUIET:
+            told = True
+            left = "until it answers" if math.isinf(end) else f"for {max(0.0, end - clock()):.0f} s more"
+            yield Tell(
+                f"{said(operation)}: no answer for {clock() - away:.0f} s ({outcome.detail}); it is tried again {left}"
+            )
         yield Wait(pause)
 
 
@@ -151,4 +174,5 @@ def _exhausted(operation: Operation, attempt: int, elapsed: float, error: AdamdE
         f"{said(operation)}: given up after {times} in {elapsed:.1f} s; the last: {error.detail}",
         step=error.step,
         retry_after=error.retry_after,
+        last=error,
     )

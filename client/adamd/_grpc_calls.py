@@ -157,8 +157,9 @@ class Call:
             case _operations.Update():
                 told = self.unary("UpdateSession", messages.update(operation), pb.UpdateSessionResponse)
                 return messages.standing(told.session)
-            case _operations.Delete(ref):
-                self.unary("DeleteSession", pb.DeleteSessionRequest(session=reference(ref)), pb.DeleteSessionResponse)
+            case _operations.Delete(ref, chain):
+                request = pb.DeleteSessionRequest(session=reference(ref), if_match=chain or "")
+                self.unary("DeleteSession", request, pb.DeleteSessionResponse)
                 return None
             case _operations.Info():
                 return messages.info(self.unary("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse))

@@ -126,6 +126,9 @@ def step(operation: Step) -> tuple[pb.StepHeader, tuple[memoryview, ...]]:
     )
     if dtype is not None:
         header.dtype = DTYPES[dtype]
+    if operation.base is not None:
+        base, chain, most = operation.base
+        header.base.CopyFrom(pb.Base(step=base, chain=chain, most=most))
     if operation.settings:
         header.settings.CopyFrom(struct(operation.settings))
     if operation.rounded:
@@ -359,6 +362,7 @@ def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
 
 
 _HOPELESS = {
+    "WRONG_VERSION_NUMBER": "TLS is not spoken there; use grpc://, or the port that has it",
     "CERTIFICATE_VERIFY_FAILED": "untrusted certificate; SSL_CERT_FILE may name your authority's",
 }
 _UNCONNECTED = ("failed to connect", "connections to all backends", "resolv", "handshake")

@@ -22,6 +22,7 @@ PIECE = 1 << 20  # bytes between two looks at the clock and at the other directi
 SMALL = 64 * 1024  # buffers below this are joined: one packet costs more than the copy
 MAX_HEAD = 64 * 1024
 SETTINGS = b"\x04\0\0\0\0\0"  # what follows the length of HTTP/2's first frame (RFC 9113, sections 3.4 and 6.5)
+TLS_ALERT = b"\x15\x03"  # how an alert begins (RFC 8446, section 5.1)
 Advance = Callable[[int], None]
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -179,6 +180,8 @@ class Wire:
                 raise _no_http(f"a head of more than {MAX_HEAD} bytes")
             if self._left[3:9] == SETTINGS:
                 raise TransportError("the other side speaks HTTP/2", phase=OTHER_PROTOCOL, permanent=True)
+            if self._left[:2] == TLS_ALERT:
+                raise TransportError("the other side speaks TLS", phase=OTHER_PROTOCOL, permanent=True, tls=True)
             self._receive(deadline)
         lines = self._left[:end].decode("latin-1").split("\r\n")
         del self._left[: end + 4]

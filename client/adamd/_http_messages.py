@@ -127,8 +127,8 @@ def encode(operation: Operation) -> Request:
             told = {"optimizer": operation.optimizer, "labels": operation.labels}
             document = json.dumps({name: value for name, value in told.items() if value is not None}, allow_nan=False)
             return Request("PATCH", _path(ref), {"Content-Type": headers.JSON}, (memoryview(document.encode()),))
-        case Delete(ref):
-            return Request("DELETE", _path(ref))
+        case Delete(ref, chain):
+            return Request("DELETE", _path(ref), {} if chain is None else {"If-Match": f'"{chain}"'})
         case ReadParameters(ref):
             at = "" if operation.at is None else f"?at={quote(operation.at, safe='')}"
             return _filling(operation, "GET", _path(ref, f"/parameters{at}"), _rounded(operation), ())
@@ -164,6 +164,9 @@ def _step(operation: Step) -> Request:
     if operation.number is None:
         assert operation.key is not None
         sent[headers.IDEMPOTENCY] = operation.key
+        if operation.base is not None:
+            step, chain, most = operation.base
+            sent[headers.BASE] = f"{step};chain={chain}" + ("" if most is None else f";most={most}")
         return _filling(operation, "POST", _path(operation.ref, "/steps"), sent, body)
     return _filling(operation, "PUT", _path(operation.ref, f"/steps/{operation.number}"), sent, body)
 

@@ -151,9 +151,13 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """End a session; where a first answer was lost, the second attempt finds it gone."""
+    """End a session, if its chain is ``chain`` (None: whatever it is).
+
+    Where a first answer was lost, the second attempt finds it gone.
+    """
 
     ref: str
+    chain: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +197,14 @@ class Export:
         return 2 * self.expected + safetensors.MAX_HEADER + 8
 
 
+class Base(NamedTuple):
+    """What a gradient without a number was taken at, and how many steps of others may have come since (None: any)."""
+
+    step: int
+    chain: str
+    most: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """Take a step.
@@ -207,6 +219,7 @@ class Step:
         settings: that count with this step and stay.
         metrics: names to finite numbers; None for a number that is not.
         key: makes it safe to repeat where it has no number.
+        base: what it was taken at, where it has no number.
         left: is called when it has left, before anything comes into ``into``; of a repeated one again.
 
     """
@@ -221,6 +234,7 @@ class Step:
     metrics: Mapping[str, float | None]
     rounded: bool = False
     key: str | None = None
+    base: Base | None = None
     left: Callable[[], None] = _nothing
 
 

@@ -19,6 +19,12 @@ from adamd.errors import InvalidRequest, TransportError
 from adamd.wire.channel import DEFAULT_PORT as GRPC_PORT
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_PLAIN = (
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+)  # to TLS's first words
 PORTS = {"http": 80, "https": 443, "grpc": GRPC_PORT, "grpcs": 443}
 
 
@@ -61,6 +67,9 @@ class Route:
         """Return an attempt's error; one that met another protocol at this port with the address that would do."""
         if error.extra.get("phase") != OTHER_PROTOCOL:
             return error
+        if error.extra.get("tls"):
+            words = f"{self.url}: TLS is spoken at port {self.port}; use {self.scheme}s://"
+            return TransportError(words, phase=OTHER_PROTOCOL, permanent=True)
         mine, other, usual = ("HTTP", "gRPC", 8000) if self.scheme.startswith("http") else ("gRPC", "HTTP", GRPC_PORT)
         host = f"[{self.host}]" if ":" in self.host else self.host
         scheme = self.scheme.replace(mine.lower(), other.lower())
@@ -103,12 +112,21 @@ class Route:
                 phase="connect",
                 permanent=True,
             ) from error
-        except TimeoutError as error:
-            raise TransportError(f"{way}: no connection within {timeout:g} s", phase="connect") from error
-        except ConnectionRefusedError as error:
+        except ssl.SSLError as error:
+            if error.reason not in _PLAIN:
+                raise TransportError(f"{way}: no TLS connection: {error}", phase="connect") from error
+            raise TransportError(
+                f"{self.url}: TLS is not spoken at port {port}; use {self.scheme.removesuffix('s')}://, or "
+                "the port that has it",
+                phase=OTHER_PROTOCOL,
+                permanent=True,
+            ) from None
+        except TimeoutError:
+            raise TransportError(f"{way}: no connection within {timeout:g} s", phase="connect") from None
+        except ConnectionRefusedError:
             raise TransportError(
                 f"{way}: connection refused; is the server running? `adamd serve` starts one", phase="connect"
-            ) from error
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise TransportError(f"{way}: cannot connect: {error}", phase="connect") from error
 

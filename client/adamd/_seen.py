@@ -65,6 +65,14 @@ class Seen(Protocol):
         return self._track.left_open
 
     @property
+    def staleness(self) -> int | None:
+        """How many steps of others came between the parameters that the last `push` was taken at, and it.
+
+        0 after a `step`; None before the first, and where an answer was repeated, which does not tell.
+        """
+        return self._track.staleness
+
+    @property
     def diverged(self) -> bool:
         """A parameter is no longer finite; further steps are refused."""
         return self._track.now.diverged

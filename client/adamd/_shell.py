@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from adamd import _flow
-from adamd._flow import Got, Send, Timeout
+from adamd._flow import Got, Send, Tell, Timeout
 from adamd._operations import Operation
 from adamd._stop import Stop
 from adamd._track import Logic, Work
 from adamd.errors import AdamdError
 
 T = TypeVar("T")
+LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 
 
 class Transport(Protocol):
@@ -69,6 +71,10 @@ class Shell:
                 event = flow.send(outcome)
                 if isinstance(event, Send):
                     outcome = self._attempt(event)
+                elif isinstance(event, Tell):
+                    if waiting is None:  # who watches is told otherwise
+                        LOG.warning("%s: %s", self._transport.url, event.words)
+                    outcome = None
                 else:
                     if waiting is not None and isinstance(outcome, AdamdError):
                         waiting(outcome)

@@ -7,6 +7,7 @@ asyncio's own streams copy every piece, and gRPC's asyncio channel is slower tha
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from adamd import _flow
-from adamd._flow import Got, Send, Timeout
+from adamd._flow import Got, Send, Tell, Timeout
 from adamd._operations import Operation, Watch
 from adamd._shell import Transport
 from adamd._stop import Stop
@@ -24,6 +25,7 @@ from adamd._track import Logic, Work
 from adamd.errors import AdamdError, TransportError
 
 T = TypeVar("T")
+LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 AT_ONCE = 64  # calls of one client under way; pauses between attempts take no thread
 WATCHES = 256  # beside them: a watch over gRPC waits in its thread for seconds, and no step shall wait for it
 
@@ -70,6 +72,10 @@ class AsyncShell:
                 event = flow.send(outcome)
                 if isinstance(event, Send):
                     outcome = await self._attempt(event)
+                elif isinstance(event, Tell):
+                    if waiting is None:  # who watches is told otherwise
+                        LOG.warning("%s: %s", self._transport.url, event.words)
+                    outcome = None
                 else:
                     if waiting is not None and isinstance(outcome, AdamdError):
                         waiting(outcome)

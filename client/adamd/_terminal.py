@@ -9,19 +9,8 @@ import sys
 from contextlib import suppress
 
 PLAIN = "adamd.plain"  # what a stream does with a character that its encoding lacks
-SIGNS = {
-    "—": "-",
-    "–": "-",
-    "…": "...",
-    "×": "x",
-    "·": "*",
-    "≥": ">=",
-    "≤": "<=",
-    "≈": "~",
-    "✓": "+",
-    "✗": "x",
-    "’": "'",
-}
+SIGNS = {"…": "...", "≥": ">=", "≤": "<=", **dict(zip("—–×·≈✓✗’│┊└─━╸╺•", "--x*~+x'||+----*", strict=True))}
+BRAILLE = range(0x2800, 0x2900)  # what curves are drawn with
 
 
 def take_any_words() -> None:
@@ -36,8 +25,13 @@ def take_any_words() -> None:
 def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    given = error.object[error.start : error.end]
-    return "".join(SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in given), error.end
+    return "".join(_nearest(sign) for sign in error.object[error.start : error.end]), error.end
+
+
+def _nearest(sign: str) -> str:
+    if ord(sign) in BRAILLE:
+        return " " if ord(sign) == BRAILLE.start else "*"
+    return SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode()
 
 
 def say(line: str) -> bool:

@@ -48,7 +48,7 @@ class Held(defaultdict[Any, Any]):
 
     def changed(self) -> bool:
         """Say whether somebody has written to the state since it was read."""
-        return self._here and (self._written or self._marks != self._marked())
+        return self._here and (self._written or not _same(self._marks, self._marked()))
 
     def fill(self) -> None:
         """Read the state, where that has not been done."""
@@ -59,17 +59,12 @@ class Held(defaultdict[Any, Any]):
         self._here, self._marks = True, self._marked()
 
     def _marked(self) -> dict[Any, Any]:
-        """Return what changes when an entry is replaced, or a tensor in it is written to."""
+        """Return what is other when a value is replaced, or a tensor is written to. It holds the values."""
         return {
-            key: {name: _mark(value) for name, value in entry.items()} if isinstance(entry, dict) else id(entry)
+            key: {name: (value, _version(value)) for name, value in entry.items()} if isinstance(entry, dict) else {}
             for key, entry in super().items()
             if isinstance(key, torch.Tensor) and entry != {}
         }
-
-    def _write(self, *, read: bool = True) -> None:
-        if read:
-            self.fill()
-        self._here = self._written = True
 
     # -- what needs no look at the server
 
@@ -141,12 +136,12 @@ class Held(defaultdict[Any, Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(key, torch.Tensor):
-            self._write()
+            self.fill()  # `changed` compares: what is put back as it was is no change
         super().__setitem__(key, value)
 
     def __delitem__(self, key: Any) -> None:
         if isinstance(key, torch.Tensor):
-            self._write()
+            self.fill()
         super().__delitem__(key)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
@@ -156,15 +151,15 @@ class Held(defaultdict[Any, Any]):
 
     def pop(self, key: Any, *default: Any) -> Any:
         if isinstance(key, torch.Tensor):
-            self._write()
+            self.fill()
         return super().pop(key, *default)
 
     def popitem(self) -> tuple[Any, Any]:
-        self._write()
+        self.fill()
         return super().popitem()
 
     def clear(self) -> None:
-        self._write(read=False)
+        self._here = self._written = True
         super().clear()
 
     def update(self, *given: Any, **named: Any) -> None:
@@ -182,5 +177,13 @@ class Held(defaultdict[Any, Any]):
         return other | self.copy()
 
 
-def _mark(value: Any) -> Any:
-    return (id(value), value._version) if isinstance(value, torch.Tensor) else value
+def _version(value: Any) -> Any:
+    return value._version if isinstance(value, torch.Tensor) else None
+
+
+def _same(before: dict[Any, Any], now: dict[Any, Any]) -> bool:
+    """Compare marks: the very same values under the same names, none written to."""
+    if before.keys() != now.keys() or any(before[key].keys() != now[key].keys() for key in now):
+        return False
+    pairs = ((before[key][name], now[key][name]) for key in now for name in now[key])
+    return all(old is new and had == has for (old, had), (new, has) in pairs)

@@ -286,7 +286,7 @@ def _check_array(place: Place, array: str, given: Any) -> None:
     dtype = torch.float64 if place.tensor.dtype == torch.float64 else torch.float32  # the session's
     held = given.detach().to(dtype)
     if not bool(torch.isfinite(held).all()):
-        raise InvalidState(f"{array} of {place} has NaN or infinity; no update could follow from it")
+        raise InvalidState(f"{array} of {place} has NaN or infinity; wanted finite numbers")
     if array in NONNEGATIVE and held.numel() and float(held.min()) < 0:
         raise InvalidState(f"{array} of {place} has elements below 0, which no update makes")
 

@@ -11,7 +11,7 @@ from adamd._around import SETTINGS, TRAVEL
 from adamd._torch_bond import Groups
 from adamd._torch_kinds import buffered, kind_of
 from adamd.client import Client
-from adamd.errors import AdamdError, SessionDeleted, StepSuperseded, UnknownSession, WrongReplica
+from adamd.errors import AdamdError, Moved, SessionDeleted, StepSuperseded, UnknownSession, WrongReplica
 from adamd.session import Session
 
 # What a session answers that is no more; WrongReplica: it was in the memory of a server that ended.
@@ -62,8 +62,13 @@ def successor(
     step = old.step_number if own or not kind.counts else 0
     body = _torch_state.pack(places, state, settings, kind, step, bounds, options["answer_dtype"])
     new = client.restore(body, **options)
-    with suppress(*GONE):
-        old.delete()
+    try:
+        with suppress(*GONE):
+            old.delete()
+    except Moved:  # by another client, a moment ago: its step is kept
+        with suppress(AdamdError):
+            new.delete()
+        raise
     if old.name is None:
         return new
     try:

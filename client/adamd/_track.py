@@ -29,6 +29,7 @@ from adamd.errors import (
     IdempotencyMismatch,
     InvalidRequest,
     InvalidSettings,
+    Moved,
     RequestError,
     RetriesExhausted,
     SessionError,
@@ -69,6 +70,7 @@ class Track:
         now: what was seen acknowledged last.
         skipped: how many bad gradients were skipped.
         left_open: the number of a step that was sent, and whose answer was not waited for; None: there is none.
+        staleness: how many steps of others came between the parameters that the last push was taken at, and it.
         encoder: how its gradients are sent.
 
     """
@@ -77,6 +79,7 @@ class Track:
         self.now = standing
         self.skipped = 0
         self.left_open: int | None = None
+        self.staleness: int | None = None
         self.encoder = Encoder()
         self._before = _arrays.Before()
         self._warned = set[str]()
@@ -92,11 +95,12 @@ class Track:
         out: Any,
         sending: Sending | None = None,
         key: str | None = None,
+        most: int | None = None,
     ) -> Logic[Any]:
         """Take the next step: its number and the chain that it builds on make it safe to repeat.
 
         ``sending`` is what was chosen when the step was asked for; None: what holds when it begins. With a ``key`` it
-        is whichever step comes next at the server, and the key makes it safe.
+        is whichever step comes next at the server, and the key makes it safe; ``most`` bounds its staleness.
         """
         how = sending or self.encoder.chosen
         carried = settings_document(settings or {}) | settings_document({"lr": lr})
@@ -120,6 +124,7 @@ class Track:
                 settings=carried,
                 metrics={name: _meaning.number(name, value) for name, value in measured.items()},
                 key=key,
+                base=None if key is None else _operations.Base(now.step, now.chain, most),
                 left=self._before.keep,
             )
             self.encoder.in_doubt, self.left_open = True, asked.number or open_before
@@ -151,14 +156,19 @@ class Track:
         metrics: Mapping[str, Any] | None,
         out: Any,
         key: str | None,
+        most: int | None,
     ) -> Logic[Any]:
         """Have a gradient applied at whatever step is next: its key makes it safe to repeat."""
+        if most is not None and not (type(most) is int and 0 <= most < 1_000_000_000):
+            raise InvalidRequest(f"max_staleness is {most!r}; wanted a number of steps, 0 or more")
         named = secrets.token_hex(16) if key is None else _operations.idempotency_key(key)
         try:
-            return (yield from self.step(gradient, loss, lr, settings, metrics, out, key=named))
+            return (yield from self.step(gradient, loss, lr, settings, metrics, out, key=named, most=most))
         except RetriesExhausted as error:
             told = f"{error.detail}; it may have counted: the same push with key={named!r} is safe, and tells"
-            raise RetriesExhausted(told, step=error.step, retry_after=error.retry_after, key=named) from error
+            raise RetriesExhausted(
+                told, step=error.step, retry_after=error.retry_after, key=named, last=error.extra.get("last")
+            ) from None
 
     def parameters(self, out: Any, at: str | None = None) -> Logic[Any]:
         """Read the parameters, and go on from their step; or others beside them (``at``), which change nothing here."""
@@ -197,6 +207,7 @@ class Track:
         self._tell(told)
         if sent is not None:
             self.encoder.sent(sent)
+            self.staleness = None if told.replayed else told.step - self.now.step - 1
         elif moved:
             self.encoder.moved()
         self._advance(told, carried)
@@ -288,9 +299,17 @@ class Track:
         self.now, self.left_open = told, None
         return told.document
 
-    def delete(self) -> Logic[None]:
-        """End the session."""
-        yield _operations.Delete(self.now.id)
+    def delete(self, *, anyway: bool) -> Logic[None]:
+        """End the session, as it was seen last; ``anyway``: whatever others did meanwhile."""
+        try:
+            yield _operations.Delete(self.now.id, None if anyway else self.now.chain)
+        except Moved as error:
+            raise Moved(
+                f"session {self.now.name or self.now.id} is at step {error.step}, and this client saw it at "
+                f"{self.now.step}: it was not deleted, for what came since would be lost. session.parameters() reads "
+                "it; session.delete(anyway=True) deletes it all the same",
+                step=error.step,
+            ) from None
 
     def export(self, path: str | os.PathLike[str] | None) -> Logic[bytes | Path]:
         """Export the whole state, into memory or as a file that is written as a whole or not at all."""

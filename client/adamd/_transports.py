@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 
@@ -27,6 +28,7 @@ def transport(url: str | None, timeout: Timeout, api_key: str | None, progress: 
     if key and not (key.isascii() and key.isprintable()):
         raise InvalidRequest("the API key would have characters that are not printable ASCII")
     if way.scheme in ("http", "https"):
+        _tell(key)
         return HttpTransport(way, timeout, time.monotonic, bars, key)
     try:
         with chosen():
@@ -34,4 +36,14 @@ def transport(url: str | None, timeout: Timeout, api_key: str | None, progress: 
     except ModuleNotFoundError as error:
         said = f"{way.url} needs {error.name}: pip install 'adamd[grpc]', or use the server's http:// address"
         raise ModuleNotFoundError(said, name=error.name) from error
+    _tell(key)
     return GrpcTransport(way, timeout, time.monotonic, bars, key)
+
+
+def _tell(key: str | None) -> None:
+    """Say what a key is worth so far: a server of adamd's has none to compare it with."""
+    if key:
+        logging.getLogger("adamd").warning(
+            "an API key is sent as a bearer token, and no adamd server checks it so far: it protects nothing, unless a "
+            "proxy before the server does"
+        )

@@ -211,10 +211,12 @@ class AsyncSession(Seen):
         metrics: Mapping[str, Any] | None = None,
         out: Any = None,
         key: str | None = None,
+        max_staleness: int | None = None,
     ) -> Any:
         """Have a gradient applied at whatever step is next: as `adamd.Session.push`, with its arguments and errors."""
         async with self._turn:
-            return await self._shell.run(self._track.push(gradient, loss, lr, settings, metrics, out, key))
+            logic = self._track.push(gradient, loss, lr, settings, metrics, out, key, max_staleness)
+            return await self._shell.run(logic)
 
     async def parameters(self, out: Any = None, *, at: str | None = None) -> Any:
         """Return the current parameters and go on from their step: as `adamd.Session.parameters`."""
@@ -245,10 +247,10 @@ class AsyncSession(Seen):
         async with self._turn:
             return await self._shell.run(self._track.refresh())
 
-    async def delete(self) -> None:
-        """End the session: the server says so for a day, and its name is free."""
+    async def delete(self, *, anyway: bool = False) -> None:
+        """End the session, where others took no step that this client has not seen: as `adamd.Session.delete`."""
         async with self._turn:
-            await self._shell.run(self._track.delete())
+            await self._shell.run(self._track.delete(anyway=anyway))
 
     @overload
     async def export(self, path: None = None) -> bytes: ...

@@ -35,7 +35,8 @@ def connect(
             ``$ADAMD_URL``, else this machine's port 8000. HTTP_PROXY, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are
             honoured. A gRPC client does not survive a fork: connect in the child.
         timeout: per phase and overall; a number is the overall one, in seconds.
-        api_key: sent as a bearer token; by default ``$ADAMD_API_KEY``.
+        api_key: sent as a bearer token, for a proxy that wants one: the server itself checks none so far, which is
+            told; by default ``$ADAMD_API_KEY``.
         on_bad_gradient: what `Session.step` does with NaN or infinity, unless a session says otherwise.
         progress: bars for transfers; None draws those over 64 MB where stderr is a terminal.
 

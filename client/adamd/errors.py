@@ -320,7 +320,7 @@ class TransportError(AdamdError, ConnectionError):
 
 
 class RetriesExhausted(TransportError, TimeoutError):
-    """Every attempt failed; ``__cause__`` is the last failure."""
+    """Every attempt failed; ``extra["last"]`` is the last failure."""
 
     code = "retries_exhausted"
 

@@ -114,12 +114,13 @@ class Session(Seen):
         metrics: Mapping[str, Any] | None = None,
         out: Any = None,
         key: str | None = None,
+        max_staleness: int | None = None,
     ) -> Any:
         """Have a gradient applied at whatever step is next, and return the parameters after it.
 
         For many clients of one session that do not wait for each other (asynchronous SGD): where `step` raises
-        `StepConflict` because another client made it, this takes the next. How stale the gradient was is how far
-        `step_number` moved, less one.
+        `StepConflict` because another client made it, this takes the next. `staleness` tells afterwards how many steps
+        of others came since the parameters that it was taken at: those of the last call that returned some.
 
         Args:
             gradient: and the others: as in `step`. It may be at parameters that others have moved since.
@@ -130,20 +131,23 @@ class Session(Seen):
             out: as in `step`.
             key: names this gradient, as "worker-3/batch-17": pushed again with its key, within a day, it does not count
                 twice, whatever became of this process meanwhile. None: one that is random, for this call's own repeats.
+            max_staleness: refuse it where more steps of others came since. None: however many.
 
         Returns:
             As `step`: the parameters as they are after it; those after another client's step where that was faster.
 
         Raises:
             BadGradient, WrongDtype, WrongLayout, Diverged: as in `step`.
-            HistoryLost: the gradient counts, but the store has lost steps that this client saw acknowledged.
+            StepSuperseded: more than ``max_staleness`` steps of others came since; ``extra["staleness"]`` says how
+                many. It does not count; go on from `parameters`.
+            HistoryLost: the store has lost steps that this client saw acknowledged. The gradient does not count.
             IdempotencyMismatch: a gradient that has counted had this key, and was another one.
             RetriesExhausted: no answer in time. It may count: the same push with ``error.extra["key"]`` is safe, and
                 tells.
 
         """
         with self._ahead.turn():
-            return self._run(self._track.push(gradient, loss, lr, settings, metrics, out, key))
+            return self._run(self._track.push(gradient, loss, lr, settings, metrics, out, key, max_staleness))
 
     def parameters(self, out: Any = None, *, at: str | None = None) -> Any:
         """Return the current parameters, in the shapes they were given in, and go on from their step.
@@ -220,10 +224,18 @@ class Session(Seen):
             document: dict[str, Any] = self._run(self._track.refresh())
             return document
 
-    def delete(self) -> None:
-        """End the session: the server answers 410 for a day, and its name is free."""
+    def delete(self, *, anyway: bool = False) -> None:
+        """End the session: the server answers 410 for a day, and its name is free.
+
+        Args:
+            anyway: also where others took steps that this client has not seen.
+
+        Raises:
+            Moved: they did, and the session is still there: `parameters` reads what came.
+
+        """
         with self._ahead.turn():
-            self._run(self._track.delete())
+            self._run(self._track.delete(anyway=anyway))
 
     @overload
     def export(self, path: None = None) -> bytes: ...

@@ -58,6 +58,22 @@ class SnapshotRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """What a gradient was taken at that is applied at whatever step is next (POST).
+
+    Attributes:
+        step: whose parameters.
+        chain: of which history; None: whatever it is.
+        most: how many steps of others may have come since; None: any number.
+
+    """
+
+    step: int
+    chain: str | None = None
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One place of the head's ring."""
 

@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
         if task.cancelled() or task.exception() is None:
             return
         self.failed = True
-        log.critical("a background task failed; the server ends", task=task.get_coro(), exc_info=task.exception())
+        log.critical("a background task failed; the server ends", exc_info=task.exception())
         self.handle_exit(signal.SIGTERM, None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -262,7 +262,7 @@ async def _run(
         await server.serve(sockets=[listening])
     finally:
         server.ending.set()
-        await end
+        await asyncio.wait([end])  # its failure is told already, and engine and store still have to close
         for task in (beat, ready, look):
             task.cancel()
         await asyncio.gather(beat, ready, look, return_exceptions=True)

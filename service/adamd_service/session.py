@@ -7,6 +7,7 @@
     n > step + 1     step_gap, or history_lost where If-Match says that the client saw more than there is
 
 An If-Match names the chain at n-1: the history that the client builds on. Another one is history_lost (412).
+A POST has no n; where it says what its gradient was taken at (`Base`), that is what must be part of the history.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from adamd.errors import (
     StepGap,
     StepSuperseded,
 )
-from adamd_service.records import Entry, Head
+from adamd_service.records import Base, Entry, Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class StepRequest:
     number: int | None
     digest: str
     if_match: str | None = None
+    base: Base | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ Decision = Apply | Replay | Refuse
 def decide(head: Head, ring: Mapping[int, Entry], request: StepRequest, *, diverged: bool = False) -> Decision:
     """Decide about a whole request. ``ring`` is by step: the last steps that are remembered."""
     number = head.step + 1 if request.number is None else request.number
-    lost = _history(head, ring, number, request.if_match)
+    lost = _history(head, ring, number, request.if_match) or _off_base(head, ring, request.base)
     if lost is not None:
         return Refuse(lost)
     if number == head.step + 1:
@@ -141,6 +143,24 @@ def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str |
         f"{known[:12]}…: another history. Read the parameters and continue at {head.step + 1}.",
         step=head.step,
     )
+
+
+def _off_base(head: Head, ring: Mapping[int, Entry], base: Base | None) -> AdamdError | None:
+    """Refuse a gradient that was taken at what is no part of this history, or too long ago."""
+    if base is None:
+        return None
+    if base.step > head.step:
+        return _history(head, ring, base.step + 1, base.chain or "")
+    stale = head.step - base.step
+    if base.most is not None and stale > base.most:
+        return StepSuperseded(
+            f"this gradient was taken at step {base.step}, and the session is at {head.step}: {stale} steps of others "
+            f"came since, and at most {base.most} may. It was not applied; read the parameters and take it there",
+            step=head.step,
+            applied=False,
+            staleness=stale,
+        )
+    return _history(head, ring, base.step + 1, base.chain)
 
 
 def _blocked(head: Head, diverged: bool) -> AdamdError | None:

@@ -79,9 +79,9 @@ def stands_still(pid):
 @pytest.mark.timeout(1800)
 def test_failover_after_failover(tmp_path):
     with Failovers(tmp_path / "server", SEED) as run:
-        for number in range(12):
+        for number in range(8):
             one_round(run)
             print(
-                f"chaos: failover {number + 1} of 12, {sum(len(one.journal) for one in run.writers):,} steps stand",
+                f"chaos: failover {number + 1} of 8, {sum(len(one.journal) for one in run.writers):,} steps stand",
                 flush=True,
             )

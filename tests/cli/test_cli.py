@@ -81,7 +81,7 @@ def test_sessions(server):
         for told in (adamd_command("sessions", "--url", server.url), adamd_command("sessions", ADAMD_URL=server.url)):
             assert told.returncode == 0
             assert "from-the-shell" in told.stdout and session.id in told.stdout
-        session.delete()
+        session.delete(anyway=True)
     assert "from-the-shell" not in adamd_command("sessions", "--url", server.url).stdout
 
 
@@ -89,7 +89,7 @@ def test_sessions_in_a_line_each(server):
     with adamd.connect(server.url) as client:
         session = client.create(np.zeros(12_345, np.float64), optimizer="adamw", durability="memory")
         told = adamd_command("sessions", ADAMD_URL=server.url)
-        session.delete()
+        session.delete(anyway=True)
     (line,) = [line for line in told.stdout.splitlines() if session.id in line]
     assert line.split()[:7] == [session.id, "—", "0", "adamw", "12,345", "float64", "memory"]
     assert told.stdout.split()[:2] == ["id", "name"]
@@ -109,7 +109,7 @@ def test_sessions_and_watch_over_both(server, transport):
             assert watching.stdout.readline().split() == f"{session.name} step 0 lr 0.25".split()
             session.step(np.ones(3, np.float32), loss=0.5, lr=0.125)
             assert watching.stdout.readline().split() == f"{session.name} step 1 loss 0.5 lr 0.125".split()
-            session.delete()
+            session.delete(anyway=True)
             assert watching.wait(60) == 1
             (said,) = watching.stderr.read().splitlines()  # and no word of losses
             assert "deleted" in said
@@ -145,7 +145,7 @@ def test_a_watch_shows_the_lr_of_the_schedule_and_says_how_a_loss_is_told(server
         finally:
             watching.kill()
             watching.communicate()
-        session.delete()
+        session.delete(anyway=True)
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
@@ -188,7 +188,7 @@ def test_a_watch_ends_in_order(server):
         finally:
             watching.kill()
             watching.communicate()
-        session.delete()
+        session.delete(anyway=True)
 
 
 def test_no_server_there():

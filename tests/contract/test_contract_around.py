@@ -62,7 +62,7 @@ def test_steps_are_the_references_and_survive_an_export(client, around):
         again.step(gradient, settings=carried)
     assert twin.differing(again.export()) == []
     for one in (session, again):
-        one.delete()
+        one.delete(anyway=True)
 
 
 def test_the_session_tells_the_next_lr(client):
@@ -77,7 +77,7 @@ def test_the_session_tells_the_next_lr(client):
     assert session.info()["optimizer"]["schedule"]["name"] == "linear"
     session.update(schedule={"name": "constant"})
     assert session.info()["lr"] == 0.5 and "schedule" not in session.info()["optimizer"]
-    session.delete()
+    session.delete(anyway=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -114,7 +114,7 @@ def test_a_bound_for_each_element(client, dtype):
     with pytest.raises(InvalidSettings, match="fixed when it was created"):
         again.update(lower=0)
     for one in (session, again):
-        one.delete()
+        one.delete(anyway=True)
 
 
 def dtype_of(name):
@@ -202,7 +202,7 @@ def test_bounds_stay_when_parameters_are_set_again(blocking):
     with pytest.raises(InvalidSettings, match="element 0 of 'w' is 0.25"):
         session.set_parameters({"w": np.float32([0.25, 5])})
     assert session.step({"w": np.float32([1, 1])})["w"].tolist() == [0.5, 0.5]
-    session.delete()
+    session.delete(anyway=True)
 
 
 def test_no_average_where_there_is_none(client):
@@ -212,7 +212,7 @@ def test_no_average_where_there_is_none(client):
     with pytest.raises(InvalidRequest, match="known are average, ema"):
         session.parameters(at="emas")
     assert session.step([1.0]).shape == (1,)
-    session.delete()
+    session.delete(anyway=True)
 
 
 def test_every_encoding_has_the_norm_of_what_it_means(blocking):
@@ -245,7 +245,7 @@ def test_every_encoding_has_the_norm_of_what_it_means(blocking):
     assert np.flatnonzero(moved).tolist() == [3, 69_000]
     np.testing.assert_allclose(moved[[3, 69_000]], [-0.3, 0.4], rtol=1e-4)  # a norm of 5 became 0.5
     for session in (one, other):
-        session.delete()
+        session.delete(anyway=True)
 
 
 def test_a_gradient_that_cannot_be_scaled_is_refused_and_counts_nothing(client):
@@ -254,7 +254,7 @@ def test_a_gradient_that_cannot_be_scaled_is_refused_and_counts_nothing(client):
         session.step(np.float32([1.0, 1e10]))
     assert caught.value.extra["index"] == 1 and session.info()["step"] == 0
     assert session.step(np.float32([1.0, 2.0])).shape == (2,)
-    session.delete()
+    session.delete(anyway=True)
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])

@@ -1,6 +1,7 @@
 """Many clients of one session that do not wait for each other: gradients that take whichever step is next."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_a_key_counts_once_whoever_repeats_it_and_no_other_gradient_has_it(conne
     with pytest.raises(errors.IdempotencyMismatch):
         again.push(np.full(3, 2, "f4"), key="worker-3/batch 17")
     assert session.info()["step"] == 2
-    session.delete()
+    session.delete(anyway=True)
 
 
 @pytest.mark.parametrize("key", ["", " x", "a\nb", "é", "k" * 256, 7])
@@ -121,3 +122,65 @@ def test_a_push_notices_that_the_store_has_lost_what_was_acknowledged(client):
     )
     with pytest.raises(errors.HistoryLost):
         session.push(np.ones(3, "f4"))
+
+
+def test_a_push_tells_how_stale_it_was(client):
+    session = created(client)
+    other = client.session(session.id)
+    assert other.staleness is None
+    for stale in range(3):
+        session.parameters()
+        for _ in range(stale):
+            other.push(np.ones(3, "f4"))
+        session.push(np.ones(3, "f4"))
+        assert session.staleness == stale
+        other.parameters()
+
+
+def test_a_push_that_is_too_stale_is_told_and_does_not_count(client):
+    session = created(client)
+    other = client.session(session.id)
+    for _ in range(3):
+        other.push(np.ones(3, "f4"))
+    with pytest.raises(errors.StepSuperseded, match="3 steps of others came since, and at most 2") as caught:
+        session.push(np.full(3, 5, "f4"), max_staleness=2, key="mine")
+    assert (caught.value.step, caught.value.extra["staleness"], caught.value.extra["applied"]) == (3, 3, False)
+    assert session.info()["step"] == 3
+    assert (session.push(np.full(3, 5, "f4"), max_staleness=3, key="mine") == -8).all()
+    other.parameters()
+    other.push(np.ones(3, "f4"), max_staleness=0)
+    assert (session.push(np.full(3, 5, "f4"), max_staleness=0, key="mine") == -9).all()  # it counts already
+    assert session.staleness is None and session.info()["step"] == 5
+    for wrong in (-1, 1.5, True, "2"):
+        with pytest.raises(errors.InvalidRequest, match="max_staleness is"):
+            session.push(np.ones(3, "f4"), max_staleness=wrong)
+
+
+def test_a_push_to_another_history_does_not_count(client, tmp_path):
+    session = created(client)
+    for value in (1, 2):
+        session.step(np.full(3, value, "f4"))
+    other = created(client)
+    for value in (3, 4, 5):
+        other.step(np.full(3, value, "f4"))
+    session._track.now = replace(session._track.now, id=other.id)  # what a store that went back, and on, looks like
+    with pytest.raises(errors.HistoryLost):
+        session.push(np.ones(3, "f4"))
+    assert other.info()["step"] == 3
+
+
+def test_what_a_client_has_not_seen_is_not_deleted_by_it(client):
+    session = created(client)
+    session.step(np.ones(3, "f4"))
+    worker = client.session(session.id)
+    worker.push(np.ones(3, "f4"))
+    with pytest.raises(errors.Moved, match=r"at step 2.*saw it at 1.*delete\(anyway=True\)") as caught:
+        session.delete()
+    assert caught.value.step == 2
+    assert (session.parameters() == -2).all()
+    worker.push(np.ones(3, "f4"))
+    session.delete(anyway=True)
+    with pytest.raises(errors.SessionDeleted):
+        worker.info()
+    with pytest.raises(errors.SessionDeleted):
+        worker.delete()

@@ -31,7 +31,7 @@ def run_python(holding, server, directory):
 
 def test_every_block_is_of_a_kind_that_a_test_runs():
     assert {kind for kind, _ in BLOCKS} == {"console", "bash", "python"}
-    assert len(blocks("bash")) == 1 and len(blocks("python")) == 7
+    assert len(blocks("bash")) == 1 and len(blocks("python")) == 8
 
 
 def test_the_console_blocks_name_what_there_is():
@@ -83,7 +83,13 @@ def test_around_the_update(server, tmp_path):
 
 @pytest.mark.torch
 def test_torch(server, tmp_path):
-    run_python("adamd.torch", server, tmp_path)
+    run_python('session="linear"', server, tmp_path)
+
+
+@pytest.mark.torch
+def test_torch_resumed(server, tmp_path):
+    for _ in range(2):  # the second run resumes, and has nothing left to do
+        assert run_python('session="resumed"', server, tmp_path) == "40 [0.0]\n"
 
 
 @pytest.mark.jax

@@ -269,3 +269,14 @@ def test_a_connection_that_asked_for_an_upgrade_is_kept(talk, stepped):
     for _ in range(3):
         assert talk("PUT", path, GRADIENT, OCTETS).good().body == wanted
     assert talk.connection.sock.getsockname() == local
+
+
+def test_http_1_0_gets_no_chunks(talk):
+    """RFC 9112, 6.1: who speaks HTTP/1.0 knows no Transfer-Encoding, and would take its lines for a part of the answer."""
+    made = talk.vector(len(LONG) // 4, durability="memory")
+    wanted = talk("GET", f"/v1/sessions/{made}/parameters").good()
+    assert wanted.headers["Transfer-Encoding"] == "chunked"
+    (came,) = said(talk, [[request("GET", f"/v1/sessions/{made}/parameters", version="1.0")]])
+    (told,) = answers(came)
+    assert "Transfer-Encoding" not in told.headers and int(told.headers["Content-Length"]) == len(told.body)
+    assert told.body == wanted.body

@@ -174,7 +174,7 @@ def test_the_sdk_and_the_command_take_the_same_names(server, transport):
                 command = [Path(sys.executable).parent / "adamd", "sessions", "--url", server.url]
                 shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
                 assert called in shown
-            session.delete()
+            session.delete(anyway=True)
         for called in ("s_run", "m_run", "-run", "a b", "x" * 129):
             with pytest.raises(InvalidRequest, match="as ids are"):
                 client.open(called, np.zeros(2), lr=0.1)

@@ -354,7 +354,7 @@ def test_a_memory_session_says_so_in_every_answer(talk):
     made = talk.create([1.0, 2.0], durability="memory", name=name())
     path = f"/v1/sessions/{made['name']}"
     assert made["id"].startswith("m_")
-    assert made["id"] in [item["id"] for item in talk("GET", "/v1/sessions").json["sessions"]]
+    assert made["id"] in [item["id"] for item in talk("GET", "/v1/sessions?page_size=1000").json["sessions"]]
     for method, suffix, body in [
         ("GET", "", None),
         ("PATCH", "", {"labels": {}}),

@@ -92,7 +92,7 @@ def standing(url, name):
         session = client.session(name)
         info = session.info()
         parameters = session.parameters().tobytes().hex()
-        session.delete()
+        session.delete(anyway=True)
     return info["step"], info["stop"], info["progress"], parameters
 
 

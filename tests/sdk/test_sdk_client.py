@@ -71,7 +71,7 @@ def test_arrays_in_arrays_out_in_the_same_shape(client, durability, shape):
     assert (params.shape, params.dtype) == (shape, np.float32)
     np.testing.assert_allclose(params, 0.5, atol=1e-6)
     assert params.flags.writeable
-    session.delete()
+    session.delete(anyway=True)
 
 
 def test_named_tensors_groups_and_tensors_left_out(client):
@@ -124,7 +124,7 @@ def test_settings_travel_with_a_step_and_stay(client):
         session.update(learning_rate=1)
     with pytest.raises(InvalidRequest, match="nothing to update"):
         session.update()
-    with pytest.raises(InvalidRequest, match="lr"):
+    with pytest.raises(errors.InvalidSettings, match="lr is nan"):
         session.step(np.ones(2, "f4"), lr=float("nan"))
     assert session.step_number == 2
 
@@ -196,7 +196,7 @@ def test_open_creates_then_resumes_and_checks_the_layout(client, name):
     with pytest.raises(SessionExists) as caught:
         client.create(start, name=name)
     assert (caught.value.extra["id"], caught.value.step) == (made.id, 1)
-    made.delete()
+    made.delete(anyway=True)
     for ref in (name, made.id):
         with pytest.raises(SessionDeleted):
             client.session(ref)
@@ -251,7 +251,7 @@ def test_another_history_is_told_and_refresh_accepts_it(client, tmp_path, name):
     session.export(tmp_path / "one.safetensors")
     session.step(np.ones(2, "f4"))
     seen = client.session(name)
-    session.delete()
+    session.delete(anyway=True)
     back = client.restore(tmp_path / "one.safetensors", name=name)
     # What a store that went back looks like: the session that was seen at 2 is at 1 again.
     seen._track.now = replace(seen._track.now, id=back.id)
@@ -304,7 +304,7 @@ def test_a_failed_export_leaves_the_old_file(client, tmp_path):
     session = client.create(np.zeros(2, "f4"))
     path = tmp_path / "state"
     path.write_text("old")
-    session.delete()
+    session.delete(anyway=True)
     with pytest.raises(SessionDeleted):
         session.export(path)
     assert path.read_text() == "old"
@@ -423,3 +423,23 @@ def test_torch_tensors_go_as_they_are(client):
     np.testing.assert_allclose(params["w"], 0.5, rtol=1e-6)
     twin = client.create({"w": np.ones((3, 2), "f4"), "b": np.float32([0, 2])}, lr=0.5)
     assert (twin.step({"w": np.full((3, 2), 3, "f4")})["w"] == params["w"]).all()
+
+
+def test_errors_are_the_built_in_kind_too_and_the_setting_that_is_wrong_is_blamed(client):
+    for lr, said in (
+        (float("nan"), "lr is nan; wanted finite"),
+        (1j, "lr is 1j"),
+        ("0.1", "lr is '0.1'"),
+        (-1, "lr is -1"),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            client.create(np.zeros(2, "f4"), lr=lr, eps=1e-8)
+        assert type(caught.value) is adamd.errors.InvalidSettings and caught.value.extra["path"] == "lr"
+    with pytest.raises(LookupError):
+        client.session("never-made")
+    with pytest.raises(TypeError):
+        client.create(np.zeros(2, "c8"))
+    session = client.create(np.zeros(2, "f4"))
+    for wrong in ({"settings": 3}, {"metrics": 3}):
+        with pytest.raises(ValueError, match="wanted a dict"):
+            session.step(np.ones(2, "f4"), **wrong)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamd import errors
-from adamd._flow import Backoff, Got, Send, Timeout, call
+from adamd._flow import Backoff, Got, Send, Tell, Timeout, call
 from adamd._http_messages import Response, refusal
 from adamd._operations import Delete, Info, Update
 from adamd.errors import InvalidRequest, RetriesExhausted, TransportError
@@ -23,7 +23,7 @@ class Shell:
     """Drives a flow: each attempt takes `costs` seconds and ends as `outcomes` say (the last one repeats)."""
 
     def __init__(self, outcomes, cost=0.0, timeout=None, jitter=1.0, known=True, operation=Info()):
-        self.now, self.sent, self.waits = 0.0, 0, []
+        self.now, self.sent, self.waits, self.told = 0.0, 0, [], []
         flow = call(operation, timeout or Timeout(), lambda: self.now, lambda: jitter, known=known)
         self.result, self.error, value = None, None, None
         try:
@@ -34,6 +34,9 @@ class Shell:
                     self.sent += 1
                     self.now += cost
                     self.deadline = event.deadline
+                elif isinstance(event, Tell):
+                    self.told.append(event.words)
+                    value = None
                 else:
                     self.waits.append(event.seconds)
                     self.now += event.seconds
@@ -115,7 +118,7 @@ def test_retry_after_may_be_a_date_against_the_answers_own():
 def test_a_retry_after_beyond_the_budget_gives_up_at_once_and_says_it():
     shell = Shell([busy(3600)])
     assert (shell.sent, shell.error.retry_after) == (1, 3600.0)
-    assert isinstance(shell.error.__cause__, errors.Busy)
+    assert isinstance(shell.error.extra["last"], errors.Busy)
 
 
 def test_a_server_that_was_never_there_is_given_up_soon_and_one_that_restarts_is_not():
@@ -144,7 +147,7 @@ def test_every_run_ends_in_its_budget_as_its_last_outcome_says(outcomes, end, co
         assert told + 0.01 <= wait <= told + 5.0
     if isinstance(shell.error, RetriesExhausted):
         last = [*outcomes, end][min(shell.sent - 1, len(outcomes))]
-        assert shell.error.__cause__ is last
+        assert shell.error.extra["last"] is last
         assert str(shell.sent) in str(shell.error)
     else:
         assert shell.sent == len(outcomes) + 1
@@ -171,3 +174,17 @@ def test_a_timeout_is_positive_seconds():
     for bad in (0, -1, math.nan, None, "5"):
         with pytest.raises(InvalidRequest, match="Timeout.connect"):
             Timeout(connect=bad)
+
+
+def test_a_server_that_is_away_is_told_once_with_the_time_left_and_once_when_it_is_back():
+    away = Shell([LOST] * 20 + [GOOD], cost=1.0, jitter=0.5, timeout=Timeout(total=100))
+    assert len(away.told) == 2
+    first, last = away.told
+    assert first.startswith(
+        "asking for the server's info: no answer for 3 s (the connection ended); it is tried again for 9"
+    )
+    assert "answered again, after" in last
+    assert Shell([LOST, LOST, GOOD], cost=0.1).told == []
+    assert "until it answers" in Shell([LOST] * 20 + [GOOD], cost=1.0, timeout=Timeout(total=math.inf)).told[0]
+    gone = Shell([LOST], cost=1.0, timeout=Timeout(total=20))
+    assert len(gone.told) == 1 and gone.error.__cause__ is None and gone.error.extra["last"] is LOST

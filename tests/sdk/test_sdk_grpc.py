@@ -370,7 +370,7 @@ def test_many_threads_share_a_client(direct, server):
         assert 1 <= len(client._transport._idle) <= KEPT
     assert {one.info()["step"] for one in made} == {5}
     for one in made:
-        one.delete()
+        one.delete(anyway=True)
 
 
 def test_a_client_may_be_closed_under_its_calls(direct, server):
@@ -392,7 +392,7 @@ def test_a_client_may_be_closed_under_its_calls(direct, server):
         client.close()
         thread.join(20)
         assert [type(error) for error in ended] == [TransportError] and "closed" in str(ended[0])
-        direct.session(session.id).delete()
+        direct.session(session.id).delete(anyway=True)
 
 
 def test_a_stopped_attempt_is_not_made(server):
@@ -423,7 +423,7 @@ def test_tls_is_trusted_by_ssl_cert_file(server, certificate, monkeypatch):  # n
             session = client.create(np.zeros(1_000_000, "f4"), durability="memory")
             params = session.step(np.ones(1_000_000, "f4"))
             assert set(params.tolist()) == {float(params[0])}
-            session.delete()
+            session.delete(anyway=True)
 
 
 def test_what_is_missing_is_named():
@@ -466,5 +466,5 @@ def test_bars_are_drawn_where_they_are_wanted(server, capsys):
             session = client.create(np.zeros(300_000, "f4"), durability="memory")
             session.step(np.ones(300_000, "f4"))
             session.export()
-            session.delete()
+            session.delete(anyway=True)
         assert ("sending" in capsys.readouterr().err) == progress

@@ -12,7 +12,7 @@ import scipy.sparse
 from adamd import _arrays, _meaning
 from adamd._encoding import Encoder, Sparse
 from adamd._track import settings_document
-from adamd.errors import InvalidRequest, WrongDtype, WrongLayout
+from adamd.errors import InvalidRequest, InvalidSettings, WrongDtype, WrongLayout
 from adamd.wire.layout import vector_layout
 
 MASKED = np.ma.masked_array(np.float32([1, 999]), mask=[False, True])
@@ -126,7 +126,7 @@ def test_memory_to_write_into_and_places_are_not_masked_either():
     places = np.ma.masked_array([0, 1], mask=[False, True])
     with pytest.raises(InvalidRequest, match="masked"):
         Encoder().write(Sparse(places, np.zeros(2, "f4")), layout, "float32")
-    with pytest.raises(InvalidRequest, match="masked"):
+    with pytest.raises(InvalidSettings, match="masked"):
         settings_document({"lower": MASKED})
 
 

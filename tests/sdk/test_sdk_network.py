@@ -73,7 +73,7 @@ def test_wherever_the_connection_is_cut_every_step_counts_once(direct, server, c
         params = run(through, steps, use_out)
     assert params.tobytes() == wanted.tobytes()
     assert session.info()["step"] == 5
-    session.delete()
+    session.delete(anyway=True)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -91,7 +91,7 @@ def test_large_bodies_are_cut_too(direct, server, cuts):
     assert params.tobytes() == wanted.tobytes()
     for one in direct.sessions():
         if one["durability"] == "memory":
-            direct.session(one["id"]).delete()
+            direct.session(one["id"]).delete(anyway=True)
 
 
 @pytest.mark.parametrize("down", [0, 1, 100, 400])
@@ -106,7 +106,7 @@ def test_a_creation_whose_answer_is_lost_is_made_once(direct, server, down):
     assert {item["id"] for item in direct.sessions()} - before == {session.id}
     session = direct.session(session.id)
     assert (session.parameters() == 1).all()
-    session.delete()
+    session.delete(anyway=True)
 
 
 def test_a_deletion_whose_answer_is_lost_has_happened(direct, server):
@@ -117,7 +117,7 @@ def test_a_deletion_whose_answer_is_lost_has_happened(direct, server):
     ):
         same = client.session(session.id)
         relay.drop()
-        same.delete()
+        same.delete(anyway=True)
         assert relay.connections == 3
     with pytest.raises(errors.SessionDeleted):
         session.info()
@@ -206,7 +206,7 @@ def test_nobody_there_is_told_soon_with_what_to_do():
         pytest.raises(RetriesExhausted, match="adamd serve") as caught,
     ):
         client.info()
-    assert isinstance(caught.value.__cause__, TransportError)
+    assert isinstance(caught.value.extra["last"], TransportError)
 
 
 def test_a_server_that_hangs_is_given_up_in_time():
@@ -531,7 +531,7 @@ def test_tls_is_trusted_by_ssl_cert_file(server, certificate, monkeypatch):
             session = client.create(np.zeros(1_000_000, "f4"), durability="memory")
             params = session.step(np.ones(1_000_000, "f4"))
             assert set(params.tolist()) == {float(params[0])}
-            session.delete()
+            session.delete(anyway=True)
 
 
 def test_an_early_answer_is_read_through_tls_out_of_a_broken_connection(certificate, monkeypatch):
@@ -574,5 +574,41 @@ def test_bars_are_drawn_where_they_are_wanted(server, capsys):
             session = client.create(np.zeros(300_000, "f4"), durability="memory")
             session.step(np.ones(300_000, "f4"))
             session.export()
-            session.delete()
+            session.delete(anyway=True)
         assert ("sending" in capsys.readouterr().err) == (progress is True)
+
+
+# -- what is told
+
+
+def test_tls_to_a_plain_port_and_the_other_way_round_are_told_at_once(server):
+    url = f"https://127.0.0.1:{port_of(server)}"
+    with adamd.connect(url) as client, pytest.raises(TransportError, match="TLS is not spoken.*use http://") as caught:
+        client.info()
+    assert type(caught.value) is TransportError and caught.value.__cause__ is None
+    with Scripted((b"\x15\x03\x01\x00\x02\x02\x46", "close")) as peer, adamd.connect(peer.url) as client:
+        with pytest.raises(TransportError, match="TLS is spoken at port.*use https://") as caught:
+            client.info()
+        assert len(peer.requests) == 1 and type(caught.value) is TransportError
+    pytest.importorskip("grpc")
+    with adamd.connect(f"grpcs://127.0.0.1:{server.grpc_port}") as client:
+        with pytest.raises(TransportError, match="TLS is not spoken there; use grpc://"):
+            client.info()
+
+
+def test_a_key_that_nobody_checks_is_told(server, caplog):
+    adamd.connect(server.url).close()
+    assert not caplog.records
+    adamd.connect(server.url, api_key="adamd_x").close()
+    assert "no adamd server checks it" in caplog.text and "adamd_x" not in caplog.text
+
+
+def test_a_failure_is_a_sentence_without_a_chain_of_others():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with adamd.connect(url, timeout=adamd.Timeout(first=0.1)) as client, pytest.raises(RetriesExhausted) as caught:
+        client.info()
+    error = caught.value
+    assert error.__cause__ is None and error.__suppress_context__
+    assert isinstance(error, TimeoutError) and isinstance(error, ConnectionError)

@@ -58,7 +58,7 @@ def test_the_steps_of_an_asyncio_client_do_not_wait_for_its_watches(roomy):
             for one in watches:
                 one.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
-            await session.delete()
+            await session.delete(anyway=True)
 
     asyncio.run(asyncio.wait_for(scene(), 120))
 
@@ -87,4 +87,4 @@ def test_the_steps_of_a_threaded_client_do_not_wait_for_its_watches(roomy):
             thread.join(30)
             assert not thread.is_alive()
     with adamd.connect(roomy.grpc_url) as client:
-        client.session(session.id).delete()
+        client.session(session.id).delete(anyway=True)

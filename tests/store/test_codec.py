@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamd.errors import InternalError
@@ -166,6 +166,7 @@ def test_a_damaged_record_is_an_internal_error_and_nothing_else(record, data):
         assert "damaged" in error.detail
 
 
+@settings(max_examples=20)
 @given(HEADS, RECORDS)
 def test_a_sum_under_another_name_counts(head, record):
     """One bit of its name would make it the text of the version before, which has none."""

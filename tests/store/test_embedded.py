@@ -306,6 +306,7 @@ def test_what_it_writes_is_its_users_alone(private, connected, tmp_path):
         os.umask(mask)
     found = list((tmp_path / "here" / "store").rglob("*"))
     assert {path.name for path in found} >= {"lock", "valkey.pid", "valkey.log", "valkey.sock", "appendonlydir"}
+    assert (tmp_path / "here").stat().st_mode & 0o022 == 0
     for path in (tmp_path / "here" / "store", *found):
         assert path.stat().st_mode & 0o077 == 0, path
 

@@ -5,7 +5,9 @@ import pytest
 from adamd.errors import StoreUnavailable
 from adamd_service.store import RedisStore, StoreRefused, UnknownOutcome
 from adamd_service.store.failures import RULES
+from servers import free_port
 
+from .clusters import until
 from .contract import StoreContract
 from .sessions import commit_of, create, next_record, step
 
@@ -68,6 +70,17 @@ def test_a_permission_that_is_taken_away_while_it_serves(store_process, connecte
     assert step(store, head).step == 1
 
 
+@pytest.mark.parametrize(("taken", "said"), [("-info", PLACE), ("-config|get", "forbids CONFIG.*config.get")])
+def test_a_store_that_no_longer_says_what_it_keeps(store_process, connected, taken, said):
+    store = connected(url_of(store_process, RULES, "blind"))
+    store.check()
+    url_of(store_process, f"{RULES} {taken}", "blind")
+    with pytest.raises(StoreUnavailable, match=said):
+        store.ready("r", 30.0)
+    url_of(store_process, RULES, "blind")
+    store.ready("r", 30.0)
+
+
 def test_a_command_that_a_script_may_not_run_leaves_the_outcome_unknown(store_process, connected):
     """It may have run others before: nobody may say that nothing happened."""
     store = connected(url_of(store_process, RULES, "half"))
@@ -77,3 +90,17 @@ def test_a_command_that_a_script_may_not_run_leaves_the_outcome_unknown(store_pr
         store.commit(head.spec.id, commit_of(head, next_record(head)))
     url_of(store_process, RULES, "half")
     assert step(store, store.load_head(head.spec.id)).step == 1
+
+
+def test_a_user_of_a_cluster(store_factory, store_kind, connected):
+    """redis-py takes any refusal for "Cluster mode is not enabled"."""
+    process = store_factory(store_kind, cluster_enabled="yes", cluster_port=free_port())
+    with process.client() as client:
+        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        until(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+    store = connected(url_of(process, RULES).replace("redis:", "redis+cluster:"))
+    store.check()
+    store.try_writing("r", 30.0)
+    assert step(store, create(store), staged_body=True).step == 1
+    with pytest.raises(StoreRefused, match=PLACE):
+        connected(url_of(process, "~adamd:* +@all -cluster").replace("redis:", "redis+cluster:"))

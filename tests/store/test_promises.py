@@ -120,3 +120,25 @@ def test_the_weakest_node_speaks_for_all():
     assert "no append-only file" in said(strong, node(aof=False))
     assert "may evict" in said(strong, node(eviction="volatile-ttl"))
     assert "failover" in said(strong, node(replicas=1))
+
+
+@pytest.mark.parametrize(
+    "info", [b"", b"loading_loaded_perc:x\r\nconnected_slaves:-\xff\r\nredis_version:..", 7, [b"x"], None]
+)
+@pytest.mark.parametrize("setting", [[], [b"appendfsync"], [b"x", 7], b"x", None, [b"x", b"\xff"]])
+def test_what_cannot_be_read_is_refused(info, setting):
+    """Whatever answers at a store's address."""
+
+    class Strange:
+        def send_command(self, name, *words):
+            self.answer = info if name == "INFO" else setting
+
+        def read_response(self, **options):
+            return self.answer
+
+    try:
+        found = promises.look(Strange())
+    except StoreRefused:
+        return
+    assert promises.why_not(found, promises.Terms()) is not None
+    assert promises.said_of([found], promises.Terms())

@@ -145,7 +145,7 @@ def test_a_server_on_a_full_disk_says_so_and_serves_again(disk, server_factory):
         assert made[0].parameters().shape == gradient.shape
         until(lambda: "the store takes no more" in one.log())
         for session in made[1:]:
-            session.delete()
+            session.delete(anyway=True)
         until(lambda: ready(client) == "")
         client.create(gradient).step(gradient)
     # It starts on a full disk too, and what is there can be read and deleted.

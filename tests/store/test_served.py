@@ -6,12 +6,16 @@ import time
 import urllib.error
 import urllib.request
 
+import grpc
+import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import adamd
 from servers import ENVIRONMENT, gone, launched
 
 from .clusters import until
+from .test_trust import swap, two
 
 
 def refusal(*words, **environment):
@@ -100,9 +104,30 @@ def test_a_store_that_takes_no_writes_yet(server_factory, store_factory):
         "the store takes no writes now, so /readyz is 503 until it does: the store has no memory left" in server.log()
     )
     assert asked(f"{server.url}/readyz")[0] == 503
+    with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        until(
+            lambda: health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        )
     with store.client() as client:
         client.config_set("maxmemory", 0)
     until_ready(server, 200)
+
+
+def test_a_failover_behind_a_proxy(server_factory, store_factory, proxy):
+    """The old primary lives and answers, and its connections stay: the next step is taken at the new one all the same."""
+    first, second = two(store_factory, None)
+    before = proxy(first)
+    server = server_factory("--redis-url", before.url)
+    with adamd.connect(server.url) as client:
+        session = client.create(np.zeros(4, np.float32))
+        session.step(np.ones(4, np.float32))
+        swap(first, second, before)
+        session.step(np.ones(4, np.float32))
+        assert session.info()["step"] == 2
+    until_ready(server, 200)
+    with second.client() as client:
+        assert client.hget(f"adamd:{{{session.id}}}:head", "step") == b"2"
 
 
 def test_a_store_that_loads_is_waited_for(server_factory, store_factory):

@@ -1,6 +1,8 @@
 """What a store promises is what it says now: it may be set otherwise, be restarted, or be another one behind the same name."""
 
 import asyncio
+import socket
+import threading
 from dataclasses import replace
 
 import pytest
@@ -135,6 +137,19 @@ def test_no_process_is_used_before_it_was_looked_at(store_factory, store_kind, c
         store.commit(head.spec.id, commit_of(head, next_record(head)))
 
 
+def test_a_new_connection_to_a_known_process_sees_that_it_is_set_otherwise(store_factory, store_kind, connected):
+    process = store_factory(store_kind)
+    store = connected(process)
+    store.check()
+    head = create(store)
+    with process.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.client_kill_filter(_type="normal", skipme=True)
+        assert store.load_head(head.spec.id) == head
+        with pytest.raises(StoreUnavailable, match="may evict keys .maxmemory-policy allkeys-lru"):
+            store.commit(head.spec.id, commit_of(head, next_record(head)))
+
+
 def test_a_word_that_was_accepted_is_not_frozen(store_factory, store_kind, connected):
     process = store_factory(store_kind, appendonly="no")
     store = connected(process)
@@ -186,10 +201,10 @@ def test_a_demoted_primary_is_left_by_threads(store_factory, store_kind, connect
 
     with pytest.raises(StoreUnavailable, match="READONLY|read only"):
         store.commit(head.spec.id, commit_of(head, next_record(head)))
+    assert step(store, head, staged_body=True).step == 2
     upload.write(memoryview(b"c"))
     with pytest.raises(StoreUnavailable, match="READONLY|read only"):
         upload.finish()
-    assert step(store, head, staged_body=True).step == 2
     with second.client() as client:
         assert client.hget(f"adamd:{{{head.spec.id}}}:head", "step") == b"2"
 
@@ -356,6 +371,28 @@ def test_a_slot_that_is_elsewhere_is_said_in_words(store_factory, store_kind, co
     process = store_factory(store_kind, cluster_enabled="yes", cluster_port=free_port())
     with pytest.raises(StoreUnavailable, match="Hash slot not served"):
         create(connected(process))
+
+
+def test_who_is_asked_as_what_it_is_not(store_factory, store_kind, connected):
+    port = store_factory(store_kind).port
+    with pytest.raises(StoreUnavailable, match="is a store, and no Sentinel"):
+        connected(f"redis+sentinel://127.0.0.1:{port}/steps").check()
+    with pytest.raises(StoreUnavailable, match="no answer to the beginning of TLS"):
+        connected(f"rediss://127.0.0.1:{port}", timeout=0.3).check()
+
+
+def test_what_is_no_store_at_all(connected):
+    with socket.create_server(("127.0.0.1", 0)) as web:
+
+        def answer():
+            came, _ = web.accept()
+            with came:
+                came.recv(1000)
+                came.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(StoreUnavailable, match="does not speak its protocol"):
+            connected(f"redis://127.0.0.1:{web.getsockname()[1]}").check()
 
 
 def test_a_wrong_password(store_factory, store_kind, connected):

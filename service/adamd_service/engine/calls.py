@@ -15,7 +15,7 @@ from adamd.wire.buffers import Bytes
 from adamd.wire.encodings import RAW
 from adamd.wire.layout import Layout
 from adamd_service.engine.noting import NOTHING, Advice
-from adamd_service.records import Carried, Durability, Head, Spec
+from adamd_service.records import Base, Carried, Durability, Head, Spec
 
 Floats = NDArray[np.floating[Any]]
 
@@ -75,6 +75,7 @@ class StepCall:
     encoding: str = RAW
     answer_dtype: str | None = None
     if_match: str | None = None
+    base: Base | None = None  # with ``number`` None only
     key: str | None = None
     settings: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)

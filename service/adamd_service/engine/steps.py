@@ -45,7 +45,7 @@ from adamd_service.optim import (
     to_json,
     updates_to_json,
 )
-from adamd_service.records import Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
+from adamd_service.records import Base, Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
 from adamd_service.session import Apply, Refuse, Replay, StepRequest, decide, next_chain
 from adamd_service.store import RedisStore, UnknownOutcome
 
@@ -64,6 +64,7 @@ class Step:
     settings: Mapping[str, Any] | None
     metrics: Mapping[str, Any]
     if_match: str | None
+    base: Base | None
     key: str | None
     minimal: bool
     answer_dtype: str | None
@@ -74,7 +75,7 @@ class Step:
     @property
     def request(self) -> StepRequest:
         """What the rules see of it."""
-        return StepRequest(self.number, self.reception.digest(), self.if_match)
+        return StepRequest(self.number, self.reception.digest(), self.if_match, self.base)
 
 
 class Stepper:

@@ -207,6 +207,7 @@ def _step(
         settings=settings,
         metrics=metrics,
         if_match=call.if_match,
+        base=call.base,
         key=call.key,
         minimal=call.minimal,
         answer_dtype=call.answer_dtype,

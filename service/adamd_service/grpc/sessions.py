@@ -70,7 +70,8 @@ class Sessions:
 
     async def delete(self, request: pb.DeleteSessionRequest, _context: Context) -> pb.DeleteSessionResponse:
         """End a session."""
-        await self._engine.delete(checks.session_ref(request.session))
+        chain = checks.chain(request.if_match, "if_match") if request.if_match else None
+        await self._engine.delete(checks.session_ref(request.session), chain)
         return pb.DeleteSessionResponse()
 
     async def info(self, _request: pb.GetServerInfoRequest, _context: Context) -> pb.GetServerInfoResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from adamd.errors import AdamdError, InvalidRequest
+from adamd.wire import headers
 from adamd.wire.channel import UNARY
 from adamd.wire.pieces import Piece
 from adamd.wire.v1 import adamd_pb2 as pb
@@ -15,6 +16,7 @@ from adamd_service.grpc import messages
 from adamd_service.grpc.guard import Context, Guard
 from adamd_service.grpc.receiving import pieces
 from adamd_service.grpc.sending import INLINE, Sender
+from adamd_service.records import Base
 
 Message = Piece[pb.StepHeader]
 
@@ -67,6 +69,14 @@ def _header(message: Message) -> pb.StepHeader:
     return message.head
 
 
+def _base(header: pb.StepHeader) -> Base:
+    told = header.base
+    if told.step > headers.MAX_STEP:
+        raise InvalidRequest(f"base.step is {told.step}; wanted at most 2^53", path="base.step")
+    chain = checks.chain(told.chain, "base.chain") if told.chain else None
+    return Base(told.step, chain, told.most if told.HasField("most") else None)
+
+
 async def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> StepCall:
     """Read a step's header.
 
@@ -88,6 +98,7 @@ async def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None)
         encoding=messages.encoding(header.encoding),
         answer_dtype=messages.dtype(header.answer_dtype, "answer_dtype"),
         if_match=checks.chain(header.if_match, "if_match") if header.if_match else None,
+        base=_base(header) if header.HasField("base") and not header.step else None,
         key=messages.key(header.idempotency_key),
         settings=checks.settings(settings),
         metrics=checks.metrics(dict(header.metrics)) or {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -77,9 +77,12 @@ def _as_json(answer: Answer, flat: Any, extra: dict[str, str]) -> Response:
     opening = f'{{"step": {answer.step}, "parameters": '
     if answer.diverged and not np.isfinite(flat).all():
         return _text(opening + 'null, "diverged": true}', extra)
-    pieces = chain((opening,), numbers.pieces_of_json(flat, answer.spec.layout), ("}",))
+
+    def pieces() -> Iterator[str]:
+        return chain((opening,), numbers.pieces_of_json(flat, answer.spec.layout), ("}",))
+
     if flat.size <= numbers.PIECE:
-        return _text("".join(pieces), extra)
+        return _text("".join(pieces()), extra)
     # Each piece is made in a thread, when the one before it is on its way: text takes many times its floats.
     return Pieces(pieces, extra, headers.JSON, slow=True)
 
@@ -103,7 +106,7 @@ def _pieces(pieces: list[memoryview], extra: dict[str, str]) -> Response:
                 yield piece[start : start + SLICE]
 
     length = sum(piece.nbytes for piece in pieces)
-    return Pieces(stream(), extra | {"Content-Length": str(length)}, headers.SAFETENSORS)
+    return Pieces(stream, extra | {"Content-Length": str(length)}, headers.SAFETENSORS)
 
 
 class Pieces(Response):
@@ -112,24 +115,26 @@ class Pieces(Response):
     Starlette's StreamingResponse leaves them to the garbage collector, and with them an array that nobody reads.
 
     Args:
-        pieces: made one by one, each when the one before it is on its way.
+        pieces: begins to make them one by one, each when the one before it is on its way.
         slow: making one takes a thread.
 
     """
 
     def __init__(
-        self, pieces: Iterator[str | memoryview], extra: dict[str, str], kind: str, *, slow: bool = False
+        self, pieces: Callable[[], Iterator[str | memoryview]], extra: dict[str, str], kind: str, *, slow: bool = False
     ) -> None:
         super().__init__(None, 200, extra, kind)
         if "Content-Length" not in extra:
             del self.headers["content-length"]
-        self._pieces = pieces
+        self._make, self._pieces = pieces, pieces()
         self._slow = slow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces (ASGI)."""
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
+            if scope["http_version"] == "1.0" and "content-length" not in self.headers:  # it knows no chunks
+                self.headers["content-length"] = str(await run_in_threadpool(sum, map(len, self._make())))
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             while not gone.done():
                 piece = await self._next()
@@ -140,10 +145,14 @@ class Pieces(Response):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         finally:
             gone.cancel()
-            self._pieces = iter(())
+            self._make, self._pieces = _nothing, _nothing()
 
     async def _next(self) -> str | memoryview | None:
         return await run_in_threadpool(next, self._pieces, None) if self._slow else next(self._pieces, None)
+
+
+def _nothing() -> Iterator[str | memoryview]:
+    return iter(())
 
 
 async def _disconnected(receive: Receive) -> None:

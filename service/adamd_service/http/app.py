@@ -83,9 +83,9 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
         """Say that the process turns."""
         return {"status": "alive"}
 
-    @app.get("/readyz", responses={503: {"description": "draining, or the store does not answer"}})
+    @app.get("/readyz", responses={503: {"description": "draining, or the store takes no write now"}})
     async def readyz() -> dict[str, str]:
-        """Say whether sessions can be served: not while draining, not without the store."""
+        """Say whether a step could be committed: not while draining, nor while the store would not write or keep it."""
         await engine.ready()
         return {"status": "ready"}
 

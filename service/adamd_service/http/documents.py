@@ -358,4 +358,10 @@ TENSORS: dict[str, Any] = {
     "requestBody": {"required": True, "content": {**_SENT, headers.JSON: {"schema": _TENSORS_JSON}}},
 }
 GRADIENT: dict[str, Any] = {"parameters": [*_HEADERS, _key(required=False)], "requestBody": _STEP_BODY}
-POSTED: dict[str, Any] = {"parameters": [*_HEADERS, _key(required=True)], "requestBody": _STEP_BODY}
+_BASE = {
+    "name": headers.BASE,
+    "in": "header",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,16}(; ?chain=[0-9a-f]{64})?(; ?most=[0-9]{1,9})?$"},
+    "description": "the step that the gradient was taken at, the chain of it, and how many steps may have come since",
+}
+POSTED: dict[str, Any] = {"parameters": [*_HEADERS, _BASE, _key(required=True)], "requestBody": _STEP_BODY}

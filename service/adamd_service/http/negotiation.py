@@ -15,11 +15,13 @@ from adamd.wire.encodings import ENCODINGS, RAW
 from adamd.wire.layout import shown
 from adamd_service.codecs import checks
 from adamd_service.codecs.checks import parse_json
+from adamd_service.records import Base
 
 KNOWN = (headers.OCTETS, headers.SAFETENSORS, headers.JSON)
 _CHAIN = re.compile(r'"[0-9a-f]{64}"')
 _TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _TAGS = re.compile(rf"{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*")
+_BASE = re.compile(r"(?P<step>[0-9]{1,16})(?:;\s?chain=(?P<chain>[0-9a-f]{64}))?(?:;\s?most=(?P<most>[0-9]{1,9}))?")
 _NUMBER = re.compile(r"[0-9]{1,16}")
 
 
@@ -175,6 +177,25 @@ def if_match(request: Request) -> tuple[str, ...]:
     tags = _TAG.findall(given)
     chains = tuple(tag[1:-1] for tag in tags if _CHAIN.fullmatch(tag))
     return chains or tuple(tags[:1])
+
+
+def base(request: Request) -> Base | None:
+    """Return Adamd-Base: what the gradient of a POST was taken at.
+
+    Raises:
+        InvalidRequest: it is not as in 41;chain=…;most=3.
+
+    """
+    given = only(request, headers.BASE)
+    if given is None:
+        return None
+    found = _BASE.fullmatch(given)
+    if found is None or int(found["step"]) > headers.MAX_STEP:
+        raise InvalidRequest(
+            f"{headers.BASE} is {shown(given)}; wanted the step that the gradient was taken at, with its chain and "
+            "how many steps may have come since where you know them: 41;chain=<64 hexadecimal digits>;most=3"
+        )
+    return Base(int(found["step"]), found["chain"], None if found["most"] is None else int(found["most"]))
 
 
 def idempotency_key(request: Request) -> str | None:

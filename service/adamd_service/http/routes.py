@@ -236,6 +236,7 @@ async def _step(request: Request, session: str, number: int | None, key: str | N
         encoding=negotiation.encoding(request),
         answer_dtype=negotiation.answer_dtype(request, wanted),
         if_match=await _if_match(request, _ref(session), number),
+        base=negotiation.base(request) if number is None else None,
         key=key,
         settings=checks.settings(negotiation.json_header(request, headers.SETTINGS)),
         metrics=checks.metrics(negotiation.json_header(request, headers.METRICS)) or {},

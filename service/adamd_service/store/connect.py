@@ -7,7 +7,7 @@ here, for every call; what may be repeated is repeated by name, in `redis_store`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 from urllib.parse import unquote
@@ -16,15 +16,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import ConnectionPool
-from redis.exceptions import AskError, MaxConnectionsError, RedisClusterException
+from redis.exceptions import AskError, MaxConnectionsError, RedisClusterException, ResponseError
 from redis.retry import Retry
 
 from adamd.errors import StoreUnavailable
 from adamd_service.store import urls
 from adamd_service.store.connections import OfSentinel, OfSentinelTls, Plain, Sentinels, Tls, Unix
-from adamd_service.store.failures import translated
+from adamd_service.store.failures import no_permission, translated
 from adamd_service.store.outcomes import Connection, StoreRefused
-from adamd_service.store.promises import Found, look
+from adamd_service.store.promises import Found, look, mode_of
 from adamd_service.store.trust import Trust
 
 Client: TypeAlias = "redis.Redis | RedisCluster"
@@ -100,9 +100,22 @@ def _cluster(url: urls.StoreUrl, options: dict[str, Any], trust: Trust) -> Redis
         with translated():
             return RedisCluster(startup_nodes=nodes, **options)
     except StoreUnavailable as error:
-        if "Cluster mode is not enabled" in error.detail:
-            raise StoreRefused("this store is no Cluster: write redis:// (rediss:// for TLS) and one host") from None
+        if "Cluster mode is not enabled" in error.detail:  # redis-py's word for any refusal of CLUSTER SLOTS
+            raise StoreRefused(_why_no_slots(nodes[0], options)) from None
         raise StoreUnavailable(f"the cluster cannot be asked: {error.detail}", retry_after=1.0) from None
+
+
+def _why_no_slots(node: ClusterNode, options: dict[str, Any]) -> str:
+    """Ask a node that does not tell its slots what it is."""
+    told = {name: value for name, value in options.items() if name not in ("redis_connect_func", "max_connections")}
+    with closing(redis.Redis(node.host, node.port, **told)) as client, translated():
+        if mode_of(client.info("server")) == "standalone":
+            return "this store is no Cluster: write redis:// (rediss:// for TLS) and one host"
+        try:
+            client.execute_command("CLUSTER", "SLOTS")
+        except ResponseError as error:
+            return no_permission(error) or f"this Cluster does not tell its slots: {error}"
+        return "this Cluster does not tell its slots"
 
 
 def _sentinel(url: urls.StoreUrl, options: dict[str, Any]) -> redis.Redis:

@@ -16,6 +16,8 @@ from redis.sentinel import MasterNotFoundError, Sentinel, SentinelManagedConnect
 from adamd_service.store.failures import leaves
 from adamd_service.store.trust import Trust
 
+NO_SENTINEL = "what answers there is a store, and no Sentinel: redis:// (rediss:// for TLS) names it itself"
+
 
 class Leaving:
     """What a connection of redis-py's is mixed with. ``trust``: shared by all connections to one address."""
@@ -58,6 +60,12 @@ class Plain(Leaving, Connection):
 class Tls(Leaving, SSLConnection):
     """Over TCP, encrypted."""
 
+    def _connect(self) -> Any:
+        try:
+            return super()._connect()  # type: ignore[no-untyped-call] # redis-py's
+        except TimeoutError:  # a store without TLS waits for more, for ever
+            raise redis.TimeoutError("no answer to the beginning of TLS; without TLS it is redis://") from None
+
 
 class Unix(Leaving, UnixDomainSocketConnection):
     """On this machine."""
@@ -86,7 +94,7 @@ class Sentinels(Sentinel):
             try:
                 known = cast("dict[str, dict[str, Any]]", one.sentinel_masters())
             except redis.RedisError as error:
-                why.append(str(error))
+                why.append(NO_SENTINEL if "unknown command" in str(error) else str(error))
                 continue
             state = known.get(service_name)
             if state and self.check_master_state(state, service_name):  # type: ignore[no-untyped-call] # redis-py's

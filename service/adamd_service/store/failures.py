@@ -13,6 +13,7 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ClusterError,
+    InvalidResponse,
     MasterDownError,
     MovedError,
     NoPermissionError,
@@ -41,7 +42,7 @@ LEFT = (ReadOnlyError, BusyLoadingError, MasterDownError)
 LEFT_WORDS = re.compile(r"\b(READONLY|LOADING|MASTERDOWN|NOREPLICAS|MISCONF)\b|previous master")
 
 # What a user of the store has to have. `tests/store/test_permissions.py` runs a store with just these.
-RULES = "~adamd:* +@read +@write +@connection +@scripting -@dangerous +info +time +config|get"
+RULES = "~adamd:* +@read +@write +@connection +@scripting -@dangerous +info +time +config|get +cluster|slots"
 # A script that is not allowed one of its commands says so in the middle of its text: 7.0 in these words, 6.2 in those.
 FORBIDDEN = re.compile(r"\bNOPERM\b|ACL failure in script|[Tt]he user executing the script can't")
 
@@ -89,6 +90,9 @@ def refused(error: redis.RedisError, session_id: str = "") -> StoreFull | StoreU
         return StoreFull(f"the store cannot write to its disk: {said}; delete sessions, or make room", retry_after=5.0)
     if isinstance(error, MovedError):
         return StoreUnavailable(f"another node of a Cluster holds this slot (MOVED {said})", retry_after=1.0)
+    if isinstance(error, InvalidResponse):
+        said = f"what answers at the store's address does not speak its protocol: {said}"
+        return StoreUnavailable(said, retry_after=5.0)
     forbidden = no_permission(error)
     if forbidden is not None:
         return StoreUnavailable(forbidden, retry_after=5.0)

@@ -19,7 +19,9 @@ def make(directory: Path) -> None:
 
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Whoever could write into the directory above could put another one in its place.
+        directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
         found = directory.lstat()
     except OSError as error:
         raise StoreRefused(f"cannot make {directory}: {error.strerror}; choose another --data-dir") from None

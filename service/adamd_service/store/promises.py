@@ -64,14 +64,15 @@ def look(connection: Connection) -> Found:
     info = info_of(connection)
     settings = _settings(connection) if mode_of(info) != "sentinel" else {}
     product = "Valkey" if "valkey_version" in info else "Redis"
+    replicas = info.get("connected_slaves", "")
     return Found(
-        name=f"{product} {info.get('valkey_version') or info.get('redis_version', '?')}",
+        name=f"{product} {(info.get('valkey_version') or info.get('redis_version', '?'))[:40]}",
         version=_version(info),
         product=product,
         aof=keeps_file(info),
         fsync=settings.get("appendfsync"),
         eviction=settings.get("maxmemory-policy") if settings else info.get("maxmemory_policy"),
-        replicas=int(info.get("connected_slaves", 0)),
+        replicas=int(replicas) if replicas.isdecimal() else 0,
         replica=is_replica(info),
         run_id=info.get("run_id", ""),
         mode=mode_of(info),
@@ -89,6 +90,8 @@ def info_of(connection: Connection) -> dict[str, str]:
             raise
         why = no_permission(error) or f"it answers INFO with an error: {error}"
         raise StoreRefused(f"the store does not say what it is: {why}") from None
+    if not isinstance(raw, bytes):
+        raise StoreRefused("the store does not say what it is: it answers INFO with something else")
     lines = raw.decode(errors="replace").splitlines()
     info = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
     if info.get("loading") == "1":
@@ -97,10 +100,10 @@ def info_of(connection: Connection) -> dict[str, str]:
 
 
 def _progress(info: Mapping[str, str]) -> str:
-    done, left = info.get("loading_loaded_perc"), info.get("loading_eta_seconds", "")
-    if done is None:
+    done, left = info.get("loading_loaded_perc", "").partition(".")[0], info.get("loading_eta_seconds", "")
+    if not done.isdecimal():
         return ""
-    return f" ({float(done):.0f} %" + (f", about {left} s left)" if left.isdigit() else ")")
+    return f" ({done} %" + (f", about {left} s left)" if left.isdecimal() else ")")
 
 
 def mode_of(info: Mapping[str, str]) -> str:
@@ -118,6 +121,11 @@ def keeps_file(info: Mapping[str, str]) -> bool:
     return info.get("aof_enabled") == "1" and not _begins_file(info)
 
 
+def says_the_same(info: Mapping[str, str], known: Found) -> bool:
+    """Say whether INFO still says of a process what was found before; appendfsync is not in it."""
+    return keeps_file(info) == known.aof and info.get("maxmemory_policy", known.eviction) == known.eviction
+
+
 def _begins_file(info: Mapping[str, str]) -> bool:
     """Say whether the file was switched on a moment ago: until all that was there before is in it, a restart reads none
     of it, while ``aof_enabled`` is 1 already. Before 7.0 a file had no base of its own, but was empty meanwhile.
@@ -128,7 +136,7 @@ def _begins_file(info: Mapping[str, str]) -> bool:
 
 
 def _version(info: Mapping[str, str]) -> tuple[int, ...]:
-    return tuple(int(part) for part in info.get("redis_version", "").split(".")[:2] if part.isdigit())
+    return tuple(int(part) for part in info.get("redis_version", "").split(".")[:2] if part.isdecimal())
 
 
 def _settings(connection: Connection) -> dict[str, str]:
@@ -137,9 +145,9 @@ def _settings(connection: Connection) -> dict[str, str]:
         for name in ("appendfsync", "maxmemory-policy"):
             connection.send_command("CONFIG", "GET", name)
             answer = connection.read_response(disable_decoding=True)
-            found[name] = dict(zip(answer[::2], answer[1::2], strict=True))[name.encode()].decode()
-    except KeyError:
-        return {}
+            if not isinstance(answer, list) or len(answer) != 2 or not isinstance(answer[1], bytes):
+                return {}
+            found[name] = answer[1].decode(errors="replace")
     except ResponseError as error:  # managed services forbid CONFIG, each in words of its own
         if isinstance(error, NOT_NOW) or WORDS.search(str(error)):
             raise
@@ -211,7 +219,7 @@ def said_of(nodes: Iterable[Found], terms: Terms) -> str:
     if not all(node.aof for node in found):
         said = "no append-only file: the store's death takes everything since its last RDB snapshot"
     else:
-        weakest = max((node.fsync or "no" for node in found), key=list(POLICIES).index)
+        weakest = max((node.fsync if node.fsync in POLICIES else "no" for node in found), key=list(POLICIES).index)
         said = f"appendfsync {weakest}: {POLICIES[weakest]}"
     asynchronous = ASYNC if any(node.replicas for node in found) else ""
     return f"{where}, {said}{asynchronous}{evicts}" + (" (trusted)" if trusted else "")

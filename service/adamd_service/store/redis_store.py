@@ -98,10 +98,14 @@ class RedisStore:
             StoreUnavailable: it does not keep what adamd promises, or does not answer.
 
         """
-        if self._trust.terms is not None:
+        if self._trust.terms is None:
+            return
+        try:
             with translated():
                 seen = found(self._client, all_of_them=False)
-            self._trust.see(seen)
+        except StoreRefused as error:
+            raise StoreUnavailable(str(error), retry_after=5.0) from None
+        self._trust.see(seen)
 
     def require_kept(self) -> None:
         """Raise StoreUnavailable where the store was seen not to keep what adamd promises."""

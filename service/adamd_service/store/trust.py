@@ -111,7 +111,7 @@ class Trust:
                 if terms.cluster:  # asked for the slots alone
                     return
                 raise Unfit(DEMOTED)
-            if known is not None and known.run_id in self._accepted and known.aof == promises.keeps_file(info):
+            if known is not None and known.run_id in self._accepted and promises.says_the_same(info, known):
                 return
             found = promises.look(connection)
         except (StoreLoading, StoreRefused) as error:

@@ -240,17 +240,29 @@ class UpdateSessionResponse(_message.Message):
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
 
 class DeleteSessionRequest(_message.Message):
-    __slots__ = ("session",)
+    __slots__ = ("session", "if_match")
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    IF_MATCH_FIELD_NUMBER: _ClassVar[int]
     session: str
-    def __init__(self, session: _Optional[str] = ...) -> None: ...
+    if_match: str
+    def __init__(self, session: _Optional[str] = ..., if_match: _Optional[str] = ...) -> None: ...
 
 class DeleteSessionResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Base(_message.Message):
+    __slots__ = ("step", "chain", "most")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    chain: str
+    most: int
+    def __init__(self, step: _Optional[int] = ..., chain: _Optional[str] = ..., most: _Optional[int] = ...) -> None: ...
+
 class StepHeader(_message.Message):
-    __slots__ = ("session", "step", "if_match", "idempotency_key", "nbytes", "dtype", "encoding", "tensors", "settings", "metrics", "minimal", "answer_dtype")
+    __slots__ = ("session", "step", "if_match", "idempotency_key", "nbytes", "dtype", "encoding", "tensors", "settings", "metrics", "minimal", "answer_dtype", "base")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +282,7 @@ class StepHeader(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     MINIMAL_FIELD_NUMBER: _ClassVar[int]
     ANSWER_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     session: str
     step: int
     if_match: str
@@ -282,7 +295,8 @@ class StepHeader(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     minimal: bool
     answer_dtype: Dtype
-    def __init__(self, session: _Optional[str] = ..., step: _Optional[int] = ..., if_match: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., nbytes: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., tensors: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., minimal: bool = ..., answer_dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
+    base: Base
+    def __init__(self, session: _Optional[str] = ..., step: _Optional[int] = ..., if_match: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., nbytes: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., tensors: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., minimal: bool = ..., answer_dtype: _Optional[_Union[Dtype, str]] = ..., base: _Optional[_Union[Base, _Mapping]] = ...) -> None: ...
 
 class Standing(_message.Message):
     __slots__ = ("step", "chain", "durability", "dtype", "nbytes", "replayed", "diverged", "applied_step", "overflowed", "stop", "warnings")

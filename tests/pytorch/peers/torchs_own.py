@@ -1,0 +1,64 @@
+"""A pytest plugin that runs PyTorch's own test_optim.py with adamd's optimizers in the place of torch's.
+
+torch ships the table of optimizers, their arguments and the errors that they raise (`common_optimizers.optim_db`); the
+tests that go through it are in its source, which Debian packages (`.ci/torch-peers` fetches it). Here the table's classes
+are replaced, the server is started, and what cannot hold is expected to fail, each with its reason: what then passes
+all the same is a failure too.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import types
+
+import pytest
+from torch.testing._internal import common_optimizers
+
+import adamd.torch
+from servers import Server
+
+OURS = {name: getattr(adamd.torch, name) for name in adamd.torch.__all__ if name != "Around"}
+# What of the table's and of the tests' is not of adamd's optimizers, by a pattern of its name: why.
+EXCEPTIONS = {}
+
+
+def pytest_configure(config):
+    server = Server(tempfile.mkdtemp(prefix="adamd-peers-"))
+    server.start()
+    config.add_cleanup(server.stop)
+    os.environ["ADAMD_URL"] = server.url
+    found = []
+    for info in common_optimizers.optim_db:
+        ours = OURS.get(info.optim_cls.__name__)
+        if ours is not None:
+            info.optim_cls = in_memory(ours)
+            found.append(info)
+    common_optimizers.optim_db[:] = found
+    # What test_optim.py imports to have it run too: torch's schedulers and averages, which are not of optimizers.
+    for name, holds in {"test_lrscheduler": "TestLRScheduler", "test_optim": "TestDifferentiableOptimizer"}.items():
+        stub(f"optim.{name}", **{holds: object})
+    stub("optim.test_swa_utils", TestSWAUtils=object)
+
+
+def in_memory(kind):
+    """The class, under its own name, with sessions that end with the server."""
+
+    def made(self, *given, **named):
+        kind.__init__(self, *given, durability="memory", **named)
+
+    return type(kind.__name__, (kind,), {"__init__": made})
+
+
+def stub(name, **members):
+    sys.modules.setdefault("optim", types.ModuleType("optim"))
+    module = types.ModuleType(name)
+    vars(module).update(members)
+    sys.modules[name] = module
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for pattern, why in EXCEPTIONS.items():
+            if re.fullmatch(pattern, item.name):
+                item.add_marker(pytest.mark.xfail(reason=why, strict=True))
