@@ -55,8 +55,9 @@ def successor(
         options = {**options, "durability": told["durability"], "labels": told["labels"]}
     options = {**options, **{name: getattr(old, name) for name in TRAVEL}}
     bounds = _bounds(old, around)
-    settings = _torch_settings.settings(groups, _torch_settings.members(places))
-    settings |= {**around, **dict.fromkeys(bounds, "array")}
+    settings = (
+        _torch_settings.settings(groups, _torch_settings.members(places)) | around | dict.fromkeys(bounds, "array")
+    )
     settings = _torch_state.with_buffer(settings, state.values(), kind, had=buffered(old.settings))
     # SGD keeps no count in its state, and a schedule goes by it.
     step = old.step_number if own or not kind.counts else 0

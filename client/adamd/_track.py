@@ -111,8 +111,7 @@ class Track:
         if metrics is not None and not isinstance(metrics, Mapping):
             raise InvalidRequest(f"metrics is {metrics!r:.60}; wanted a dict of numbers, as {{'accuracy': 0.9}}")
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
-        now = self.now
-        answered = how.answer_dtype
+        now, answered = self.now, how.answer_dtype
         doubtful, open_before = self.encoder.in_doubt, self.left_open
         try:
             written = self.encoder.write(gradient, now.layout, now.dtype, how)

@@ -10,7 +10,11 @@ is ignored (RFC 9110, section 7.8), and after an error nothing more is read as a
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import sys
+import termios
+from contextlib import suppress
 from typing import Any
 
 import httptools
@@ -258,18 +262,28 @@ class GuardedConnection(DirectConnection):
             self._cancel_reader_timer()
 
     def _watch_reader(self) -> None:
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = self._unread()
         self._reader_timer = self.loop.call_later(self.gap, self._look_at_reader)
 
     def _look_at_reader(self) -> None:
         """Drop the connection where nothing was read since the last look; its buffers come back."""
         self._reader_timer = None
-        unsent = self.transport.get_write_buffer_size()
-        if unsent >= self._unsent > 0:
+        waiting, unsent = self.transport.get_write_buffer_size(), self._unread()
+        if waiting and unsent >= self._unsent:
             log.info("a reader has stopped reading; the connection is dropped", unsent=unsent, client=self.client)
             self.transport.abort()
-        elif unsent:
+        elif waiting:
             self._watch_reader()
+
+    def _unread(self) -> int:
+        """Count the bytes that the reader has not taken, here and in the kernel.
+
+        The kernel asks for more only when a third of its buffer is free, and that takes a slow reader longer than a gap.
+        """
+        sent = bytearray(4)
+        with suppress(OSError):
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, sent)
+        return self.transport.get_write_buffer_size() + int.from_bytes(sent, sys.byteorder)
 
     def _cancel_reader_timer(self) -> None:
         if self._reader_timer is not None:

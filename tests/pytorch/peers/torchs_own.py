@@ -43,6 +43,8 @@ def pytest_configure(config):
             info.optim_error_inputs_func = without_warnings(info.optim_error_inputs_func)
             found.append(info)
     common_optimizers.optim_db[:] = found
+    every = common_optimizers._get_optim_inputs_including_global_cliquey_kwargs
+    common_optimizers._get_optim_inputs_including_global_cliquey_kwargs = without_differentiable(every)
     # What test_optim.py imports to have it run too: torch's schedulers and averages, which are not of optimizers.
     for name, holds in {"test_lrscheduler": "TestLRScheduler", "test_optim": "TestDifferentiableOptimizer"}.items():
         stub(f"optim.{name}", **{holds: object})
