@@ -59,7 +59,12 @@ GUARDS = [
         "(logged or 0)",
         "commit_counts_the_log_anew",
     ),
-    ("commit", "redis.call('HSET', KEYS[1], 'progress', ARGV[18])", "do end", "commit_keeps_progress"),
+    (
+        "commit",
+        "redis.call('HSET', KEYS[1], 'progress', string.sub(ARGV[18], 17), 'progressed', string.sub(ARGV[18], 1, 16))",
+        "do end",
+        "commit_keeps_progress",
+    ),
     ("commit", "'chain', ARGV[10], 'inline'", "'inline'", "commit_moves_everything"),
     ("resolve", "attempt == ARGV[2]", "false", "resolve_finds_a_commit"),
     ("resolve", "if not attempt then", "if false then", "resolve_says_what_it_cannot_know"),

@@ -4,7 +4,7 @@
 -- ARGV  1 nonce  2 incarnation  3 previous chain  4 previous step  5 settings revision expected
 --       6 step   7 ring slot  8 ring entry  9 attempt  10 chain  11 record meta  12 inline body ("" if in chunks)
 --       13 settings ("" if unchanged)  14 settings revision  15 bytes of the body
---       16 idempotency value ("" if none)  17 its seconds  18 progress ("" if unchanged)
+--       16 idempotency value ("" if none)  17 its seconds  18 sum and progress ("" if unchanged)
 --       19 seal of the settings ("" if unchanged)  20… lengths of the chunks
 -- Returns {nonce, verdict[, detail]}: committed | again | fenced | idempotency | moved | chunks
 --
@@ -48,7 +48,7 @@ if ARGV[13] ~= '' then
   redis.call('HSET', KEYS[1], 'settings', ARGV[13], 'settings_revision', ARGV[14], 'sealed', ARGV[19])
 end
 if ARGV[18] ~= '' then
-  redis.call('HSET', KEYS[1], 'progress', ARGV[18])
+  redis.call('HSET', KEYS[1], 'progress', string.sub(ARGV[18], 17), 'progressed', string.sub(ARGV[18], 1, 16))
 end
 if ARGV[16] ~= '' then
   redis.call('SET', KEYS[5], ARGV[16], 'EX', ARGV[17])
