@@ -67,6 +67,13 @@ GUARDS = [
     ),
     ("commit", "'chain', ARGV[10], 'inline'", "'inline'", "commit_moves_everything"),
     ("resolve", "attempt == ARGV[2]", "false", "resolve_finds_a_commit"),
+    ("resolve", "moved and attempt", "attempt", "a_record_without_its_head_is_no_commit"),
+    (
+        "commit",
+        " and (tonumber(head[3] or '') or -1) >= tonumber(ARGV[6])",
+        "",
+        "a_record_without_its_head_is_written_again",
+    ),
     ("resolve", "if not attempt then", "if false then", "resolve_says_what_it_cannot_know"),
     ("resolve", "redis.call('SET', KEYS[3], '1', 'EX', ARGV[4])\n", "", "resolve_fences_for_a_day"),
     ("resolve", ", 'EX', ARGV[4]", "", "resolve_fences_for_a_day"),

@@ -12,7 +12,11 @@
 -- write: a step counts as a whole, with its key, or not at all. The first write is the one that a full store
 -- refuses (SET and HSET may enlarge it, PERSIST may not): so a refusal leaves nothing half done.
 local nonce = ARGV[1]
-if redis.call('HGET', KEYS[3], 'attempt') == ARGV[9] then
+local head = redis.call('HMGET', KEYS[1], 'incarnation', 'chain', 'step', 'settings_revision', 'parameters_missing',
+  'log_bytes')
+-- A record alone may be what an earlier call left that was denied a command in its middle (ACL): then the head is not
+-- there yet, and it is written again.
+if redis.call('HGET', KEYS[3], 'attempt') == ARGV[9] and (tonumber(head[3] or '') or -1) >= tonumber(ARGV[6]) then
   return {nonce, 'again'}
 end
 if redis.call('EXISTS', KEYS[4]) == 1 then
@@ -24,8 +28,6 @@ if ARGV[16] ~= '' then
     return {nonce, 'idempotency', known}
   end
 end
-local head = redis.call('HMGET', KEYS[1], 'incarnation', 'chain', 'step', 'settings_revision', 'parameters_missing',
-  'log_bytes')
 if head[1] ~= ARGV[2] or head[2] ~= ARGV[3] or head[3] ~= ARGV[4] or head[4] ~= ARGV[5] or head[5] ~= '0' then
   return {nonce, 'moved'}
 end
