@@ -76,8 +76,8 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         self._loading: Mapping[str, Any] | None = None  # what load_state_dict reads now
         self._resumed: Resumed | None = None  # until the first step
         _torch_layout.check_ordered(params)
+        _torch_settings.as_torch(self._kind, self._decoupled, defaults)  # before the parameters, as torch does
         params = params if isinstance(params, torch.Tensor) else list(params)
-        _torch_settings.as_torch(self._kind, self._decoupled, defaults)
         super().__init__(params, {**self._kind.defaults, **defaults})
         self._ranks = Ranks.of(process_group)
         if self._ranks is None:  # else all ranks check together, in Ensemble

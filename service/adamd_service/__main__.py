@@ -236,7 +236,7 @@ def _here(url: str) -> bool:
 
 def _reason(error: AdamdError) -> str:
     """Return the last attempt's own words, without the address and the advice that surround them."""
-    last = error.__cause__ if isinstance(error.__cause__, AdamdError) else error
+    last = error.extra.get("last", error)
     return (str(last).partition(": ")[2] or str(last)).partition(";")[0]
 
 

@@ -235,6 +235,16 @@ GUARDS = [
         "tests/store/test_lines.py::test_no_answer_in_time_is_an_unknown_outcome_and_the_connection_is_gone",
     ),
     (
+        "5 a gradient that is too stale, or of another history, does not count",
+        [("service/adamd_service/session.py", " or _off_base(head, ring, request.base)", "")],
+        "tests/contract/test_contract_push.py::test_a_push_that_is_too_stale_is_told_and_does_not_count[http]",
+    ),
+    (
+        "5 what a client has not seen is not deleted by it",
+        [("client/adamd/_track.py", "None if anyway else self.now.chain", "None")],
+        "tests/contract/test_contract_push.py::test_what_a_client_has_not_seen_is_not_deleted_by_it[grpc]",
+    ),
+    (
         "2 a connection that is not quiet is not used",
         [("service/adamd_service/store/lines.py", "            if line.is_quiet():", "            if True:")],
         "tests/store/test_lines.py::test_connections_that_ended_are_seen_before_anything_is_sent",
