@@ -83,3 +83,23 @@ def chunks(valkey, session):
 def ttl(valkey, key):
     with valkey.client() as client:
         return client.ttl(key)
+
+
+def test_a_post_whose_key_was_not_kept_is_applied_once(replica, valkey):
+    """The store's user lost a command that the commit ends with: the step is there, and its key is not."""
+    rules = "reset on >word ~adamd:* +@all".split()
+
+    async def scenario():
+        with valkey.client() as client:
+            client.execute_command("ACL", "SETUSER", "keyless", *rules)
+            async with replica(url=valkey.url.replace("//", "//keyless:word@")) as engine:
+                session = (await engine.create(create_call(START))).head.spec.id
+                client.execute_command("ACL", "SETUSER", "keyless", *rules, "-set")
+                try:
+                    answer = await engine.step(step_call(session, None, START, key="k"))
+                finally:
+                    client.execute_command("ACL", "SETUSER", "keyless", *rules)
+                assert (answer.step, answer.applied_step) == (1, 1)
+                assert (await engine.view(session)).head.step == 1
+
+    run(scenario())

@@ -316,11 +316,11 @@ def as_before(client, session):
         return codec.dumps(value)
 
     refs = [bare(json.dumps(one)) for one in json.loads(fields["snapshots"])]
-    old = {"spec": bare(fields["spec"]), "progress": bare(fields["progress"]), "newest": refs[-1] if refs else ""}
+    old = {"spec": bare(fields["spec"]), "progress": fields["progress"].lstrip(), "newest": refs[-1] if refs else ""}
     client.hset(head, mapping=old | {"snapshots": f"[{','.join(refs)}]"})
-    client.hdel(head, "format", "sealed")
+    client.hdel(head, "format", "sealed", "progressed")
     for place, entry in client.hgetall(key(session, "ring")).items():
-        client.hset(key(session, "ring"), place, entry.rpartition(b" ")[0])
+        client.hset(key(session, "ring"), place, re.sub(rb"\.\w+", b"", entry))
     for record in client.scan_iter(match=key(session, "record", "*"), count=1000):
         client.hset(record, "meta", bare(client.hget(record, "meta")))
 

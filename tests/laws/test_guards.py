@@ -48,8 +48,18 @@ GUARDS = [
     ),
     (
         "1 the place in the ring is the one that was written",
-        [(f"{STORE}/codec.py", 'if said and said != [sum_of(raw.decode().rpartition(" ")[0])]:', "if False:")],
+        [(f"{STORE}/codec.py", "if summed_up and said != _sum_of_entry(entry):", "if False:")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
+    ),
+    (
+        "1 what a session remembers of its steps is what was written",
+        [(f"{STORE}/codec.py", 'if told.startswith(" ") and text.get("progressed") != sum_of(told):', "if False:")],
+        "tests/store/test_codec.py::test_a_progress_that_the_version_before_wrote_is_read",
+    ),
+    (
+        "2 a step that only resolve knows is not applied again",
+        [(f"{ENGINE}/steps.py", "            step.landed = number\n", "            pass\n")],
+        "tests/engine/test_between_replicas.py::test_a_post_whose_key_was_not_kept_is_applied_once",
     ),
     (
         "1 the chain before the head's is the log's",

@@ -166,6 +166,20 @@ def resolve_finds_a_commit(store, client):
     assert store.resolve(head.spec.id, record.attempt, 1) == "committed"
 
 
+def a_record_without_its_head_is_no_commit(store, client):
+    head = create(store)
+    client.hset(key_of(head, "record", 1), "attempt", "mine")
+    assert store.resolve(head.spec.id, "mine", 1) == "fenced"
+
+
+def a_record_without_its_head_is_written_again(store, client):
+    head = create(store)
+    record = next_record(head)
+    client.hset(key_of(head, "record", 1), "attempt", record.attempt)
+    assert store.commit(head.spec.id, commit_of(head, record)) == Committed()
+    assert store.load_head(head.spec.id).step == 1
+
+
 def resolve_says_what_it_cannot_know(store, client):
     head = create(store)
     record = next_record(head)

@@ -13,6 +13,8 @@ from adamd_service.records import ArrayRef, Entry, Head, Record, SnapshotRef, Sp
 from adamd_service.store import Standing, chunks, codec
 from adamd_service.store.keys import IndexKeys, SessionKeys, slot
 
+from .sessions import new_head
+
 COUNTS = st.integers(0, 2**53)
 TEXTS = st.text(max_size=20)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -221,3 +223,23 @@ def test_a_key_of_a_client_may_hold_anything():
     assert len({SessionKeys("s").idempotency(key) for key in odd}) == len(odd)
     for key in odd:
         assert SessionKeys("s").idempotency(key).isprintable()
+
+
+@given(HEADS, st.builds(Entry, step=COUNTS, digest=HEX, attempt=HEX, chain=HEX))
+def test_the_version_before_reads_what_is_written_here(head, entry):
+    """In a rolling upgrade it is at work on the same store. It wants four words, and knows each member of a progress."""
+    step, digest, attempt, chain = codec.entry_text(entry).split(" ")
+    assert (int(step), digest, chain) == (entry.step, entry.digest, entry.chain)
+    assert attempt.startswith(entry.attempt)  # which it compares with its own attempts alone
+    fields = codec.head_fields(head)
+    assert json.loads(fields["progress"]) == head.progress
+    assert json.loads(fields["settings"]) == head.settings
+
+
+def test_a_progress_that_the_version_before_wrote_is_read():
+    head = new_head(step=3, missing=True)
+    fields = codec.head_fields(replace(head, progress={"loss": 1.0}))
+    there = stored(fields | {"progress": '{"loss":0.5}'})  # it leaves the sum as it was
+    assert codec.head_from(head.spec.id, there).progress == {"loss": 0.5}
+    with pytest.raises(InternalError):
+        codec.head_from(head.spec.id, stored(fields | {"progress": ' {"loss":0.5}'}))

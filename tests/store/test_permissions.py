@@ -3,13 +3,14 @@
 import pytest
 
 from adamd.errors import StoreUnavailable
+from adamd_service.records import Committed
 from adamd_service.store import RedisStore, StoreRefused, UnknownOutcome
 from adamd_service.store.failures import RULES
 from servers import free_port
 
 from .clusters import until
 from .contract import StoreContract
-from .sessions import commit_of, create, next_record, step
+from .sessions import commit_of, create, next_record, staged_record, step
 
 PLACE = r"ACL SETUSER <user> ~adamd:\* "
 
@@ -90,6 +91,22 @@ def test_a_command_that_a_script_may_not_run_leaves_the_outcome_unknown(store_pr
         store.commit(head.spec.id, commit_of(head, next_record(head)))
     url_of(store_process, RULES, "half")
     assert step(store, store.load_head(head.spec.id)).step == 1
+
+
+def test_a_commit_that_was_cut_off_before_it_moved_the_head_is_none(store_process, connected):
+    """Its record alone is there. Who took that for a commit would acknowledge a step that never was."""
+    store = connected(url_of(store_process, RULES, "cut"))
+    head = create(store)
+    first, second = (staged_record(store, head, b"gradient" * count) for count in (1, 2))
+    url_of(store_process, RULES + " -persist", "cut")
+    for _ in range(2):  # the second finds the record
+        with pytest.raises(UnknownOutcome):
+            store.commit(head.spec.id, commit_of(head, first))
+    assert store.load_head(head.spec.id).step == 0
+    assert store.resolve(head.spec.id, first.attempt, 1) == "fenced"
+    url_of(store_process, RULES, "cut")
+    assert store.commit(head.spec.id, commit_of(head, second)) == Committed()
+    assert store.load_head(head.spec.id).chain == second.chain
 
 
 def test_a_user_of_a_cluster(store_factory, store_kind, connected):

@@ -10,6 +10,7 @@ import pytest
 from adamd.errors import StoreUnavailable
 from adamd_service.records import Committed
 from adamd_service.store import UnknownOutcome
+from adamd_service.store.silence import Silences
 from servers import free_port
 
 from .sessions import answering, commit_of, create, next_record, step
@@ -155,3 +156,13 @@ def test_a_silent_store_goes_on_where_a_fenced_step_was(store_factory, connected
     assert (verdict, now.step) in (("committed", 1), ("fenced", 0))
     if verdict == "fenced":
         assert store.commit(head.spec.id, commit_of(head, next_record(head))) == Committed()
+
+
+def test_no_thread_to_ask_with_is_no_refusal_for_ever(monkeypatch):
+    def full(_thread):
+        raise RuntimeError("can't start new thread")
+
+    silences = Silences()
+    monkeypatch.setattr(threading.Thread, "start", full)
+    silences.told(("localhost", 1), lambda patience: None)
+    assert not silences.knows(("localhost", 1))

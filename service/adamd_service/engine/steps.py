@@ -71,6 +71,7 @@ class Step:
     attempt: str
     chunks: tuple[int, ...] | None = None
     committed: bool = False
+    landed: int | None = None  # the step that a POST was committed as, where only `resolve` knows it
 
     @property
     def request(self) -> StepRequest:
@@ -135,6 +136,8 @@ class Stepper:
             repeated = self._by_key(hot, step)
             if repeated is not None:
                 return repeated
+            if step.landed is not None:  # its key was not kept, and it must not be applied again
+                return replace(self._known(hot, step, replayed=False), applied_step=step.landed)
             decision = decide(hot.head, hot.ring, step.request, diverged=hot.diverged)
             if isinstance(decision, Apply):
                 assert hot.state is not None
@@ -327,6 +330,8 @@ class Stepper:
         hot.drop()
         step.committed = True  # as far as anyone knows: its chunks must not be unlinked
         verdict = self._store.resolve(hot.id, step.attempt, number)
+        if verdict == "committed" and step.number is None:
+            step.landed = number
         if verdict == "fenced":
             step.committed = False
             self._discard(hot.id, step)

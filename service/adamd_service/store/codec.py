@@ -1,7 +1,8 @@
 """Records to what the store keeps, and back. What comes back is hostile until checked.
 
-What decides about a session's state carries a sum: JSON objects as their last member, a line of the ring as its last
-word, the settings in a field of their own. What the version before wrote has none, and is read as it was.
+What decides about a session's state carries a sum: JSON objects as their last member, a line of the ring behind its
+attempt, settings and progress in a field of their own. What the version before wrote has none, and is read as it was;
+and that version reads what is written here.
 """
 
 from __future__ import annotations
@@ -92,13 +93,26 @@ def snapshot_text(ref: SnapshotRef) -> str:
 
 
 def progress_text(progress: Mapping[str, Any]) -> str:
-    """Return what a session remembers of its steps as text."""
-    return summed(progress)
+    """Return what a session remembers of its steps as text, behind its sum, as commit.lua takes both.
+
+    The version before knows every member, so the sum has a field of its own. That version writes no space before the
+    text: where there is one, the sum is this text's.
+    """
+    text = f" {dumps(progress)}"
+    return sum_of(text) + text
+
+
+def _progress(text: Mapping[str, str]) -> dict[str, Any]:
+    told = text.get("progress", "{}")  # the first heads had none
+    if told.startswith(" ") and text.get("progressed") != sum_of(told):
+        raise ValueError("the sum of the progress does not match")
+    return _object(json.loads(told))
 
 
 def head_fields(head: Head) -> dict[str, str]:
     """Return the fields of a new head. ``newest`` repeats the last of ``snapshots``, for snapshot.lua."""
     texts, settings = [snapshot_text(ref) for ref in head.snapshots], dumps(head.settings)
+    progressed, space, progress = progress_text(head.progress).partition(" ")
     return {
         "format": FORMAT,
         "spec": spec_text(head.spec),
@@ -114,14 +128,15 @@ def head_fields(head: Head) -> dict[str, str]:
         "parameters_missing": "1" if head.parameters_missing else "0",
         "log_first": str((head.snapshots[0].step if head.snapshots else head.step) + 1),
         "log_bytes": str(head.log_bytes),
-        "progress": progress_text(head.progress),
+        "progress": space + progress,
+        "progressed": progressed,
     }
 
 
 FIELDS = frozenset(
     (
         *("format", "spec", "incarnation", "step", "chain", "prev_chain", "settings", "settings_revision", "sealed"),
-        *("snapshots", "newest", "parameters_missing", "log_first", "log_bytes", "progress"),
+        *("snapshots", "newest", "parameters_missing", "log_first", "log_bytes", "progress", "progressed"),
     )
 )
 
@@ -158,7 +173,7 @@ def head_from(session_id: str, fields: Mapping[bytes, bytes]) -> Head:
             snapshots=snapshots,
             parameters_missing=_flag(text["parameters_missing"], missing=not snapshots),
             log_bytes=_harmless(text["log_bytes"]),
-            progress=unsummed(json.loads(text.get("progress", "{}"))),  # the first heads had none
+            progress=_progress(text),
         )
 
     return _checked(f"the head of session {session_id}", read)
@@ -237,9 +252,14 @@ def standing_from(session_id: str, values: list[bytes | None]) -> Standing | Non
 
 
 def entry_text(entry: Entry) -> str:
-    """Return a place of the ring as text."""
-    text = f"{entry.step} {entry.digest} {entry.attempt} {entry.chain}"
-    return f"{text} {sum_of(text)}"
+    """Return a place of the ring as text. The sum follows the attempt: the version before wants four words here, and
+    compares the attempt with its own alone, so both can be at work on one store.
+    """
+    return f"{entry.step} {entry.digest} {entry.attempt}.{_sum_of_entry(entry)} {entry.chain}"
+
+
+def _sum_of_entry(entry: Entry) -> str:
+    return sum_of(f"{entry.step} {entry.digest} {entry.attempt} {entry.chain}")
 
 
 def entry_from(raw: bytes) -> Entry:
@@ -251,10 +271,12 @@ def entry_from(raw: bytes) -> Entry:
     """
 
     def read() -> Entry:
-        step, digest, attempt, chain, *said = raw.decode().split(" ")  # the first entries had no sum
-        if said and said != [sum_of(raw.decode().rpartition(" ")[0])]:
+        step, digest, attempt, chain = raw.decode().split(" ")
+        attempt, summed_up, said = attempt.partition(".")  # the first entries had no sum
+        entry = Entry(_number(step), digest, attempt, chain)
+        if summed_up and said != _sum_of_entry(entry):
             raise ValueError("its sum does not match")
-        return Entry(_number(step), digest, attempt, chain)
+        return entry
 
     return _checked("a place of the ring", read)
 

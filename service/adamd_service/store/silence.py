@@ -79,7 +79,11 @@ class Silences:
             self._places.add(place)
         log.warning("the store has stopped answering; calls are refused until it does", store=_shown(place))
         name = "adamd-store-silent"
-        threading.Thread(target=self._ask, args=(place, connect), name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._ask, args=(place, connect), name=name, daemon=True).start()
+        except RuntimeError:  # no thread to be had: nobody else would end the refusals
+            with self._lock:
+                self._places.discard(place)
 
     def _ask(self, place: Place, connect: Callable[[float], Any]) -> None:
         patience = FIRST

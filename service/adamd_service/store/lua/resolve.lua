@@ -5,13 +5,15 @@
 -- Returns {nonce, verdict}: committed | fenced | unknown (the record is collected already: long ago)
 --
 -- The first write frees memory: what became of a commit can be settled in a full store too.
+-- A commit that was denied a command in its middle (ACL) may have left a record without moving the head: no commit.
 local attempt = redis.call('HGET', KEYS[2], 'attempt')
-if attempt == ARGV[2] then
+local step = tonumber(redis.call('HGET', KEYS[1], 'step') or '')
+local moved = step and step >= tonumber(ARGV[3])
+if moved and attempt == ARGV[2] then
   return {ARGV[1], 'committed'}
 end
 if not attempt then
-  local step = redis.call('HGET', KEYS[1], 'step')
-  if step and tonumber(step) >= tonumber(ARGV[3]) then
+  if moved then
     return {ARGV[1], 'unknown'}
   end
 end
