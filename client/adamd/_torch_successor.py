@@ -55,9 +55,8 @@ def successor(
         options = {**options, "durability": told["durability"], "labels": told["labels"]}
     options = {**options, **{name: getattr(old, name) for name in TRAVEL}}
     bounds = _bounds(old, around)
-    settings = (
-        _torch_settings.settings(groups, _torch_settings.members(places)) | around | dict.fromkeys(bounds, "array")
-    )
+    settings = _torch_settings.settings(groups, _torch_settings.members(places))
+    settings |= {**around, **dict.fromkeys(bounds, "array")}
     settings = _torch_state.with_buffer(settings, state.values(), kind, had=buffered(old.settings))
     # SGD keeps no count in its state, and a schedule goes by it.
     step = old.step_number if own or not kind.counts else 0
@@ -67,8 +66,7 @@ def successor(
         with suppress(*GONE):
             old.delete()
     except Moved:  # by another client, a moment ago: its step is kept
-        with suppress(AdamdError):
-            new.delete()
+        _drop(new)
         raise
     if old.name is None:
         return new
@@ -77,9 +75,14 @@ def successor(
     except AdamdError as error:
         error.add_note(f"the state is safe in session {new.id}, which has no name")
         raise
-    with suppress(AdamdError):  # a copy that nobody needs
-        new.delete()
+    _drop(new)
     return named
+
+
+def _drop(copy: Session) -> None:
+    """Delete a copy that nobody needs, if that is possible."""
+    with suppress(AdamdError):
+        copy.delete()
 
 
 def _told(old: Session) -> dict[str, Any] | None:

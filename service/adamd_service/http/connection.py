@@ -278,7 +278,7 @@ class GuardedConnection(DirectConnection):
     def _unread(self) -> int:
         """Count the bytes that the reader has not taken, here and in the kernel.
 
-        The kernel asks for more only when a third of its buffer is free, and that takes a slow reader longer than a gap.
+        The kernel asks for more only when a third of its buffer is free. A slow reader may need longer than a gap.
         """
         sent = bytearray(4)
         with suppress(OSError):
