@@ -94,6 +94,13 @@ def flips(value, most):
         yield bytes(turned)
 
 
+def same_value(there, turned):
+    """The last digit of a number may be another, and the number the same."""
+    with suppress(ValueError):
+        return json.loads(there) == json.loads(turned)
+    return False
+
+
 def fields_of(client, session):
     """(what it is, key, field): every field of every hash that a session has."""
     for name in ("head", "ring", *(f"record:{step}" for step in range(1, 20))):
@@ -120,7 +127,8 @@ def test_every_bit_that_decides_is_under_a_sum(replica, client, most):
                         now = await told(engine, session)
                     if now is not None:
                         assert now == right, (kind, field, there, turned)
-                        assert not read or (kind, field) in HARMLESS, (kind, field, there, turned)
+                        harmless = (kind, field) in HARMLESS or same_value(there, turned)
+                        assert not read or harmless, (kind, field, there, turned)
                 client.hset(name, field, there)
             assert await told(engine, session) == right
 

@@ -154,6 +154,8 @@ def test_law_2_a_commit_whose_answer_was_lost_is_found_out(replica, store_factor
 
             for name in ways:
                 setattr(engine.store, name, stopping(name))
+            asked, resolve = [], engine.store.resolve
+            engine.store.resolve = lambda *args: asked.append(args) or resolve(*args)
             for number, gradient in enumerate(given, 1):
                 await engine.store.lines.grow(asyncio.to_thread)  # or the loop has none: the one before was thrown away
                 armed.add(number)
@@ -166,6 +168,7 @@ def test_law_2_a_commit_whose_answer_was_lost_is_found_out(replica, store_factor
                 assert answer.step == number
             assert answer.parameters.tobytes() == fold(start, given)
             assert ("commit_soon" in stopped) == (size < SIZE and engine.device.inline)
+            assert asked
             async with replica(url=store.url) as other:  # the log is whole: a replica that saw nothing reads it back
                 assert (await other.parameters(session)).parameters.tobytes() == fold(start, given)
 

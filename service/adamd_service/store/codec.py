@@ -25,6 +25,7 @@ from adamd_service.store.outcomes import Standing
 
 T = TypeVar("T")
 FORMAT = "2"  # of a head and what it names; 1, which had no sums, did not say it
+ATTEMPT = re.compile(r"[A-Za-z0-9_-]{1,32}")  # shorter than one that has run into its sum
 SUM = "sum"  # the member that a text carries its sum in
 COUNT = re.compile(r"0|[1-9][0-9]{0,18}")
 IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -274,6 +275,8 @@ def entry_from(raw: bytes) -> Entry:
         step, digest, attempt, chain = raw.decode().split(" ")
         attempt, summed_up, said = attempt.partition(".")  # the first entries had no sum
         entry = Entry(_number(step), digest, attempt, chain)
+        if not ATTEMPT.fullmatch(attempt):  # as where the dot before the sum is another character
+            raise ValueError("its attempt is none")
         if summed_up and said != _sum_of_entry(entry):
             raise ValueError("its sum does not match")
         return entry
