@@ -234,4 +234,4 @@ def _error(problem: dict[str, Any], where: str) -> Exception:
         return RuntimeError(f"{where}: {problem['detail']}")
     retry_after = problem.pop("retry_after")
     problem["detail"] = f"{where}: {problem['detail']}"
-    return from_problem(problem, int(problem.pop("status")), retry_after)
+    return from_problem(problem, int(problem.pop("status")), retry_after, ours=True)

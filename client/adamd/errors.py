@@ -116,11 +116,16 @@ def clean(words: str) -> str:
     return "".join(c if c.isprintable() else " " for c in words[:MOST_WORDS])
 
 
-def from_problem(document: Mapping[str, Any], status: int, retry_after: float | None = None) -> AdamdError:
-    """Turn a problem document back into the error that it came from. Whatever its members are, it is an error."""
+def from_problem(
+    document: Mapping[str, Any], status: int, retry_after: float | None = None, *, ours: bool = False
+) -> AdamdError:
+    """Turn a problem document back into the error that it came from. Whatever its members are, it is an error.
+
+    ``ours``: an SDK wrote it, not a server, so it may be a failure of the transport.
+    """
     code = document.get("code")
     kind = CODES.get(code) if isinstance(code, str) else None
-    if kind is None or issubclass(kind, TransportError):  # that is never an answer
+    if kind is None or (issubclass(kind, TransportError) and not ours):  # that is never an answer
         kind = _FOREIGN.get(status, AdamdError)
     step = document.get("step")
     known = type(step) is int and 0 <= step <= LAST_STEP

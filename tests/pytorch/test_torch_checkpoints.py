@@ -199,7 +199,7 @@ def broken(saved):
         "before the first": (at(1, "step", -1), "wanted a count"),
         "no number": (at(1, "step", "ten"), "'ten'; wanted a number"),
         "NaN": (at(1, "exp_avg", torch.full((8,), torch.nan)), "finite"),
-        "a negative second moment": (at(1, "exp_avg_sq", torch.full((8,), -1.0)), "0 or more"),
+        "a negative second moment": (at(1, "exp_avg_sq", torch.full((8,), -1.0)), "elements below 0"),
         "lr": (changed(lambda m: m["param_groups"][0].update(lr=-1.0)), "lr"),
     }
 
