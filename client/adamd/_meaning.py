@@ -1,4 +1,4 @@
-"""What an array-like says beside its numbers. Where a conversion would drop it, it is refused, with what to do instead.
+"""Refuses arrays whose conversion would lose a mask, labels, a unit or an order.
 
 Nothing here is imported to be recognised: a kind is known by what it has.
 """

@@ -1,4 +1,4 @@
-"""The way from traced code to the host, and back: an ordered callback, and what JAX may not make of it."""
+"""Calls the host from code that JAX has traced, by an ordered callback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pytree of parameters as named arrays, and the updates that lead optax from the old values to the new ones."""
+"""Turns a pytree of parameters into named arrays, and new values into optax's updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words for people on streams that may not take them: an ASCII terminal, a pipe that was closed, a full disk."""
+"""Writes text to streams that may be ASCII, closed or full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch's own schedulers need of a session that is resumed by its name: what they had left in the param groups.
+"""Gives torch's schedulers what they need when a session is resumed by its name.
 
 A scheduler keeps its base in the groups ("initial_lr", …), where ``state_dict()`` has it. A session has no such
 settings; so the steps of a scheduled optimizer carry them as metrics, and who resumes the session finds them there.

@@ -1,4 +1,4 @@
-"""A session that takes the place of another: restored from a torch state, with all that the other had around it."""
+"""Replaces a session by one that is restored from a torch state."""
 
 from __future__ import annotations
 

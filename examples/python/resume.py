@@ -1,4 +1,4 @@
-"""A run that survives: killed and started again, it goes on where it was; it logs its loss, and stops by a rule.
+"""A run that resumes after a kill, logs its loss, and stops by a rule.
 
 python examples/python/resume.py http://127.0.0.1:8000 run-7
 """
