@@ -483,12 +483,13 @@ client, rnd, interrupts = adamd.connect(sys.argv[1]), random.Random(1), 0
 session, gradient = client.create(np.zeros(90_000, "f4"), lr=0.1), np.ones(90_000, "f4")
 while interrupts < 400:
     try:
-        signal.setitimer(signal.ITIMER_REAL, rnd.uniform(1e-5, 0.02))
-        session.step(gradient)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rnd.uniform(1e-5, 0.02))
+            session.step(gradient)
+        finally:  # the alarm may still go off here: the outer try is for that
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         interrupts += 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 session.step(gradient)
 assert session.step_number == session.info()["step"]
 client.close()
