@@ -29,6 +29,7 @@ from adamd._grpc_stream import StepStream
 from adamd._operations import Operation, Stepped
 from adamd._progress import Meter
 from adamd._route import Route
+from adamd._silence import Silence
 from adamd._stop import Stop
 from adamd._watch import Watch
 from adamd.errors import TransportError
@@ -67,6 +68,7 @@ class GrpcTransport:
         self._timeout = timeout
         self._clock = clock
         self._meter = meter
+        self._silence = Silence(route.url, clock)
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
@@ -84,8 +86,8 @@ class GrpcTransport:
             AdamdError: the server's refusal.
 
         """
-        limits = Limits(deadline, self._timeout.inactivity, self._clock, stop, self._watch, self._meter)
-        with self._connection(operation) as opened:
+        with self._silence.over(operation) as attempt, self._connection(operation) as opened:
+            limits = Limits(deadline, self._timeout.inactivity, self._clock, stop, self._watch, self._meter, attempt)
             try:
                 return self._sent(operation, Call(opened, limits, self._metadata))
             except ValueError as error:  # gRPC's word for a channel that was closed under the call

@@ -17,6 +17,7 @@ from adamd._grpc_messages import refusal
 from adamd._grpc_stream import Advance, numbered
 from adamd._operations import Body, Operation, Standing, Stepped, bad_answer, reference
 from adamd._progress import Meter
+from adamd._silence import Attempt
 from adamd._stop import Stop
 from adamd._watch import FOREVER, Watch, Watched
 from adamd.errors import AdamdError, TransportError
@@ -78,6 +79,7 @@ class Limits:
     stop: Stop
     watch: Watch
     meter: Meter
+    attempt: Attempt
 
     @property
     def left(self) -> float:
@@ -98,7 +100,7 @@ class Limits:
         guard = Guard()
         with (
             self.stop.ends(guard.end),
-            self.watch.over(guard.end, self.deadline) as watched,
+            self.watch.over(guard.end, self.deadline, self.attempt) as watched,
             self.meter(up, down) as bars,
         ):
             guard.watched, guard.bars = watched, bars

@@ -13,6 +13,7 @@ from adamd._http_messages import Request, Response, decode, encode
 from adamd._operations import Operation
 from adamd._progress import Meter
 from adamd._route import Route
+from adamd._silence import Attempt, Silence
 from adamd._stop import Stop
 from adamd.errors import InvalidRequest, TransportError
 
@@ -40,6 +41,7 @@ class HttpTransport:
         self._timeout = timeout
         self._clock = clock
         self._meter = meter
+        self._silence = Silence(route.url, clock)
         self._lock = threading.Lock()
         self._idle: list[Wire] = []
         self._owner = os.getpid()
@@ -63,13 +65,14 @@ class HttpTransport:
         request = encode(operation)
         head = self._head(request)
         wire = self._kept()
-        if wire is not None:
-            try:
-                return decode(operation, self._exchange(wire, head, request, deadline, stop))
-            except TransportError as error:
-                if error.extra.get("phase") != "silent" or stop.given_up:
-                    raise
-        return decode(operation, self._exchange(self._open(deadline), head, request, deadline, stop))
+        with self._silence.over(operation) as attempt:
+            if wire is not None:
+                try:
+                    return decode(operation, self._exchange(wire, head, request, deadline, stop, attempt))
+                except TransportError as error:
+                    if error.extra.get("phase") != "silent" or stop.given_up:
+                        raise
+            return decode(operation, self._exchange(self._open(deadline), head, request, deadline, stop, attempt))
 
     def close(self) -> None:
         """Close every connection; a later operation is refused."""
@@ -79,12 +82,14 @@ class HttpTransport:
         for wire in idle:
             wire.close()
 
-    def _exchange(self, wire: Wire, head: bytes, request: Request, deadline: float, stop: Stop) -> Response:
+    def _exchange(
+        self, wire: Wire, head: bytes, request: Request, deadline: float, stop: Stop, attempt: Attempt
+    ) -> Response:
         into, done = request.into, False
         down = sum(view.nbytes for view in into) if isinstance(into, tuple) else request.expected
         try:
             with stop.ends(wire.interrupt), self._meter(request.nbytes, down) as (sent, got):
-                response = wire.exchange(head, request, deadline, sent, got)
+                response = wire.exchange(head, request, deadline, sent, got, attempt)
             done = True
         except TransportError as error:
             raise self._route.told(error) from error.__cause__

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from adamd._http_messages import Request, Response
 from adamd._operations import OTHER_PROTOCOL
+from adamd._silence import Attempt
 from adamd.errors import TransportError
 
 PIECE = 1 << 20  # bytes between two looks at the clock and at the other direction
@@ -45,6 +46,7 @@ class Wire:
         self._selector.register(sock, selectors.EVENT_READ)
         self._left = bytearray()  # received, not yet read
         self._seen = False  # a byte of the current answer came
+        self._attempt: Attempt | None = None  # the current one
         self.reusable = True
         self.idle_since = 0.0
         self.exchanges = 0
@@ -64,7 +66,9 @@ class Wire:
         """Say whether an idle connection cannot be used again: the server closed it, or talks out of turn."""
         return bool(self._left or self._selector.select(0))
 
-    def exchange(self, head: bytes, request: Request, deadline: float, sent: Advance, got: Advance) -> Response:
+    def exchange(
+        self, head: bytes, request: Request, deadline: float, sent: Advance, got: Advance, attempt: Attempt
+    ) -> Response:
         """Send a request and read its answer.
 
         Raises:
@@ -72,7 +76,7 @@ class Wire:
                 connection ended, "timeout", or "answer" where it was cut or is no HTTP.
 
         """
-        self._seen, self.exchanges = False, self.exchanges + 1
+        self._seen, self.exchanges, self._attempt = False, self.exchanges + 1, attempt
         try:
             failure = self._send(_joined(head, request.body), deadline, sent)
             if failure is not None:
@@ -199,13 +203,27 @@ class Wire:
         return int(code), fields, version
 
     def _receive(self, deadline: float) -> None:
-        self._arm(deadline)
-        data = self._sock.recv(SMALL)
+        data = self._first(deadline) if not self._seen else None
+        if data is None:
+            self._arm(deadline)
+            data = self._sock.recv(SMALL)
         if not data:
             what = "it closed in the middle of its answer" if self._seen else "it closed without an answer"
             raise ConnectionResetError(what)
         self._seen = True
         self._left += data
+
+    def _first(self, deadline: float) -> bytes | None:
+        """Return an answer's first bytes; None where patience is over, and that is told."""
+        wait, attempt = self._arm(deadline), self._attempt
+        if attempt is None or attempt.told or attempt.patience >= wait:
+            return self._sock.recv(SMALL)
+        self._sock.settimeout(attempt.patience)
+        try:
+            return self._sock.recv(SMALL)
+        except TimeoutError:
+            attempt.tell(wait - attempt.patience)
+            return None
 
     def _read_into(self, view: memoryview, deadline: float, got: Advance) -> None:
         """Fill ``view``: first with what was received already, then straight from the socket."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from adamd._silence import Attempt
 from adamd.errors import TransportError
 
 FOREVER = 1e6  # seconds
@@ -15,9 +16,15 @@ class Watched:
     """Something that blocks. ``moved`` counts bytes on: the inactivity begins again."""
 
     def __init__(
-        self, end: Callable[[], object], deadline: float, inactivity: float, clock: Callable[[], float]
+        self,
+        end: Callable[[], object],
+        deadline: float,
+        inactivity: float,
+        clock: Callable[[], float],
+        attempt: Attempt,
     ) -> None:
         self._end = end
+        self._attempt = attempt
         self._deadline = deadline
         self._inactivity = inactivity
         self._clock = clock
@@ -26,8 +33,20 @@ class Watched:
 
     @property
     def due(self) -> float:
-        """When it is to be ended."""
+        """When it is to be ended, or its silence told."""
+        return self._given_up if self._attempt.told else min(self._given_up, self._last + self._attempt.patience)
+
+    @property
+    def _given_up(self) -> float:
         return min(self._deadline, self._last + self._inactivity)
+
+    def act(self) -> None:
+        """Do what is due."""
+        left = self._given_up - self._clock()
+        if left > 0 and not self._attempt.told:
+            self._attempt.tell(left)
+        elif left <= 0:
+            self.end()
 
     def moved(self) -> None:
         """Say that something came or went."""
@@ -58,14 +77,14 @@ class Watch:
         self._closed = False
 
     @contextmanager
-    def over(self, end: Callable[[], object], deadline: float) -> Iterator[Watched]:
-        """Surround what blocks; ``end`` makes it fail.
+    def over(self, end: Callable[[], object], deadline: float, attempt: Attempt) -> Iterator[Watched]:
+        """Surround what blocks; ``end`` makes it fail, and ``attempt`` is told of its silence.
 
         Raises:
             TransportError: it was ended, with ``extra["phase"]`` "timeout", in the place of its own error.
 
         """
-        one = Watched(end, deadline, self._inactivity, self._clock)
+        one = Watched(end, deadline, self._inactivity, self._clock, attempt)
         with self._changed:
             self._watched.add(one)
             if not self._running:
@@ -95,7 +114,6 @@ class Watch:
             with self._changed:
                 now = self._clock()
                 late = {one for one in self._watched if one.due <= now}
-                self._watched -= late
                 if not late:
                     if self._closed and not self._watched:
                         self._running = False
@@ -104,4 +122,7 @@ class Watch:
                     self._changed.wait(min(self._next - now, FOREVER))
             for one in late:
                 with suppress(Exception):  # its call is over already; the others are still to be ended in time
-                    one.end()
+                    one.act()
+                if one.ended:
+                    with self._changed:
+                        self._watched.discard(one)

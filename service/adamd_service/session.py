@@ -131,8 +131,8 @@ def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str |
         return None
     if number - 1 > head.step:
         return HistoryLost(
-            f"you have seen step {number - 1} acknowledged; the store has only {head.step}: it went back. "
-            f"Read the parameters and continue at {head.step + 1}, or restore an export.",
+            f"you have seen step {number - 1} acknowledged; the store has only {head.step}: it went back. A person "
+            f"decides: read the parameters and continue at {head.step + 1} without what is lost, or restore an export.",
             step=head.step,
         )
     known = chain_at(head, ring, number - 1)
@@ -140,7 +140,8 @@ def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str |
         return None
     return HistoryLost(
         f"step {number} would build on chain {if_match[:12]}…; this session's step {number - 1} has chain "
-        f"{known[:12]}…: another history. Read the parameters and continue at {head.step + 1}.",
+        f"{known[:12]}…: another history. A person decides whether to read the parameters and continue at "
+        f"{head.step + 1}.",
         step=head.step,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -612,3 +613,30 @@ def test_a_failure_is_a_sentence_without_a_chain_of_others():
     error = caught.value
     assert error.__cause__ is None and error.__suppress_context__
     assert isinstance(error, TimeoutError) and isinstance(error, ConnectionError)
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_server_that_hangs_is_told_before_it_is_given_up(server_factory, monkeypatch, caplog, transport):
+    monkeypatch.setattr("adamd._silence.PATIENCE", 0.3)
+    server = server_factory()
+    with adamd.connect(server.grpc_url if transport == "grpc" else server.url) as client:
+        session = client.create(np.zeros(10, "f4"), lr=0.1)
+        session.step(np.ones(10, "f4"))
+        assert not caplog.records
+
+        def resume():
+            for _ in range(2000):
+                if "no answer" in caplog.text:
+                    break
+                time.sleep(0.01)
+            server.process.send_signal(signal.SIGCONT)
+
+        server.process.send_signal(signal.SIGSTOP)
+        helper = threading.Thread(target=resume)
+        helper.start()
+        session.step(np.ones(10, "f4"))
+        helper.join()
+        assert session.step_number == 2
+        waits, answered = (record.getMessage() for record in caplog.records)
+        assert waits.startswith(f"{client.url}: step 2 of session {session.id}: no answer for 0 s; it is waited for")
+        assert answered.startswith(f"{client.url}: step 2 of session {session.id}: the server answered, after ")
