@@ -16,7 +16,7 @@ from pathlib import Path
 
 import redis
 
-from adamd_service.store.embedded import binary
+from adamd_service.store.embedded.server import binary
 from forkserver import ForkServer, missing
 
 ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}  # before any test changes it

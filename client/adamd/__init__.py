@@ -13,9 +13,6 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
-from adamd._encoding import Sparse, TopK
-from adamd._flow import Timeout
-from adamd._track import StallWarning
 from adamd.client import Client, connect
 from adamd.errors import (
     AdamdError,
@@ -34,6 +31,9 @@ from adamd.errors import (
     WrongDtype,
     WrongLayout,
 )
+from adamd.sansio.gradient_encoding import Sparse, TopK
+from adamd.sansio.retry import Timeout
+from adamd.sansio.tracking import StallWarning
 from adamd.session import Session
 
 if TYPE_CHECKING:

@@ -19,15 +19,15 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, overload
 
-from adamd import _opening
-from adamd._encoding import Encoding, Sending
-from adamd._flow import Timeout
-from adamd._opening import Durability, Source
-from adamd._seen import Seen
-from adamd._shell_aio import AsyncShell
-from adamd._track import Logic, OnBadGradient, Track
-from adamd._transports import transport
+from adamd.drivers.threaded import AsyncShell
 from adamd.errors import AdamdError
+from adamd.sansio import opening
+from adamd.sansio.gradient_encoding import Encoding, Sending
+from adamd.sansio.opening import Durability, Source
+from adamd.sansio.retry import Timeout
+from adamd.sansio.session_view import Seen
+from adamd.sansio.tracking import Logic, OnBadGradient, Track
+from adamd.transports.select import transport
 
 __all__ = ["AsyncClient", "AsyncSession", "connect"]
 
@@ -60,7 +60,7 @@ class AsyncClient:
         on_bad_gradient: OnBadGradient,
         progress: bool | None,
     ) -> None:
-        self._bad = _opening.choice(on_bad_gradient)
+        self._bad = opening.choice(on_bad_gradient)
         limits = Timeout.of(timeout)
         self._transport = transport(url, limits, api_key, progress)
         self._shell = AsyncShell(self._transport, limits)
@@ -86,13 +86,13 @@ class AsyncClient:
         """Make a session that starts from ``parameters``, with the arguments and errors of `adamd.Client.create`."""
         bad = self._choice(on_bad_gradient)
         sending = Sending.taken(options)
-        return await self._session(_opening.create(parameters, lr, **options, on_bad_gradient=bad), sending)
+        return await self._session(opening.create(parameters, lr, **options, on_bad_gradient=bad), sending)
 
     async def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> AsyncSession:
         """Resume the session ``name``, or create it, with the arguments and errors of `adamd.Client.open`."""
         bad = self._choice(options.pop("on_bad_gradient", None))
         sending = Sending.taken(options)
-        return await self._session(_opening.open_(name, parameters, lr, options, bad), sending)
+        return await self._session(opening.open_(name, parameters, lr, options, bad), sending)
 
     async def session(
         self,
@@ -110,7 +110,7 @@ class AsyncClient:
 
         """
         sending = Sending.of(encoding, error_feedback, answer_dtype)
-        return await self._session(_opening.attach(ref, None, self._choice(on_bad_gradient)), sending)
+        return await self._session(opening.attach(ref, None, self._choice(on_bad_gradient)), sending)
 
     async def restore(
         self,
@@ -128,13 +128,13 @@ class AsyncClient:
         """Make a new session from an exported state, with the arguments and errors of `adamd.Client.restore`."""
         bad = self._choice(on_bad_gradient)
         sending = Sending.of(encoding, error_feedback, answer_dtype)
-        return await self._session(_opening.restore(source, name, durability, labels, settings, bad), sending)
+        return await self._session(opening.restore(source, name, durability, labels, settings, bad), sending)
 
     async def sessions(self, page_size: int = 100) -> AsyncIterator[dict[str, Any]]:
         """Yield every session of the server in short: id, name, step, optimizer, parameters, dtype, labels, …."""
         token: str | None = None
         while True:
-            page = await self._shell.run(_opening.page(page_size, token))
+            page = await self._shell.run(opening.page(page_size, token))
             for item in page.sessions:
                 yield item
             if (token := page.token) is None:
@@ -144,9 +144,9 @@ class AsyncClient:
         self, ref: str, every: float = 0.5, *, away: Callable[[AdamdError], None] | None = None
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield where a session stands, now and whenever it has moved: as `adamd.Client.watch`."""
-        since, absence = None, _opening.Absence(self.url, away)
+        since, absence = None, opening.Absence(self.url, away)
         while True:
-            seen = await self._shell.run(_opening.watch(ref, since), absence.waiting)
+            seen = await self._shell.run(opening.watch(ref, since), absence.waiting)
             if absence.over() and seen is None:
                 since = None
                 continue
@@ -157,10 +157,10 @@ class AsyncClient:
 
     async def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""
-        return await self._shell.run(_opening.info())
+        return await self._shell.run(opening.info())
 
     def _choice(self, given: OnBadGradient | None) -> OnBadGradient:
-        return _opening.choice(given or self._bad)
+        return opening.choice(given or self._bad)
 
     async def _session(self, logic: Logic[Track], sending: Sending) -> AsyncSession:
         track = await self._shell.run(logic)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
-from adamd import _opening
-from adamd._encoding import Encoding, Sending
-from adamd._flow import Timeout
-from adamd._opening import Durability, Source
-from adamd._shell import Shell
-from adamd._track import Logic, OnBadGradient, Track
-from adamd._transports import transport
+from adamd.drivers.blocking import Shell
 from adamd.errors import AdamdError
+from adamd.sansio import opening
+from adamd.sansio.gradient_encoding import Encoding, Sending
+from adamd.sansio.opening import Durability, Source
+from adamd.sansio.retry import Timeout
+from adamd.sansio.tracking import Logic, OnBadGradient, Track
 from adamd.session import Session
+from adamd.transports.select import transport
 
 __all__ = ["Client", "Durability", "connect"]
 
@@ -59,7 +59,7 @@ class Client:
         on_bad_gradient: OnBadGradient,
         progress: bool | None,
     ) -> None:
-        self._bad = _opening.choice(on_bad_gradient)
+        self._bad = opening.choice(on_bad_gradient)
         limits = Timeout.of(timeout)
         self._transport = transport(url, limits, api_key, progress)
         self._shell = Shell(self._transport, limits)
@@ -145,7 +145,7 @@ class Client:
         given = {option: value for option, value in locals().items() if option not in (*own, "own")}
         sending = Sending.taken(given)
         choice = self._choice(on_bad_gradient)
-        return self._session(_opening.create(**given, **settings, on_bad_gradient=choice), sending)
+        return self._session(opening.create(**given, **settings, on_bad_gradient=choice), sending)
 
     def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> Session:
         """Resume the session ``name``, or create it where there is none.
@@ -168,7 +168,7 @@ class Client:
         """
         bad = self._choice(options.pop("on_bad_gradient", None))
         sending = Sending.taken(options)
-        return self._session(_opening.open_(name, parameters, lr, options, bad), sending)
+        return self._session(opening.open_(name, parameters, lr, options, bad), sending)
 
     def session(
         self,
@@ -186,7 +186,7 @@ class Client:
 
         """
         sending = Sending.of(encoding, error_feedback, answer_dtype)
-        return self._session(_opening.attach(ref, None, self._choice(on_bad_gradient)), sending)
+        return self._session(opening.attach(ref, None, self._choice(on_bad_gradient)), sending)
 
     def restore(
         self,
@@ -221,13 +221,13 @@ class Client:
         """
         bad = self._choice(on_bad_gradient)
         sending = Sending.of(encoding, error_feedback, answer_dtype)
-        return self._session(_opening.restore(source, name, durability, labels, settings, bad), sending)
+        return self._session(opening.restore(source, name, durability, labels, settings, bad), sending)
 
     def sessions(self, page_size: int = 100) -> Iterator[dict[str, Any]]:
         """Yield every session of the server in short: id, name, step, optimizer, parameters, dtype, labels, …."""
         token: str | None = None
         while True:
-            page = self._shell.run(_opening.page(page_size, token))
+            page = self._shell.run(opening.page(page_size, token))
             yield from page.sessions
             if (token := page.token) is None:
                 return
@@ -253,9 +253,9 @@ class Client:
             UnknownSession, SessionDeleted: there is none, or no more.
 
         """
-        since, absence = None, _opening.Absence(self.url, away)
+        since, absence = None, opening.Absence(self.url, away)
         while True:
-            seen = self._shell.run(_opening.watch(ref, since), absence.waiting)
+            seen = self._shell.run(opening.watch(ref, since), absence.waiting)
             if absence.over() and seen is None:
                 since = None
                 continue
@@ -266,10 +266,10 @@ class Client:
 
     def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""
-        return self._shell.run(_opening.info())
+        return self._shell.run(opening.info())
 
     def _choice(self, given: OnBadGradient | None) -> OnBadGradient:
-        return _opening.choice(given or self._bad)
+        return opening.choice(given or self._bad)
 
     def _session(self, logic: Logic[Track], sending: Sending) -> Session:
         track = self._shell.run(logic)

@@ -8,9 +8,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, overload
 
-from adamd._ahead import Ahead
-from adamd._seen import Seen
-from adamd._track import Logic, OnBadGradient, Track
+from adamd.drivers.background import Ahead
+from adamd.sansio.session_view import Seen
+from adamd.sansio.tracking import Logic, OnBadGradient, Track
 
 __all__ = ["OnBadGradient", "Session"]
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 import adamd
-from adamd._terminal import say, take_any_words
 from adamd.errors import AdamdError, TransportError
+from adamd.terminal import say, take_any_words
 
 app = typer.Typer(
     help="Adam as a daemon: a durable optimizer server, and what belongs to it.\n\n"
@@ -295,7 +295,7 @@ def demo(
 
     It takes half a minute, needs nothing that runs already, and leaves only demo-loss.png behind.
     """
-    from adamd.demo import main as run
+    from adamd.demo.run import main as run
 
     try:
         status = run(Console(), url)

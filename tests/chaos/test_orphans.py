@@ -8,7 +8,7 @@ import pytest
 # A child that is slow: its parent is killed after the fork, and before the child could ask to be ended with it.
 SCRIPT = """
 import os, signal, sys, time
-from adamd_service.store.embedded import _end_with_parent
+from adamd_service.store.embedded.server import _end_with_parent
 ask = _end_with_parent()
 parent = os.getpid()
 if os.fork() == 0:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import adamd
-from adamd import _demo_digits as digits
+from adamd.demo import digits
 from adamd.errors import InvalidRequest, StepConflict, WrongDtype
 from adamd.wire.dtypes import narrow, widen
 from sdk.peers import Relay

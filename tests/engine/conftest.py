@@ -12,7 +12,7 @@ import pytest
 from adamd.wire import layout
 from adamd_service.engine import Body, CreateCall, Engine, Limits, StepCall
 from adamd_service.optim import Cpu, FusedKernel, State, apply, merge_settings, parse_settings, plan
-from adamd_service.store import RedisStore, codec
+from adamd_service.store import RedisStore, serialization
 from servers import Store
 
 MIB = 1 << 20
@@ -107,7 +107,7 @@ def resummed(text):
     """A text of the store that was changed by someone who makes its sum agree: other guards have to see it."""
     value = json.loads(text)
     value.pop("sum", None)
-    return codec.summed(value)
+    return serialization.summed(value)
 
 
 async def bodies_left(engine, session):

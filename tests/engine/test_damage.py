@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from adamd.errors import AdamdError, Damaged, SessionDeleted, StoreUnavailable
-from adamd_service.store import codec
+from adamd_service.store import serialization
 
 from .conftest import create_call, run, step_call
 
@@ -184,7 +184,7 @@ def test_an_older_snapshot_serves_where_the_newest_is_damaged(replica, client, l
 
     async def scenario():
         session, right = await history(replica)
-        head = codec.head_from(session, client.hgetall(key(session, "head")))
+        head = serialization.head_from(session, client.hgetall(key(session, "head")))
         older, newest = head.snapshots
         chunk = key(session, "snapshot", newest.id, "exp_avg", 0)
         if lost == "turned":
@@ -321,7 +321,7 @@ def as_before(client, session):
     def bare(text):
         value = json.loads(text)
         value.pop("sum")
-        return codec.dumps(value)
+        return serialization.dumps(value)
 
     refs = [bare(json.dumps(one)) for one in json.loads(fields["snapshots"])]
     old = {"spec": bare(fields["spec"]), "progress": fields["progress"].lstrip(), "newest": refs[-1] if refs else ""}
@@ -364,7 +364,7 @@ def test_a_replica_of_the_version_before_changes_settings_beside_this_one(replic
         async with replica() as engine:
             session = await made(engine, 3)
             settings = json.loads(client.hget(key(session, "head"), "settings"))
-            changed = codec.dumps(settings | {"lr": 0.25})
+            changed = serialization.dumps(settings | {"lr": 0.25})
             client.hset(key(session, "head"), mapping={"settings": changed, "settings_revision": "2"})
             assert (await engine.view(session)).head.settings["lr"] == 0.25
             await stepped(engine, session, 4, settings={"lr": 0.125})

@@ -10,9 +10,9 @@ import pytest
 from adamd.errors import StoreUnavailable
 from adamd.wire import layout
 from adamd_service.engine import small
-from adamd_service.engine.steps import Stepper
-from adamd_service.optim import fused
-from adamd_service.store import lines
+from adamd_service.engine.step import Stepper
+from adamd_service.optim.kernels import numba_kernel
+from adamd_service.store import loop_connections
 
 from .conftest import create_call, fold, run, step_call
 
@@ -146,7 +146,7 @@ def test_a_store_that_went_away_and_came_back(replica, store_factory):
 
 
 def test_as_many_at_once_as_come_and_no_more_connections_than_there_may_be(replica, store_factory, monkeypatch):
-    monkeypatch.setattr(lines, "MOST", 3)
+    monkeypatch.setattr(loop_connections, "MOST", 3)
 
     async def scenario():
         store = store_factory()
@@ -227,14 +227,14 @@ def test_settings_that_another_replica_changed_are_compiled_off_the_loop(replica
         async with replica() as engine, replica() as other:
             session, start, made = await begun(engine)
             await other.patch(session, {"clip_value": 1e30}, None)
-            monkeypatch.setattr(fused, "_LOOPS", {})  # this process is `engine`'s, which has not seen them
-            compiled, where = fused._compile, []
+            monkeypatch.setattr(numba_kernel, "_LOOPS", {})  # this process is `engine`'s, which has not seen them
+            compiled, where = numba_kernel._compile, []
 
             def compiling(*args):
                 where.append(threading.current_thread())
                 return compiled(*args)
 
-            monkeypatch.setattr(fused, "_compile", compiling)
+            monkeypatch.setattr(numba_kernel, "_compile", compiling)
             assert (await engine.view(session)).head.settings["clip_value"] == 1e30
             made += given(1)
             in_no_thread(engine)
@@ -247,7 +247,7 @@ def test_settings_that_another_replica_changed_are_compiled_off_the_loop(replica
 
 def test_who_finds_no_connection_makes_no_record_before_there_is_a_thread(replica, store_factory, monkeypatch):
     """A record has a copy of the body: as many as there are threads, not as many as there are calls."""
-    monkeypatch.setattr(lines, "MOST", 0)
+    monkeypatch.setattr(loop_connections, "MOST", 0)
     records, record = [], Stepper._record
     monkeypatch.setattr(Stepper, "_record", lambda *args, **more: records.append(args) or record(*args, **more))
 

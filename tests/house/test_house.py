@@ -37,7 +37,7 @@ def test_no_room_has_a_name_that_says_nothing(word):
 
 def test_the_core_imports_no_io():
     """Law 8, by running it: importing the pure modules brings in no transport and no store."""
-    pure = "adamd_service.optim, adamd_service.session, adamd_service.records, adamd.wire.safetensors"
+    pure = "adamd_service.optim, adamd_service.rules, adamd_service.records, adamd.wire.safetensors"
     said = ended([sys.executable, "-c", f"import {pure}, sys; print(*sys.modules)"]).stdout.split()
     assert "adamd_service.optim" in said
     assert not {"fastapi", "starlette", "uvicorn", "redis", "grpc"} & set(said)

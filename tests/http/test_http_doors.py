@@ -179,7 +179,7 @@ def test_the_lists_of_headers_are_those_of_the_document(open_to_a_page):
 
 
 SPY = """
-import adamd_service.http.direct as direct
+import adamd_service.http.server.direct_bodies as direct
 begin = direct.Rest._begin
 def told(self):
     print("straight from the socket:", self._view.nbytes, flush=True)

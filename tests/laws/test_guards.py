@@ -38,47 +38,53 @@ GUARDS = [
     ),
     (
         "1 a text without its own sum is refused",
-        [(f"{STORE}/codec.py", "if said is not None and said != sum_of(dumps(value)):", "if False:")],
+        [(f"{STORE}/serialization.py", "if said is not None and said != sum_of(dumps(value)):", "if False:")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
         "1 the settings are the ones that were sealed",
-        [(f"{STORE}/codec.py", "if of > revision or (of == revision and not matches):", "if False:")],
+        [(f"{STORE}/serialization.py", "if of > revision or (of == revision and not matches):", "if False:")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
         "1 the place in the ring is the one that was written",
-        [(f"{STORE}/codec.py", "if summed_up and said != _sum_of_entry(entry):", "if False:")],
+        [(f"{STORE}/serialization.py", "if summed_up and said != _sum_of_entry(entry):", "if False:")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
         "1 what a session remembers of its steps is what was written",
-        [(f"{STORE}/codec.py", 'if told.startswith(" ") and text.get("progressed") != sum_of(told):', "if False:")],
+        [
+            (
+                f"{STORE}/serialization.py",
+                'if told.startswith(" ") and text.get("progressed") != sum_of(told):',
+                "if False:",
+            )
+        ],
         "tests/store/test_codec.py::test_a_progress_that_the_version_before_wrote_is_read",
     ),
     (
         "2 a step that only resolve knows is not applied again",
-        [(f"{ENGINE}/steps.py", "            step.landed = number\n", "            pass\n")],
+        [(f"{ENGINE}/step.py", "            step.landed = number\n", "            pass\n")],
         "tests/engine/test_between_replicas.py::test_a_post_whose_key_was_not_kept_is_applied_once",
     ),
     (
         "1 the chain before the head's is the log's",
-        [(f"{ENGINE}/rebuild.py", "        self._check_before(head, last, before)\n", "")],
+        [(f"{ENGINE}/recovery.py", "        self._check_before(head, last, before)\n", "")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
         "1 a record's hash agrees with its text",
-        [(f"{STORE}/codec.py", "if said is not None and said.decode() != raw[name]:", "if False:")],
+        [(f"{STORE}/serialization.py", "if said is not None and said.decode() != raw[name]:", "if False:")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
         "1 members that nobody wrote are refused",
-        [(f"{STORE}/codec.py", "    if not raw.keys() <= set(names):\n", "    if False:\n")],
+        [(f"{STORE}/serialization.py", "    if not raw.keys() <= set(names):\n", "    if False:\n")],
         "tests/store/test_codec.py::test_a_sum_under_another_name_counts",
     ),
     (
         "1 an older snapshot serves where the newest is damaged",
-        [(f"{ENGINE}/rebuild.py", "in reversed(head.snapshots):", "in head.snapshots[-1:]:")],
+        [(f"{ENGINE}/recovery.py", "in reversed(head.snapshots):", "in head.snapshots[-1:]:")],
         f"{DAMAGE}::test_an_older_snapshot_serves_where_the_newest_is_damaged[turned]",
     ),
     (
@@ -88,7 +94,7 @@ GUARDS = [
     ),
     (
         "7 what is missing for good is not for later",
-        [(f"{ENGINE}/rebuild.py", "if _names_the_same(now, head):", "if False:")],
+        [(f"{ENGINE}/recovery.py", "if _names_the_same(now, head):", "if False:")],
         f"{DAMAGE}::test_what_is_missing_for_good_is_damage_and_not_for_later[record:2]",
     ),
     (
@@ -126,12 +132,18 @@ GUARDS = [
     ),
     (
         "7 the private store leaves its disk room for a rewrite",
-        [("service/adamd_service/store/room.py", "if self.unable or not self._fits(nbytes):", "if False:")],
+        [
+            (
+                "service/adamd_service/store/embedded/disk_room.py",
+                "if self.unable or not self._fits(nbytes):",
+                "if False:",
+            )
+        ],
         "tests/store/test_room.py::test_what_is_let_in_counts_at_once",
     ),
     (
         "7 the private store's memory is bounded",
-        [("service/adamd_service/store/embedded.py", '"maxmemory": str(self._memory)', '"maxmemory": "0"')],
+        [("service/adamd_service/store/embedded/server.py", '"maxmemory": str(self._memory)', '"maxmemory": "0"')],
         "tests/store/test_embedded.py::test_it_holds_no_more_than_it_may",
     ),
     (
@@ -141,7 +153,7 @@ GUARDS = [
     ),
     (
         "the store's directory is its user's alone",
-        [("service/adamd_service/store/private.py", "if found.st_mode & 0o077:", "if False:")],
+        [("service/adamd_service/store/embedded/private_files.py", "if found.st_mode & 0o077:", "if False:")],
         "tests/store/test_embedded.py::test_a_directory_that_is_open_to_others_is_refused[488]",
     ),
     (
@@ -153,7 +165,7 @@ GUARDS = [
         "7 a store that is known to be silent is not asked",
         [
             (
-                "service/adamd_service/store/silence.py",
+                "service/adamd_service/store/connection/silence.py",
                 "return bool(self._places) and place in self._places",
                 "return False",
             )
@@ -162,24 +174,24 @@ GUARDS = [
     ),
     (
         "1 the body is the one that the digest names",
-        [(f"{ENGINE}/rebuild.py", "        check_digest(record, updates, spec.layout, body)\n", "")],
+        [(f"{ENGINE}/recovery.py", "        check_digest(record, updates, spec.layout, body)\n", "")],
         f"{LAWS}::test_what_the_store_changed_is_seen_and_not_served[body]",
     ),
     (
         "1 the scalars are the ones that the chain names",
-        [(f"{ENGINE}/rebuild.py", "if record.prev_chain != chain or record.chain != expected:", "if False:")],
+        [(f"{ENGINE}/recovery.py", "if record.prev_chain != chain or record.chain != expected:", "if False:")],
         f"{LAWS}::test_what_the_store_changed_is_seen_and_not_served[scalars]",
     ),
     (
         "1 every record after the snapshot is replayed",
-        [(f"{ENGINE}/rebuild.py", "return state, ref.chain, ref.step,", "return state, head.chain, head.step,")],
+        [(f"{ENGINE}/recovery.py", "return state, ref.chain, ref.step,", "return state, head.chain, head.step,")],
         f"{LAWS}::test_law_1_state_is_the_fold_of_the_log[inline]",
     ),
     (
         "2 arrays that a kernel left half done are dropped",
         [
             (
-                f"{ENGINE}/steps.py",
+                f"{ENGINE}/step.py",
                 "        except BaseException:\n            hot.drop()\n            raise\n        hot.diverged",
                 "        except BaseException:\n            raise\n        hot.diverged",
             )
@@ -190,27 +202,27 @@ GUARDS = [
         "2 nothing is applied before the commit",
         [
             (
-                f"{ENGINE}/steps.py",
+                f"{ENGINE}/step.py",
                 "        if hot.durable:\n            if not (yield from self._commit(",
                 "        self._change(hot, state, step, updates, out, permit, best=note.best)\n        if hot.durable:\n            if not (yield from self._commit(",
             ),
             (
-                f"{ENGINE}/steps.py",
+                f"{ENGINE}/step.py",
                 "        overflowed = self._change(hot, state, step, updates, out, permit, best=note.best)\n        hot.advance(",
                 "        overflowed = 0\n        hot.advance(",
             ),
             (
-                f"{ENGINE}/steps.py",
+                f"{ENGINE}/step.py",
                 "        hot.drop()\n        step.committed = True",
                 "        step.committed = True",
             ),
             (
-                f"{ENGINE}/steps.py",
+                f"{ENGINE}/step.py",
                 "        except BaseException:\n            hot.drop()\n            raise\n        assert outcome",
                 "        except BaseException:\n            raise\n        assert outcome",
             ),
             (
-                f"{ENGINE}/rebuild.py",
+                f"{ENGINE}/recovery.py",
                 "        except BaseException:\n            hot.drop()\n            raise\n        assert",
                 "        except BaseException:\n            raise\n        assert",
             ),
@@ -221,7 +233,7 @@ GUARDS = [
         "2 an unknown outcome is found out, not taken for a failure",
         [
             (
-                f"{ENGINE}/steps.py",
+                f"{ENGINE}/step.py",
                 "            self._resolve(hot, step, record.step)\n            return False",
                 '            hot.drop()\n            raise StoreUnavailable("no answer")',
             )
@@ -230,14 +242,20 @@ GUARDS = [
     ),
     (
         "2 a commit from the loop knows its own answer",
-        [("service/adamd_service/store/lines.py", "answer and answer[0] == nonce.encode()", "answer")],
+        [
+            (
+                "service/adamd_service/store/loop_connections.py",
+                "answer and answer[0] == nonce.encode()",
+                "answer",
+            )
+        ],
         "tests/store/test_lines.py::test_another_calls_answer_is_not_taken_for_its_own",
     ),
     (
         "2 a connection whose answer did not come is thrown away",
         [
             (
-                "service/adamd_service/store/lines.py",
+                "service/adamd_service/store/loop_connections.py",
                 "            self._drop(line)\n            if isinstance(error",
                 "            self._idle.append(line)\n            if isinstance(error",
             )
@@ -246,27 +264,33 @@ GUARDS = [
     ),
     (
         "5 a gradient that is too stale, or of another history, does not count",
-        [("service/adamd_service/session.py", " or _off_base(head, ring, request.base)", "")],
+        [("service/adamd_service/rules.py", " or _off_base(head, ring, request.base)", "")],
         "tests/contract/test_contract_push.py::test_a_push_that_is_too_stale_is_told_and_does_not_count[http]",
     ),
     (
         "5 what a client has not seen is not deleted by it",
-        [("client/adamd/_track.py", "None if anyway else self.now.chain", "None")],
+        [("client/adamd/sansio/tracking.py", "None if anyway else self.now.chain", "None")],
         "tests/contract/test_contract_push.py::test_what_a_client_has_not_seen_is_not_deleted_by_it[grpc]",
     ),
     (
         "2 a connection that is not quiet is not used",
-        [("service/adamd_service/store/lines.py", "            if line.is_quiet():", "            if True:")],
+        [
+            (
+                "service/adamd_service/store/loop_connections.py",
+                "            if line.is_quiet():",
+                "            if True:",
+            )
+        ],
         "tests/store/test_lines.py::test_connections_that_ended_are_seen_before_anything_is_sent",
     ),
     (
         "7 what became of a commit is not asked on the event loop",
-        [(f"{ENGINE}/steps.py", "            yield None\n            self._resolve", "            self._resolve")],
+        [(f"{ENGINE}/step.py", "            yield None\n            self._resolve", "            self._resolve")],
         f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[inline]",
     ),
     (
         "2 no process behind the store's address is used before it was looked at",
-        [(f"{STORE}/trust.py", "        if found.run_id not in self._accepted:\n", "        if False:\n")],
+        [(f"{STORE}/connection/trust.py", "        if found.run_id not in self._accepted:\n", "        if False:\n")],
         "tests/store/test_trust.py::test_no_process_is_used_before_it_was_looked_at",
     ),
     (
@@ -285,27 +309,33 @@ GUARDS = [
     ),
     (
         "2 a first append-only file that is not whole keeps nothing",
-        [(f"{STORE}/promises.py", 'set(sizes) == {"0"}', "not sizes")],
+        [(f"{STORE}/connection/durability.py", 'set(sizes) == {"0"}', "not sizes")],
         "tests/store/test_trust.py::test_a_file_that_is_not_whole_yet_keeps_nothing",
     ),
     (
         "2 a store that loads is not judged",
-        [(f"{STORE}/promises.py", '    if info.get("loading") == "1":\n', "    if False:\n")],
+        [(f"{STORE}/connection/durability.py", '    if info.get("loading") == "1":\n', "    if False:\n")],
         "tests/store/test_trust.py::test_a_store_that_loads_is_not_judged",
     ),
     (
         "2 a demoted primary is left by threads",
-        [(f"{STORE}/connections.py", "            if leaves(error):\n", "            if False:\n")],
+        [(f"{STORE}/connection/sockets.py", "            if leaves(error):\n", "            if False:\n")],
         "tests/store/test_trust.py::test_a_demoted_primary_is_left_by_threads",
     ),
     (
         "2 a demoted primary is left by the loop",
-        [(f"{STORE}/lines.py", "                if leaves_by(str(answer)):\n", "                if False:\n")],
+        [
+            (
+                f"{STORE}/loop_connections.py",
+                "                if leaves_by(str(answer)):\n",
+                "                if False:\n",
+            )
+        ],
         "tests/store/test_trust.py::test_a_demoted_primary_is_left_by_the_loop",
     ),
     (
         "2 nothing is read from a replica",
-        [(f"{STORE}/trust.py", "                raise Unfit(DEMOTED)\n", "                return\n")],
+        [(f"{STORE}/connection/trust.py", "                raise Unfit(DEMOTED)\n", "                return\n")],
         "tests/store/test_trust.py::test_a_name_that_leads_to_a_replica_still",
     ),
     (
@@ -326,7 +356,7 @@ GUARDS = [
     ),
     (
         "2 TLS reaches the Sentinels",
-        [(f"{STORE}/urls.py", '{"ssl": tls, **both, **own}', '{"ssl": False, **both, **own}')],
+        [(f"{STORE}/connection/urls.py", '{"ssl": tls, **both, **own}', '{"ssl": False, **both, **own}')],
         "tests/store/test_tls.py::test_a_primary_that_a_sentinel_names",
     ),
     (
@@ -344,7 +374,7 @@ GUARDS = [
         "3 a step has one digest",
         [
             (
-                "service/adamd_service/session.py",
+                "service/adamd_service/rules.py",
                 "entry.digest == request.digest and number == head.step",
                 "number == head.step",
             )
@@ -355,7 +385,7 @@ GUARDS = [
         "3 the digest covers the settings carried",
         [
             (
-                "service/adamd_service/session.py",
+                "service/adamd_service/rules.py",
                 "_canonical([encoding, dtype, present, settings])",
                 "_canonical([encoding, dtype, present])",
             )
@@ -382,7 +412,7 @@ GUARDS = [
         "4 no operation is contracted or reordered",
         [
             (
-                "service/adamd_service/optim/compiled.py",
+                "service/adamd_service/optim/numba_cache.py",
                 '"nogil": True,',
                 '"nogil": True, "fastmath": True,',
             )
@@ -401,7 +431,7 @@ GUARDS = [
     ),
     (
         "5 another history is told",
-        [("service/adamd_service/session.py", "    if known is None or known == if_match:", "    if True:")],
+        [("service/adamd_service/rules.py", "    if known is None or known == if_match:", "    if True:")],
         f"{LAWS}::test_law_5_a_store_that_went_back_is_told",
     ),
     (
@@ -417,14 +447,14 @@ GUARDS = [
     ),
     (
         "6 every number is checked",
-        [(f"{ENGINE}/intake.py", "        self.gradient.check(end)\n", "")],
+        [(f"{ENGINE}/receiving.py", "        self.gradient.check(end)\n", "")],
         f"{LAWS}::test_law_6_what_is_refused_changes_nothing_and_reads_nothing",
     ),
     (
         "3 the digest covers the encoding",
         [
             (
-                "service/adamd_service/session.py",
+                "service/adamd_service/rules.py",
                 "_canonical([encoding, dtype, present, settings])",
                 "_canonical([dtype, present, settings])",
             )
@@ -433,17 +463,17 @@ GUARDS = [
     ),
     (
         "6 indices are in order and in range",
-        [(f"{OPTIM}/encoded.py", "        self._check_order(start, self._ordered)\n", "")],
+        [(f"{OPTIM}/gradients/encoded.py", "        self._check_order(start, self._ordered)\n", "")],
         f"{ENCODED}::test_law_6_hostile_bodies_change_nothing_and_leave_nothing[inline]",
     ),
     (
         "6 scales are finite and have no sign",
-        [(f"{OPTIM}/encoded.py", "        self._check_scales(start, self._scales_checked)\n", "")],
+        [(f"{OPTIM}/gradients/encoded.py", "        self._check_scales(start, self._scales_checked)\n", "")],
         f"{ENCODED}::test_law_6_hostile_bodies_change_nothing_and_leave_nothing[inline]",
     ),
     (
         "6 every product of a scale is checked",
-        [(f"{OPTIM}/encoded.py", "        while self._checked < end - begin:", "        while False:")],
+        [(f"{OPTIM}/gradients/encoded.py", "        while self._checked < end - begin:", "        while False:")],
         f"{ENCODED}::test_law_6_hostile_bodies_change_nothing_and_leave_nothing[chunks]",
     ),
     (
@@ -459,7 +489,7 @@ GUARDS = [
     ),
     (
         "1 what an encoded record says is checked again before it is applied",
-        [(f"{ENGINE}/rebuild.py", "            gradient.check(body.nbytes)\n", "            pass\n")],
+        [(f"{ENGINE}/recovery.py", "            gradient.check(body.nbytes)\n", "            pass\n")],
         f"{ENCODED}::test_a_record_that_lies_consistently_says_nowhere_to_write[covered0]",
     ),
     (
@@ -485,24 +515,24 @@ GUARDS = [
     ),
     (
         "7 hot bytes are bounded",
-        [(f"{ENGINE}/hot.py", "        if self.used - hot.charged + nbytes > self.limit:", "        if False:")],
+        [(f"{ENGINE}/cache.py", "        if self.used - hot.charged + nbytes > self.limit:", "        if False:")],
         f"{LAWS}::test_law_7_hot_bytes_are_bounded_and_eviction_loses_nothing",
     ),
     (
         "8 the core does no I/O",
-        [("service/adamd_service/session.py", "import hashlib\n", "import asyncio\nimport hashlib\n")],
+        [("service/adamd_service/rules.py", "import hashlib\n", "import asyncio\nimport hashlib\n")],
         "tests/house/test_house.py::test_imports_run_one_way",
     ),
     (
         "the doors: Host names this server",
-        [("service/adamd_service/http/doors.py", "name in known", "name != known")],
+        [("service/adamd_service/http/server/origin_check.py", "name in known", "name != known")],
         "tests/http/test_http_doors.py::test_a_name_of_somebody_else_is_refused_whatever_it_asks",
     ),
     (
         "the doors: a foreign page is refused",
         [
             (
-                "service/adamd_service/http/doors.py",
+                "service/adamd_service/http/server/origin_check.py",
                 "    if origins:\n        if len",
                 "    if origins:\n        return None\n        if len",
             )
@@ -513,9 +543,9 @@ GUARDS = [
         "the doors: nothing stands between the socket and a body's reader",
         [
             (
-                "service/adamd_service/http/doors.py",
-                "(self._app if refusal is None else answers.problem(refusal))(scope, receive, send)",
-                '(self._app if refusal is None else answers.problem(refusal))({**scope, "extensions": {}}, receive, send)',
+                "service/adamd_service/http/server/origin_check.py",
+                "(self._app if refusal is None else responses.problem(refusal))(scope, receive, send)",
+                '(self._app if refusal is None else responses.problem(refusal))({**scope, "extensions": {}}, receive, send)',
             )
         ],
         "tests/http/test_http_doors.py::test_a_body_still_comes_straight_from_the_socket",
@@ -524,7 +554,7 @@ GUARDS = [
         "an Upgrade is ignored, and its body is a body",
         [
             (
-                "service/adamd_service/http/connection.py",
+                "service/adamd_service/http/server/connection.py",
                 "if not self.parser.should_upgrade():",
                 "if True:",
             )
@@ -535,12 +565,12 @@ GUARDS = [
         "what is whole is answered before what is broken",
         [
             (
-                "service/adamd_service/http/connection.py",
+                "service/adamd_service/http/server/connection.py",
                 "        elif not self._answering():\n            content",
                 "        else:\n            content",
             ),
             (
-                "service/adamd_service/http/connection.py",
+                "service/adamd_service/http/server/connection.py",
                 "        elif self.cycle.more_body:  # it was answered early, and its rest is broken\n"
                 "            self._close()\n",
                 "",
@@ -574,7 +604,7 @@ GUARDS = [
         "a tag that does not match is 412",
         [
             (
-                "service/adamd_service/http/negotiation.py",
+                "service/adamd_service/http/api/request_headers.py",
                 "    return chains or tuple(tags[:1])",
                 "    return chains",
             )
@@ -585,7 +615,7 @@ GUARDS = [
         "9 transports know the engine only",
         [
             (
-                "service/adamd_service/http/routes.py",
+                "service/adamd_service/http/api/routes.py",
                 "from adamd.errors import InvalidRequest\n",
                 "import adamd_service.store\nfrom adamd.errors import InvalidRequest\n",
             )
@@ -604,7 +634,7 @@ GUARDS = [
     ),
     (
         "7 gRPC calls at once are bounded",
-        [(f"{GRPC}/guard.py", "            if not self._room():", "            if False:")],
+        [(f"{GRPC}/calls.py", "            if not self._room():", "            if False:")],
         "tests/grpc/test_grpc_hostile.py::test_calls_at_once_are_bounded",
     ),
     (
@@ -625,7 +655,7 @@ GUARDS = [
     ),
     (
         "7 what an error has seen is let go of before the call ends",
-        [(f"{GRPC}/guard.py", "    error.__traceback__ = error.__context__ = error.__cause__ = None\n", "")],
+        [(f"{GRPC}/calls.py", "    error.__traceback__ = error.__context__ = error.__cause__ = None\n", "")],
         "tests/grpc/test_grpc_hostile.py::test_a_refused_body_leaves_no_memory_behind[1]",
     ),
     (
@@ -634,7 +664,7 @@ GUARDS = [
             (
                 f"{GRPC}/steps.py",
                 "from adamd.wire.channel import UNARY\n",
-                "import adamd_service.session\nfrom adamd.wire.channel import UNARY\n",
+                "import adamd_service.rules\nfrom adamd.wire.channel import UNARY\n",
             )
         ],
         "tests/house/test_house.py::test_imports_run_one_way",
@@ -652,12 +682,12 @@ GUARDS = [
     ),
     (
         "2 a lane that comes late writes into nothing that was dropped",
-        [(f"{OPTIM}/sliced.py", "            if self._closed:\n                return\n", "")],
+        [(f"{OPTIM}/kernels/threaded.py", "            if self._closed:\n                return\n", "")],
         "tests/optim/test_sliced.py::test_a_lane_that_comes_late_and_was_queued_without_a_thread_writes_nothing",
     ),
     (
         "7 the loops that a process compiles are bounded",
-        [(f"{OPTIM}/fused.py", "if loop is None and len(_LOOPS) < MOST:", "if loop is None:")],
+        [(f"{OPTIM}/kernels/numba_kernel.py", "if loop is None and len(_LOOPS) < MOST:", "if loop is None:")],
         "tests/optim/test_fused.py::test_beyond_so_many_the_reference_takes_their_place[False-float32]",
     ),
     (
@@ -684,7 +714,7 @@ GUARDS = [
     ),
     (
         "around the first parameters lie within their bounds",
-        [(f"{OPTIM}/bounds.py", "            if inside:\n", "            if False:\n")],
+        [(f"{OPTIM}/box_constraints.py", "            if inside:\n", "            if False:\n")],
         f"{AROUND}::test_bounds_stay_when_parameters_are_set_again",
     ),
     (
@@ -696,7 +726,7 @@ GUARDS = [
         "around an array of bounds is fixed",
         [
             (
-                f"{OPTIM}/around.py",
+                f"{OPTIM}/recurrence/wrapping.py",
                 '"lower": hyper.lower == ARRAY, "upper": hyper.upper == ARRAY',
                 '"lower": True, "upper": True',
             )
@@ -705,7 +735,7 @@ GUARDS = [
     ),
     (
         "around the norm is the scaled gradient's",
-        [(f"{OPTIM}/at_step.py", "norm = hyper.gradient_scale * gradient_norm(", "norm = gradient_norm(")],
+        [(f"{OPTIM}/step_factors.py", "norm = hyper.gradient_scale * gradient_norm(", "norm = gradient_norm(")],
         "tests/optim/test_around.py::test_what_each_part_does",
     ),
     (
@@ -715,14 +745,14 @@ GUARDS = [
     ),
     (
         "around the norm's tree is the one that is written down",
-        [(f"{OPTIM}/norm.py", "LANES: Final = 256", "LANES: Final = 128")],
+        [(f"{OPTIM}/gradients/norm.py", "LANES: Final = 256", "LANES: Final = 128")],
         "tests/optim/test_norm.py::test_the_tree",
     ),
     (
         "around a scaled square does not overflow",
         [
             (
-                f"{OPTIM}/at_step.py",
+                f"{OPTIM}/step_factors.py",
                 "        if hyper.gradient_scale > 1.0:\n            _check",
                 "        if False:\n            _check",
             )

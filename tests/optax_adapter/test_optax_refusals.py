@@ -14,7 +14,7 @@ from network import batches, parameters, same, train, train_step
 import adamd
 import adamd.optax
 from adamd import errors
-from adamd._optax_tree import agree, updates
+from adamd.optax.pytree import agree, updates
 
 pytestmark = pytest.mark.jax
 

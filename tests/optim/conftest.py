@@ -2,12 +2,12 @@
 
 import pytest
 
-from adamd_service.optim import fused
+from adamd_service.optim.kernels import numba_kernel
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_loop_is_left_to_the_reference():
     """Else the parity tests would, beyond some variants, compare the reference with itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "MOST", 1 << 30)
+        patch.setattr(numba_kernel, "MOST", 1 << 30)
         yield

@@ -5,9 +5,9 @@ import itertools
 
 import numpy as np
 
-from adamd_service.optim.cuda_source import cuda_kernel
 from adamd_service.optim.family import FAMILY, Hyper
-from adamd_service.optim.recurrence import specialise
+from adamd_service.optim.kernels.cuda_source import cuda_kernel
+from adamd_service.optim.recurrence.language import specialise
 
 from .cuda_host import EXACT, run
 from .parity import differing, hard_gradients, hard_parameters, specials

@@ -26,8 +26,8 @@ from adamd_service.optim import (
     updates_from_json,
     updates_to_json,
 )
-from adamd_service.optim.around import AtStep
-from adamd_service.optim.norm import gradient_norm
+from adamd_service.optim.gradients.norm import gradient_norm
+from adamd_service.optim.recurrence.wrapping import AtStep
 
 from .parity import DTYPES, covering, differing, hard_gradients, hard_parameters
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adamd_service.optim import Raw, ReferenceKernel, State, apply, at_step, parse_settings, plan
-from adamd_service.optim.cuda_source import cuda_kernel
+from adamd_service.optim.kernels.cuda_source import cuda_kernel
 
 from .cuda_host import run
 from .cuda_parity import placed

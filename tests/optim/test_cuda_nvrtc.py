@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adamd_service.device.nvrtc import CompileError, nvrtc
-from adamd_service.optim.cuda_source import OPTIONS
+from adamd_service.optim.kernels.cuda_source import OPTIONS
 
 from .cuda_parity import CASES, kernel_of
 from .parity import DTYPES

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamd_service.optim.cuda_source import blocks, cuda_kernel
-from adamd_service.optim.recurrence import Recurrence, TextError, specialise
+from adamd_service.optim.kernels.cuda_source import blocks, cuda_kernel
+from adamd_service.optim.recurrence.language import Recurrence, TextError, specialise
 
 from .cuda_host import EXACT, run
 from .cuda_parity import (

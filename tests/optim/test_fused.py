@@ -12,11 +12,11 @@ from adamd_service.optim import (
     SettingsError,
     State,
     apply,
-    fused,
     parse_settings,
     plan,
     settings_of,
 )
+from adamd_service.optim.kernels import numba_kernel
 from adamd_service.optim.scalars import of_session
 
 from .parity import DTYPES, hard_gradients, hard_parameters
@@ -25,7 +25,7 @@ from .parity import DTYPES, hard_gradients, hard_parameters
 KINDS = {"weight_decay": (0.0, 0.1), "momentum": (0.0, 0.9), "clip_value": (0.0, 0.5), "ema_decay": (0.0, 0.9)}
 KINDS |= {"lower": (None, -1.0, "array"), "upper": (None, 1.0, "array"), "eps_form": ("outside", "hat")}
 KINDS |= {"betas": ((0.9, 0.999), (0.9, 0.5))}  # RAdam is never rectified with the second
-SIZE = 3 * fused.SPARE + 5
+SIZE = 3 * numba_kernel.SPARE + 5
 
 
 def kinds(name):
@@ -47,12 +47,12 @@ def test_settings_of_every_kind_ask_for_so_many_loops():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("answered", [False, True])
 def test_beyond_so_many_the_reference_takes_their_place(monkeypatch, dtype, answered):
-    monkeypatch.setattr(fused, "_LOOPS", {})
-    monkeypatch.setattr(fused, "MOST", 2)
+    monkeypatch.setattr(numba_kernel, "_LOOPS", {})
+    monkeypatch.setattr(numba_kernel, "MOST", 2)
     first, beyond = parse_settings({"name": "lion"}), parse_settings({"name": "adagrad", "clip_value": 0.5})
-    fused.prepare(first, dtype)
-    fused.prepare(beyond, dtype)  # and it refuses nothing
-    assert {rule.optimizer.name for rule, _, _ in fused._LOOPS} == {"lion"} and len(fused._LOOPS) == 2
+    numba_kernel.prepare(first, dtype)
+    numba_kernel.prepare(beyond, dtype)  # and it refuses nothing
+    assert {rule.optimizer.name for rule, _, _ in numba_kernel._LOOPS} == {"lion"} and len(numba_kernel._LOOPS) == 2
     rng = np.random.default_rng(3)
     states = [State.fresh(hard_parameters(rng, SIZE, dtype), 1, beyond)]
     states.append(states[0].copy())
@@ -66,7 +66,7 @@ def test_beyond_so_many_the_reference_takes_their_place(monkeypatch, dtype, answ
         assert told[0] == told[1]
         assert all(array.tobytes() == states[1].arrays[name].tobytes() for name, array in states[0].arrays.items())
         assert not answered or outs[0].tobytes() == states[0].params.tobytes()
-    assert len(fused._LOOPS) == 2
+    assert len(numba_kernel._LOOPS) == 2
     states[0].params[-1] = np.inf  # in the last of several slices, and the first of them are seen to the end
     updates = plan(beyond, ["w"], states[0].counts, [True], dtype)
     assert apply(states[0], np.zeros(SIZE, dtype), updates, [0, SIZE], outs[0], FusedKernel()) is True

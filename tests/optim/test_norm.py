@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adamd.wire import encodings
 from adamd_service.optim import Raw, encoded
-from adamd_service.optim.norm import clip_factor, gradient_norm
+from adamd_service.optim.gradients.norm import clip_factor, gradient_norm
 
 F32, F64 = np.dtype("float32"), np.dtype("float64")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adamd_service.optim import FusedKernel, ReferenceKernel, State, apply, parse_settings, plan
 from adamd_service.optim.family import FAMILY, adam
-from adamd_service.optim.fused import render
+from adamd_service.optim.kernels.numba_kernel import render
 from adamd_service.optim.scalars import of_session
 
 from .family import mutations, variants

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from adamd_service.optim import State, apply, bounded, gradient_norm, parse_settings, plan, projected
-from adamd_service.optim.encoded import Raw, encoded
-from adamd_service.optim.fused import FusedKernel
+from adamd_service.optim.gradients.encoded import Raw, encoded
+from adamd_service.optim.kernels.numba_kernel import FusedKernel
 
 F64 = np.dtype("float64")
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from adamd_service.optim import FusedKernel, ReferenceKernel, State, apply, parse_settings, plan, warm_up
-from adamd_service.optim.compiled import cache_directory, compile_loop
 from adamd_service.optim.family.adam import adam, where
-from adamd_service.optim.fused import render
-from adamd_service.optim.recurrence import TextError, join, signature, specialise
+from adamd_service.optim.kernels.numba_kernel import render
+from adamd_service.optim.numba_cache import cache_directory, compile_loop
+from adamd_service.optim.recurrence.language import TextError, join, signature, specialise
 from servers import ended
 
 PLAIN = {"coupled": False, "amsgrad": False}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from adamd_service.optim import FusedKernel, State, apply, parse_settings, plan
-from adamd_service.optim.encoded import encoded
-from adamd_service.optim.gradient import magnitude, scan_gradient
-from adamd_service.optim.stalls import remedy, stalls, told
+from adamd_service.optim.gradients.encoded import encoded
+from adamd_service.optim.gradients.scan import magnitude, scan_gradient
+from adamd_service.optim.monitoring.stalls import remedy, stalls, told
 
 F32, F64 = np.dtype("float32"), np.dtype("float64")
 ADAM = {"eps": 1e-8, "one_minus_b2": 1e-3, "wd": 0.0, "sign": 1.0}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from adamd_service.optim.progress import Progress, from_json
-from adamd_service.optim.stopping import Stop, StopError, advice, parse_stop
+from adamd_service.optim.monitoring.progress import Progress, from_json
+from adamd_service.optim.monitoring.stop_rules import Stop, StopError, advice, parse_stop
 
 
 def after(losses, tolerance=0.0):

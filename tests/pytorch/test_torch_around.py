@@ -10,7 +10,8 @@ from digits import batches, flat, loss_of, network, train
 
 import adamd
 import adamd.torch
-from adamd import _around, errors
+from adamd import errors
+from adamd.sansio.options import SETTINGS
 
 pytestmark = pytest.mark.torch
 
@@ -130,9 +131,9 @@ def test_torchs_own_signature_comes_first_and_the_list_behind_it(client, kind):
 
 def test_the_list_is_the_servers(client):
     told = client.info()["settings"]["adam"]
-    assert set(_around.SETTINGS) < set(told)
+    assert set(SETTINGS) < set(told)
     new = set(told) - {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_form", "bias_correction"}
-    assert set(_around.SETTINGS) == new
+    assert set(SETTINGS) == new
 
 
 def test_what_is_refused(client):

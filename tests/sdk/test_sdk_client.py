@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save
 
 import adamd
-from adamd import _opening, errors
+from adamd import errors
 from adamd.errors import (
     BadGradient,
     HistoryLost,
@@ -25,6 +25,7 @@ from adamd.errors import (
     WrongDtype,
     WrongLayout,
 )
+from adamd.sansio import opening
 from servers import ended
 
 
@@ -223,7 +224,7 @@ def test_open_creates_then_resumes_and_checks_the_layout(client, name):
 
 
 def test_who_comes_second_to_make_a_session_is_told_of_its_settings(client, name):
-    logic = _opening.open_(name, pair(), 0.25, {}, "raise")
+    logic = opening.open_(name, pair(), 0.25, {}, "raise")
     wanted = next(logic)
     with pytest.raises(UnknownSession) as absent:
         client._shell._call(wanted)

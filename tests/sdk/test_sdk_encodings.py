@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adamd
-from adamd._encoding import Encoder, Sending
 from adamd.errors import BadGradient, InvalidRequest, WrongDtype, WrongLayout
+from adamd.sansio.gradient_encoding import Encoder, Sending
 from adamd.wire import encodings
 from adamd.wire.dtypes import narrow_bfloat16, storage, widen
 from adamd.wire.layout import named_layout, vector_layout

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamd import errors
-from adamd._flow import Backoff, Got, Send, Tell, Timeout, call
-from adamd._http_messages import Response, refusal
-from adamd._operations import Delete, Info, Update
 from adamd.errors import InvalidRequest, RetriesExhausted, TransportError
+from adamd.sansio.operations import Delete, Info, Update
+from adamd.sansio.retry import Backoff, Got, Send, Tell, Timeout, call
+from adamd.transports.http.messages import Response, refusal
 
 GOOD = Got({"version": "1"})
 BUSY = errors.Busy("too much at once")

@@ -16,16 +16,17 @@ from peers import Relay, Scripted, answer
 from test_sdk_network import certificate, tls  # noqa: F401 - a fixture
 
 import adamd
-from adamd import _arrays, errors
-from adamd import _grpc_messages as messages
-from adamd._flow import Timeout
-from adamd._grpc import KEPT, GrpcTransport
-from adamd._grpc_filling import Filling
-from adamd._operations import Info, Step, body_of
-from adamd._progress import meter
-from adamd._route import route
-from adamd._stop import Stop
+from adamd import errors
 from adamd.errors import RetriesExhausted, TransportError
+from adamd.sansio import arrays
+from adamd.sansio.operations import Info, Step, body_of
+from adamd.sansio.retry import Timeout
+from adamd.transports.cancellation import Stop
+from adamd.transports.endpoint import route
+from adamd.transports.grpc import messages
+from adamd.transports.grpc.filling import Filling
+from adamd.transports.grpc.transport import KEPT, GrpcTransport
+from adamd.transports.progress import meter
 from adamd.wire import channel, pieces
 from adamd.wire.layout import vector_layout
 from adamd.wire.pieces import Piece
@@ -339,7 +340,7 @@ def test_a_kept_stream_that_dies_under_a_step_is_replaced_within_one_attempt():
     with Fake(lambda header: next(given) and (Piece(GOOD, 0, PARAMS),)) as fake:
         transport = GrpcTransport(route(fake.url), QUICK, time.monotonic, meter(False), None)
         layout, deadline = vector_layout((2,)), time.monotonic() + 20
-        body = body_of(_arrays.matching(np.ones(2, "f4"), layout, "float32", "gradient"), layout)
+        body = body_of(arrays.matching(np.ones(2, "f4"), layout, "float32", "gradient"), layout)
         into = (memoryview(bytearray(8)),)
         step = Step("s_1", 1, "a" * 64, body, "float32", into, settings={}, metrics={})
         for streams in (1, 1, 2):

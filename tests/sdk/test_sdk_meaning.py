@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from adamd import _arrays, _meaning
-from adamd._encoding import Encoder, Sparse
-from adamd._track import settings_document
 from adamd.errors import InvalidRequest, InvalidSettings, WrongDtype, WrongLayout
+from adamd.sansio import array_checks, arrays
+from adamd.sansio.gradient_encoding import Encoder, Sparse
+from adamd.sansio.tracking import settings_document
 from adamd.wire.layout import vector_layout
 
 MASKED = np.ma.masked_array(np.float32([1, 999]), mask=[False, True])
@@ -81,10 +81,10 @@ KINDS = [
 @pytest.mark.parametrize(("value", "error", "said"), KINDS, ids=[said[:24] for _, _, said in KINDS])
 def test_what_a_conversion_would_drop_is_refused_with_what_to_do(value, error, said):
     with pytest.raises(error, match=said):
-        _arrays.parameters({"w": value})
+        arrays.parameters({"w": value})
     if value is not None:  # that leaves a tensor out
         with pytest.raises(error, match=said):
-            _arrays.matching({"w": value}, _arrays.parameters({"w": np.zeros(2)}).layout, "float64", "gradient")
+            arrays.matching({"w": value}, arrays.parameters({"w": np.zeros(2)}).layout, "float64", "gradient")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_a_conversion_would_drop_is_refused_with_what_to_do(value, error, s
     ],
 )
 def test_what_loses_nothing_is_taken(value):
-    assert _arrays.parameters(value).parts[0].dtype == "float32"
+    assert arrays.parameters(value).parts[0].dtype == "float32"
 
 
 def test_the_words_of_another_library_that_gives_no_array_are_told_in_one_line():
@@ -116,13 +116,13 @@ def test_the_words_of_another_library_that_gives_no_array_are_told_in_one_line()
 
     for value, said in ((Tracer(), "outside of jit"), (OnGpu(), r"x\.get\(\)"), (Closed(), "is closed for good")):
         with pytest.raises(InvalidRequest, match=said):
-            _arrays.parameters(value)
+            arrays.parameters(value)
 
 
 def test_memory_to_write_into_and_places_are_not_masked_either():
     layout = vector_layout((2,))
     with pytest.raises(InvalidRequest, match="masked"):
-        _arrays.landing(layout, "float32", MASKED)
+        arrays.landing(layout, "float32", MASKED)
     places = np.ma.masked_array([0, 1], mask=[False, True])
     with pytest.raises(InvalidRequest, match="masked"):
         Encoder().write(Sparse(places, np.zeros(2, "f4")), layout, "float32")
@@ -148,16 +148,16 @@ def test_memory_to_write_into_and_places_are_not_masked_either():
 )
 def test_a_metric_is_one_real_number(value, said):
     with pytest.raises(InvalidRequest, match=said):
-        _meaning.number("loss", value)
+        array_checks.number("loss", value)
 
 
 @pytest.mark.filterwarnings("error")
 def test_numbers_of_every_kind_are_metrics():
     for value in (0.5, np.float32(0.5), np.array(0.5), np.array([[0.5]]), Fraction(1, 2), Decimal("0.5")):
-        assert _meaning.number("loss", value) == 0.5
-    assert _meaning.number("loss", True) == 1
+        assert array_checks.number("loss", value) == 0.5
+    assert array_checks.number("loss", True) == 1
     for value in (math.nan, math.inf, np.float32("nan"), 10**400, 2.0**1023):
-        assert _meaning.number("loss", value) is None
+        assert array_checks.number("loss", value) is None
 
 
 @pytest.mark.torch
@@ -166,9 +166,9 @@ def test_tensors_come_whole_or_not_at_all():
     import torch
 
     ones = torch.ones(2, requires_grad=True)
-    assert _arrays.part("x", ones, "x").array.tolist() == [1, 1]
-    assert _meaning.number("loss", ones.sum()) == 2
-    assert _arrays.part("x", torch.tensor([1 + 2j, 1]).conj().imag, "x").array.tolist() == [-2, 0]
+    assert arrays.part("x", ones, "x").array.tolist() == [1, 1]
+    assert array_checks.number("loss", ones.sum()) == 2
+    assert arrays.part("x", torch.tensor([1 + 2j, 1]).conj().imag, "x").array.tolist() == [-2, 0]
     for value, error, said in (
         (torch.eye(2).to_sparse(), InvalidRequest, r"sparse: give x\.to_dense\(\)"),
         (torch.zeros(2, device="meta"), InvalidRequest, "meta"),
@@ -178,11 +178,11 @@ def test_tensors_come_whole_or_not_at_all():
         (torch.zeros(2).to(torch.float8_e4m3fn), InvalidRequest, "no array of numbers"),
     ):
         with pytest.raises(error, match=said):
-            _arrays.parameters(value)
+            arrays.parameters(value)
     with pytest.raises(InvalidRequest, match="complex"):
-        _meaning.number("loss", torch.tensor(1j))
+        array_checks.number("loss", torch.tensor(1j))
     with pytest.raises(InvalidRequest, match="has 2 elements"):
-        _meaning.number("loss", ones)
+        array_checks.number("loss", ones)
 
 
 @pytest.mark.jax
@@ -190,11 +190,11 @@ def test_what_jax_gives_comes_whole_or_not_at_all():
     import jax
     import jax.numpy as jnp
 
-    assert _arrays.part("x", jnp.ones(2, jnp.bfloat16), "x").dtype == "bfloat16"
+    assert arrays.part("x", jnp.ones(2, jnp.bfloat16), "x").dtype == "bfloat16"
     with pytest.raises(InvalidRequest, match="shape without numbers"):
-        _arrays.parameters(jax.ShapeDtypeStruct((2,), jnp.float32))
+        arrays.parameters(jax.ShapeDtypeStruct((2,), jnp.float32))
     with pytest.raises(InvalidRequest, match="outside of jit"):
-        jax.jit(lambda x: _arrays.parameters(x))(jnp.ones(2))
+        jax.jit(lambda x: arrays.parameters(x))(jnp.ones(2))
     with pytest.raises(WrongDtype, match=r"float8_e4m3fn.*float32"):
-        _arrays.parameters(jnp.ones(2, jnp.float8_e4m3fn))
-    assert _meaning.number("loss", jnp.float32(0.5)) == 0.5
+        arrays.parameters(jnp.ones(2, jnp.float8_e4m3fn))
+    assert array_checks.number("loss", jnp.float32(0.5)) == 0.5

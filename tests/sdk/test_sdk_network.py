@@ -19,12 +19,12 @@ from safetensors.numpy import save
 
 import adamd
 from adamd import errors
-from adamd._http import HttpTransport
-from adamd._operations import Info
-from adamd._progress import meter
-from adamd._route import route
-from adamd._stop import Stop
 from adamd.errors import RetriesExhausted, TransportError
+from adamd.sansio.operations import Info
+from adamd.transports.cancellation import Stop
+from adamd.transports.endpoint import route
+from adamd.transports.http.pool import HttpTransport
+from adamd.transports.progress import meter
 
 QUICK = adamd.Timeout(connect=2, inactivity=2, total=20, first=2)
 
@@ -617,7 +617,7 @@ def test_a_failure_is_a_sentence_without_a_chain_of_others():
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 def test_a_server_that_hangs_is_told_before_it_is_given_up(server_factory, monkeypatch, caplog, transport):
-    monkeypatch.setattr("adamd._silence.PATIENCE", 0.3)
+    monkeypatch.setattr("adamd.transports.silence.PATIENCE", 0.3)
     server = server_factory()
     with adamd.connect(server.grpc_url if transport == "grpc" else server.url) as client:
         session = client.create(np.zeros(10, "f4"), lr=0.1)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from adamd._route import Proxy, route
 from adamd.errors import InvalidRequest
+from adamd.transports.endpoint import Proxy, route
 
 
 @pytest.mark.parametrize(

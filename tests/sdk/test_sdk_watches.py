@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import adamd
-from adamd import _grpc_calls
 from adamd.errors import AdamdError
+from adamd.transports.grpc import calls
 from servers import Server
 
 WATCHES = 140  # a connection has 128 streams
@@ -26,7 +26,7 @@ def roomy(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def endless(monkeypatch):
-    monkeypatch.setattr(_grpc_calls, "WATCHED", 3600.0)
+    monkeypatch.setattr(calls, "WATCHED", 3600.0)
 
 
 def until(reached):

@@ -3,7 +3,7 @@
 import pytest
 
 from adamd_service.store import RedisStore
-from adamd_service.store.connect import connect
+from adamd_service.store.connection.connect import connect
 
 from .proxies import Proxy
 

@@ -10,7 +10,7 @@ import xxhash
 from adamd.errors import StoreUnavailable
 from adamd.wire import layout
 from adamd_service.records import Commit, Committed, Head, Record, SnapshotRef, Spec
-from adamd_service.session import first_chain, next_chain
+from adamd_service.rules import first_chain, next_chain
 
 
 def new_head(size=10, *, name=None, step=0, missing=False, tensors=None, session_id=None, tenant="default", **spec):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adamd.errors import InternalError
 from adamd.wire import layout
 from adamd_service.records import ArrayRef, Entry, Head, Record, SnapshotRef, Spec
-from adamd_service.store import Standing, chunks, codec
+from adamd_service.store import Standing, chunks, serialization
 from adamd_service.store.keys import IndexKeys, SessionKeys, slot
 
 from .sessions import new_head
@@ -98,29 +98,29 @@ def stored(fields):
 
 @given(HEADS)
 def test_a_head_comes_back_exactly(head):
-    fields = codec.head_fields(head)
-    assert codec.head_from(head.spec.id, stored(fields)) == head
-    standing = codec.standing_from(head.spec.id, [fields[name].encode() for name in codec.STANDING])
+    fields = serialization.head_fields(head)
+    assert serialization.head_from(head.spec.id, stored(fields)) == head
+    standing = serialization.standing_from(head.spec.id, [fields[name].encode() for name in serialization.STANDING])
     wanted = (head.incarnation, head.step, head.chain, head.settings_revision, head.parameters_missing)
     assert standing == Standing(*wanted)
-    assert codec.standing_from(head.spec.id, [None] * len(codec.STANDING)) is None
+    assert serialization.standing_from(head.spec.id, [None] * len(serialization.STANDING)) is None
     if head.snapshots:
         assert json.loads(fields["snapshots"])[-1] == json.loads(fields["newest"])
 
 
 @given(RECORDS, st.binary(max_size=20))
 def test_a_record_comes_back_exactly(record, inline):
-    meta = codec.record_meta(record).encode()
-    assert codec.record_from(record.step, meta, b"") == record
+    meta = serialization.record_meta(record).encode()
+    assert serialization.record_from(record.step, meta, b"") == record
     small = replace(record, chunks=(), inline=inline)
-    assert codec.record_from(record.step, codec.record_meta(small).encode(), inline) == small
+    assert serialization.record_from(record.step, serialization.record_meta(small).encode(), inline) == small
     with pytest.raises(InternalError):
-        codec.record_from(record.step + 1, meta, b"")
+        serialization.record_from(record.step + 1, meta, b"")
 
 
 @given(st.builds(Entry, step=COUNTS, digest=HEX, attempt=HEX, chain=HEX))
 def test_a_place_of_the_ring_comes_back_exactly(entry):
-    assert codec.entry_from(codec.entry_text(entry).encode()) == entry
+    assert serialization.entry_from(serialization.entry_text(entry).encode()) == entry
     assert 0 <= slot(entry.step) < 256
 
 
@@ -129,21 +129,21 @@ DAMAGE = st.binary(max_size=20) | (JSON | st.just(10**400) | st.just({"id": []})
 
 @given(HEADS, st.data())
 def test_a_damaged_head_is_an_internal_error_and_nothing_else(head, data):
-    fields = stored(codec.head_fields(head))
+    fields = stored(serialization.head_fields(head))
     name = data.draw(st.sampled_from(sorted(fields)))
     if data.draw(st.booleans()):
         del fields[name]
     else:
         fields[name] = data.draw(DAMAGE)
     try:
-        codec.head_from("s_1", fields)
+        serialization.head_from("s_1", fields)
     except InternalError as error:
         assert "damaged" in error.detail or "names no snapshot" in error.detail
 
 
 @given(HEADS, st.data())
 def test_damage_inside_of_the_spec_is_found(head, data):
-    fields = codec.head_fields(head)
+    fields = serialization.head_fields(head)
     for field in ("spec", "newest") if head.snapshots else ("spec",):
         raw = json.loads(fields[field])
         name = data.draw(st.sampled_from(sorted(raw)))
@@ -151,19 +151,19 @@ def test_damage_inside_of_the_spec_is_found(head, data):
         text = json.dumps(raw)
         try:
             damaged = fields | ({"spec": text} if field == "spec" else {"snapshots": f"[{text}]"})
-            codec.head_from("s_1", stored(damaged))
+            serialization.head_from("s_1", stored(damaged))
         except InternalError:
             pass
 
 
 @given(RECORDS, st.data())
 def test_a_damaged_record_is_an_internal_error_and_nothing_else(record, data):
-    raw = json.loads(codec.record_meta(record))
+    raw = json.loads(serialization.record_meta(record))
     name = data.draw(st.sampled_from(sorted(raw)))
     raw[name] = data.draw(JSON | st.just(10**400))
     try:
-        codec.record_from(record.step, json.dumps(raw).encode(), b"")
-        codec.record_from(record.step, data.draw(DAMAGE), b"")
+        serialization.record_from(record.step, json.dumps(raw).encode(), b"")
+        serialization.record_from(record.step, data.draw(DAMAGE), b"")
     except InternalError as error:
         assert "damaged" in error.detail
 
@@ -172,20 +172,20 @@ def test_a_damaged_record_is_an_internal_error_and_nothing_else(record, data):
 @given(HEADS, RECORDS)
 def test_a_sum_under_another_name_counts(head, record):
     """One bit of its name would make it the text of the version before, which has none."""
-    fields, meta = codec.head_fields(head), codec.record_meta(record)
+    fields, meta = serialization.head_fields(head), serialization.record_meta(record)
     for field in ("spec", "snapshots") if len(head.snapshots) == 1 else ("spec",):
         changed = fields | {field: fields[field].replace('"sum":', '"sul":')}
         changed["newest"] = changed["newest"].replace('"sum":', '"sul":')
         with pytest.raises(InternalError):
-            codec.head_from(head.spec.id, stored(changed))
+            serialization.head_from(head.spec.id, stored(changed))
     with pytest.raises(InternalError):
-        codec.record_from(record.step, meta.replace('"sum":', '"sul":').encode(), b"")
+        serialization.record_from(record.step, meta.replace('"sum":', '"sul":').encode(), b"")
 
 
 @given(st.binary(max_size=40))
 def test_a_damaged_place_of_the_ring_too(raw):
     try:
-        codec.entry_from(raw)
+        serialization.entry_from(raw)
     except InternalError:
         pass
 
@@ -228,18 +228,18 @@ def test_a_key_of_a_client_may_hold_anything():
 @given(HEADS, st.builds(Entry, step=COUNTS, digest=HEX, attempt=HEX, chain=HEX))
 def test_the_version_before_reads_what_is_written_here(head, entry):
     """In a rolling upgrade it is at work on the same store. It wants four words, and knows each member of a progress."""
-    step, digest, attempt, chain = codec.entry_text(entry).split(" ")
+    step, digest, attempt, chain = serialization.entry_text(entry).split(" ")
     assert (int(step), digest, chain) == (entry.step, entry.digest, entry.chain)
     assert attempt.startswith(entry.attempt)  # which it compares with its own attempts alone
-    fields = codec.head_fields(head)
+    fields = serialization.head_fields(head)
     assert json.loads(fields["progress"]) == head.progress
     assert json.loads(fields["settings"]) == head.settings
 
 
 def test_a_progress_that_the_version_before_wrote_is_read():
     head = new_head(step=3, missing=True)
-    fields = codec.head_fields(replace(head, progress={"loss": 1.0}))
+    fields = serialization.head_fields(replace(head, progress={"loss": 1.0}))
     there = stored(fields | {"progress": '{"loss":0.5}'})  # it leaves the sum as it was
-    assert codec.head_from(head.spec.id, there).progress == {"loss": 0.5}
+    assert serialization.head_from(head.spec.id, there).progress == {"loss": 0.5}
     with pytest.raises(InternalError):
-        codec.head_from(head.spec.id, stored(fields | {"progress": ' {"loss":0.5}'}))
+        serialization.head_from(head.spec.id, stored(fields | {"progress": ' {"loss":0.5}'}))

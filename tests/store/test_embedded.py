@@ -13,7 +13,8 @@ import pytest
 import redis
 
 from adamd.errors import StoreFull, StoreUnavailable
-from adamd_service.store import EmbeddedStore, RedisStore, StoreRefused, embedded
+from adamd_service.store import EmbeddedStore, RedisStore, StoreRefused
+from adamd_service.store.embedded import server
 
 from .sessions import array_of, create, step
 
@@ -114,7 +115,7 @@ def test_a_killed_store_is_started_again(private, connected):
 def test_a_store_that_cannot_be_started_again_is_tried_again(private, connected, monkeypatch):
     """No memory for a fork, or a binary that is being replaced: the keeper must outlive it."""
     one = private()
-    real, tries = embedded.binary, []
+    real, tries = server.binary, []
 
     def missing():
         tries.append(1)
@@ -122,8 +123,8 @@ def test_a_store_that_cannot_be_started_again_is_tried_again(private, connected,
             raise StoreRefused("it is being replaced")
         return real()
 
-    monkeypatch.setattr(embedded, "binary", missing)
-    monkeypatch.setattr(embedded, "PAUSE", 0.01)
+    monkeypatch.setattr(server, "binary", missing)
+    monkeypatch.setattr(server, "PAUSE", 0.01)
     died = one.pid
     os.kill(died, signal.SIGKILL)
     until(lambda: one.pid != died)
@@ -253,7 +254,7 @@ def test_no_binary(tmp_path, monkeypatch):
         EmbeddedStore(tmp_path).start()
     (tmp_path / "redis-server").write_text("#!/bin/sh\n")
     (tmp_path / "redis-server").chmod(0o755)
-    assert embedded.binary() == str(tmp_path / "redis-server")
+    assert server.binary() == str(tmp_path / "redis-server")
 
 
 def test_stop_may_come_at_any_time(tmp_path):

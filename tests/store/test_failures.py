@@ -20,8 +20,8 @@ from redis.exceptions import (
 from adamd.errors import Busy, InternalError, StoreFull, StoreUnavailable
 from adamd_service.records import Committed
 from adamd_service.store import RedisStore, StoreRefused, UnknownOutcome, chunks
-from adamd_service.store.connect import connect
-from adamd_service.store.failures import refused, translated
+from adamd_service.store.connection.connect import connect
+from adamd_service.store.connection.failures import refused, translated
 from servers import free_port
 
 from .sessions import body_of, commit_of, create, new_head, next_record, staged, staged_record, step

@@ -5,7 +5,7 @@ import pytest
 from adamd.errors import StoreUnavailable
 from adamd_service.records import Committed
 from adamd_service.store import RedisStore, StoreRefused, UnknownOutcome
-from adamd_service.store.failures import RULES
+from adamd_service.store.connection.failures import RULES
 from servers import free_port
 
 from .clusters import until

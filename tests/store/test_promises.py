@@ -2,7 +2,8 @@
 
 import pytest
 
-from adamd_service.store import StoreRefused, promises
+from adamd_service.store import StoreRefused
+from adamd_service.store.connection import durability
 
 
 def checked(connected, process, **options):
@@ -101,7 +102,7 @@ def test_a_store_with_replicas_and_one_of_them(store_factory, store_kind, connec
 
 def test_too_old(store_factory, store_kind, connected, monkeypatch):
     """No older server is at hand, so the bar is raised above this one."""
-    monkeypatch.setattr(promises, "OLDEST", (99, 0))
+    monkeypatch.setattr(durability, "OLDEST", (99, 0))
     with pytest.raises(StoreRefused, match=r"(Valkey|Redis) [\d.]+ is too old: wanted Redis 6.2 or later, or Valkey"):
         checked(connected, store_factory(store_kind), allow_lossy=True, trusted=True)
 
@@ -109,12 +110,12 @@ def test_too_old(store_factory, store_kind, connected, monkeypatch):
 def test_the_weakest_node_speaks_for_all():
     def node(**more):
         plain = {"name": "Valkey 9.1.2", "version": (7, 2), "product": "Valkey", "aof": True, "fsync": "always"}
-        return promises.Found(**{**plain, "eviction": "noeviction", "replicas": 0, "replica": False, **more})
+        return durability.Found(**{**plain, "eviction": "noeviction", "replicas": 0, "replica": False, **more})
 
     strong, weak = node(), node(fsync="everysec")
 
     def said(*nodes):
-        return promises.said_of(nodes, promises.Terms())
+        return durability.said_of(nodes, durability.Terms())
 
     assert said(strong, weak, strong).startswith("3 nodes of Valkey 9.1.2, appendfsync everysec: ")
     assert "no append-only file" in said(strong, node(aof=False))
@@ -137,8 +138,8 @@ def test_what_cannot_be_read_is_refused(info, setting):
             return self.answer
 
     try:
-        found = promises.look(Strange())
+        found = durability.look(Strange())
     except StoreRefused:
         return
-    assert promises.why_not(found, promises.Terms()) is not None
-    assert promises.said_of([found], promises.Terms())
+    assert durability.why_not(found, durability.Terms()) is not None
+    assert durability.said_of([found], durability.Terms())

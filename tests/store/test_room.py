@@ -11,7 +11,7 @@ import pytest
 import adamd
 from adamd.errors import RetriesExhausted, StoreFull
 from adamd_service.store import EmbeddedStore, RedisStore
-from adamd_service.store.room import FRESH, MIB, Room
+from adamd_service.store.embedded.disk_room import FRESH, MIB, Room
 
 from .sessions import create, step
 

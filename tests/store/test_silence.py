@@ -10,7 +10,7 @@ import pytest
 from adamd.errors import StoreUnavailable
 from adamd_service.records import Committed
 from adamd_service.store import UnknownOutcome
-from adamd_service.store.silence import Silences
+from adamd_service.store.connection.silence import Silences
 from servers import free_port
 
 from .sessions import answering, commit_of, create, next_record, step

@@ -3,8 +3,8 @@
 import pytest
 
 from adamd_service.store import StoreRefused
-from adamd_service.store.connect import connect
-from adamd_service.store.urls import parsed
+from adamd_service.store.connection.connect import connect
+from adamd_service.store.connection.urls import parsed
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from adamd.errors import WrongDtype, WrongLength
 
 Array = NDArray[Any]
+Floats: TypeAlias = NDArray[np.floating[Any]]
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 SESSION_DTYPES = ("float32", "float64")

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamd.wire.buffers import Bytes
+from adamd.wire.dtypes import Floats
 from adamd_service.device.runtime import Stream
-from adamd_service.optim.cuda_source import WIDE, CudaKernel, blocks
-from adamd_service.optim.kernel import Floats
+from adamd_service.optim.kernels.cuda_source import WIDE, CudaKernel, blocks
 
 ALIGNED = 256  # bytes: where each thing in a slot begins, and a little more where a row's arrays are aligned otherwise
 FLAG = np.dtype(np.uint32)

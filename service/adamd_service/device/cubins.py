@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from adamd_service.device.nvrtc import Nvrtc
-from adamd_service.optim.compiled import cache_directory
-from adamd_service.optim.cuda_source import OPTIONS, CudaKernel
+from adamd_service.optim.kernels.cuda_source import OPTIONS, CudaKernel
+from adamd_service.optim.numba_cache import cache_directory
 
 DIGEST = 32  # bytes of SHA-256 before the code: a damaged file is compiled anew
 

@@ -13,7 +13,7 @@ from adamd.wire.buffers import Bytes
 from adamd_service.device.cubins import cubin
 from adamd_service.device.nvrtc import nvrtc
 from adamd_service.device.runtime import DeviceLost, OutOfMemory
-from adamd_service.optim.cuda_source import THREADS, CudaKernel
+from adamd_service.optim.kernels.cuda_source import THREADS, CudaKernel
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 

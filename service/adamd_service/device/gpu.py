@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adamd.wire.dtypes import Floats
 from adamd_service.device.batch import ALIGNED, Get, Piece, Row
 from adamd_service.device.residence import Residence, Residences
 from adamd_service.device.ring import Ring
 from adamd_service.device.runtime import DeviceLost, Runtime
 from adamd_service.optim import Encoded, Lazy, Settings, State, Update
-from adamd_service.optim.cuda_source import CudaKernel, cuda_kernel
-from adamd_service.optim.kernel import Floats
-from adamd_service.optim.rule import CONSTANTS, Rule
+from adamd_service.optim.kernels.cuda_source import CudaKernel, cuda_kernel
+from adamd_service.optim.recurrence.rule import CONSTANTS, Rule
 from adamd_service.optim.scalars import of_session
 from adamd_service.optim.state import Run, counted, runs_of, source_of
 

@@ -11,7 +11,7 @@ import numpy as np
 from adamd_service.device.gpu import Gpu
 from adamd_service.device.ring import BLOCKS
 from adamd_service.device.runtime import Runtime, Stream
-from adamd_service.optim.cuda_source import blocks
+from adamd_service.optim.kernels.cuda_source import blocks
 from adamd_service.optim.scalars import Scalars
 
 

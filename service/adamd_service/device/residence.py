@@ -17,11 +17,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from adamd.errors import DeviceFull, TooLarge
+from adamd.wire.dtypes import Floats
 from adamd_service.device.batch import ALIGNED, Get, Put
 from adamd_service.device.ring import Ring
 from adamd_service.device.runtime import OutOfMemory, Runtime
 from adamd_service.optim import State
-from adamd_service.optim.kernel import Floats
 
 
 @dataclass(slots=True, eq=False)

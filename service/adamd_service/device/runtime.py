@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from adamd.wire.buffers import Bytes
-from adamd_service.optim.cuda_source import CudaKernel
+from adamd_service.optim.kernels.cuda_source import CudaKernel
 
 
 class OutOfMemory(Exception):

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adamd.wire.dtypes import Floats
 from adamd_service.device.gpu import Gpu
 from adamd_service.optim import Encoded, Settings, State, Update
-from adamd_service.optim.kernel import Floats
 
 
 class Spread:

@@ -14,7 +14,7 @@ from adamd.errors import AdamdError
 from adamd.wire.buffers import Bytes
 from adamd.wire.encodings import RAW
 from adamd.wire.layout import Layout
-from adamd_service.engine.noting import NOTHING, Advice
+from adamd_service.advice import NOTHING, Advice
 from adamd_service.records import Base, Carried, Durability, Head, Spec
 
 Floats = NDArray[np.floating[Any]]

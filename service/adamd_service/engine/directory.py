@@ -13,8 +13,8 @@ from adamd.errors import (
     UnknownSession,
     WrongReplica,
 )
+from adamd_service.engine.cache import Hot, HotSessions
 from adamd_service.engine.calls import View
-from adamd_service.engine.hot import Hot, HotSessions
 from adamd_service.engine.workers import Workers
 from adamd_service.records import Broken, Head, IdempotencyKey
 from adamd_service.store import RedisStore

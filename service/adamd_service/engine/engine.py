@@ -20,24 +20,24 @@ from adamd.errors import AdamdError, SessionExists, ShuttingDown, StoreUnavailab
 from adamd.wire.buffers import BufferPool
 from adamd_service.engine import sizes
 from adamd_service.engine.admission import Budget
+from adamd_service.engine.answers import Copies
+from adamd_service.engine.cache import Hot, HotSessions
 from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Floats, StepCall, View, told
-from adamd_service.engine.copies import Copies
 from adamd_service.engine.directory import Directory
-from adamd_service.engine.hot import Hot, HotSessions
-from adamd_service.engine.intake import receive_all
 from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
 from adamd_service.engine.limits import Limits
 from adamd_service.engine.readiness import LIFE, Readiness
-from adamd_service.engine.rebuild import Rebuilder, settings_of
+from adamd_service.engine.receiving import receive_all
+from adamd_service.engine.recovery import Rebuilder, settings_of
 from adamd_service.engine.small import is_small
 from adamd_service.engine.snapshots import Snapshots
-from adamd_service.engine.steps import Step, Stepper
+from adamd_service.engine.step import Step, Stepper
 from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
 from adamd_service.engine.watching import Seen, Watchers
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import Cpu, Device, State
 from adamd_service.records import Broken, Head, IdempotencyKey, Spec
-from adamd_service.session import foresee
+from adamd_service.rules import foresee
 from adamd_service.store import RedisStore
 
 T = TypeVar("T")

@@ -24,10 +24,10 @@ from adamd.errors import (
 )
 from adamd.wire.dtypes import storage
 from adamd.wire.layout import Layout
+from adamd_service.engine.cache import Hot, is_finite
 from adamd_service.engine.calls import CreateCall, Floats, Kept, View
-from adamd_service.engine.hot import Hot, is_finite
-from adamd_service.engine.rebuild import Rebuilder
-from adamd_service.engine.steps import carried
+from adamd_service.engine.recovery import Rebuilder
+from adamd_service.engine.step import carried
 from adamd_service.optim import (
     BEST,
     BOUNDS,
@@ -46,7 +46,7 @@ from adamd_service.optim import (
     to_json,
 )
 from adamd_service.records import Head, IdempotencyKey, SnapshotRef, Spec
-from adamd_service.session import first_chain
+from adamd_service.rules import first_chain
 from adamd_service.store import RedisStore, Repeated, Taken
 
 RACES = 16

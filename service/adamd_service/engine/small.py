@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from adamd.wire.dtypes import ITEMSIZE
-from adamd_service.engine.hot import Hot
-from adamd_service.engine.steps import Step
+from adamd_service.engine.cache import Hot
+from adamd_service.engine.step import Step
 from adamd_service.optim import WARM
 
 SMALL: Final = 512 * 1024  # bytes of a gradient, and of the parameters

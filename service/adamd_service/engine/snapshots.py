@@ -11,8 +11,8 @@ import numpy as np
 from adamd.errors import StoreUnavailable
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
+from adamd_service.engine.cache import Hot
 from adamd_service.engine.calls import Floats
-from adamd_service.engine.hot import Hot
 from adamd_service.engine.lifecycle import snapshot_ref
 from adamd_service.optim import Device, State
 from adamd_service.records import ArrayRef, Head, SnapshotRef

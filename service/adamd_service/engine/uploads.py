@@ -13,15 +13,15 @@ from adamd.wire.buffers import BufferPool, Bytes
 from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, vector, vector_bytes
 from adamd.wire.encodings import LAZY, RAW, SPARSE
 from adamd.wire.layout import Layout, shown
+from adamd_service.engine.cache import Hot
 from adamd_service.engine.calls import Body, Gradient, StepCall
-from adamd_service.engine.hot import Hot
-from adamd_service.engine.intake import INLINE, Reception, receive_all, receive_exactly
 from adamd_service.engine.limits import Limits
-from adamd_service.engine.steps import Step
+from adamd_service.engine.receiving import INLINE, Reception, receive_all, receive_exactly
+from adamd_service.engine.step import Step
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import FAMILY, Lazy, encoded
 from adamd_service.records import Head, Spec
-from adamd_service.session import digest_start
+from adamd_service.rules import digest_start
 from adamd_service.store import RedisStore, Staging
 
 INLINE_BODY = 512 * 1024  # a body up to this travels inside the commit, which spares a round trip and an fsync

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adamd.errors import SessionDeleted
-from adamd_service.engine.hot import HotSessions
+from adamd_service.engine.cache import HotSessions
 from adamd_service.engine.workers import Workers
 from adamd_service.records import Head
 from adamd_service.store import RedisStore

@@ -8,7 +8,7 @@ from typing import Any
 from adamd.errors import InvalidRequest
 from adamd.wire.channel import most_pieces
 from adamd.wire.pieces import Data, Piece
-from adamd_service.grpc.guard import Context, read
+from adamd_service.grpc.calls import Context, read
 
 
 async def pieces(message: Piece[Any], total: int | None, context: Context) -> AsyncGenerator[Data]:

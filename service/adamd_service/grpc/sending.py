@@ -15,7 +15,7 @@ from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs.states import raw
 from adamd_service.engine import Answer
 from adamd_service.grpc import messages
-from adamd_service.grpc.guard import Context
+from adamd_service.grpc.calls import Context
 
 T = TypeVar("T")
 INLINE = 64 * 1024  # bytes of an answer that leaves before the next message is read: a task would cost more

@@ -17,10 +17,10 @@ from adamd.wire.channel import SERVICE
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.engine import Engine
 from adamd_service.grpc.allocator import keep_memory
-from adamd_service.grpc.bulk import Bulk, read_parameters, read_state
-from adamd_service.grpc.guard import Guard, Single, Streaming, reading
+from adamd_service.grpc.calls import Guard, Single, Streaming, reading
 from adamd_service.grpc.sessions import Sessions
 from adamd_service.grpc.steps import Steps
+from adamd_service.grpc.transfers import Bulk, read_parameters, read_state
 from adamd_service.grpc.watch import Watch
 from adamd_service.telemetry import Telemetry
 

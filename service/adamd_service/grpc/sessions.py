@@ -14,7 +14,7 @@ from adamd_service.codecs.documents import change
 from adamd_service.codecs.info import server_info
 from adamd_service.engine import Engine
 from adamd_service.grpc import messages
-from adamd_service.grpc.guard import Context
+from adamd_service.grpc.calls import Context
 
 
 class Sessions:

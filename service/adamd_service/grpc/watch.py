@@ -8,7 +8,7 @@ from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.engine import Engine, Seen
 from adamd_service.grpc import messages
-from adamd_service.grpc.guard import Context, Guard
+from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import write
 from adamd_service.optim import lr_at, parse_settings
 

@@ -2,22 +2,25 @@
 compiler.
 """
 
-from adamd_service.optim.around import ARRAY, BOUNDS, SURROUNDING
-from adamd_service.optim.at_step import at_step, lr_at
-from adamd_service.optim.averages import check_average, write_average
-from adamd_service.optim.bounds import NONE, BoundsError, check_bounds, each
+from adamd_service.optim.box_constraints import NONE, BoundsError, check_bounds, each
 from adamd_service.optim.device import Cpu, Device
-from adamd_service.optim.encoded import Encoded, Lazy, Raw, encoded
+from adamd_service.optim.evaluation_average import check_average, write_average
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
-from adamd_service.optim.fused import WARM, FusedKernel, prepare, warm_up
-from adamd_service.optim.gradient import check_gradient
-from adamd_service.optim.kernel import Block, Kernel
-from adamd_service.optim.narrowing import narrow
-from adamd_service.optim.norm import gradient_norm
-from adamd_service.optim.progress import Progress
-from adamd_service.optim.progress import from_json as progress_from_json
+from adamd_service.optim.gradients.encoded import Encoded, Lazy, Raw, encoded
+from adamd_service.optim.gradients.narrowing import narrow
+from adamd_service.optim.gradients.norm import gradient_norm
+from adamd_service.optim.gradients.scan import check_gradient
+from adamd_service.optim.kernels.numba_kernel import WARM, FusedKernel, prepare, warm_up
+from adamd_service.optim.kernels.protocol import Block, Kernel
+from adamd_service.optim.kernels.reference import ReferenceKernel
+from adamd_service.optim.kernels.threaded import SlicedKernel
+from adamd_service.optim.monitoring.progress import Progress
+from adamd_service.optim.monitoring.progress import from_json as progress_from_json
+from adamd_service.optim.monitoring.stalls import remedy, stalls
+from adamd_service.optim.monitoring.stalls import told as stall_words
+from adamd_service.optim.monitoring.stop_rules import advice
 from adamd_service.optim.projected import bounded, projected
-from adamd_service.optim.reference import ReferenceKernel
+from adamd_service.optim.recurrence.wrapping import ARRAY, BOUNDS, SURROUNDING
 from adamd_service.optim.scalars import (
     NUMERICS_ID,
     Scalars,
@@ -43,11 +46,8 @@ from adamd_service.optim.settings import (
     settings_of,
     to_json,
 )
-from adamd_service.optim.sliced import SlicedKernel
-from adamd_service.optim.stalls import remedy, stalls
-from adamd_service.optim.stalls import told as stall_words
 from adamd_service.optim.state import BEST, State, apply, check_state
-from adamd_service.optim.stopping import advice
+from adamd_service.optim.step_factors import at_step, lr_at
 
 __all__ = [
     "ARRAY",

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adamd_service.optim.encoded import Encoded
-from adamd_service.optim.fused import FusedKernel, prepare
-from adamd_service.optim.kernel import Floats, Kernel
+from adamd.wire.dtypes import Floats
+from adamd_service.optim.gradients.encoded import Encoded
+from adamd_service.optim.kernels.numba_kernel import FusedKernel, prepare
+from adamd_service.optim.kernels.protocol import Kernel
 from adamd_service.optim.scalars import Update
 from adamd_service.optim.settings import Settings
 from adamd_service.optim.state import State, apply

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from adamd_service.optim.around import BOUNDS
-from adamd_service.optim.encoded import SLICE, Encoded, Raw
-from adamd_service.optim.kernel import Floats
+from adamd.wire.dtypes import Floats
+from adamd_service.optim.gradients.encoded import SLICE, Encoded, Raw
+from adamd_service.optim.recurrence.wrapping import BOUNDS
 from adamd_service.optim.scalars import Update
 from adamd_service.optim.state import State, runs_of
 

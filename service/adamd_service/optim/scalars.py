@@ -12,10 +12,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from adamd_service.optim import around
-from adamd_service.optim.around import AtStep
 from adamd_service.optim.family import Hyper, Optimizer
-from adamd_service.optim.rule import Rule, required, rule_for, schema
+from adamd_service.optim.recurrence import wrapping
+from adamd_service.optim.recurrence.rule import Rule, required, rule_for, schema
+from adamd_service.optim.recurrence.wrapping import AtStep
 from adamd_service.optim.settings import Settings, SettingsError
 
 NUMERICS_ID = "adamd-1"
@@ -154,7 +154,7 @@ def _exact(
         own, after = optimizer.scalars(now, t, dict(zip(optimizer.carried, carried, strict=True)) if carried else {})
     except ArithmeticError:  # a division by 0, or a power beyond float64
         raise _foreign(optimizer, carried) from None
-    made = around.scalars(hyper, at.clip_factor) | own
+    made = wrapping.scalars(hyper, at.clip_factor) | own
     ordered = {name: made[name] for name in schema(optimizer) if name in made}
     return ordered, tuple([after[name] for name in optimizer.carried]) if carried else ()
 
@@ -167,7 +167,7 @@ def _foreign(optimizer: Optimizer, carried: tuple[float, ...]) -> SettingsError:
 def _too_small(exact: Mapping[str, float], dtype: np.dtype[Any]) -> str | None:
     """The first scalar that may not be subnormal, but is."""
     least = _least(dtype)
-    for name in around.LEAST:
+    for name in wrapping.LEAST:
         if 0.0 < abs(exact.get(name, 0.0)) < least:
             return name
     return None

@@ -20,8 +20,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from adamd_service.optim.refusals import one_of
-from adamd_service.optim.refusals import shown as _shown
+from adamd_service.optim.messages import one_of
+from adamd_service.optim.messages import shown as _shown
 
 LONGEST: Final = 2**53
 FRACTION = "a finite number from 0 to 1"

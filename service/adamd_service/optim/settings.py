@@ -15,12 +15,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from adamd.wire import patterns
 from adamd.wire.patterns import GroupsError, Places, places
-from adamd_service.optim import around
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
-from adamd_service.optim.refusals import ALIASES, one_of, path_of
-from adamd_service.optim.refusals import shown as _shown
+from adamd_service.optim.messages import ALIASES, one_of, path_of
+from adamd_service.optim.messages import shown as _shown
+from adamd_service.optim.monitoring.stop_rules import Stop, StopError, parse_stop
+from adamd_service.optim.recurrence import wrapping
 from adamd_service.optim.schedules import Constant, Schedule, ScheduleError, parse_schedule
-from adamd_service.optim.stopping import Stop, StopError, parse_stop
 
 NUMBER = "a finite number, 0 or more"
 BETA = "a finite number, 0 or more and below 1"
@@ -59,7 +59,7 @@ def _count(value: object) -> object:
 
 def _bound(value: object) -> object:
     """No number means "off" here, as 0 does for a clip: JSON has no infinity, and JavaScript writes it as null."""
-    return value if value is None or value == around.ARRAY else _number(value)
+    return value if value is None or value == wrapping.ARRAY else _number(value)
 
 
 def _schedule(value: object) -> Schedule | None:
@@ -131,10 +131,10 @@ WANTED: Final[Mapping[str, str]] = {
 BUFFER: Final = "momentum_buffer"  # there is this array: if left out, where a momentum is above 0 at the creation
 COMMON: Final[Mapping[str, Any]] = {"lr": 0.001}  # the default of every optimizer that says no other
 # For the session as a whole: its arrays and its bits depend on them.
-SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value", BUFFER, *around.SESSION}
+SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value", BUFFER, *wrapping.SESSION}
 GROUPED: Final = frozenset(KINDS) - SESSION  # what a group may have of its own
 # adamd's own, beside torch's: told only where they are not as torch would have it.
-QUIET: Final = {"eps_form", "bias_correction", *around.SETTINGS} - {"maximize"}
+QUIET: Final = {"eps_form", "bias_correction", *wrapping.SETTINGS} - {"maximize"}
 
 
 # What every session has beside its updates; told only where it is not so.
@@ -174,7 +174,7 @@ class Settings:
 
     def begin(self, array: str) -> str | float:
         """What a state array begins as: "params", or the number in each of its elements."""
-        begins = {**self.optimizer.begins, **around.BEGINS}.get(array)
+        begins = {**self.optimizer.begins, **wrapping.BEGINS}.get(array)
         if begins is None:
             return 0.0
         return begins if begins == "params" else float(getattr(self.hyper, begins))
@@ -182,7 +182,7 @@ class Settings:
 
 def settings_of(optimizer: Optimizer) -> dict[str, Any]:
     """The settings that an optimizer has for a tensor, with their defaults, in the documents' order."""
-    return {**COMMON, **optimizer.settings, **around.SETTINGS}
+    return {**COMMON, **optimizer.settings, **wrapping.SETTINGS}
 
 
 @cache
@@ -279,12 +279,12 @@ def _buffered(model: BaseModel) -> bool:
 
 
 def _arrays(optimizer: Optimizer, hyper: Hyper) -> tuple[str, ...]:
-    return (*optimizer.present(hyper), *around.present(hyper))
+    return (*optimizer.present(hyper), *wrapping.present(hyper))
 
 
 def _check_together(optimizer: Optimizer, hyper: Hyper, place: str) -> None:
     """Raise SettingsError where settings that are each in their range do not fit together."""
-    refused = optimizer.refuse(hyper) or around.refused(hyper, averaged=optimizer.average is not None)
+    refused = optimizer.refuse(hyper) or wrapping.refused(hyper, averaged=optimizer.average is not None)
     if refused is not None:
         setting, wanted = refused
         path = f"{place}{setting}"

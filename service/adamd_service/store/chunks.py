@@ -17,8 +17,8 @@ from redis.connection import ConnectionPool
 from adamd.errors import AdamdError, Busy, Damaged, StoreFull, StoreUnavailable
 from adamd.wire.buffers import Bytes
 from adamd_service.records import ArrayRef
-from adamd_service.store.connect import Client, borrowed, pool_of, refreshing
-from adamd_service.store.failures import translated
+from adamd_service.store.connection.connect import Client, borrowed, pool_of, refreshing
+from adamd_service.store.connection.failures import translated
 from adamd_service.store.outcomes import ChunkMissing, Connection
 from adamd_service.store.scripts import script
 

@@ -17,16 +17,16 @@ import redis
 import structlog
 
 from adamd.errors import InternalError
-from adamd_service.store import chunks, codec
-from adamd_service.store.connect import Client
-from adamd_service.store.failures import refused
+from adamd_service.store import chunks, serialization
+from adamd_service.store.connection.connect import Client
+from adamd_service.store.connection.failures import refused
 from adamd_service.store.keys import IndexKeys, SessionKeys
 from adamd_service.store.scripts import script
 
 LEASE = 120  # seconds that a reader's lease lasts
 ENTRIES = 16  # of the garbage list, looked at in one go
 LONGEST = 10**7  # records that one entry may name: more than any log has, and no damaged number makes an endless loop
-EVERYTHING = codec.dumps({"kind": "everything", "at": 0})
+EVERYTHING = serialization.dumps({"kind": "everything", "at": 0})
 log = structlog.get_logger()
 
 
@@ -101,8 +101,8 @@ def _entry(raw: bytes) -> Entry:
         return Entry("everything")
     if found["kind"] == "snapshot":
         snapshot = found["snapshot"]
-        arrays = tuple((codec.array_name(one["name"]), len(one["chunks"])) for one in snapshot["arrays"] or ())
-        return Entry("snapshot", codec.identifier(snapshot["id"]), arrays=arrays)
+        arrays = tuple((serialization.array_name(one["name"]), len(one["chunks"])) for one in snapshot["arrays"] or ())
+        return Entry("snapshot", serialization.identifier(snapshot["id"]), arrays=arrays)
     first, last = int(found["first"]), int(found["last"])
     if found["kind"] != "records" or not 0 < first <= last + 1 <= first + LONGEST:
         raise ValueError(found["kind"])
@@ -127,7 +127,7 @@ def _record(client: Client, keys: SessionKeys, step: int) -> Iterator[Part]:
         if meta is None and said is None:
             return
         attempt = (said or b"").decode()
-        count = len(codec.record_from(step, meta or b"", b"", said).chunks)
+        count = len(serialization.record_from(step, meta or b"", b"", said).chunks)
     except (redis.ResponseError, InternalError, UnicodeDecodeError) as error:
         if not _damage(error):
             raise

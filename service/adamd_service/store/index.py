@@ -16,7 +16,7 @@ import redis
 
 from adamd.errors import Busy, InvalidRequest, SessionDeleted, StoreFull, StoreUnavailable, UnknownSession
 from adamd_service.records import IdempotencyKey, Spec
-from adamd_service.store.connect import Client
+from adamd_service.store.connection.connect import Client
 from adamd_service.store.keys import IndexKeys, SessionKeys
 from adamd_service.store.outcomes import Repeated, Taken
 from adamd_service.store.scripts import script

@@ -28,18 +28,18 @@ from adamd_service.records import (
     SnapshotRef,
     Spec,
 )
-from adamd_service.store import chunks, codec, garbage, index, keys
+from adamd_service.store import chunks, garbage, index, keys, serialization
 from adamd_service.store.commits import commit_call
-from adamd_service.store.connect import Link, connect, found
-from adamd_service.store.embedded import EmbeddedStore
-from adamd_service.store.failures import away, in_the_middle, no_permission, refused, translated
+from adamd_service.store.connection.connect import Link, connect, found
+from adamd_service.store.connection.durability import Terms
+from adamd_service.store.connection.failures import away, in_the_middle, no_permission, refused, translated
+from adamd_service.store.connection.silence import Silences, Silent
+from adamd_service.store.embedded.disk_room import Room
+from adamd_service.store.embedded.server import EmbeddedStore
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
-from adamd_service.store.lines import Lines
+from adamd_service.store.loop_connections import Lines
 from adamd_service.store.outcomes import Created, Repeated, Standing, StoreRefused, Taken, Unfit, UnknownOutcome
-from adamd_service.store.promises import Terms
-from adamd_service.store.room import Room
 from adamd_service.store.scripts import script
-from adamd_service.store.silence import Silences, Silent
 
 Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
@@ -212,7 +212,7 @@ class RedisStore:
             if taken is not None:
                 chunks.discard(self._client, chunk_keys)
                 return taken
-            fields = [text for pair in codec.head_fields(head).items() for text in pair]
+            fields = [text for pair in serialization.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
             if verdict[0] != b"created":
@@ -231,7 +231,7 @@ class RedisStore:
         """
         with translated(session_id):
             fields = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).head))
-            return codec.head_from(session_id, fields) if fields else self._absent(session_id)
+            return serialization.head_from(session_id, fields) if fields else self._absent(session_id)
 
     def load_spec(self, session_id: str) -> tuple[Spec, dict[str, Any]]:
         """Return what is fixed of a session, and its settings; raises as `load_head`."""
@@ -241,8 +241,8 @@ class RedisStore:
     def standing(self, session_id: str) -> Standing:
         """Return the few fields that tell whether a cache is still right; raises as `load_head`."""
         with translated(session_id):
-            values = self._client.hmget(SessionKeys(session_id).head, list(codec.STANDING))
-            standing = codec.standing_from(session_id, cast("list[bytes | None]", values))
+            values = self._client.hmget(SessionKeys(session_id).head, list(serialization.STANDING))
+            standing = serialization.standing_from(session_id, cast("list[bytes | None]", values))
             return self._absent(session_id) if standing is None else standing
 
     def find(self, tenant: str, name: str) -> str:
@@ -278,13 +278,13 @@ class RedisStore:
         self._trust.require()
         self._grow(AROUND)
         with translated():
-            settings = codec.dumps(after.settings)
+            settings = serialization.dumps(after.settings)
             verdict = script("patch")(
                 self._client,
                 [SessionKeys(session_id).head],
                 *(head.incarnation, head.settings_revision, settings),
-                *(after.settings_revision, codec.spec_text(after.spec), chain or ""),
-                codec.seal(head.incarnation, after.settings_revision, settings),
+                *(after.settings_revision, serialization.spec_text(after.spec), chain or ""),
+                serialization.seal(head.incarnation, after.settings_revision, settings),
             )
             return int(verdict[1]) if verdict[0] == b"patched" else None
 
@@ -294,7 +294,7 @@ class RedisStore:
         names = SessionKeys(head.spec.id)
         with translated():
             ref = self._first(after, arrays, counts)
-            text = codec.snapshot_text(ref)
+            text = serialization.snapshot_text(ref)
             args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *snapshot_lengths((ref,))]
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
@@ -363,7 +363,7 @@ class RedisStore:
             raise StoreUnavailable(str(error), retry_after=1.0) from error
         except Exception as error:  # whatever else it was, the script may have run, or run yet
             raise UnknownOutcome(str(error)) from error
-        return codec.outcome_from(verdict)
+        return serialization.outcome_from(verdict)
 
     async def commit_soon(self, session_id: str, commit: Commit) -> CommitOutcome | None:
         """`commit` without a thread, on the event loop; None where that cannot be, and nothing has happened.
@@ -378,7 +378,7 @@ class RedisStore:
             verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
         except ResponseError as error:
             raise _failed(error) from error
-        return None if verdict is None else codec.outcome_from(verdict)
+        return None if verdict is None else serialization.outcome_from(verdict)
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
         """Say whether an attempt to commit ``step`` was committed; where it was not, it never will be."""
@@ -420,7 +420,7 @@ class RedisStore:
         """Return the last steps that are remembered, in no order."""
         with translated():
             values = cast("list[bytes]", self._client.hvals(SessionKeys(session_id).ring))
-            return [codec.entry_from(value) for value in values]
+            return [serialization.entry_from(value) for value in values]
 
     def records(self, session_id: str, first: int, last: int) -> list[Record]:
         """Return the records from ``first`` to ``last``, as far as they are there without a gap."""
@@ -432,7 +432,7 @@ class RedisStore:
             for step, (meta, *rest) in zip(range(first, last + 1), pipeline.execute(), strict=True):
                 if meta is None:
                     break
-                found.append(codec.record_from(step, meta, *(value or b"" for value in rest)))
+                found.append(serialization.record_from(step, meta, *(value or b"" for value in rest)))
         return found
 
     def read_body(self, session_id: str, record: Record, into: Bytes) -> None:
@@ -472,7 +472,7 @@ class RedisStore:
         named = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
         self._tidy()
         with translated():
-            text = codec.snapshot_text(ref)
+            text = serialization.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
             garbage.expect(self._client, spec.tenant, spec.id)
             verdict = self._repeatable("snapshot", named, *args)

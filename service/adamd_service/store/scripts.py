@@ -16,7 +16,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from adamd.errors import Damaged
-from adamd_service.store.connect import Client, pool_of
+from adamd_service.store.connection.connect import Client, pool_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adamd_service.optim import FusedKernel, SettingsError, State, apply, check_average, parse_settings, plan
-from adamd_service.optim.averages import SLICE, write_average
+from adamd_service.optim.evaluation_average import SLICE, write_average
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -9,12 +9,12 @@ from adamd_service.optim.family.adam import ADAM, ADAMW
 from adamd_service.optim.family.adamax import ADAMAX
 from adamd_service.optim.family.lion import LION
 from adamd_service.optim.family.nadam import NADAM
-from adamd_service.optim.family.optimizer import Average, Hyper, Optimizer, Scalar
 from adamd_service.optim.family.radam import RADAM
 from adamd_service.optim.family.rmsprop import RMSPROP
 from adamd_service.optim.family.schedule_free import SCHEDULE_FREE_ADAMW
 from adamd_service.optim.family.sgd import SGD
 from adamd_service.optim.family.yogi import YOGI
+from adamd_service.optim.recurrence.optimizer import Average, Hyper, Optimizer, Scalar
 
 EVERY = ADAM, ADAMW, NADAM, RADAM, ADAMAX, YOGI, ADAGRAD, RMSPROP, SGD, LION, SCHEDULE_FREE_ADAMW
 FAMILY: Final[Mapping[str, Optimizer]] = MappingProxyType({one.name: one for one in EVERY})

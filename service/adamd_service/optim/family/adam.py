@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from numpy import sqrt, where
 
-from adamd_service.optim.family.optimizer import Hyper, Optimizer
-from adamd_service.optim.recurrence import Operand
+from adamd_service.optim.recurrence.language import Operand
+from adamd_service.optim.recurrence.optimizer import Hyper, Optimizer
 
 
 def adam(

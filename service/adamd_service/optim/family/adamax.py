@@ -6,8 +6,8 @@ from typing import Final
 from numpy import where
 
 from adamd_service.optim.family.moments import averages, first_moment
-from adamd_service.optim.family.optimizer import Hyper, Optimizer
-from adamd_service.optim.recurrence import Operand
+from adamd_service.optim.recurrence.language import Operand
+from adamd_service.optim.recurrence.optimizer import Hyper, Optimizer
 
 
 def adamax(

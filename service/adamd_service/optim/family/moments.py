@@ -2,7 +2,7 @@
 
 import math
 
-from adamd_service.optim.family.optimizer import Hyper
+from adamd_service.optim.recurrence.optimizer import Hyper
 
 
 def averages(hyper: Hyper) -> dict[str, float]:

@@ -7,8 +7,8 @@ from typing import Final
 
 from numpy import sqrt, where
 
-from adamd_service.optim.family.optimizer import INF, Average, Hyper, Optimizer, Scalar
-from adamd_service.optim.recurrence import Operand
+from adamd_service.optim.recurrence.language import Operand
+from adamd_service.optim.recurrence.optimizer import INF, Average, Hyper, Optimizer, Scalar
 
 LARGEST: Final = sys.float_info.max
 

@@ -5,8 +5,8 @@ from typing import Final
 
 from numpy import where
 
-from adamd_service.optim.family.optimizer import INF, Hyper, Optimizer, Scalar
-from adamd_service.optim.recurrence import Operand
+from adamd_service.optim.recurrence.language import Operand
+from adamd_service.optim.recurrence.optimizer import INF, Hyper, Optimizer, Scalar
 
 
 def sgd(

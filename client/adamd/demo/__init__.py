@@ -1,0 +1,1 @@
+"""The demo: training on real images through a server that is killed in the middle."""

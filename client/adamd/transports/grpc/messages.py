@@ -1,0 +1,394 @@
+"""Operations as gRPC messages, and what comes back as results. Pure. The server is not trusted blindly."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct, Value
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from adamd import errors
+from adamd.errors import AdamdError, TransportError
+from adamd.sansio.arrays import pieces
+from adamd.sansio.operations import (
+    OTHER_PROTOCOL,
+    Body,
+    Create,
+    ListSessions,
+    Page,
+    ReadParameters,
+    Stall,
+    Standing,
+    Step,
+    Stepped,
+    Update,
+    bad_answer,
+    body_of,
+    is_reference,
+    reference,
+)
+from adamd.wire.channel import ERROR_DOMAIN, PIECE, PROBLEM
+from adamd.wire.dtypes import widen
+from adamd.wire.layout import Tensor, checked
+from adamd.wire.pieces import Data
+from adamd.wire.v1 import adamd_pb2 as pb
+
+INLINE = 1024 * 1024  # bytes of parameters that travel inside a creation
+DTYPES = {"float16": pb.DTYPE_FLOAT16, "bfloat16": pb.DTYPE_BFLOAT16}
+DTYPES |= {"float32": pb.DTYPE_FLOAT32, "float64": pb.DTYPE_FLOAT64}
+ENCODINGS = {"raw": pb.ENCODING_RAW, "int8": pb.ENCODING_INT8}
+ENCODINGS |= {"sparse": pb.ENCODING_SPARSE, "sparse-lazy": pb.ENCODING_SPARSE_LAZY}
+DURABILITIES = {"committed": pb.DURABILITY_COMMITTED, "memory": pb.DURABILITY_MEMORY}
+_NAMES = {number: name for name, number in DTYPES.items()}
+_PROMISES = {number: name for name, number in DURABILITIES.items()}
+_CHAIN = re.compile(r"[0-9a-f]{64}")
+
+
+# -- out
+
+
+@contextmanager
+def sayable(what: str) -> Iterator[None]:
+    """Surround the making of a message.
+
+    Raises:
+        InvalidRequest: a value that no message can hold: another type, a number out of range, no Unicode.
+
+    """
+    try:
+        yield
+    except AdamdError:
+        raise
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise errors.InvalidRequest(f"{what} cannot be said over gRPC: {error}") from None
+
+
+@sayable("what the session is to be")
+def creation(operation: Create) -> tuple[pb.CreateSessionRequest, Body | None]:
+    """Return the request, and the parameters that have to follow it because they are many."""
+    given, told = operation.given, operation.document
+    request = pb.CreateSessionRequest(
+        name=told["name"] or "",
+        optimizer=struct(told["optimizer"]),
+        layout=pb.Layout(
+            tensors=[pb.Tensor(name=t.name, shape=t.shape) for t in given.layout.tensors], vector=given.layout.vector
+        ),
+        dtype=DTYPES[given.dtype],
+        durability=_known(DURABILITIES, told["durability"], "durability"),
+        labels=told["labels"],
+        idempotency_key=operation.key,
+    )
+    body = body_of(given.parts, given.layout)
+    dtype, views, _ = flat(body)
+    if sum(view.nbytes for view in views) > INLINE:
+        return request, body
+    request.parameters = b"".join(views)
+    request.parameters_dtype = DTYPES[dtype or given.dtype]
+    return request, None
+
+
+@sayable("the settings or labels")
+def update(operation: Update) -> pb.UpdateSessionRequest:
+    """Return the request."""
+    request = pb.UpdateSessionRequest(session=reference(operation.ref))
+    if operation.optimizer is not None:
+        request.optimizer.CopyFrom(struct(operation.optimizer))
+    if operation.labels is not None:
+        request.labels.CopyFrom(pb.Labels(labels=operation.labels))
+    return request
+
+
+@sayable("the page")
+def listing(operation: ListSessions) -> pb.ListSessionsRequest:
+    """Return the request."""
+    return pb.ListSessionsRequest(page_size=operation.size, page_token=operation.token or "")
+
+
+@sayable("the step's settings or metrics")
+def step(operation: Step) -> tuple[pb.StepHeader, tuple[memoryview, ...]]:
+    """Return a step's header and its body."""
+    dtype, views, names = flat(operation.body)
+    header = pb.StepHeader(
+        session=reference(operation.ref),
+        step=operation.number or 0,
+        if_match=operation.chain or "",
+        idempotency_key=operation.key or "",
+        nbytes=sum(view.nbytes for view in views),
+        encoding=_known(ENCODINGS, operation.body.encoding, "encoding"),
+        tensors=names,
+        metrics={name: value for name, value in operation.metrics.items() if value is not None},
+    )
+    if dtype is not None:
+        header.dtype = DTYPES[dtype]
+    if operation.base is not None:
+        base, chain, most = operation.base
+        header.base.CopyFrom(pb.Base(step=base, chain=chain, most=most))
+    if operation.settings:
+        header.settings.CopyFrom(struct(operation.settings))
+    if operation.rounded:
+        header.answer_dtype = DTYPES[operation.dtype]
+    return header, views
+
+
+def flat(body: Body) -> tuple[str | None, tuple[memoryview, ...], tuple[str, ...]]:
+    """Return a body's dtype, its bytes, and the tensors that it has if some are left out.
+
+    A message has one dtype; parts that come in several are widened, which loses nothing.
+    """
+    if not body.parts:
+        return body.dtype, body.pieces, ()
+    kinds = {item.dtype for item in body.parts}
+    kind = kinds.pop() if len(kinds) == 1 else "float64" if "float64" in kinds else "float32"
+    arrays = [item.array if item.dtype == kind else widen(item.array, item.dtype, kind) for item in body.parts]
+    return kind, pieces(arrays), () if body.whole else tuple(item.name for item in body.parts)
+
+
+def cut(views: Iterable[memoryview]) -> Iterator[Data]:
+    """Yield bytes in pieces of one size; what is large is not copied."""
+    held: list[memoryview] = []
+    room = PIECE
+    for view in views:
+        here = 0
+        while here < view.nbytes:
+            piece = view[here : here + room]
+            held.append(piece)
+            here, room = here + piece.nbytes, room - piece.nbytes
+            if room == 0:
+                yield held[0] if len(held) == 1 else b"".join(held)
+                held, room = [], PIECE
+    if held:
+        yield held[0] if len(held) == 1 else b"".join(held)
+
+
+def struct(value: Mapping[str, Any]) -> Struct:
+    """Return an object as a Struct."""
+    made = Struct()
+    made.update(value)
+    return made
+
+
+def _known(names: Mapping[str, Any], given: str, what: str) -> Any:
+    if given not in names:
+        raise errors.InvalidRequest(f"{what} is {given!r}; wanted {' or '.join(names)}")
+    return names[given]
+
+
+# -- in
+
+
+def standing(session: pb.Session) -> Standing:
+    """Read a session.
+
+    Raises:
+        TransportError: it is none.
+
+    """
+    try:
+        tensors = tuple(Tensor(t.name, tuple(t.shape)) for t in session.layout.tensors)
+        layout = checked(tensors, vector=session.layout.vector)
+        document = _document(session) | {"layout": layout.to_json(), "vector": layout.vector}
+    except (AdamdError, KeyError, ValueError) as error:
+        raise bad_answer(f"a message that is no session ({type(error).__name__}: {error})") from None
+    if not is_reference(session.id) or _CHAIN.fullmatch(session.chain) is None:  # every step would be sent with them
+        raise bad_answer("a session without an id or a chain")
+    if session.step > errors.LAST_STEP or not session.name.isprintable():
+        raise bad_answer("a session whose step or name no session has")
+    return Standing(
+        id=session.id,
+        name=document["name"],
+        step=session.step,
+        chain=session.chain,
+        layout=layout,
+        dtype=document["dtype"],
+        settings=document["optimizer"],
+        diverged=session.diverged,
+        document=document,
+        stop=session.stop or None,
+    )
+
+
+def _document(session: pb.Session) -> dict[str, Any]:
+    """Return the document that HTTP would tell, without the layout."""
+    return {
+        "id": session.id,
+        "name": session.name or None,
+        "step": session.step,
+        "chain": session.chain,
+        "incarnation": session.incarnation,
+        "optimizer": plain(session.optimizer),
+        "lr": session.lr,
+        "settings_revision": session.settings_revision,
+        "dtype": _NAMES[session.dtype],
+        "durability": _PROMISES[session.durability],
+        "labels": dict(session.labels),
+        "created_at": session.created_at.ToMicroseconds() / 1e6,
+        "parameters_missing": session.parameters_missing,
+        "diverged": session.diverged,
+        "stop": session.stop or None,
+        "warnings": [{"code": one.code, "detail": one.detail, "eps": _eps(one)} for one in session.warnings],
+        "progress": plain(session.progress),
+        "snapshot_step": session.snapshot_step if session.HasField("snapshot_step") else None,
+    }
+
+
+def page(response: pb.ListSessionsResponse) -> Page:
+    """Read a page of the list, each session in short, as HTTP tells it."""
+    try:
+        items = [_short(one) for one in response.sessions]
+    except (KeyError, ValueError) as error:
+        raise bad_answer(f"a page that is no list of sessions ({error})") from None
+    return Page(items, response.next_page_token or None)
+
+
+def _short(session: pb.Session) -> dict[str, Any]:
+    if session.damaged:
+        nothing = dict.fromkeys(("name", "step", "optimizer", "parameters", "dtype", "durability"))
+        created_at = session.created_at.ToMicroseconds() / 1e6
+        return {"id": session.id, **nothing, "labels": {}, "created_at": created_at, "damaged": session.damaged}
+    document = _document(session)
+    told = {name: document[name] for name in ("id", "name", "step", "dtype", "durability", "labels", "created_at")}
+    return told | {"optimizer": document["optimizer"].get("name"), "parameters": session.elements}
+
+
+def sight(response: pb.WatchSessionResponse) -> dict[str, Any]:
+    """Read where a watched session stands."""
+    told = response.standing
+    settings = plain(response.optimizer)
+    document = {"step": told.step, "chain": told.chain, "settings": settings}
+    document["lr"] = response.lr if response.HasField("lr") else settings.get("lr")  # an older server's is the base
+    return document | {"diverged": told.diverged, "metrics": dict(response.metrics)}
+
+
+def info(response: pb.GetServerInfoResponse) -> dict[str, Any]:
+    """Read what a server says of itself, in HTTP's words."""
+    return {
+        "version": response.version,
+        "replica": response.replica,
+        "numerics": response.numerics,
+        "store": response.store,
+        "limits": {"body_bytes": response.max_body_bytes, "in_flight_bytes": response.max_in_flight_bytes},
+        "grpc": {"message_bytes": response.max_message_bytes, "calls": response.max_concurrent_calls},
+        "dtypes": list(response.dtypes),
+        "optimizers": list(response.optimizers),
+        "encodings": list(response.encodings),
+        "settings": plain(response.settings),
+        "device": response.device,
+    }
+
+
+def stepped(told: pb.Standing | None, operation: Step | ReadParameters) -> Stepped:
+    """Check where an answer with parameters stands, before any of them is taken.
+
+    Raises:
+        TransportError: it is not the answer to what was asked.
+
+    """
+    if told is None:
+        raise bad_answer("parameters that do not say where they stand")
+    room = sum(view.nbytes for view in operation.into)
+    if told.dtype != DTYPES[operation.dtype]:
+        raise bad_answer(f"{_NAMES.get(told.dtype, 'unknown')} parameters; wanted {operation.dtype}")
+    if told.nbytes != room:
+        raise bad_answer(f"{told.nbytes} bytes of parameters; wanted {room}")
+    if isinstance(operation, Step) and operation.number not in (None, told.step):
+        raise bad_answer(f"step {told.step}; wanted {operation.number}")
+    if _CHAIN.fullmatch(told.chain) is None or told.step > errors.LAST_STEP:
+        raise bad_answer("no chain or step of a session")
+    stalls = tuple(Stall(errors.clean(one.code[:80]), _eps(one)) for one in told.warnings)
+    stop = errors.clean(told.stop[:80]) or None
+    return Stepped(told.step, told.chain, told.replayed, told.diverged, told.overflowed, stop, stalls)
+
+
+def _eps(warning: pb.Stall) -> float | None:
+    return warning.eps if warning.HasField("eps") else None
+
+
+def plain(value: Struct) -> dict[str, Any]:
+    """Return a Struct as a dict; its numbers are floats."""
+    return {name: _plain(item) for name, item in value.fields.items()}
+
+
+def _plain(value: Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return plain(value.struct_value)
+    if kind == "list_value":
+        return [_plain(item) for item in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+# -- errors
+
+
+def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
+    """Return the error that an ended call is.
+
+    Args:
+        status: gRPC's, by name.
+        words: what the other end, or gRPC itself, says.
+        details: google.rpc.Status, as ``grpc-status-details-bin`` brings it.
+
+    """
+    found = _problem(details) if details else None
+    if found is not None:
+        return found
+    words = errors.clean(words)
+    if "larger than max" in words:  # gRPC's own, at either end: no other attempt makes it shorter
+        return errors.TooLarge(f"{status}: {words[:200]}")
+    foreign = _FOREIGN.get(status)
+    if foreign is not None:
+        return foreign(f"{status}: {words[:200]}")
+    if "http1.x server" in words:
+        return TransportError("the other side speaks HTTP/1", phase=OTHER_PROTOCOL, permanent=True)
+    for sign, said in _HOPELESS.items():
+        if sign in words:
+            return TransportError(said, phase="connect", permanent=True)
+    if status == "DEADLINE_EXCEEDED":
+        return TransportError("no answer came within the time that one may take", phase="timeout")
+    if status in ("UNAVAILABLE", "CANCELLED") or any(
+        sign in words for sign in ("RST_STREAM", "Stream removed", "GOAWAY")
+    ):
+        if any(sign in words.lower() for sign in _UNCONNECTED):
+            said = f"no connection: {words[:300]}; is the server running? `adamd serve` starts one"
+            return TransportError(said, phase="connect")
+        return TransportError(f"the connection ended before the answer did: {words[:300]}", phase="silent")
+    return bad_answer(f"the gRPC status {status}: {words[:200]!r}")
+
+
+_HOPELESS = {
+    "WRONG_VERSION_NUMBER": "TLS is not spoken there; use grpc://, or the port that has it",
+    "CERTIFICATE_VERIFY_FAILED": "untrusted certificate; SSL_CERT_FILE may name your authority's",
+}
+_UNCONNECTED = ("failed to connect", "connections to all backends", "resolv", "handshake")
+_ENDED = ("RST_STREAM", "Stream removed", "GOAWAY")  # how gRPC tells of a connection that ended, by other statuses
+_FOREIGN: Mapping[str, type[AdamdError]] = {
+    "RESOURCE_EXHAUSTED": errors.Busy,
+    "UNAUTHENTICATED": errors.RequestError,
+    "PERMISSION_DENIED": errors.RequestError,
+    "INVALID_ARGUMENT": errors.InvalidRequest,
+}
+
+
+def _problem(details: bytes) -> AdamdError | None:
+    """Read the problem document among an error's details; None where there is none."""
+    info, retry_after = ErrorInfo(), None
+    found: AdamdError | None = None
+    try:
+        for item in Status.FromString(details).details:
+            if item.Is(RetryInfo.DESCRIPTOR):
+                retry_after = max(0.0, RetryInfo.FromString(item.value).retry_delay.ToMicroseconds() / 1e6)
+            elif item.Is(ErrorInfo.DESCRIPTOR):
+                info = ErrorInfo.FromString(item.value)
+        document = json.loads(info.metadata[PROBLEM]) if info.domain == ERROR_DOMAIN else None
+        if isinstance(document, dict):
+            status = document.get("status")
+            found = errors.from_problem(document, status if isinstance(status, int) else 500, retry_after)
+    except (DecodeError, ValueError, RecursionError):
+        return None
+    return found

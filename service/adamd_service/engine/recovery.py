@@ -1,0 +1,322 @@
+"""State is the fold of the log (law 1): from the store's snapshot and records back to arrays, checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import structlog
+
+from adamd.errors import AdamdError, Damaged, InternalError, SessionDeleted, StoreUnavailable
+from adamd.wire import encodings
+from adamd.wire.buffers import BufferPool, Bytes
+from adamd.wire.dtypes import storage
+from adamd.wire.encodings import LAZY, RAW
+from adamd.wire.layout import Layout
+from adamd_service.advice import progress_of
+from adamd_service.engine.cache import Hot, is_finite
+from adamd_service.optim import (
+    BEST,
+    NUMERICS_ID,
+    Device,
+    Encoded,
+    Lazy,
+    Settings,
+    SettingsError,
+    State,
+    Update,
+    encoded,
+    parse_settings,
+    updates_from_json,
+)
+from adamd_service.records import Entry, Head, Record, SnapshotRef, Spec
+from adamd_service.rules import digest_start, next_chain
+from adamd_service.store import ChunkMissing, RedisStore
+
+TRIES = 5  # a reader that meets a missing chunk reloads the head and starts again
+PAGE = 64  # records read at once
+log = structlog.get_logger()
+
+
+class Rebuilder:
+    """Fills a hot session from the store. Synchronous: it runs in a worker thread, under the session's lock."""
+
+    def __init__(self, store: RedisStore, device: Device, pool: BufferPool) -> None:
+        self._store = store
+        self._device = device
+        self._pool = pool
+
+    def current(self, hot: Hot) -> Head:
+        """Bring the session to where the store says that it stands, and return its head.
+
+        Raises:
+            UnknownSession, SessionDeleted, StoreUnavailable: and the cache is dropped.
+            Damaged: what the store holds does not fold into the chain that it names.
+
+        """
+        if not hot.durable:
+            if hot.head is None:  # deleted meanwhile, or a kernel error: no store can rebuild it
+                raise SessionDeleted(f"the memory session {hot.id} is no more; create it again")
+            return hot.head
+        try:
+            head = self._store.load_head(hot.id) if hot.head is None else self._moved(hot.head)
+            if head is not None:
+                self._follow(hot, head)
+        except BaseException:
+            hot.drop()
+            raise
+        assert hot.head is not None
+        return hot.head
+
+    def current_with_metrics(self, hot: Hot) -> tuple[Head, Mapping[str, Any] | None]:
+        """Return what `current` does, and what its last step carried, where that is known here."""
+        return self.current(hot), hot.metrics
+
+    def _moved(self, known: Head) -> Head | None:
+        standing = self._store.standing(known.spec.id)
+        return None if standing.is_of(known) else self._store.load_head(known.spec.id)
+
+    def head(self, hot: Hot) -> Head:
+        """Return where the session stands, as `current` does, without its state."""
+        return self._store.load_head(hot.id) if hot.durable else self.current(hot)
+
+    def _follow(self, hot: Hot, head: Head) -> None:
+        """Fold what the head names. What is missing may have been collected: then the head names something else now."""
+        lost = set[str]()
+        for _ in range(TRIES):
+            try:
+                with self._store.lease(hot.id):
+                    self._fold(hot, head, lost)
+                return
+            except ChunkMissing as missing:
+                hot.drop()
+                now = self._store.load_head(hot.id)
+                if _names_the_same(now, head):
+                    lost.add(missing.snapshot)
+                    if not missing.snapshot or lost >= {ref.id for ref in head.snapshots}:
+                        raise Damaged(
+                            f"session {hot.id}: {missing.detail}, and is missing for good; {Damaged.ADVICE}"
+                        ) from None
+                head = now
+        raise StoreUnavailable("the session was changed each time while it was read; try again", retry_after=0.2)
+
+    def _fold(self, hot: Hot, head: Head, lost: set[str]) -> None:
+        if head.parameters_missing:
+            hot.install(head, None, {}, diverged=False)
+            return
+        settings, _ = settings_of(head), progress_of(head)  # which raises too where it is none
+        if hot.head is None or hot.head.settings != head.settings:  # the next step may be the event loop's
+            self._device.prepare(settings, storage(head.spec.dtype))
+        start, replaced = self._resume(hot, head), hot.replaced
+        if start is None:
+            state, chain, step, replaced = self._snapshot(head, lost)
+            before = None
+        else:
+            (state, chain, step), before = start, hot.head
+        last: Record | None = None
+        for last in self._records(head, step):
+            chain = self._replay(head, last, chain, state)
+        if chain != head.chain:
+            raise Damaged(f"session {hot.id}: the log folds to chain {chain[:12]}…, the head says {head.chain[:12]}…")
+        self._check_before(head, last, before)
+        ring = self._ring(head)
+        self._device.fetch(state)
+        hot.install(head, state, ring, diverged=not is_finite(state))
+        hot.replaced = replaced
+
+    def _ring(self, head: Head) -> dict[int, Entry]:
+        ring = {entry.step: entry for entry in self._store.ring(head.spec.id)}
+        last = ring.get(head.step)
+        if last is not None and last.chain != head.chain:
+            raise Damaged(f"session {head.spec.id}: the ring has another chain for step {head.step} than the head")
+        return ring
+
+    def _check_before(self, head: Head, last: Record | None, before: Head | None) -> None:
+        """Check the one field of a head that the log's chain does not cover: the chain before its step."""
+        if last is None and head.step > head.snapshots[0].step and (before is None or before.step != head.step):
+            found = self._store.records(head.spec.id, head.step, head.step)
+            if not found:
+                raise ChunkMissing(f"the record of step {head.step} is not there")
+            last = found[0]
+        known = last or before
+        if (known.prev_chain if known is not None else "") != head.prev_chain:
+            raise Damaged(f"session {head.spec.id}: the head names another chain before step {head.step} than the log")
+
+    def _snapshot(self, head: Head, lost: set[str]) -> tuple[State, str, int, str]:
+        """Return the state of the newest snapshot that is whole, its chain and its step, and the id of the newest where
+        that is another one: the next snapshot takes its place.
+        """
+        newest, why = head.snapshots[-1], list[str]()
+        for ref in reversed(head.snapshots):
+            try:
+                if ref.damage or ref.id in lost:
+                    raise Damaged(ref.damage or f"a chunk of snapshot {ref.id} is not there")
+                state = self._read_snapshot(head, ref)
+            except ChunkMissing as missing:
+                missing.snapshot = ref.id
+                raise
+            except Damaged as error:
+                why.append(error.detail)
+                continue
+            if ref is not newest:
+                log.warning("rebuilt from an older snapshot", session=head.spec.id, step=ref.step, damage=why)
+            return state, ref.chain, ref.step, "" if ref is newest else newest.id
+        raise Damaged(f"session {head.spec.id}: {'; '.join(why)}; {Damaged.ADVICE}")
+
+    def _resume(self, hot: Hot, head: Head) -> tuple[State, str, int] | None:
+        """Go on from the cache where it is a place in the head's own history."""
+        known = hot.head
+        if known is None or hot.state is None or known.incarnation != head.incarnation:
+            return None
+        if known.step > head.step or known.step < head.snapshots[0].step:
+            return None
+        if known.step == head.step and known.chain != head.chain:
+            return None
+        following = self._store.records(hot.id, known.step + 1, known.step + 1)
+        if known.step < head.step and (not following or following[0].prev_chain != known.chain):
+            return None
+        return hot.state, known.chain, known.step
+
+    def _records(self, head: Head, after: int) -> Iterator[Record]:
+        for first in range(after + 1, head.step + 1, PAGE):
+            last = min(first + PAGE - 1, head.step)
+            page = self._store.records(head.spec.id, first, last)
+            if len(page) != last - first + 1:
+                raise ChunkMissing(f"one of the records {first} to {last} is not there")
+            yield from page
+
+    def _read_snapshot(self, head: Head, snapshot: SnapshotRef) -> State:
+        spec = head.spec
+        arrays = {}
+        for ref in snapshot.arrays:
+            flat = np.empty(spec.layout.size, storage(spec.dtype))
+            self._store.read_array(spec.id, snapshot.id, ref, flat.view(np.uint8))
+            arrays[ref.name] = flat
+        if "params" not in arrays or len(snapshot.counts) != len(spec.layout.tensors):
+            raise Damaged(f"session {spec.id}: snapshot {snapshot.id} lacks parameters or counts")
+        settings = settings_of(head)
+        state = State.fresh(arrays["params"], len(snapshot.counts), settings)
+        state.params = arrays.pop("params")
+        if state.best is not None:  # step 0's has only parameters
+            state.best = arrays.pop(BEST, state.best)
+        if not arrays.keys() <= state.slots.keys():
+            raise Damaged(f"session {spec.id}: snapshot {snapshot.id} has arrays of another optimizer")
+        state.slots |= arrays
+        state.counts = list(snapshot.counts)
+        if snapshot.carried:
+            try:
+                state.carry(snapshot.carried)
+            except ValueError as error:
+                raise Damaged(f"session {spec.id}: snapshot {snapshot.id}: carried: {error}") from None
+        return state
+
+    def _replay(self, head: Head, record: Record, chain: str, state: State) -> str:
+        spec = head.spec
+        expected = next_chain(chain, record.step, record.digest, record.updates, record.numerics)
+        if record.prev_chain != chain or record.chain != expected:
+            raise Damaged(f"session {spec.id}: the record of step {record.step} does not continue its chain")
+        if record.numerics != NUMERICS_ID:  # no damage: the chain covers it
+            raise InternalError(f"session {spec.id}: step {record.step} was made by numerics {record.numerics!r}")
+        updates = updates_of(record, state)
+        check_body(record, updates, spec.layout)
+        body = self._pool.lease(record.nbytes)
+        self._store.read_body(spec.id, record, body)
+        check_digest(record, updates, spec.layout, body)
+        if record.best and state.best is not None:
+            self._device.fetch(state)
+            state.take_best()
+        self._device.apply(state, gradient_of(record, updates, spec, body), updates, spec.layout.bounds, None)
+        return record.chain
+
+
+def settings_of(head: Head) -> Settings:
+    """Return a head's settings.
+
+    Raises:
+        Damaged: they are none.
+
+    """
+    try:
+        return parse_settings(head.settings)
+    except SettingsError as error:
+        raise Damaged(f"session {head.spec.id}: the settings in the store are damaged: {error.message}") from None
+
+
+def _names_the_same(one: Head, other: Head) -> bool:
+    """Say whether two heads name the same records and snapshots."""
+
+    def named(head: Head) -> tuple[Any, ...]:
+        return head.incarnation, head.step, head.chain, head.snapshots
+
+    return named(one) == named(other)
+
+
+def updates_of(record: Record, state: State) -> tuple[Update, ...]:
+    """Return the updates of a record.
+
+    Raises:
+        Damaged: the state's optimizer could not have made them.
+
+    """
+    try:
+        return updates_from_json(record.updates, state.optimizer, tuple(state.slots), state.params.dtype)
+    except ValueError as error:
+        raise Damaged(f"the record of step {record.step} is damaged: {error}") from None
+
+
+def check_digest(record: Record, updates: tuple[Update, ...], layout: Layout, body: Bytes) -> None:
+    """Refuse a record whose body is not the one that its digest, and so its chain, names.
+
+    Raises:
+        Damaged: the store's bytes have changed.
+
+    """
+    covered = _covered(updates)
+    # What a lazy one covers is said by its body.
+    present = None if len(covered) == len(layout.tensors) or record.encoding == LAZY else covered
+    digest = digest_start(record.encoding, record.dtype, present, record.settings)
+    digest.update(body)
+    if digest.hexdigest() != record.digest:
+        raise Damaged(f"the body of step {record.step} in the store is damaged: its digest does not match")
+
+
+def check_body(record: Record, updates: tuple[Update, ...], layout: Layout) -> None:
+    """Refuse a record whose body cannot be what its updates cover.
+
+    Raises:
+        Damaged: the lengths do not match.
+
+    """
+    if updates and updates[-1].last > len(layout.tensors):
+        raise Damaged(f"the record of step {record.step} updates tensors that the layout does not have")
+    covered = sum(layout.bounds[update.last] - layout.bounds[update.first] for update in updates)
+    if record.encoding not in (RAW, LAZY) and covered != layout.size:
+        raise Damaged(f"the record of step {record.step} is {record.encoding} and covers {covered} elements")
+    size = covered if record.encoding == RAW else layout.size
+    try:
+        encodings.check_length(record.encoding, record.nbytes, size, record.dtype)
+    except AdamdError as error:
+        raise Damaged(f"the record of step {record.step} has another length: {error.detail}") from None
+
+
+def gradient_of(record: Record, updates: tuple[Update, ...], spec: Spec, body: Bytes) -> Encoded:
+    """Return the gradient that a record's body is; an encoded one is checked again, since it says where to write.
+
+    Raises:
+        Damaged: it is none, or one of other tensors.
+
+    """
+    gradient = encoded(record.encoding, record.dtype, body, spec.layout.size, storage(spec.dtype))
+    try:
+        if record.encoding != RAW:
+            gradient.check(body.nbytes)
+    except AdamdError as error:
+        raise Damaged(f"the body of step {record.step} in the store is damaged: {error.detail}") from None
+    if isinstance(gradient, Lazy) and list(gradient.touched(spec.layout.bounds)) != _covered(updates):
+        raise Damaged(f"the record of step {record.step} updates other tensors than its body names")
+    return gradient
+
+
+def _covered(updates: tuple[Update, ...]) -> list[int]:
+    return [index for update in updates for index in range(update.first, update.last)]

@@ -1,0 +1,381 @@
+"""One step, in one place and in order: decide, commit, apply, answer (law 2).
+
+All of it runs in one worker thread under the session's lock. The loop around it is law 5: a replica that loses
+the compare-and-set reloads and decides again; a replay or a refusal is answered only after the store was asked.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from adamd.errors import (
+    IdempotencyMismatch,
+    InternalError,
+    InvalidSettings,
+    StoreUnavailable,
+)
+from adamd.wire.dtypes import storage
+from adamd_service.advice import advice_of, noted
+from adamd_service.engine.answers import Copies, rounded
+from adamd_service.engine.cache import Hot
+from adamd_service.engine.calls import Answer
+from adamd_service.engine.driving import Asked, InThread, Taking, Told, soon, to_the_end
+from adamd_service.engine.receiving import Reception
+from adamd_service.engine.recovery import Rebuilder
+from adamd_service.optim import (
+    NUMERICS_ID,
+    Device,
+    Settings,
+    SettingsError,
+    State,
+    Update,
+    at_step,
+    check_groups,
+    check_scalars,
+    merge_settings,
+    plan,
+    to_json,
+    updates_to_json,
+)
+from adamd_service.records import Base, Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
+from adamd_service.rules import Apply, Refuse, Replay, StepRequest, decide, next_chain
+from adamd_service.store import RedisStore, UnknownOutcome
+
+RACES = 64  # compare-and-set races lost in a row before a client is told to come back
+Permit: TypeAlias = AbstractContextManager[object]
+KEYS = 4096  # Idempotency-Keys that a memory session remembers
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A step whose body is in."""
+
+    number: int | None
+    reception: Reception
+    present: tuple[int, ...] | None
+    settings: Mapping[str, Any] | None
+    metrics: Mapping[str, Any]
+    if_match: str | None
+    base: Base | None
+    key: str | None
+    minimal: bool
+    answer_dtype: str | None
+    attempt: str
+    chunks: tuple[int, ...] | None = None
+    committed: bool = False
+    landed: int | None = None  # the step that a POST was committed as, where only `resolve` knows it
+
+    @property
+    def request(self) -> StepRequest:
+        """What the rules see of it."""
+        return StepRequest(self.number, self.reception.digest(), self.if_match, self.base)
+
+
+class Stepper:
+    """Decides, commits, applies and answers steps. It holds no state of its own."""
+
+    def __init__(
+        self,
+        store: RedisStore,
+        rebuilder: Rebuilder,
+        device: Device,
+        updates: threading.Semaphore,
+        copies: Copies,
+        inline: int,
+    ) -> None:
+        self._store = store
+        self._rebuilder = rebuilder
+        self._device = device
+        self._updates = updates
+        self._copies = copies
+        self._inline = inline
+
+    def run(self, hot: Hot, step: Step, *, inline: bool = False) -> Answer:
+        """Take the step and answer it. ``inline``: on the event loop, which must not wait for a permit to update.
+
+        Raises:
+            AdamdError: it was refused, or the store could not be asked; then nothing was applied here.
+
+        """
+        return to_the_end(self._taken(hot, step, nullcontext() if inline else self._updates), self._commit_of(hot))
+
+    async def run_soon(self, hot: Hot, step: Step, in_thread: InThread) -> Answer:
+        """`run` on the event loop, as far as nothing in it waits for anything but the commit's answer; the rest, where
+        there is one, in a thread.
+        """
+        taking = self._taken(hot, step, nullcontext())
+        return await soon(taking, partial(self._store.commit_soon, hot.id), self._commit_of(hot), in_thread)
+
+    def _commit_of(self, hot: Hot) -> Callable[[Commit], CommitOutcome]:
+        return partial(self._store.commit, hot.id)
+
+    def _taken(self, hot: Hot, step: Step, permit: Permit) -> Taking:
+        try:
+            return (yield from self._run(hot, step, permit))
+        finally:
+            if step.chunks and not step.committed:
+                self._discard(hot.id, step)
+
+    def _run(self, hot: Hot, step: Step, permit: Permit) -> Taking:
+        asked = hot.head is None
+        if asked:
+            yield None
+            self._rebuilder.current(hot)
+        for _ in range(RACES):
+            assert hot.head is not None
+            if step.key is not None and hot.durable:
+                yield None
+            repeated = self._by_key(hot, step)
+            if repeated is not None:
+                return repeated
+            if step.landed is not None:  # its key was not kept, and it must not be applied again
+                return replace(self._known(hot, step, replayed=False), applied_step=step.landed)
+            decision = decide(hot.head, hot.ring, step.request, diverged=hot.diverged)
+            if isinstance(decision, Apply):
+                assert hot.state is not None
+                with self._device.ready(hot.state):  # before the commit: memory must not be lacking after it
+                    answer = yield from self._apply(hot, step, decision.step, permit)
+                if answer is not None:
+                    return answer
+                yield None
+                self._rebuilder.current(hot)
+            elif not asked:
+                yield None
+                self._rebuilder.current(hot)
+            else:
+                return self._answer_known(hot, step, decision)
+            asked = True
+        raise StoreUnavailable("other writers were faster every time; try again", retry_after=0.2)
+
+    def _answer_known(self, hot: Hot, step: Step, decision: Replay | Refuse) -> Answer:
+        if isinstance(decision, Refuse):
+            raise decision.error
+        mine = hot.ring[decision.step].attempt == step.attempt
+        return self._known(hot, step, replayed=not mine)
+
+    def _by_key(self, hot: Hot, step: Step) -> Answer | None:
+        """Answer a repeated POST with the current parameters, and the step that its gradient was applied as.
+
+        A PUT has its number, so there the key only has to agree with it.
+        """
+        if step.key is None:
+            return None
+        known = self._store.idempotent(hot.id, step.key) if hot.durable else hot.keys.get(step.key)
+        if known is None:
+            return None
+        digest, applied = known
+        if digest != step.reception.digest() or step.number not in (None, applied):
+            raise IdempotencyMismatch(
+                f"this Idempotency-Key was used for step {applied} with another request; use a new key",
+                step=hot.head.step if hot.head else None,
+            )
+        if step.number is not None:
+            return None
+        self._rebuilder.current(hot)
+        entry = hot.ring.get(applied)
+        mine = entry is not None and entry.attempt == step.attempt
+        return replace(self._known(hot, step, replayed=not mine), applied_step=applied)
+
+    def _known(self, hot: Hot, step: Step, *, replayed: bool) -> Answer:
+        return self._copies.answer(hot, minimal=step.minimal, replayed=replayed, answer_dtype=step.answer_dtype)
+
+    def _apply(self, hot: Hot, step: Step, number: int, permit: Permit) -> Generator[Asked, Told, Answer | None]:
+        """Commit and apply; None where another writer was first and the decision must be made again."""
+        head, state = hot.head, hot.state
+        assert head is not None and state is not None and hot.settings is not None
+        if hot.durable:
+            self._store.require_kept()
+        settings = carried(hot.settings, step.settings, head)
+        updates = _plan(settings, state, head, step, number)
+        note = noted(head, number, settings, state, step.reception.gradient, step.metrics, updates, self._device.fetch)
+        record = self._record(head, step, number, updates, best=note.best)
+        entry = Entry(number, record.digest, step.attempt, record.chain)
+        after = replace(
+            head,
+            settings=to_json(settings),
+            settings_revision=head.settings_revision + (settings != hot.settings),
+            progress=note.progress.to_json(),
+        )
+        # Before the commit: whatever could fail must not come between it and the answer.
+        dtype = step.answer_dtype or head.spec.dtype
+        out = None if step.minimal else self._copies.lease(head.spec.layout.size, dtype)
+        if hot.durable:
+            if not (yield from self._commit(hot, step, head, after, record)):
+                return None
+        elif step.key is not None:
+            hot.keys[step.key] = (record.digest, number)
+            if len(hot.keys) > KEYS:
+                hot.keys.popitem(last=False)
+        overflowed = self._change(hot, state, step, updates, out, permit, best=note.best)
+        hot.advance(entry, settings, after, record)
+        advice = advice_of(after, settings, number)
+        answer = Answer(head.spec, number, record.chain, out, hot.diverged, advice=advice)
+        return replace(answer, answer_dtype=step.answer_dtype, overflowed=overflowed)
+
+    def _change(
+        self,
+        hot: Hot,
+        state: State,
+        step: Step,
+        updates: tuple[Update, ...],
+        out: NDArray[Any] | None,
+        permit: Permit,
+        *,
+        best: bool,
+    ) -> int:
+        """Apply what is committed; returns how many parameters the answer's dtype could not hold.
+
+        An error in the middle leaves arrays that no one may see: drop them.
+        """
+        assert hot.head is not None
+        same = out is None or out.dtype == state.params.dtype  # then the kernel writes the answer in its own pass
+        overflowed = 0
+        try:
+            with permit:
+                if best:
+                    self._device.fetch(state)
+                    state.take_best()
+                gradient, bounds = step.reception.gradient, hot.head.spec.layout.bounds
+                diverged = self._device.apply(state, gradient, updates, bounds, out if same else None)
+                if out is not None and not same:
+                    self._device.fetch(state)
+                    overflowed = rounded(state.params, step.answer_dtype or hot.head.spec.dtype, out)
+        except BaseException:
+            hot.drop()
+            raise
+        hot.diverged = hot.diverged or diverged
+        return overflowed
+
+    def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...], *, best: bool) -> Record:
+        scalars = updates_to_json(updates)
+        digest = step.reception.digest()
+        body = step.reception.buffer
+        inline = body.tobytes() if head.spec.durability == "committed" and body.nbytes <= self._inline else None
+        if head.spec.durability == "committed" and inline is None and step.chunks is None:
+            step.chunks = self._stage(head.spec.id, step)
+        return Record(
+            step=number,
+            attempt=step.attempt,
+            digest=digest,
+            prev_chain=head.chain,
+            chain=next_chain(head.chain, number, digest, scalars, NUMERICS_ID),
+            dtype=step.reception.dtype,
+            encoding=step.reception.encoding,
+            updates=scalars,
+            chunks=step.chunks or (),
+            inline=inline,
+            settings=None if step.settings is None else dict(step.settings),
+            metrics=dict(step.metrics),
+            numerics=NUMERICS_ID,
+            best=best,
+        )
+
+    def _stage(self, session_id: str, step: Step) -> tuple[int, ...]:
+        """Log a body that was not logged while it arrived: it looked like a replay, or came in another encoding."""
+        body = step.reception.buffer
+        staging = self._store.stage(session_id, step.attempt, body.nbytes)
+        try:
+            staging.write(memoryview(body))
+            return staging.finish()
+        except BaseException:
+            staging.abort()
+            raise
+
+    def _commit(self, hot: Hot, step: Step, head: Head, after: Head, record: Record) -> Generator[Asked, Told, bool]:
+        key = None if step.key is None else IdempotencyKey(step.key, record.digest)
+        commit = Commit(
+            incarnation=head.incarnation,
+            expect_revision=head.settings_revision,
+            record=record,
+            settings=after.settings,
+            settings_revision=after.settings_revision,
+            idempotency=key,
+            progress=None if after.progress == head.progress else after.progress,
+        )
+        try:
+            outcome = yield commit
+        except UnknownOutcome:
+            yield None
+            self._resolve(hot, step, record.step)
+            return False
+        except InternalError:  # no refusal that is known: it may have run, so its chunks stay (their TTL takes them)
+            step.committed = True
+            hot.drop()
+            raise
+        except BaseException:
+            hot.drop()
+            raise
+        assert outcome is not None
+        if isinstance(outcome, Committed):
+            step.committed = True
+            return True
+        self._after_loss(step, outcome)
+        return False
+
+    def _after_loss(self, step: Step, outcome: Lost) -> None:
+        if outcome.reason == "fenced" or outcome.reason == "chunks":
+            # The attempt is dead, or its chunks outlived their TTL: the next commit needs a new one.
+            step.attempt, step.chunks = secrets.token_hex(8), None
+
+    def _resolve(self, hot: Hot, step: Step, number: int) -> None:
+        """Find out what became of a commit without an answer; the cache is rebuilt either way, by `_run` (law 2)."""
+        hot.drop()
+        step.committed = True  # as far as anyone knows: its chunks must not be unlinked
+        verdict = self._store.resolve(hot.id, step.attempt, number)
+        if verdict == "committed" and step.number is None:
+            step.landed = number
+        if verdict == "fenced":
+            step.committed = False
+            self._discard(hot.id, step)
+            step.attempt, step.chunks = secrets.token_hex(8), None
+
+    def _discard(self, session_id: str, step: Step) -> None:
+        """Unlink an attempt that can no longer commit. Its TTL does the same, later, where this fails."""
+        try:
+            self._store.discard(session_id, step.attempt, len(step.chunks or ()))
+        except StoreUnavailable:
+            return
+
+
+def carried(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:
+    """Return the settings that count from now on.
+
+    Raises:
+        InvalidSettings: with the path of what is wrong.
+
+    """
+    if not patch:
+        return current
+    return _checked(lambda: merge_settings(current, dict(patch)), head)
+
+
+def _checked(make: Callable[[], Settings], head: Head) -> Settings:
+    try:
+        settings = make()
+        check_groups(settings, head.spec.layout.names)
+        check_scalars(settings, head.spec.layout.names, storage(head.spec.dtype))
+    except SettingsError as error:
+        raise InvalidSettings(error.message, step=head.step, path=error.path) from None
+    return settings
+
+
+def _plan(settings: Settings, state: State, head: Head, step: Step, number: int) -> tuple[Update, ...]:
+    layout, present, dtype = head.spec.layout, step.present, storage(head.spec.dtype)
+    here = [True] * len(layout.tensors)
+    if present is not None:
+        here = [False] * len(layout.tensors)
+        for index in present:
+            here[index] = True
+    try:
+        at = at_step(settings, number, step.reception.gradient, dtype)
+        return plan(settings, layout.names, state.counts, here, dtype, state.carried, at)
+    except SettingsError as error:  # of a later update than `check_scalars` looked at
+        raise InvalidSettings(error.message, step=head.step, path=error.path) from None

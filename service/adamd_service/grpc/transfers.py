@@ -1,0 +1,80 @@
+"""Parameters and states, in pieces."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from adamd.errors import InvalidRequest
+from adamd.wire.pieces import Piece
+from adamd.wire.v1 import adamd_pb2 as pb
+from adamd_service.codecs import bodies, checks
+from adamd_service.codecs.documents import order_notice
+from adamd_service.codecs.states import raw, state_pieces
+from adamd_service.engine import Body, Engine, to_its_end
+from adamd_service.grpc import messages
+from adamd_service.grpc.calls import Context, Guard
+from adamd_service.grpc.receiving import pieces
+from adamd_service.grpc.sending import write_all
+
+
+class Bulk:
+    """Serves them over one engine."""
+
+    def __init__(self, engine: Engine, guard: Guard) -> None:
+        self._engine = engine
+        self._guard = guard
+
+    async def get_parameters(self, context: Context) -> None:
+        """Return the current parameters."""
+        request: pb.GetParametersRequest = await self._guard.first(context)
+        ref, dtype = checks.session_ref(request.session), messages.dtype(request.dtype, "dtype")
+        answer = await self._engine.parameters(ref, dtype, at=checks.at(request.at or None))
+        views = [] if answer.parameters is None else [raw(answer.parameters)]
+        standing = messages.standing(answer)
+        del answer
+        await write_all(context, standing, views, self._engine.limits.upload_gap)
+
+    async def export_state(self, context: Context) -> None:
+        """Return the whole state as safetensors."""
+        request: pb.ExportStateRequest = await self._guard.first(context)
+        exported = await self._engine.export(checks.session_ref(request.session))
+        head, views = exported.head, state_pieces(exported)
+        del exported
+        nbytes = sum(view.nbytes for view in views)
+        standing = messages.standing_of(head.spec, head.step, head.chain, nbytes)
+        await write_all(context, standing, views, self._engine.limits.upload_gap)
+
+    async def set_parameters(self, first: Piece[Any], context: Context) -> pb.SetParametersResponse:
+        """Set the parameters, before step 1."""
+        if first.head is None:
+            raise InvalidRequest("session: missing; the first message names it", path="session")
+        dtype = messages.dtype(first.head.dtype, "dtype")
+        body = Body(None, pieces(first, None, context))
+        view = await self._engine.set_parameters(checks.session_ref(first.head.session), body, dtype, None)
+        return pb.SetParametersResponse(session=messages.session(view.head, diverged=view.diverged))
+
+    async def restore(self, first: Piece[Any], context: Context) -> pb.RestoreSessionResponse:
+        """Make a session from safetensors."""
+        if first.head is None:
+            raise InvalidRequest("nbytes: missing; the first message tells the length of the whole", path="nbytes")
+        key, nbytes = messages.key(first.head.idempotency_key), first.head.nbytes
+        body = Body(nbytes, pieces(first, nbytes, context), weight=bodies.SAFETENSORS_WEIGHT)
+        async with self._engine.whole(body) as read:
+            call = await to_its_end(asyncio.ensure_future(asyncio.to_thread(bodies.create_from_safetensors, read, key)))
+            view = await self._engine.create(call)
+        made = messages.session(view.head, diverged=view.diverged)
+        made.warnings.extend(pb.Stall(**one) for one in order_notice(call.given, call.layout))
+        return pb.RestoreSessionResponse(session=made, replayed=view.repeated)
+
+
+def read_parameters(raw: bytes) -> Piece[Any]:
+    """Read a message of SetParameters; its head is the message itself where it names a session."""
+    message = pb.SetParametersRequest.FromString(raw)
+    return Piece(message if message.session or message.dtype else None, message.offset, message.data)
+
+
+def read_state(raw: bytes) -> Piece[Any]:
+    """Read a message of RestoreSession; its head is the message itself where it tells a key or a length."""
+    message = pb.RestoreSessionRequest.FromString(raw)
+    return Piece(message if message.nbytes or message.idempotency_key else None, message.offset, message.data)

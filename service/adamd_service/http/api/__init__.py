@@ -1,0 +1,1 @@
+"""The HTTP API: routes, request headers, responses, and the OpenAPI document."""

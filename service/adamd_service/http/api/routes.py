@@ -1,0 +1,247 @@
+"""The routes of DESIGN section 5. Each decodes, calls the engine and encodes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Match, Route
+from starlette.types import Scope
+
+from adamd.errors import InvalidRequest
+from adamd.wire import headers
+from adamd.wire.encodings import RAW
+from adamd_service.codecs import bodies, checks
+from adamd_service.codecs.checks import session_ref as _ref
+from adamd_service.codecs.documents import patch as patch_document
+from adamd_service.codecs.documents import summary
+from adamd_service.codecs.info import MAX_JSON
+from adamd_service.engine import Body, Engine, StepCall
+from adamd_service.http import responses
+from adamd_service.http.api import openapi, request_headers
+from adamd_service.http.server import direct_bodies
+
+T = TypeVar("T")
+
+
+class StrictRoute(APIRoute):
+    """A route that refuses what its query has beside what the document says."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what serves a request."""
+        handle = super().get_route_handler()
+        known = [one.alias for one in self.dependant.query_params]
+        known += [one["name"] for one in (self.openapi_extra or {}).get("parameters", ()) if one["in"] == "query"]
+
+        async def handled(request: Request) -> Response:
+            if request.scope["query_string"]:
+                request_headers.check_query(request, known)
+            return await handle(request)
+
+        return handled
+
+
+router = APIRouter(prefix="/v1", tags=["sessions"], route_class=StrictRoute)
+JSON_WEIGHT = 14  # bytes of memory that a byte of JSON becomes at worst, on its way to an array
+MAX_PATCH = 1024 * 1024
+INLINE = 64 * 1024  # a longer body is parsed in a thread
+Ref = Annotated[
+    str,
+    Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": openapi.REF}),
+]
+Number = Annotated[str, Path(description="the step's number, from 1", json_schema_extra=openapi.NUMBER)]
+
+
+def engine_of(request: Request) -> Engine:
+    """Return this application's engine."""
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+def _body(request: Request, kind: str) -> Body:
+    declared = request_headers.declared_length(request)
+    if kind == headers.JSON:
+        return Body(declared, _chunks(request), MAX_JSON, JSON_WEIGHT)
+    return Body(declared, _chunks(request), fill=direct_bodies.filler(request, declared))
+
+
+async def _chunks(request: Request) -> AsyncGenerator[bytes]:
+    async for chunk in request.stream():
+        if chunk:
+            yield chunk
+
+
+@asynccontextmanager
+async def _whole(request: Request, kind: str, limit: int | None = None) -> AsyncIterator[memoryview]:
+    """Hold a whole body of a kind that is not streamed, and what it is read into, for as long as it is used."""
+    body = _body(request, kind)
+    if kind == headers.SAFETENSORS:
+        body = replace(body, weight=bodies.SAFETENSORS_WEIGHT)
+    if limit is not None:
+        body = replace(body, limit=limit)
+    async with engine_of(request).whole(body) as read:
+        yield read
+
+
+async def _parsed(parse: Callable[..., T], body: memoryview, *args: Any) -> T:
+    return parse(body, *args) if body.nbytes <= INLINE else await run_in_threadpool(parse, body, *args)
+
+
+@router.post("/sessions", status_code=201, openapi_extra=openapi.CREATE, responses=openapi.CREATED)
+async def create_session(request: Request) -> Response:
+    """Create a session from parameters, from a layout, or from an exported state."""
+    kind = request_headers.media_type(request, headers.JSON, (headers.JSON, headers.SAFETENSORS))
+    key = request_headers.idempotency_key(request)
+    parse = bodies.create_from_json if kind == headers.JSON else bodies.create_from_safetensors
+    async with _whole(request, kind) as body:
+        call = await _parsed(parse, body, key)
+        return responses.created(await engine_of(request).create(call), call.given, request.scope.get("root_path", ""))
+
+
+@router.get("/sessions", responses=openapi.PAGE)
+async def list_sessions(
+    request: Request,
+    page_size: Annotated[int, Query(ge=1, le=checks.LONGEST_PAGE)] = checks.PAGE,
+    page_token: Annotated[str | None, Query(max_length=checks.LONGEST_TOKEN)] = None,
+) -> Response:
+    """List sessions, page by page."""
+    heads, token = await engine_of(request).list(page_size, page_token or None)
+    return JSONResponse({"sessions": [summary(head) for head in heads], "next_page_token": token})
+
+
+@router.get("/sessions/{session}", responses=openapi.SESSION)
+async def get_session(request: Request, session: Ref) -> Response:
+    """Return a session's settings, step and layout."""
+    return responses.session(await engine_of(request).view(_ref(session)))
+
+
+@router.patch("/sessions/{session}", openapi_extra=openapi.PATCH, responses=openapi.SESSION)
+async def patch_session(request: Request, session: Ref) -> Response:
+    """Change settings (they count from the next step) or labels."""
+    kind = request_headers.media_type(request, headers.JSON, (headers.JSON,))
+    ref = _ref(session)
+    async with _whole(request, kind, MAX_PATCH) as body:
+        patch = await _parsed(patch_document, body)
+        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, await _if_match(request, ref))
+        return responses.session(changed)
+
+
+@router.delete("/sessions/{session}", status_code=204, openapi_extra=openapi.MATCHED, responses=openapi.EMPTY)
+async def delete_session(request: Request, session: Ref) -> Response:
+    """Delete a session: 410 for a day, then 404."""
+    ref = _ref(session)
+    await engine_of(request).delete(ref, await _if_match(request, ref))
+    return Response(status_code=204)
+
+
+@router.get(
+    "/sessions/{session}/parameters",
+    response_class=Response,
+    openapi_extra=openapi.READ,
+    responses=openapi.PARAMETERS,
+)
+async def get_parameters(request: Request, session: Ref) -> Response:
+    """Return the current parameters, or those to evaluate."""
+    kind = request_headers.accepted_type(request, headers.JSON)
+    dtype, at = request_headers.answer_dtype(request, kind), checks.at(request.query_params.get("at"))
+    return responses.parameters(await engine_of(request).parameters(_ref(session), dtype, at=at), kind)
+
+
+@router.put("/sessions/{session}/parameters", openapi_extra=openapi.TENSORS, responses=openapi.SESSION)
+async def put_parameters(request: Request, session: Ref) -> Response:
+    """Set the parameters, before step 1."""
+    kind = request_headers.media_type(request, headers.OCTETS)
+    dtype = request_headers.dtype(request)
+    if request_headers.encoding(request) != RAW:
+        raise InvalidRequest(f"{headers.ENCODING}: parameters are sent as they are; encodings are for gradients")
+    decode = {headers.JSON: bodies.parameters_from_json, headers.SAFETENSORS: bodies.parameters_from_safetensors}
+    view = await engine_of(request).set_parameters(_ref(session), _body(request, kind), dtype, decode.get(kind))
+    return responses.session(view)
+
+
+@router.get("/sessions/{session}/state", response_class=Response, responses=openapi.STATE)
+async def get_state(request: Request, session: Ref) -> Response:
+    """Export the whole state as safetensors; POST it to /v1/sessions to restore it as a new session."""
+    return responses.state(await engine_of(request).export(_ref(session)))
+
+
+@router.put(
+    "/sessions/{session}/steps/{number}",
+    openapi_extra=openapi.GRADIENT,
+    response_class=Response,
+    responses=openapi.STEPPED,
+)
+async def put_step(request: Request, session: Ref, number: Number) -> Response:
+    """The gradient at step n-1's parameters in, the parameters at step n out."""
+    return await _step(request, session, request_headers.step_number(number), request_headers.idempotency_key(request))
+
+
+class StepRoute(Route):
+    """The same without FastAPI's parameters and exit stacks, of which a small step's time were a sixth.
+
+    It stands before `put_step`, which documents it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("/v1/sessions/{session}/steps/{number}", _put_step, methods=["PUT"], include_in_schema=False)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match, and say which route it was, as FastAPI's do: the telemetry counts by route."""
+        match, child = super().matches(scope)
+        return match, {**child, "route": self}
+
+
+async def _put_step(request: Request) -> Response:
+    if request.scope["query_string"]:
+        request_headers.check_query(request, ())
+    return await put_step(request, request.path_params["session"], request.path_params["number"])
+
+
+@router.post(
+    "/sessions/{session}/steps", openapi_extra=openapi.POSTED, response_class=Response, responses=openapi.STEPPED
+)
+async def post_step(request: Request, session: Ref) -> Response:
+    """Apply at whatever step is next; for asynchronous clients."""
+    key = request_headers.idempotency_key(request)
+    if key is None:
+        raise InvalidRequest("POST …/steps wants an Idempotency-Key, so that a retry cannot apply twice")
+    return await _step(request, session, None, key)
+
+
+async def _if_match(request: Request, ref: str, number: int | None = None) -> str | None:
+    """Return the chain that the session, or step ``number`` - 1 of it, has to have; of several the one that it has."""
+    chains = request_headers.if_match(request)
+    if len(chains) < 2:
+        return chains[0] if chains else None
+    head = (await engine_of(request).view(ref)).head
+    now = head.prev_chain if number == head.step else head.chain
+    return now if now in chains else chains[0]
+
+
+async def _step(request: Request, session: str, number: int | None, key: str | None) -> Response:
+    kind = request_headers.media_type(request, headers.OCTETS)
+    wanted = request_headers.accepted_type(request, kind)
+    dtype = request_headers.dtype(request)
+    decode = {headers.JSON: bodies.gradient_from_json, headers.SAFETENSORS: bodies.gradient_from_safetensors}
+    call = StepCall(
+        ref=_ref(session),
+        number=number,
+        body=_body(request, kind),
+        dtype=dtype if kind == headers.OCTETS else None,
+        decode=decode.get(kind),
+        encoding=request_headers.encoding(request),
+        answer_dtype=request_headers.answer_dtype(request, wanted),
+        if_match=await _if_match(request, _ref(session), number),
+        base=request_headers.base(request) if number is None else None,
+        key=key,
+        settings=checks.settings(request_headers.json_header(request, headers.SETTINGS)),
+        metrics=checks.metrics(request_headers.json_header(request, headers.METRICS)) or {},
+        minimal=request_headers.minimal(request),
+    )
+    return responses.parameters(await engine_of(request).step(call), wanted)

@@ -1,0 +1,1 @@
+"""Gradients as they come: decoded, widened, checked for NaN and infinity, their norm taken."""

@@ -1,0 +1,1 @@
+"""What is computed of a session's steps besides the update: progress, stalls, rules for stopping."""

@@ -1,0 +1,137 @@
+"""When to stop: rules that only advise. Pure: what a session was told so far, in; a word, out.
+
+    target_loss      lowest loss <= target_loss
+    gradient_norm    norm <= gradient_norm * first norm,    of the last step's gradient and of the first one's
+    relative_loss    the last `window` losses were no progress, where a loss is progress if it lies below the
+                     reference by more than tolerance * |reference|, and then is the next reference
+    max_steps        step >= max_steps
+
+The norm is that of `norm.gradient_norm`, over all tensors present; where a session has bounds, of the gradient that
+they leave: an element that would push its parameter out of its bound counts as zero. A loss is the metric "loss" of a
+step; a step that tells none is no loss. A server never refuses a step for such a word.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from adamd_service.optim.messages import shown as _shown
+from adamd_service.optim.monitoring.progress import Progress
+
+FRACTION = "a finite number above 0, at most 1"
+COUNT = "a whole number of steps, 1 or more"
+WANTED: Final[Mapping[str, str]] = {
+    "max_steps": COUNT,
+    "gradient_norm": FRACTION,
+    "relative_loss": 'an object such as {"window": 50, "tolerance": 1e-4}',
+    "relative_loss.window": COUNT,
+    "relative_loss.tolerance": "a finite number, 0 or more and below 1",
+    "target_loss": "a finite number",
+}
+
+
+class StopError(ValueError):
+    """Rules that are refused. path: the place within them, "" for the whole; message: what came and what is wanted."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+        self.message = message
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("not a number")
+    try:
+        number = float(value) + 0.0
+    except OverflowError:
+        raise ValueError("too large") from None
+    if not math.isfinite(number):
+        raise ValueError("not finite")
+    return number
+
+
+def _whole(value: object) -> int:
+    number = _number(value)  # protobuf's objects have no integers
+    if number % 1:
+        raise ValueError("not whole")
+    return int(number)
+
+
+def _given(value: object) -> object:
+    if value is None:  # as JavaScript writes NaN
+        raise ValueError("null")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**53)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RelativeLoss(_Strict):
+    """See above."""
+
+    window: Count
+    tolerance: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+
+
+class Stop(_Strict):
+    """The rules of a session; None is off."""
+
+    max_steps: Annotated[Count | None, BeforeValidator(_given)] = None
+    gradient_norm: Annotated[Annotated[Number, Field(gt=0, le=1)] | None, BeforeValidator(_given)] = None
+    relative_loss: Annotated[RelativeLoss | None, BeforeValidator(_given)] = None
+    target_loss: Annotated[Number | None, BeforeValidator(_given)] = None
+
+    @property
+    def of_loss(self) -> bool:
+        """Some rule looks at the losses."""
+        return self.relative_loss is not None or self.target_loss is not None
+
+
+def parse_stop(raw: object) -> Stop:
+    """Rules from decoded JSON; an empty object is none. Raises StopError at the first thing that is wrong."""
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise StopError("", f'is {_shown(raw)}; wanted an object such as {{"max_steps": 1000}}, or {{}} for no rule')
+    try:
+        return Stop.model_validate(raw)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    raise _explain(first["loc"], first["type"], first["input"])
+
+
+def advice(stop: Stop, step: int, progress: Progress) -> str | None:
+    """Say which rule holds after a step: the first of those above; None where none does."""
+    lowest, plateau = progress.lowest, stop.relative_loss
+    if stop.target_loss is not None and lowest is not None and lowest <= stop.target_loss:
+        return "target_loss"
+    share, norm, first = stop.gradient_norm, progress.norm, progress.first_norm
+    if share is not None and norm is not None and first is not None and norm <= share * first:
+        return "gradient_norm"
+    if plateau is not None and progress.stale >= plateau.window:
+        return "relative_loss"
+    if stop.max_steps is not None and step >= stop.max_steps:
+        return "max_steps"
+    return None
+
+
+def _explain(place: tuple[int | str, ...], kind: str, came: object) -> StopError:
+    path = ".".join(str(part)[:64] for part in place).encode(errors="backslashreplace").decode()
+    if kind == "extra_forbidden":
+        model: Any = RelativeLoss if len(place) > 1 else Stop
+        guess = next(iter(difflib.get_close_matches(str(place[-1]).lower()[:64], list(model.model_fields), n=1)), None)
+        hint = f"did you mean {guess}?" if guess else f"known are {', '.join(model.model_fields)}"
+        return StopError(path, f"is no rule; {hint}" if len(place) == 1 else f"is unknown; {hint}")
+    if kind == "missing":
+        return StopError(path, f"is missing; wanted {WANTED[path]}")
+    return StopError(path, f"is {_shown(came)}; wanted {WANTED.get(path, 'an object whose keys are names')}")
