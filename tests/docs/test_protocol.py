@@ -14,7 +14,7 @@ import pytest
 from adamd import errors
 from adamd.wire import channel, headers, layout
 from adamd.wire.encodings import ENCODINGS
-from adamd_service.codecs import checks, info
+from adamd_service.codecs import checks, documents
 from adamd_service.grpc.status import status_of
 from adamd_service.optim.family import FAMILY
 from adamd_service.optim.settings import BESIDE, KINDS, SESSION
@@ -145,7 +145,13 @@ def test_the_limits_are_the_programs(server):
     for group, name in re.findall(r"`(limits|grpc)\.(\w+)`", text):
         assert name in told[group], name
     assert {name for _, name in re.findall(r"`(limits|grpc)\.(\w+)`", text)} == {*told["limits"], *told["grpc"]}
-    for number in (layout.MAX_TENSORS, info.MAX_JSON // 2**20, checks.MAX_PARTS, checks.MAX_METRICS, layout.MAX_RANK):
+    for number in (
+        layout.MAX_TENSORS,
+        documents.MAX_JSON // 2**20,
+        checks.MAX_PARTS,
+        checks.MAX_METRICS,
+        layout.MAX_RANK,
+    ):
         assert f"{number:,}" in text, number
     assert (channel.UNARY, channel.MAX_MESSAGE - channel.UNARY) == (4 * 2**20, 256 * 2**10)
     assert (channel.LEAST_PIECE, channel.FREE_PIECES, channel.LEAST_PING) == (4096, 64, 20)

@@ -9,7 +9,7 @@ import pytest
 
 from adamd.errors import StoreUnavailable
 from adamd.wire import layout
-from adamd_service.engine import small
+from adamd_service.engine import step
 from adamd_service.engine.step import Stepper
 from adamd_service.optim.kernels import numba_kernel
 from adamd_service.store import loop_connections
@@ -206,7 +206,7 @@ def test_a_session_of_many_tensors_goes_the_long_way(replica):
 
     async def scenario():
         async with replica() as engine:
-            for tensors in (small.TENSORS, small.TENSORS + 1):
+            for tensors in (step.TENSORS, step.TENSORS + 1):
                 start, first, second = given(3, tensors)
                 one_each = layout.named_layout({f"t{i:03}": (1,) for i in range(tensors)})
                 session = (await engine.create(replace(create_call(start), layout=one_each))).head.spec.id
@@ -216,7 +216,7 @@ def test_a_session_of_many_tensors_goes_the_long_way(replica):
                 soon, taken = engine.store.commit_soon, []
                 engine.store.commit_soon = lambda *args, soon=soon, taken=taken: (taken.append(args), soon(*args))[1]
                 answer = await engine.step(step_call(session, 2, second))
-                assert len(taken) == (tensors == small.TENSORS)
+                assert len(taken) == (tensors == step.TENSORS)
                 assert answer.parameters.tobytes() == fold(start, [first, second])
 
     run(scenario())

@@ -624,12 +624,12 @@ GUARDS = [
     ),
     (
         "6 pieces follow each other without holes or overlaps",
-        [(f"{GRPC}/receiving.py", "        if message.offset != here:", "        if False:")],
+        [(f"{GRPC}/sending.py", "        if message.offset != here:", "        if False:")],
         "tests/grpc/test_grpc_hostile.py::test_pieces_that_do_not_fit_are_refused[1-out of order]",
     ),
     (
         "6 an answer that no message can have is refused before the step",
-        [(f"{ENGINE}/sizes.py", "and nbytes > call.answer_limit:", "and False:")],
+        [(f"{ENGINE}/admission.py", "and nbytes > call.answer_limit:", "and False:")],
         "tests/grpc/test_grpc_errors.py::test_what_no_single_message_can_answer_is_refused_before_it_is_applied",
     ),
     (
@@ -639,7 +639,7 @@ GUARDS = [
     ),
     (
         "7 a body's pieces are bounded in number",
-        [(f"{GRPC}/receiving.py", "        if count > most_pieces(here):", "        if False:")],
+        [(f"{GRPC}/sending.py", "        if count > most_pieces(here):", "        if False:")],
         "tests/grpc/test_grpc_hostile.py::test_a_million_tiny_messages_are_not_waited_for[1]",
     ),
     (

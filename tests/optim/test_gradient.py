@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from adamd_service.optim import check_gradient
+from adamd_service.optim.gradients.half_precision import widen
 from adamd_service.optim.gradients.scan import wire_dtype
-from adamd_service.optim.gradients.widening import widen
 
 F32, F64 = np.dtype("float32"), np.dtype("float64")
 PAIRS = [

@@ -24,7 +24,7 @@ from adamd.sansio.retry import Timeout
 from adamd.transports.cancellation import Stop
 from adamd.transports.endpoint import route
 from adamd.transports.grpc import messages
-from adamd.transports.grpc.filling import Filling
+from adamd.transports.grpc.stream import Filling
 from adamd.transports.grpc.transport import KEPT, GrpcTransport
 from adamd.transports.progress import meter
 from adamd.wire import channel, pieces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
@@ -14,11 +15,9 @@ from adamd.wire import headers, layout, numbers, safetensors
 from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import Array, check_widens, storage, vector, widen
 from adamd.wire.layout import Layout, Tensor, shown, some
-from adamd_service.codecs import bounds
-from adamd_service.codecs.checks import MAX_LABEL, MAX_LABEL_NAME, MAX_LABELS, metrics, parse_json, settings
-from adamd_service.codecs.faults import validated
+from adamd_service.codecs.checks import MAX_LABEL, MAX_LABEL_NAME, MAX_LABELS, metrics, parse_json, settings, validated
 from adamd_service.engine import CreateCall, Gradient, Kept
-from adamd_service.optim import ARRAY, BEST, FAMILY, SURROUNDING, progress_from_json
+from adamd_service.optim import ARRAY, BEST, BOUNDS, FAMILY, NONE, SURROUNDING, progress_from_json
 from adamd_service.records import Spec
 
 PARAMS = "param"  # an exported tensor is param:<name>, and <state array>:<name>
@@ -159,7 +158,7 @@ def create_from_safetensors(body: memoryview, key: str | None) -> CreateCall:
         raise InvalidRequest("parameters: they are the tensors of this body", path="parameters")
     if document.state is not None:
         return _restore(document, document.state, every, key, body)
-    named = {name: one for name, one in every.items() if bounds.side_of(document.optimizer, name) is not None}
+    named = {name: one for name, one in every.items() if side_of(document.optimizer, name) is not None}
     arrays = {name: one for name, one in every.items() if name not in named}
     if not arrays:
         raise InvalidRequest("the body has no tensors")
@@ -167,7 +166,7 @@ def create_from_safetensors(body: memoryview, key: str | None) -> CreateCall:
     made = _layout_of(document, {name: stored.tensor.shape for name, (stored, _) in arrays.items()})
     flat = _joined(made, {name: _widened(s.dtype, array, dtype) for name, (s, array) in arrays.items()}, dtype)
     given = {name: _widened(stored.dtype, array, dtype) for name, (stored, array) in named.items()}
-    call = _call(document, made, dtype, flat, None, key, body, bounds.named(document.optimizer, made, dtype, given))
+    call = _call(document, made, dtype, flat, None, key, body, named_bounds(document.optimizer, made, dtype, given))
     return call if document.layout is not None else replace(call, given=tuple(arrays))
 
 
@@ -218,11 +217,11 @@ def _call(
     if not made.names:
         raise WrongLayout("a session has at least one tensor, of no elements perhaps; this one would have none at all")
     # Without parameters they are refused: a layout alone may name any size.
-    listed = {} if flat is None else bounds.listed(document.optimizer, made, dtype)
+    listed = {} if flat is None else listed_bounds(document.optimizer, made, dtype)
     return CreateCall(
         layout=made,
         dtype=dtype,
-        optimizer={**document.optimizer, **dict.fromkeys(bounds.sides(document.optimizer, made), ARRAY)},
+        optimizer={**document.optimizer, **dict.fromkeys(bound_sides(document.optimizer, made), ARRAY)},
         bounds={**(named or {}), **listed},
         parameters=flat,
         name=document.name,
@@ -387,3 +386,60 @@ def _widened(dtype: str, array: Array, into: str) -> Array:
 def _view(data: memoryview, stored: safetensors.Stored) -> Array:
     part = data[stored.start : stored.end]
     return cast(Array, np.frombuffer(part, storage(stored.dtype)).reshape(stored.tensor.shape))
+
+
+def side_of(optimizer: Mapping[str, Any], name: str) -> str | None:
+    """Return which bound a tensor of a creation is: `lower:NAME` where the optimizer's lower is "array"; None: none."""
+    side, _, rest = name.partition(":")
+    return side if rest and side in BOUNDS and optimizer.get(side) == ARRAY else None
+
+
+def named_bounds(
+    optimizer: Mapping[str, Any], made: Layout, dtype: str, given: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Join the tensors `lower:NAME` and `upper:NAME` of a creation."""
+    flats = {}
+    for side in BOUNDS:
+        arrays = {name.partition(":")[2]: array for name, array in given.items() if side_of(optimizer, name) == side}
+        if arrays:
+            flats[side] = _flat_bound(side, made, dtype, arrays)
+    return flats
+
+
+def bound_sides(optimizer: Mapping[str, Any], made: Layout) -> list[str]:
+    """Return which bounds the settings give by element."""
+    return [side for side in BOUNDS if isinstance(optimizer.get(side), (dict, list) if made.vector else dict)]
+
+
+def listed_bounds(optimizer: Mapping[str, Any], made: Layout, dtype: str) -> dict[str, Array]:
+    """Read bounds that are numbers by tensor in the optimizer's settings, or a list for the one that a vector is."""
+    flats = {}
+    for side in bound_sides(optimizer, made):
+        given, where = optimizer[side], f"optimizer.{side}"
+        if isinstance(given, list):
+            given = {made.names[0]: given}
+        arrays = {name: numbers.array_from_json(value, dtype, f"{where}.{name[:64]}") for name, value in given.items()}
+        flats[side] = _flat_bound(side, made, dtype, arrays)
+    return flats
+
+
+def _flat_bound(side: str, made: Layout, dtype: str, given: Mapping[str, Array]) -> Array:
+    """Return a bound for each element; a tensor may have one number, and one that is not named has none.
+
+    Raises:
+        WrongLayout: a tensor that there is not, or another shape.
+
+    """
+    flat = np.full(made.size, NONE[side], storage(dtype))
+    for name, array in given.items():
+        index = made.index.get(name)
+        if index is None:
+            raise WrongLayout(f"{side}: there is no tensor {shown(name)}; there are {some(made.names)}")
+        shape = made.tensors[index].shape
+        if array.shape not in ((), shape):
+            raise WrongLayout(
+                f"{side}: tensor {shown(name)} has shape {list(shape)}, its bounds {list(array.shape)}; "
+                "wanted the same, or one number"
+            )
+        flat[made.bounds[index] : made.bounds[index + 1]] = array.reshape(-1)
+    return flat

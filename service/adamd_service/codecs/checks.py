@@ -1,4 +1,4 @@
-"""What every transport is told in the same words: JSON, settings, metrics, keys, chains. Hostile until checked."""
+"""Checks JSON, settings, metrics, keys and chains for every transport, and says in the same words what is wrong."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from adamd.errors import InvalidRequest, InvalidSettings, MalformedBody, TooLarge, UnknownSession
 from adamd.wire import headers
 from adamd.wire.layout import shown
+from adamd_service.optim import FAMILY, settings_of
 
 MAX_METRICS = 64
 MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL = 64, 128, 1024  # of a session; characters
@@ -166,3 +169,50 @@ def metrics(raw: Any) -> Mapping[str, Any] | None:
         if value is not None and not (type(value) in (int, float) and abs(value) < 2.0**1023 and math.isfinite(value)):
             raise InvalidRequest(f"metrics.{name}: wanted a finite number or null")
     return raw
+
+
+Model = TypeVar("Model", bound=BaseModel)
+WANTED = {
+    "": "a JSON object",
+    "name": headers.NAME_WORDS,
+    "optimizer": 'an object such as {"name": "adam", "lr": 0.001}',
+    "layout": 'a list such as [{"name": "w", "shape": [784, 10]}]',
+    "layout[]": 'an object such as {"name": "w", "shape": [784, 10]}',
+    "dtype": "float32 or float64",
+    "durability": "committed or memory",
+    "labels": f'an object of at most {MAX_LABELS} texts, such as {{"team": "blue"}}',
+    "labels[]": "a text",
+    "vector": "true or false",
+    "state": "the counts as an export has them",
+}
+
+
+def validated(model: type[Model], raw: Any) -> Model:
+    """Check a JSON document.
+
+    Raises:
+        InvalidRequest: with the first fault's place.
+
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+    place = fault["loc"]
+    # A name that came from outside may be of any length, and half a character.
+    where = ".".join(str(part)[:64] for part in place).encode(errors="backslashreplace").decode()[:256]
+    if fault["type"] == "extra_forbidden":
+        known = list(model.model_fields)
+        near = get_close_matches(str(place[-1])[:64], known, n=1)
+        if "optimizer" in known and any(place[-1] in settings_of(optimizer) for optimizer in FAMILY.values()):
+            near = [f"optimizer.{where}"]
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise InvalidRequest(f"{where}: unknown; {hint}", path=where)
+    first = str(place[0]) if place else ""
+    wanted = WANTED.get(f"{first}[]" if place[1:] else first) or WANTED[first]
+    came = "missing" if fault["type"] == "missing" else _came(fault["input"])
+    raise InvalidRequest(f"{where or 'the body'} is {came}; wanted {wanted}", path=where)
+
+
+def _came(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)

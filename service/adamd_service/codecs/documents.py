@@ -1,18 +1,23 @@
-"""The documents about sessions and servers that every transport tells."""
+"""The documents that every transport tells: of sessions, of the server, and problems (RFC 9457), which are bounded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adamd.errors import AdamdError
+from adamd.wire import channel
+from adamd.wire.dtypes import SESSION_DTYPES
+from adamd.wire.encodings import ENCODINGS
 from adamd.wire.layout import Layout, some
 from adamd_service.codecs.bodies import check_labels
-from adamd_service.codecs.checks import MAX_LABELS, parse_json
-from adamd_service.codecs.faults import validated
-from adamd_service.engine import Advice, advice_of
-from adamd_service.optim import lr_at, parse_settings
+from adamd_service.codecs.checks import MAX_LABELS, parse_json, validated
+from adamd_service.engine import Advice, Engine, advice_of
+from adamd_service.optim import FAMILY, NUMERICS_ID, lr_at, parse_settings, settings_of
 from adamd_service.records import Broken, Head
 
 SORTED = "sorted_by_name"  # a creation's warning: its flat vector has another order than its body had
@@ -109,3 +114,57 @@ def order_notice(given: Sequence[str], layout: Layout) -> list[dict[str, Any]]:
 def warnings(advice: Advice) -> list[dict[str, Any]]:
     """Return what a session is warned of, as JSON."""
     return [{"code": one.code, "detail": one.detail, "eps": one.eps} for one in advice.warnings]
+
+
+MAX_JSON = 32 * 1024 * 1024  # programs send bytes
+BESIDE: dict[str, Any] = {"stop": {}, "keep_best": False}  # settings of every session, whatever its optimizer
+
+
+def server_info(engine: Engine) -> dict[str, Any]:
+    """Return the version, the numerics, the bounds, and what the store promises."""
+    limits = engine.limits
+    return {
+        "version": version("adamd"),
+        "replica": engine.replica,
+        "numerics": NUMERICS_ID,
+        "device": engine.device.described,
+        "store": engine.store.promise,
+        "limits": {
+            "body_bytes": limits.body,
+            "json_bytes": min(MAX_JSON, limits.body),
+            "in_flight_bytes": limits.in_flight,
+            "sessions": limits.sessions,
+            "store_bytes": limits.store,
+        },
+        "grpc": {
+            "message_bytes": channel.MAX_MESSAGE,
+            "unary_bytes": channel.UNARY,
+            "streams": limits.streams,
+            "calls": limits.calls,
+            "least_ping_seconds": channel.LEAST_PING,
+        },
+        "dtypes": list(SESSION_DTYPES),
+        "optimizers": list(FAMILY),
+        "settings": {name: {**settings_of(optimizer), **BESIDE} for name, optimizer in FAMILY.items()},
+        "encodings": list(ENCODINGS),
+    }
+
+
+def problem_document(error: AdamdError, longest: int) -> dict[str, Any]:
+    """Return an error's document, its detail cut to ``longest`` characters."""
+    document = error.problem()
+    if len(error.detail) > longest:
+        document["detail"] = f"{error.detail[:longest]}…"
+    made: dict[str, Any] = _finite(document)
+    return made
+
+
+def _finite(value: Any) -> Any:
+    """Never echo NaN into JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,10 +1,10 @@
 """The only orchestrator: lock, load, decide, commit, apply, answer."""
 
 from adamd_service.advice import Advice, advice_of
+from adamd_service.engine.admission import Limits
 from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Gradient, Kept, StepCall, View
 from adamd_service.engine.directory import ASKED
 from adamd_service.engine.engine import Engine
-from adamd_service.engine.limits import Limits
 from adamd_service.engine.readiness import LIFE
 from adamd_service.engine.watching import Seen
 from adamd_service.engine.workers import to_its_end

@@ -18,20 +18,18 @@ import structlog
 
 from adamd.errors import AdamdError, SessionExists, ShuttingDown, StoreUnavailable, TooLarge, Unavailable
 from adamd.wire.buffers import BufferPool
-from adamd_service.engine import sizes
-from adamd_service.engine.admission import Budget
+from adamd_service.engine import admission
+from adamd_service.engine.admission import Budget, Limits
 from adamd_service.engine.answers import Copies
 from adamd_service.engine.cache import Hot, HotSessions
 from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Floats, StepCall, View, told
 from adamd_service.engine.directory import Directory
 from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
-from adamd_service.engine.limits import Limits
 from adamd_service.engine.readiness import LIFE, Readiness
 from adamd_service.engine.receiving import receive_all
 from adamd_service.engine.recovery import Rebuilder, settings_of
-from adamd_service.engine.small import is_small
 from adamd_service.engine.snapshots import Snapshots
-from adamd_service.engine.step import Step, Stepper
+from adamd_service.engine.step import Step, Stepper, is_small
 from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
 from adamd_service.engine.watching import Seen, Watchers
 from adamd_service.engine.workers import Workers
@@ -94,7 +92,7 @@ class Engine:
         """Make a session; see `Lifecycle.create` for what is refused."""
         self._refuse_when_draining()
         settings = check_create(call)
-        sizes.check_kept(call, settings, self.limits)
+        admission.check_kept(call, settings, self.limits)
         key = None if call.key is None else IdempotencyKey(call.key, call.digest)
         repeated = self._directory.repeated(key)
         if repeated is not None:
@@ -121,7 +119,7 @@ class Engine:
         repeated = self._directory.repeated(key)
         if repeated is not None:
             return repeated
-        self.hot.add_memory(hot, sizes.head_bytes(head))
+        self.hot.add_memory(hot, admission.head_bytes(head))
         self._directory.add(hot, spec.name, key)
         return View(head, hot.diverged)
 
@@ -206,9 +204,9 @@ class Engine:
 
         def copy(hot: Hot) -> Answer:
             spec = self._require_parameters(hot).spec
-            nbytes = sizes.parameter_bytes(spec, answer_dtype)
+            nbytes = admission.parameter_bytes(spec, answer_dtype)
             if at is not None:  # made in the session's dtype before it is rounded
-                nbytes += sizes.parameter_bytes(spec, None)
+                nbytes += admission.parameter_bytes(spec, None)
             with self.in_flight.hold(nbytes) as held:
                 answer = self._copies.answer(hot, answer_dtype=answer_dtype, at=at)
                 held.leave(answer.parameters)
@@ -222,7 +220,7 @@ class Engine:
 
         def copy(hot: Hot) -> Exported:
             head = self._require_parameters(hot)
-            with self.in_flight.hold(sizes.head_bytes(head)) as held:
+            with self.in_flight.hold(admission.head_bytes(head)) as held:
                 copied = self._snapshots.copy(hot)
                 for array in copied.state.kept.values():
                     held.leave(array)
@@ -268,7 +266,7 @@ class Engine:
             head = await self._foreseen(hot, call)
             with told(head):
                 expected = self._uploads.expected(head, call)
-                answered = sizes.answer_bytes(head.spec, call)
+                answered = admission.answer_bytes(head.spec, call)
                 with self.in_flight.hold(expected * call.body.weight + answered) as held:
                     step = await self._uploads.receive(hot, head, call, expected)
                     answer = await self._finish(hot, step)
@@ -376,7 +374,7 @@ class Engine:
         if hot.durable and not hot.charged:
             head = await self._workers.ask(self.store.load_head, hot.id)
             settings_of(head)  # raises Damaged
-            self.hot.charge(hot, sizes.head_bytes(head))
+            self.hot.charge(hot, admission.head_bytes(head))
 
     # -- bounds and shutdown
 

@@ -1,5 +1,9 @@
 """One step, in one place and in order: decide, commit, apply, answer (law 2).
 
+A step is a generator. It yields the commit that it wants made, and is sent its outcome, or thrown UnknownOutcome; it
+yields None before whatever else waits for the store, which must not happen on the loop. It runs in a worker thread from
+its beginning to its end, or on the event loop where it is small: a hop to a thread and back costs as much as it does.
+
 All of it runs in one worker thread under the session's lock. The loop around it is law 5: a replica that loses
 the compare-and-set reloads and decides again; a replay or a refusal is answered only after the store was asked.
 """
@@ -8,11 +12,11 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from numpy.typing import NDArray
 
@@ -22,16 +26,16 @@ from adamd.errors import (
     InvalidSettings,
     StoreUnavailable,
 )
-from adamd.wire.dtypes import storage
+from adamd.wire.dtypes import ITEMSIZE, storage
 from adamd_service.advice import advice_of, noted
 from adamd_service.engine.answers import Copies, rounded
 from adamd_service.engine.cache import Hot
 from adamd_service.engine.calls import Answer
-from adamd_service.engine.driving import Asked, InThread, Taking, Told, soon, to_the_end
 from adamd_service.engine.receiving import Reception
 from adamd_service.engine.recovery import Rebuilder
 from adamd_service.optim import (
     NUMERICS_ID,
+    WARM,
     Device,
     Settings,
     SettingsError,
@@ -48,6 +52,61 @@ from adamd_service.optim import (
 from adamd_service.records import Base, Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
 from adamd_service.rules import Apply, Refuse, Replay, StepRequest, decide, next_chain
 from adamd_service.store import RedisStore, UnknownOutcome
+
+Asked: TypeAlias = Commit | None
+Told: TypeAlias = CommitOutcome | None
+Taking: TypeAlias = Generator[Asked, Told, Answer]
+Committing: TypeAlias = Callable[[Commit], CommitOutcome]
+InThread: TypeAlias = Callable[[Callable[[], Answer]], Awaitable[Answer]]  # runs blocking work in a thread, to its end
+
+
+def to_the_end(taking: Taking, commit: Committing) -> Answer:
+    """Drive a step in this thread. Raises what it raises."""
+    return _driven(taking, commit, lambda: next(taking))
+
+
+def _driven(taking: Taking, commit: Committing, begin: Callable[[], Asked]) -> Answer:
+    try:
+        asked = begin()
+        while True:
+            told: Told = None
+            if asked is not None:
+                try:
+                    told = commit(asked)
+                except BaseException as error:
+                    asked = taking.throw(error)
+                    continue
+            asked = taking.send(told)
+    except StopIteration as done:
+        answer: Answer = done.value
+        return answer
+
+
+async def soon(
+    taking: Taking,
+    commit_soon: Callable[[Commit], Awaitable[CommitOutcome | None]],
+    commit: Committing,
+    in_thread: InThread,
+) -> Answer:
+    """Drive a step on the event loop to its first commit and, once that is done, on; in a thread where it blocks.
+
+    Raises what the step raises.
+    """
+    try:
+        asked = next(taking)
+        if asked is not None:
+            try:
+                told = await commit_soon(asked)
+            except BaseException as error:
+                asked = taking.throw(error)
+            else:
+                if told is not None:  # else it could not be sent from here, and is still to be made
+                    asked = taking.send(told)
+    except StopIteration as done:
+        answer: Answer = done.value
+        return answer
+    return await in_thread(lambda: _driven(taking, commit, lambda: asked))
+
 
 RACES = 64  # compare-and-set races lost in a row before a client is told to come back
 Permit: TypeAlias = AbstractContextManager[object]
@@ -379,3 +438,32 @@ def _plan(settings: Settings, state: State, head: Head, step: Step, number: int)
         return plan(settings, layout.names, state.counts, here, dtype, state.carried, at)
     except SettingsError as error:  # of a later update than `check_scalars` looked at
         raise InvalidSettings(error.message, step=head.step, path=error.path) from None
+
+
+SMALL: Final = 512 * 1024  # bytes of a gradient, and of the parameters
+TENSORS: Final = 64  # each may want an update, scalars and a place in the record of its own: 40 µs in Python
+SAME_KERNEL: Final = {"lr", "schedule", "gradient_scale", "clip_norm"}  # settings whose change asks for no other kernel
+OTHER_KERNEL: Final = {
+    "clip_value",
+    "lower",
+    "upper",
+    "ema_decay",
+    "groups",
+}  # and those that ask even Adam for another
+
+
+def is_small(hot: Hot, step: Step) -> bool:
+    """Say whether a step takes so little that the event loop may make it, and waits for no compiler."""
+    if hot.head is None or may_compile(hot, step):
+        return False
+    spec = hot.head.spec  # by the whole vector: the answer has all of it, however few tensors the gradient names
+    if len(spec.layout.tensors) > TENSORS:
+        return False
+    return max(spec.layout.size * ITEMSIZE[spec.dtype], step.reception.buffer.nbytes) <= SMALL
+
+
+def may_compile(hot: Hot, step: Step) -> bool:
+    """Say whether a step's settings may ask for a variant of the optimizer that was not compiled with the session."""
+    if not step.settings or hot.settings is None or step.settings.keys() <= SAME_KERNEL:
+        return False
+    return hot.settings.optimizer.name not in WARM or not step.settings.keys().isdisjoint(OTHER_KERNEL)

@@ -13,9 +13,9 @@ from adamd.wire.buffers import BufferPool, Bytes
 from adamd.wire.dtypes import ITEMSIZE, Array, check_widens, storage, vector, vector_bytes
 from adamd.wire.encodings import LAZY, RAW, SPARSE
 from adamd.wire.layout import Layout, shown
+from adamd_service.engine.admission import Limits
 from adamd_service.engine.cache import Hot
 from adamd_service.engine.calls import Body, Gradient, StepCall
-from adamd_service.engine.limits import Limits
 from adamd_service.engine.receiving import INLINE, Reception, receive_all, receive_exactly
 from adamd_service.engine.step import Step
 from adamd_service.engine.workers import Workers

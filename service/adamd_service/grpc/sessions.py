@@ -1,7 +1,8 @@
-"""Sessions: make, find, list, change, end."""
+"""Sessions: make, find, list, change, watch, end."""
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Any
 
 import xxhash
@@ -10,11 +11,12 @@ from adamd.errors import InvalidRequest
 from adamd.wire.channel import UNARY
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
-from adamd_service.codecs.documents import change
-from adamd_service.codecs.info import server_info
-from adamd_service.engine import Engine
+from adamd_service.codecs.documents import change, server_info
+from adamd_service.engine import Engine, Seen
 from adamd_service.grpc import messages
-from adamd_service.grpc.calls import Context
+from adamd_service.grpc.calls import Context, Guard
+from adamd_service.grpc.sending import write
+from adamd_service.optim import lr_at, parse_settings
 
 
 class Sessions:
@@ -110,3 +112,28 @@ async def _creation(request: pb.CreateSessionRequest) -> dict[str, Any]:
         document["vector"] = request.layout.vector
         document["layout"] = messages.layout(request.layout)
     return document
+
+
+class Watch:
+    """Serves it over one engine."""
+
+    def __init__(self, engine: Engine, guard: Guard) -> None:
+        self._engine = engine
+        self._guard = guard
+
+    async def watch_session(self, context: Context) -> None:
+        """Tell where a session stands until it is deleted, which ends the stream with NOT_FOUND."""
+        request: pb.WatchSessionRequest = await self._guard.first(context)
+        async with aclosing(self._engine.watch(checks.session_ref(request.session))) as seen:
+            async for one in seen:
+                await write(context, _told(one), self._engine.limits.upload_gap)
+
+
+def _told(seen: Seen) -> pb.WatchSessionResponse:
+    head = seen.head
+    return pb.WatchSessionResponse(
+        standing=messages.standing_of(head.spec, head.step, head.chain, diverged=seen.diverged),
+        optimizer=messages.struct(head.settings),
+        metrics={name: value for name, value in seen.metrics.items() if value is not None},
+        lr=lr_at(parse_settings(head.settings), head.step + 1),
+    )

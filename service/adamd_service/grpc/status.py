@@ -13,7 +13,7 @@ from grpc import StatusCode
 from adamd import errors
 from adamd.errors import AdamdError
 from adamd.wire.channel import ERROR_DOMAIN, PROBLEM
-from adamd_service.codecs.problems import problem_document
+from adamd_service.codecs.documents import problem_document
 
 LONGEST = 1000  # bytes of an error's words: they travel three times, in headers that may have 8 KiB together
 

@@ -14,8 +14,7 @@ from adamd_service.codecs.states import raw
 from adamd_service.engine import Body, Engine, StepCall
 from adamd_service.grpc import messages
 from adamd_service.grpc.calls import Context, Guard
-from adamd_service.grpc.receiving import pieces
-from adamd_service.grpc.sending import INLINE, Sender
+from adamd_service.grpc.sending import INLINE, Sender, pieces
 from adamd_service.records import Base
 
 Message = Piece[pb.StepHeader]

@@ -14,8 +14,7 @@ from adamd_service.codecs.states import raw, state_pieces
 from adamd_service.engine import Body, Engine, to_its_end
 from adamd_service.grpc import messages
 from adamd_service.grpc.calls import Context, Guard
-from adamd_service.grpc.receiving import pieces
-from adamd_service.grpc.sending import write_all
+from adamd_service.grpc.sending import pieces, write_all
 
 
 class Bulk:

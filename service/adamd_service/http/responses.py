@@ -16,8 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from adamd.errors import AdamdError
 from adamd.wire import headers, numbers, safetensors
-from adamd_service.codecs.documents import document, order_notice
-from adamd_service.codecs.problems import problem_document
+from adamd_service.codecs.documents import document, order_notice, problem_document
 from adamd_service.codecs.states import raw, state_pieces
 from adamd_service.engine import Advice, Answer, Exported, View, advice_of
 

@@ -2,12 +2,12 @@
 compiler.
 """
 
-from adamd_service.optim.box_constraints import NONE, BoundsError, check_bounds, each
+from adamd_service.optim.box_constraints import NONE, BoundsError, bounded, check_bounds, each, projected
 from adamd_service.optim.device import Cpu, Device
 from adamd_service.optim.evaluation_average import check_average, write_average
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
 from adamd_service.optim.gradients.encoded import Encoded, Lazy, Raw, encoded
-from adamd_service.optim.gradients.narrowing import narrow
+from adamd_service.optim.gradients.half_precision import narrow
 from adamd_service.optim.gradients.norm import gradient_norm
 from adamd_service.optim.gradients.scan import check_gradient
 from adamd_service.optim.kernels.numba_kernel import WARM, FusedKernel, prepare, warm_up
@@ -19,7 +19,6 @@ from adamd_service.optim.monitoring.progress import from_json as progress_from_j
 from adamd_service.optim.monitoring.stalls import remedy, stalls
 from adamd_service.optim.monitoring.stalls import told as stall_words
 from adamd_service.optim.monitoring.stop_rules import advice
-from adamd_service.optim.projected import bounded, projected
 from adamd_service.optim.recurrence.wrapping import ARRAY, BOUNDS, SURROUNDING
 from adamd_service.optim.scalars import (
     NUMERICS_ID,

@@ -15,10 +15,9 @@ from adamd.sansio import operations
 from adamd.sansio.operations import Body, Operation, Standing, Stepped, bad_answer, reference
 from adamd.transports.cancellation import Stop
 from adamd.transports.grpc import messages
-from adamd.transports.grpc.filling import Filling
 from adamd.transports.grpc.inactivity import FOREVER, Watch, Watched
 from adamd.transports.grpc.messages import refusal
-from adamd.transports.grpc.stream import Advance, numbered
+from adamd.transports.grpc.stream import Advance, Filling, numbered
 from adamd.transports.progress import Meter
 from adamd.transports.silence import Attempt
 from adamd.wire import channel, pieces

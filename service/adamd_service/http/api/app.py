@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adamd.errors import AdamdError, InternalError, InvalidRequest
 from adamd.wire.layout import shown
 from adamd_service.codecs.checks import LONGEST_PAGE
-from adamd_service.codecs.info import server_info
+from adamd_service.codecs.documents import server_info
 from adamd_service.engine import Engine
 from adamd_service.http import responses
 from adamd_service.http.api import docs_page, openapi, routes

@@ -19,9 +19,8 @@ from adamd.wire import headers
 from adamd.wire.encodings import RAW
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.checks import session_ref as _ref
+from adamd_service.codecs.documents import MAX_JSON, summary
 from adamd_service.codecs.documents import patch as patch_document
-from adamd_service.codecs.documents import summary
-from adamd_service.codecs.info import MAX_JSON
 from adamd_service.engine import Body, Engine, StepCall
 from adamd_service.http import responses
 from adamd_service.http.api import openapi, request_headers

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adamd_service.optim.gradients.widening import widen
+from adamd_service.optim.gradients.half_precision import widen
 from adamd_service.optim.numba_cache import Compiled, compile_loop
 
 STORED_AS: Final = {"float16": "float16", "bfloat16": "uint16", "float32": "float32", "float64": "float64"}

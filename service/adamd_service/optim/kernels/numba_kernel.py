@@ -14,10 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from adamd_service.optim.gradients.narrowing import compile_narrowing
+from adamd_service.optim.gradients.half_precision import compile_narrowing, compile_widening
 from adamd_service.optim.gradients.norm import compile_norm
 from adamd_service.optim.gradients.scan import compile_scans
-from adamd_service.optim.gradients.widening import compile_widening
 from adamd_service.optim.kernels.protocol import Block, slices_of
 from adamd_service.optim.kernels.reference import ReferenceKernel
 from adamd_service.optim.numba_cache import Compiled, compile_loop
