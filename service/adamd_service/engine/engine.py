@@ -72,7 +72,7 @@ class Engine:
         self._directory = Directory(store, self.hot, self._workers, replica, TENANT)
         self._rebuilder = Rebuilder(store, self.device, self.pool)
         self._copies = Copies(self.pool, self.device)
-        self._stepper = Stepper(store, self._rebuilder, self.device, updates, self._copies, INLINE_BODY)
+        self._stepper = Stepper(store, self._rebuilder, self.device, updates, self._copies, self._workers, INLINE_BODY)
         self._lifecycle = Lifecycle(store, self._rebuilder, self.device)
         self._snapshots = Snapshots(
             store,
@@ -294,16 +294,16 @@ class Engine:
         if hot.durable:
             return await self._workers.guard(self._soon(hot, step))
         async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop
-            return self._stepper.run(hot, step, inline=True)
+            return self._stepper.run_in_turn(hot, step)
 
     async def _soon(self, hot: Hot, step: Step) -> Answer:
         if self.store.lines.wanted:
             self._workers.spawn(self.store.lines.grow(self._workers.ask))
         async with hot.lock:
-            # Small still: somebody else may have come between. And what would wait for a thread later waits before it
-            # has made anything.
-            if is_small(hot, step) and self.store.lines.at_hand:
-                return await self._stepper.run_soon(hot, step, self._workers.ask)
+            # Checked again under the lock: another step may have changed the session. A step that needs a thread (for
+            # its key, or to commit) waits for it now, before it holds a record.
+            if step.key is None and is_small(hot, step) and self.store.lines.at_hand:
+                return await self._stepper.run_on_loop(hot, step)
             return await self._workers.ask(self._stepper.run, hot, step)
 
     async def watch(self, ref: str) -> AsyncGenerator[Seen]:

@@ -1,22 +1,21 @@
-"""One step, in one place and in order: decide, commit, apply, answer (law 2).
+"""Takes a step in a fixed order: decide, commit, apply, answer.
 
-A step is a generator. It yields the commit that it wants made, and is sent its outcome, or thrown UnknownOutcome; it
-yields None before whatever else waits for the store, which must not happen on the loop. It runs in a worker thread from
-its beginning to its end, or on the event loop where it is small: a hop to a thread and back costs as much as it does.
+A step is a coroutine that waits only through its `Io`. In a worker thread (`_ThreadIo`) it never suspends. On the event
+loop (`_LoopIo`), which takes small steps itself because a hop to a thread and back costs as much as they do, calls
+that wait for the store are moved to threads.
 
-All of it runs in one worker thread under the session's lock. The loop around it is law 5: a replica that loses
-the compare-and-set reloads and decides again; a replay or a refusal is answered only after the store was asked.
+All of it happens under the session's lock. A replica that loses the compare-and-set reloads and decides again. A
+replay or a refusal is answered only after the store was asked.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
@@ -33,6 +32,7 @@ from adamd_service.engine.cache import Hot
 from adamd_service.engine.calls import Answer
 from adamd_service.engine.receiving import Reception
 from adamd_service.engine.recovery import Rebuilder
+from adamd_service.engine.workers import Workers
 from adamd_service.optim import (
     NUMERICS_ID,
     WARM,
@@ -53,63 +53,63 @@ from adamd_service.records import Base, Commit, CommitOutcome, Committed, Entry,
 from adamd_service.rules import Apply, Refuse, Replay, StepRequest, decide, next_chain
 from adamd_service.store import RedisStore, UnknownOutcome
 
-Asked: TypeAlias = Commit | None
-Told: TypeAlias = CommitOutcome | None
-Taking: TypeAlias = Generator[Asked, Told, Answer]
-Committing: TypeAlias = Callable[[Commit], CommitOutcome]
-InThread: TypeAlias = Callable[[Callable[[], Answer]], Awaitable[Answer]]  # runs blocking work in a thread, to its end
+T = TypeVar("T")
 
 
-def to_the_end(taking: Taking, commit: Committing) -> Answer:
-    """Drive a step in this thread. Raises what it raises."""
-    return _driven(taking, commit, lambda: next(taking))
+class Io(Protocol):
+    """What a step waits for. ``permit`` is held while the arrays change."""
+
+    permit: AbstractContextManager[object]
+
+    async def blocking(self, work: Callable[..., T], *args: Any) -> T:
+        """Run work that may wait for the store."""
+
+    async def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
+        """Commit a record."""
 
 
-def _driven(taking: Taking, commit: Committing, begin: Callable[[], Asked]) -> Answer:
+class _ThreadIo:
+    """Waits where it is called."""
+
+    def __init__(self, store: RedisStore, permit: AbstractContextManager[object]) -> None:
+        self.permit = permit
+        self._store = store
+
+    async def blocking(self, work: Callable[..., T], *args: Any) -> T:
+        return work(*args)
+
+    async def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
+        return self._store.commit(session_id, commit)
+
+
+class _LoopIo:
+    """Keeps the event loop free: commits over the loop's own connections, and moves blocking work to a thread."""
+
+    permit: AbstractContextManager[object] = nullcontext()  # the loop must not wait for one
+
+    def __init__(self, store: RedisStore, workers: Workers) -> None:
+        self._store = store
+        self.blocking = workers.ask
+
+    async def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
+        outcome = await self._store.commit_soon(session_id, commit)
+        if outcome is None:  # no connection of the loop could take it
+            return await self.blocking(self._store.commit, session_id, commit)
+        return outcome
+
+
+def run_here(step: Coroutine[Any, Any, T]) -> T:
+    """Run a step that never suspends in this thread. Raises what it raises."""
     try:
-        asked = begin()
-        while True:
-            told: Told = None
-            if asked is not None:
-                try:
-                    told = commit(asked)
-                except BaseException as error:
-                    asked = taking.throw(error)
-                    continue
-            asked = taking.send(told)
-    except StopIteration as done:
-        answer: Answer = done.value
+        step.send(None)
+    except StopIteration as stop:
+        answer: T = stop.value
         return answer
-
-
-async def soon(
-    taking: Taking,
-    commit_soon: Callable[[Commit], Awaitable[CommitOutcome | None]],
-    commit: Committing,
-    in_thread: InThread,
-) -> Answer:
-    """Drive a step on the event loop to its first commit and, once that is done, on; in a thread where it blocks.
-
-    Raises what the step raises.
-    """
-    try:
-        asked = next(taking)
-        if asked is not None:
-            try:
-                told = await commit_soon(asked)
-            except BaseException as error:
-                asked = taking.throw(error)
-            else:
-                if told is not None:  # else it could not be sent from here, and is still to be made
-                    asked = taking.send(told)
-    except StopIteration as done:
-        answer: Answer = done.value
-        return answer
-    return await in_thread(lambda: _driven(taking, commit, lambda: asked))
+    step.close()
+    raise AssertionError("a step over _ThreadIo suspended")
 
 
 RACES = 64  # compare-and-set races lost in a row before a client is told to come back
-Permit: TypeAlias = AbstractContextManager[object]
 KEYS = 4096  # Idempotency-Keys that a memory session remembers
 
 
@@ -148,51 +148,49 @@ class Stepper:
         device: Device,
         updates: threading.Semaphore,
         copies: Copies,
+        workers: Workers,
         inline: int,
     ) -> None:
         self._store = store
         self._rebuilder = rebuilder
         self._device = device
-        self._updates = updates
         self._copies = copies
         self._inline = inline
+        self._in_thread = _ThreadIo(store, updates)
+        self._in_turn = _ThreadIo(store, nullcontext())
+        self._on_loop = _LoopIo(store, workers)
 
-    def run(self, hot: Hot, step: Step, *, inline: bool = False) -> Answer:
-        """Take the step and answer it. ``inline``: on the event loop, which must not wait for a permit to update.
+    def run(self, hot: Hot, step: Step) -> Answer:
+        """Take the step and answer it, in a worker thread.
 
         Raises:
             AdamdError: it was refused, or the store could not be asked; then nothing was applied here.
 
         """
-        return to_the_end(self._taken(hot, step, nullcontext() if inline else self._updates), self._commit_of(hot))
+        return run_here(self._take(hot, step, self._in_thread))
 
-    async def run_soon(self, hot: Hot, step: Step, in_thread: InThread) -> Answer:
-        """`run` on the event loop, as far as nothing in it waits for anything but the commit's answer; the rest, where
-        there is one, in a thread.
-        """
-        taking = self._taken(hot, step, nullcontext())
-        return await soon(taking, partial(self._store.commit_soon, hot.id), self._commit_of(hot), in_thread)
+    def run_in_turn(self, hot: Hot, step: Step) -> Answer:
+        """Take a step of a memory session, which waits for nothing, in one turn of the event loop."""
+        return run_here(self._take(hot, step, self._in_turn))
 
-    def _commit_of(self, hot: Hot) -> Callable[[Commit], CommitOutcome]:
-        return partial(self._store.commit, hot.id)
+    async def run_on_loop(self, hot: Hot, step: Step) -> Answer:
+        """Take a step on the event loop; only what waits for the store, except for the commit, moves to a thread."""
+        return await self._take(hot, step, self._on_loop)
 
-    def _taken(self, hot: Hot, step: Step, permit: Permit) -> Taking:
+    async def _take(self, hot: Hot, step: Step, io: Io) -> Answer:
         try:
-            return (yield from self._run(hot, step, permit))
+            return await self._run(hot, step, io)
         finally:
             if step.chunks and not step.committed:
                 self._discard(hot.id, step)
 
-    def _run(self, hot: Hot, step: Step, permit: Permit) -> Taking:
-        asked = hot.head is None
-        if asked:
-            yield None
-            self._rebuilder.current(hot)
+    async def _run(self, hot: Hot, step: Step, io: Io) -> Answer:
+        reloaded = hot.head is None
+        if reloaded:
+            await io.blocking(self._rebuilder.current, hot)
         for _ in range(RACES):
             assert hot.head is not None
-            if step.key is not None and hot.durable:
-                yield None
-            repeated = self._by_key(hot, step)
+            repeated = None if step.key is None else await io.blocking(self._by_key, hot, step)
             if repeated is not None:
                 return repeated
             if step.landed is not None:  # its key was not kept, and it must not be applied again
@@ -201,17 +199,13 @@ class Stepper:
             if isinstance(decision, Apply):
                 assert hot.state is not None
                 with self._device.ready(hot.state):  # before the commit: memory must not be lacking after it
-                    answer = yield from self._apply(hot, step, decision.step, permit)
+                    answer = await self._apply(hot, step, decision.step, io)
                 if answer is not None:
                     return answer
-                yield None
-                self._rebuilder.current(hot)
-            elif not asked:
-                yield None
-                self._rebuilder.current(hot)
-            else:
+            elif reloaded:
                 return self._answer_known(hot, step, decision)
-            asked = True
+            await io.blocking(self._rebuilder.current, hot)
+            reloaded = True
         raise StoreUnavailable("other writers were faster every time; try again", retry_after=0.2)
 
     def _answer_known(self, hot: Hot, step: Step, decision: Replay | Refuse) -> Answer:
@@ -225,8 +219,7 @@ class Stepper:
 
         A PUT has its number, so there the key only has to agree with it.
         """
-        if step.key is None:
-            return None
+        assert step.key is not None
         known = self._store.idempotent(hot.id, step.key) if hot.durable else hot.keys.get(step.key)
         if known is None:
             return None
@@ -246,7 +239,7 @@ class Stepper:
     def _known(self, hot: Hot, step: Step, *, replayed: bool) -> Answer:
         return self._copies.answer(hot, minimal=step.minimal, replayed=replayed, answer_dtype=step.answer_dtype)
 
-    def _apply(self, hot: Hot, step: Step, number: int, permit: Permit) -> Generator[Asked, Told, Answer | None]:
+    async def _apply(self, hot: Hot, step: Step, number: int, io: Io) -> Answer | None:
         """Commit and apply; None where another writer was first and the decision must be made again."""
         head, state = hot.head, hot.state
         assert head is not None and state is not None and hot.settings is not None
@@ -267,13 +260,13 @@ class Stepper:
         dtype = step.answer_dtype or head.spec.dtype
         out = None if step.minimal else self._copies.lease(head.spec.layout.size, dtype)
         if hot.durable:
-            if not (yield from self._commit(hot, step, head, after, record)):
+            if not await self._commit(hot, step, head, after, record, io):
                 return None
         elif step.key is not None:
             hot.keys[step.key] = (record.digest, number)
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
-        overflowed = self._change(hot, state, step, updates, out, permit, best=note.best)
+        overflowed = self._change(hot, state, step, updates, out, io.permit, best=note.best)
         hot.advance(entry, settings, after, record)
         advice = advice_of(after, settings, number)
         answer = Answer(head.spec, number, record.chain, out, hot.diverged, advice=advice)
@@ -286,7 +279,7 @@ class Stepper:
         step: Step,
         updates: tuple[Update, ...],
         out: NDArray[Any] | None,
-        permit: Permit,
+        permit: AbstractContextManager[object],
         *,
         best: bool,
     ) -> int:
@@ -348,7 +341,7 @@ class Stepper:
             staging.abort()
             raise
 
-    def _commit(self, hot: Hot, step: Step, head: Head, after: Head, record: Record) -> Generator[Asked, Told, bool]:
+    async def _commit(self, hot: Hot, step: Step, head: Head, after: Head, record: Record, io: Io) -> bool:
         key = None if step.key is None else IdempotencyKey(step.key, record.digest)
         commit = Commit(
             incarnation=head.incarnation,
@@ -360,10 +353,9 @@ class Stepper:
             progress=None if after.progress == head.progress else after.progress,
         )
         try:
-            outcome = yield commit
+            outcome = await io.commit(hot.id, commit)
         except UnknownOutcome:
-            yield None
-            self._resolve(hot, step, record.step)
+            await io.blocking(self._resolve, hot, step, record.step)
             return False
         except InternalError:  # no refusal that is known: it may have run, so its chunks stay (their TTL takes them)
             step.committed = True
@@ -372,7 +364,6 @@ class Stepper:
         except BaseException:
             hot.drop()
             raise
-        assert outcome is not None
         if isinstance(outcome, Committed):
             step.committed = True
             return True
