@@ -89,7 +89,7 @@ GUARDS = [
     ),
     (
         "1 a new snapshot takes the place of the damaged one",
-        [(f"{ENGINE}/snapshots.py", "        if hot.replaced:\n            return True\n", "")],
+        [(f"{ENGINE}/snapshots.py", "        if loaded.replaced:\n            return True\n", "")],
         f"{DAMAGE}::test_an_older_snapshot_serves_where_the_newest_is_damaged[counts]",
     ),
     (
@@ -192,8 +192,8 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "        except BaseException:\n            hot.drop()\n            raise\n        hot.diverged",
-                "        except BaseException:\n            raise\n        hot.diverged",
+                "        except BaseException:\n            hot.drop()\n            raise\n        loaded.diverged",
+                "        except BaseException:\n            raise\n        loaded.diverged",
             )
         ],
         f"{LAWS}::test_law_2_a_kernel_error_after_the_commit_is_rebuilt_from_the_store",
@@ -204,12 +204,12 @@ GUARDS = [
             (
                 f"{ENGINE}/step.py",
                 "        if hot.durable:\n            if not await self._commit(",
-                "        self._change(hot, state, step, updates, out, io.permit, best=note.best)\n        if hot.durable:\n            if not await self._commit(",
+                "        self._change(hot, loaded, step, updates, out, io.permit, best=note.best)\n        if hot.durable:\n            if not await self._commit(",
             ),
             (
                 f"{ENGINE}/step.py",
-                "        overflowed = self._change(hot, state, step, updates, out, io.permit, best=note.best)\n        hot.advance(",
-                "        overflowed = 0\n        hot.advance(",
+                "        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=note.best)\n        loaded.advance(",
+                "        overflowed = 0\n        loaded.advance(",
             ),
             (
                 f"{ENGINE}/step.py",

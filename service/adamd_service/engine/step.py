@@ -28,7 +28,7 @@ from adamd.errors import (
 from adamd.wire.dtypes import ITEMSIZE, storage
 from adamd_service.advice import advice_of, noted
 from adamd_service.engine.answers import Copies, rounded
-from adamd_service.engine.cache import Hot
+from adamd_service.engine.cache import Hot, Loaded
 from adamd_service.engine.calls import Answer
 from adamd_service.engine.receiving import Reception
 from adamd_service.engine.recovery import Rebuilder
@@ -185,34 +185,32 @@ class Stepper:
                 self._discard(hot.id, step)
 
     async def _run(self, hot: Hot, step: Step, io: Io) -> Answer:
-        reloaded = hot.head is None
-        if reloaded:
-            await io.blocking(self._rebuilder.current, hot)
+        loaded, reloaded = hot.loaded, False
         for _ in range(RACES):
-            assert hot.head is not None
+            if loaded is None:
+                loaded, reloaded = await io.blocking(self._rebuilder.current, hot), True
             repeated = None if step.key is None else await io.blocking(self._by_key, hot, step)
             if repeated is not None:
                 return repeated
             if step.landed is not None:  # its key was not kept, and it must not be applied again
-                return replace(self._known(hot, step, replayed=False), applied_step=step.landed)
-            decision = decide(hot.head, hot.ring, step.request, diverged=hot.diverged)
+                return replace(self._known(loaded, step, replayed=False), applied_step=step.landed)
+            decision = decide(loaded.head, loaded.ring, step.request, diverged=loaded.diverged)
             if isinstance(decision, Apply):
-                assert hot.state is not None
-                with self._device.ready(hot.state):  # before the commit: memory must not be lacking after it
-                    answer = await self._apply(hot, step, decision.step, io)
+                assert loaded.state is not None
+                with self._device.ready(loaded.state):  # before the commit: memory must not be lacking after it
+                    answer = await self._apply(hot, loaded, step, decision.step, io)
                 if answer is not None:
                     return answer
             elif reloaded:
-                return self._answer_known(hot, step, decision)
-            await io.blocking(self._rebuilder.current, hot)
-            reloaded = True
+                return self._answer_known(loaded, step, decision)
+            loaded = None  # or a state that was dropped stays in memory while it is rebuilt
         raise StoreUnavailable("other writers were faster every time; try again", retry_after=0.2)
 
-    def _answer_known(self, hot: Hot, step: Step, decision: Replay | Refuse) -> Answer:
+    def _answer_known(self, loaded: Loaded, step: Step, decision: Replay | Refuse) -> Answer:
         if isinstance(decision, Refuse):
             raise decision.error
-        mine = hot.ring[decision.step].attempt == step.attempt
-        return self._known(hot, step, replayed=not mine)
+        mine = loaded.ring[decision.step].attempt == step.attempt
+        return self._known(loaded, step, replayed=not mine)
 
     def _by_key(self, hot: Hot, step: Step) -> Answer | None:
         """Answer a repeated POST with the current parameters, and the step that its gradient was applied as.
@@ -227,25 +225,25 @@ class Stepper:
         if digest != step.reception.digest() or step.number not in (None, applied):
             raise IdempotencyMismatch(
                 f"this Idempotency-Key was used for step {applied} with another request; use a new key",
-                step=hot.head.step if hot.head else None,
+                step=hot.loaded.head.step if hot.loaded else None,
             )
         if step.number is not None:
             return None
-        self._rebuilder.current(hot)
-        entry = hot.ring.get(applied)
+        loaded = self._rebuilder.current(hot)
+        entry = loaded.ring.get(applied)
         mine = entry is not None and entry.attempt == step.attempt
-        return replace(self._known(hot, step, replayed=not mine), applied_step=applied)
+        return replace(self._known(loaded, step, replayed=not mine), applied_step=applied)
 
-    def _known(self, hot: Hot, step: Step, *, replayed: bool) -> Answer:
-        return self._copies.answer(hot, minimal=step.minimal, replayed=replayed, answer_dtype=step.answer_dtype)
+    def _known(self, loaded: Loaded, step: Step, *, replayed: bool) -> Answer:
+        return self._copies.answer(loaded, minimal=step.minimal, replayed=replayed, answer_dtype=step.answer_dtype)
 
-    async def _apply(self, hot: Hot, step: Step, number: int, io: Io) -> Answer | None:
+    async def _apply(self, hot: Hot, loaded: Loaded, step: Step, number: int, io: Io) -> Answer | None:
         """Commit and apply; None where another writer was first and the decision must be made again."""
-        head, state = hot.head, hot.state
-        assert head is not None and state is not None and hot.settings is not None
+        head, state = loaded.head, loaded.state
+        assert state is not None
         if hot.durable:
             self._store.require_kept()
-        settings = carried(hot.settings, step.settings, head)
+        settings = carried(loaded.settings, step.settings, head)
         updates = _plan(settings, state, head, step, number)
         note = noted(head, number, settings, state, step.reception.gradient, step.metrics, updates, self._device.fetch)
         record = self._record(head, step, number, updates, best=note.best)
@@ -253,7 +251,7 @@ class Stepper:
         after = replace(
             head,
             settings=to_json(settings),
-            settings_revision=head.settings_revision + (settings != hot.settings),
+            settings_revision=head.settings_revision + (settings != loaded.settings),
             progress=note.progress.to_json(),
         )
         # Before the commit: whatever could fail must not come between it and the answer.
@@ -266,16 +264,16 @@ class Stepper:
             hot.keys[step.key] = (record.digest, number)
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
-        overflowed = self._change(hot, state, step, updates, out, io.permit, best=note.best)
-        hot.advance(entry, settings, after, record)
+        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=note.best)
+        loaded.advance(entry, settings, after, record)
         advice = advice_of(after, settings, number)
-        answer = Answer(head.spec, number, record.chain, out, hot.diverged, advice=advice)
+        answer = Answer(head.spec, number, record.chain, out, loaded.diverged, advice=advice)
         return replace(answer, answer_dtype=step.answer_dtype, overflowed=overflowed)
 
     def _change(
         self,
         hot: Hot,
-        state: State,
+        loaded: Loaded,
         step: Step,
         updates: tuple[Update, ...],
         out: NDArray[Any] | None,
@@ -287,7 +285,8 @@ class Stepper:
 
         An error in the middle leaves arrays that no one may see: drop them.
         """
-        assert hot.head is not None
+        state, spec = loaded.state, loaded.head.spec
+        assert state is not None
         same = out is None or out.dtype == state.params.dtype  # then the kernel writes the answer in its own pass
         overflowed = 0
         try:
@@ -295,15 +294,15 @@ class Stepper:
                 if best:
                     self._device.fetch(state)
                     state.take_best()
-                gradient, bounds = step.reception.gradient, hot.head.spec.layout.bounds
+                gradient, bounds = step.reception.gradient, spec.layout.bounds
                 diverged = self._device.apply(state, gradient, updates, bounds, out if same else None)
                 if out is not None and not same:
                     self._device.fetch(state)
-                    overflowed = rounded(state.params, step.answer_dtype or hot.head.spec.dtype, out)
+                    overflowed = rounded(state.params, step.answer_dtype or spec.dtype, out)
         except BaseException:
             hot.drop()
             raise
-        hot.diverged = hot.diverged or diverged
+        loaded.diverged = loaded.diverged or diverged
         return overflowed
 
     def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...], *, best: bool) -> Record:
@@ -445,16 +444,16 @@ OTHER_KERNEL: Final = {
 
 def is_small(hot: Hot, step: Step) -> bool:
     """Say whether a step takes so little that the event loop may make it, and waits for no compiler."""
-    if hot.head is None or may_compile(hot, step):
+    if hot.loaded is None or may_compile(hot.loaded.settings, step):
         return False
-    spec = hot.head.spec  # by the whole vector: the answer has all of it, however few tensors the gradient names
+    spec = hot.loaded.head.spec  # by the whole vector: the answer has all of it, however few tensors the gradient names
     if len(spec.layout.tensors) > TENSORS:
         return False
     return max(spec.layout.size * ITEMSIZE[spec.dtype], step.reception.buffer.nbytes) <= SMALL
 
 
-def may_compile(hot: Hot, step: Step) -> bool:
+def may_compile(settings: Settings, step: Step) -> bool:
     """Say whether a step's settings may ask for a variant of the optimizer that was not compiled with the session."""
-    if not step.settings or hot.settings is None or step.settings.keys() <= SAME_KERNEL:
+    if not step.settings or step.settings.keys() <= SAME_KERNEL:
         return False
-    return hot.settings.optimizer.name not in WARM or not step.settings.keys().isdisjoint(OTHER_KERNEL)
+    return settings.optimizer.name not in WARM or not step.settings.keys().isdisjoint(OTHER_KERNEL)
