@@ -313,7 +313,7 @@ class Engine:
         async with hot.lock:
             # Checked again under the lock: another step may have changed the session. A step that needs a thread (for
             # its key, or to commit) waits for it now, before it holds a record.
-            if step.key is None and is_small(hot, step) and self.store.lines.at_hand:
+            if step.call.key is None and is_small(hot, step) and self.store.lines.at_hand:
                 return await self._stepper.run_on_loop(hot, step)
             return await self._workers.ask(self._stepper.run, hot, step)
 

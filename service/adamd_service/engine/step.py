@@ -25,18 +25,19 @@ from adamd.errors import (
     InvalidSettings,
     StoreUnavailable,
 )
+from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import ITEMSIZE, storage
 from adamd_service.advice import advice_of, noted
 from adamd_service.engine.answers import Copies, rounded
 from adamd_service.engine.cache import Hot, Loaded
-from adamd_service.engine.calls import Answer
-from adamd_service.engine.receiving import Reception
+from adamd_service.engine.calls import Answer, StepCall
 from adamd_service.engine.recovery import Rebuilder
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import (
     NUMERICS_ID,
     WARM,
     Device,
+    Encoded,
     Settings,
     SettingsError,
     State,
@@ -49,7 +50,7 @@ from adamd_service.optim import (
     to_json,
     updates_to_json,
 )
-from adamd_service.records import Base, Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
+from adamd_service.records import Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
 from adamd_service.rules import Apply, Refuse, Replay, StepRequest, decide, next_chain
 from adamd_service.store import RedisStore, UnknownOutcome
 
@@ -113,29 +114,44 @@ RACES = 64  # compare-and-set races lost in a row before a client is told to com
 KEYS = 4096  # Idempotency-Keys that a memory session remembers
 
 
+class StepBody(Protocol):
+    """The gradient that a step applies, whole and checked, and its bytes as the log keeps them."""
+
+    encoding: str
+    dtype: str
+    buffer: Bytes
+    gradient: Encoded
+
+    def digest(self) -> str:
+        """XXH3-128 (hex), as `rules.digest_start` says."""
+
+
 @dataclass(slots=True, eq=False)
 class Step:
-    """A step whose body is in."""
+    """A step whose body is in.
 
-    number: int | None
-    reception: Reception
+    Attributes:
+        call: as it was asked for; its settings and metrics may have come in the body.
+        present: the tensors that the body has, by index; None: all of them.
+        attempt: names this try in the store.
+        chunks: lengths of what is staged there under the attempt's name.
+        committed: the staged chunks must stay, as far as anyone knows.
+        landed: the step that a POST was committed as, where only `resolve` knows it.
+
+    """
+
+    call: StepCall
+    body: StepBody
     present: tuple[int, ...] | None
-    settings: Mapping[str, Any] | None
-    metrics: Mapping[str, Any]
-    if_match: str | None
-    base: Base | None
-    key: str | None
-    minimal: bool
-    answer_dtype: str | None
     attempt: str
     chunks: tuple[int, ...] | None = None
     committed: bool = False
-    landed: int | None = None  # the step that a POST was committed as, where only `resolve` knows it
+    landed: int | None = None
 
     @property
     def request(self) -> StepRequest:
         """What the rules see of it."""
-        return StepRequest(self.number, self.reception.digest(), self.if_match, self.base)
+        return StepRequest(self.call.number, self.body.digest(), self.call.if_match, self.call.base)
 
 
 class Stepper:
@@ -189,7 +205,7 @@ class Stepper:
         for _ in range(RACES):
             if loaded is None:
                 loaded, reloaded = await io.blocking(self._rebuilder.current, hot), True
-            repeated = None if step.key is None else await io.blocking(self._by_key, hot, step)
+            repeated = None if step.call.key is None else await io.blocking(self._by_key, hot, step)
             if repeated is not None:
                 return repeated
             if step.landed is not None:  # its key was not kept, and it must not be applied again
@@ -217,17 +233,17 @@ class Stepper:
 
         A PUT has its number, so there the key only has to agree with it.
         """
-        assert step.key is not None
-        known = self._store.idempotent(hot.id, step.key) if hot.durable else hot.keys.get(step.key)
+        assert step.call.key is not None
+        known = self._store.idempotent(hot.id, step.call.key) if hot.durable else hot.keys.get(step.call.key)
         if known is None:
             return None
         digest, applied = known
-        if digest != step.reception.digest() or step.number not in (None, applied):
+        if digest != step.body.digest() or step.call.number not in (None, applied):
             raise IdempotencyMismatch(
                 f"this Idempotency-Key was used for step {applied} with another request; use a new key",
                 step=hot.loaded.head.step if hot.loaded else None,
             )
-        if step.number is not None:
+        if step.call.number is not None:
             return None
         loaded = self._rebuilder.current(hot)
         entry = loaded.ring.get(applied)
@@ -235,7 +251,9 @@ class Stepper:
         return replace(self._known(loaded, step, replayed=not mine), applied_step=applied)
 
     def _known(self, loaded: Loaded, step: Step, *, replayed: bool) -> Answer:
-        return self._copies.answer(loaded, minimal=step.minimal, replayed=replayed, answer_dtype=step.answer_dtype)
+        return self._copies.answer(
+            loaded, minimal=step.call.minimal, replayed=replayed, answer_dtype=step.call.answer_dtype
+        )
 
     async def _apply(self, hot: Hot, loaded: Loaded, step: Step, number: int, io: Io) -> Answer | None:
         """Commit and apply; None where another writer was first and the decision must be made again."""
@@ -243,9 +261,9 @@ class Stepper:
         assert state is not None
         if hot.durable:
             self._store.require_kept()
-        settings = carried(loaded.settings, step.settings, head)
+        settings = carried(loaded.settings, step.call.settings, head)
         updates = _plan(settings, state, head, step, number)
-        note = noted(head, number, settings, state, step.reception.gradient, step.metrics, updates, self._device.fetch)
+        note = noted(head, number, settings, state, step.body.gradient, step.call.metrics, updates, self._device.fetch)
         record = self._record(head, step, number, updates, best=note.best)
         entry = Entry(number, record.digest, step.attempt, record.chain)
         after = replace(
@@ -255,20 +273,20 @@ class Stepper:
             progress=note.progress.to_json(),
         )
         # Before the commit: whatever could fail must not come between it and the answer.
-        dtype = step.answer_dtype or head.spec.dtype
-        out = None if step.minimal else self._copies.lease(head.spec.layout.size, dtype)
+        dtype = step.call.answer_dtype or head.spec.dtype
+        out = None if step.call.minimal else self._copies.lease(head.spec.layout.size, dtype)
         if hot.durable:
             if not await self._commit(hot, step, head, after, record, io):
                 return None
-        elif step.key is not None:
-            hot.keys[step.key] = (record.digest, number)
+        elif step.call.key is not None:
+            hot.keys[step.call.key] = (record.digest, number)
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
         overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=note.best)
         loaded.advance(entry, settings, after, record)
         advice = advice_of(after, settings, number)
         answer = Answer(head.spec, number, record.chain, out, loaded.diverged, advice=advice)
-        return replace(answer, answer_dtype=step.answer_dtype, overflowed=overflowed)
+        return replace(answer, answer_dtype=step.call.answer_dtype, overflowed=overflowed)
 
     def _change(
         self,
@@ -294,11 +312,11 @@ class Stepper:
                 if best:
                     self._device.fetch(state)
                     state.take_best()
-                gradient, bounds = step.reception.gradient, spec.layout.bounds
+                gradient, bounds = step.body.gradient, spec.layout.bounds
                 diverged = self._device.apply(state, gradient, updates, bounds, out if same else None)
                 if out is not None and not same:
                     self._device.fetch(state)
-                    overflowed = rounded(state.params, step.answer_dtype or spec.dtype, out)
+                    overflowed = rounded(state.params, step.call.answer_dtype or spec.dtype, out)
         except BaseException:
             hot.drop()
             raise
@@ -307,8 +325,8 @@ class Stepper:
 
     def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...], *, best: bool) -> Record:
         scalars = updates_to_json(updates)
-        digest = step.reception.digest()
-        body = step.reception.buffer
+        digest = step.body.digest()
+        body = step.body.buffer
         inline = body.tobytes() if head.spec.durability == "committed" and body.nbytes <= self._inline else None
         if head.spec.durability == "committed" and inline is None and step.chunks is None:
             step.chunks = self._stage(head.spec.id, step)
@@ -318,20 +336,20 @@ class Stepper:
             digest=digest,
             prev_chain=head.chain,
             chain=next_chain(head.chain, number, digest, scalars, NUMERICS_ID),
-            dtype=step.reception.dtype,
-            encoding=step.reception.encoding,
+            dtype=step.body.dtype,
+            encoding=step.body.encoding,
             updates=scalars,
             chunks=step.chunks or (),
             inline=inline,
-            settings=None if step.settings is None else dict(step.settings),
-            metrics=dict(step.metrics),
+            settings=None if step.call.settings is None else dict(step.call.settings),
+            metrics=dict(step.call.metrics),
             numerics=NUMERICS_ID,
             best=best,
         )
 
     def _stage(self, session_id: str, step: Step) -> tuple[int, ...]:
         """Log a body that was not logged while it arrived: it looked like a replay, or came in another encoding."""
-        body = step.reception.buffer
+        body = step.body.buffer
         staging = self._store.stage(session_id, step.attempt, body.nbytes)
         try:
             staging.write(memoryview(body))
@@ -341,7 +359,7 @@ class Stepper:
             raise
 
     async def _commit(self, hot: Hot, step: Step, head: Head, after: Head, record: Record, io: Io) -> bool:
-        key = None if step.key is None else IdempotencyKey(step.key, record.digest)
+        key = None if step.call.key is None else IdempotencyKey(step.call.key, record.digest)
         commit = Commit(
             incarnation=head.incarnation,
             expect_revision=head.settings_revision,
@@ -379,7 +397,7 @@ class Stepper:
         hot.drop()
         step.committed = True  # as far as anyone knows: its chunks must not be unlinked
         verdict = self._store.resolve(hot.id, step.attempt, number)
-        if verdict == "committed" and step.number is None:
+        if verdict == "committed" and step.call.number is None:
             step.landed = number
         if verdict == "fenced":
             step.committed = False
@@ -424,7 +442,7 @@ def _plan(settings: Settings, state: State, head: Head, step: Step, number: int)
         for index in present:
             here[index] = True
     try:
-        at = at_step(settings, number, step.reception.gradient, dtype)
+        at = at_step(settings, number, step.body.gradient, dtype)
         return plan(settings, layout.names, state.counts, here, dtype, state.carried, at)
     except SettingsError as error:  # of a later update than `check_scalars` looked at
         raise InvalidSettings(error.message, step=head.step, path=error.path) from None
@@ -449,11 +467,11 @@ def is_small(hot: Hot, step: Step) -> bool:
     spec = hot.loaded.head.spec  # by the whole vector: the answer has all of it, however few tensors the gradient names
     if len(spec.layout.tensors) > TENSORS:
         return False
-    return max(spec.layout.size * ITEMSIZE[spec.dtype], step.reception.buffer.nbytes) <= SMALL
+    return max(spec.layout.size * ITEMSIZE[spec.dtype], step.body.buffer.nbytes) <= SMALL
 
 
 def may_compile(settings: Settings, step: Step) -> bool:
     """Say whether a step's settings may ask for a variant of the optimizer that was not compiled with the session."""
-    if not step.settings or step.settings.keys() <= SAME_KERNEL:
+    if not step.call.settings or step.call.settings.keys() <= SAME_KERNEL:
         return False
-    return settings.optimizer.name not in WARM or not step.settings.keys().isdisjoint(OTHER_KERNEL)
+    return settings.optimizer.name not in WARM or not step.call.settings.keys().isdisjoint(OTHER_KERNEL)
