@@ -100,7 +100,7 @@ class Directory:
         hot = self._hot.find(session_id)
         if hot is None or hot.loaded is None:
             raise SessionDeleted(f"the session {session_id} that this Idempotency-Key created is deleted")
-        return View(hot.loaded.head, hot.loaded.diverged, repeated=True)
+        return View(hot.loaded.head, hot.loaded.settings, hot.loaded.diverged, repeated=True)
 
     def with_memory(
         self, heads: list[Head | Broken], size: int, after: str | None, token: str | None

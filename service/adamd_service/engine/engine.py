@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -123,20 +124,17 @@ class Engine:
             return repeated
         self.hot.add_memory(hot, admission.state_bytes(spec, settings))
         self._directory.add(hot, spec.name, key)
-        return View(head, loaded.diverged)
+        return View(head, settings, loaded.diverged)
 
     async def view(self, ref: str) -> View:
         """Return a session as it stands in the store."""
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            head, diverged, metrics = await self._locked(hot, self._standing, hot)
+            # A copy, made under the lock: the next step changes all of it.
+            loaded = await self._locked(hot, lambda: replace(self._rebuilder.current(hot)))
+            metrics = loaded.metrics
             if metrics is None:  # the step was not taken here
-                metrics = await self._watchers.measured(head) if hot.durable else {}
-            return View(head, diverged, metrics=metrics)
-
-    def _standing(self, hot: Hot) -> tuple[Head, bool, Mapping[str, Any] | None]:
-        """Return what a view tells, under the lock: the next step changes all of it."""
-        loaded = self._rebuilder.current(hot)
-        return loaded.head, loaded.diverged, loaded.metrics
+                metrics = await self._watchers.measured(loaded.head) if hot.durable else {}
+            return View(loaded.head, loaded.settings, loaded.diverged, metrics=metrics)
 
     async def list(self, page_size: int, after: str | None) -> tuple[list[Head | Broken], str | None]:
         """Return a page of heads, oldest first, and the token of the next page; of `memory` sessions this replica's."""
@@ -232,7 +230,9 @@ class Engine:
                 copied = self._snapshots.copy(hot)
                 for array in copied.state.kept.values():
                     held.leave(array)
-                return Exported(copied.head, tuple(copied.state.counts), copied.state.numbers, copied.state.kept)
+                return Exported(
+                    copied.head, loaded.settings, tuple(copied.state.counts), copied.state.numbers, copied.state.kept
+                )
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             return await self._locked(hot, copy, hot)

@@ -26,7 +26,7 @@ from adamd.wire.dtypes import storage
 from adamd.wire.layout import Layout
 from adamd_service.engine.cache import Hot, Loaded, is_finite
 from adamd_service.engine.calls import CreateCall, Floats, Kept, View
-from adamd_service.engine.recovery import Rebuilder
+from adamd_service.engine.recovery import Rebuilder, settings_of
 from adamd_service.engine.step import carried
 from adamd_service.optim import (
     BEST,
@@ -204,8 +204,10 @@ class Lifecycle:
                 id=outcome.id,
             )
         if isinstance(outcome, Repeated):
-            return View(self._store.load_head(outcome.id), diverged=False, repeated=True)
-        return View(self._store.load_head(head.spec.id), diverged=False)
+            head = self._store.load_head(outcome.id)
+            return View(head, settings_of(head), diverged=False, repeated=True)
+        head = self._store.load_head(head.spec.id)
+        return View(head, settings_of(head), diverged=False)
 
     def patch(
         self,
@@ -237,7 +239,7 @@ class Lifecycle:
             else:  # another replica has made steps meanwhile: the cache follows them
                 loaded = self._rebuilder.current(hot)
             self._device.prepare(settings, storage(head.spec.dtype))
-            return View(loaded.head, loaded.diverged)
+            return View(loaded.head, loaded.settings, loaded.diverged)
         raise SettingsConflict("others changed this session every time; try again", step=head.step, retry_after=0.2)
 
     def end(self, hot: Hot, if_match: str | None = None) -> None:
@@ -278,11 +280,11 @@ class Lifecycle:
             after = replace(head, chain=chain, parameters_missing=False)
             if not hot.durable:
                 hot.loaded = Loaded(after, settings, state)
-                return View(after, diverged=False)
+                return View(after, settings, diverged=False)
             if self._store.put_parameters(head, after, written(state, restored=False), tuple(state.counts)):
                 hot.drop()
                 del loaded, state  # or they stay in memory while they are read back
-                return View(self._rebuilder.current(hot).head, diverged=False)
+                return View(self._rebuilder.current(hot).head, settings, diverged=False)
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
 
 

@@ -38,8 +38,11 @@ def session(
     extra = {**_standing(head.step, head.chain, head.spec.durability), **(more or {})}
     if view.repeated:
         extra[headers.REPLAYED] = "true"
-    extra |= _advised(advice_of(head))
-    told = document(head, diverged=view.diverged) | ({"metrics": view.metrics} if view.metrics else {})
+    advice = advice_of(head, view.settings)
+    extra |= _advised(advice)
+    told = document(head, view.settings, advice, diverged=view.diverged) | (
+        {"metrics": view.metrics} if view.metrics else {}
+    )
     told["warnings"] += notices
     return JSONResponse(told, status, extra)
 
