@@ -204,11 +204,11 @@ GUARDS = [
             (
                 f"{ENGINE}/step.py",
                 "        if hot.durable:\n            if not await self._commit(",
-                "        self._change(hot, loaded, step, updates, out, io.permit, best=note.best)\n        if hot.durable:\n            if not await self._commit(",
+                "        self._change(hot, loaded, step, updates, out, io.permit, best=notes.best)\n        if hot.durable:\n            if not await self._commit(",
             ),
             (
                 f"{ENGINE}/step.py",
-                "        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=note.best)\n        loaded.advance(",
+                "        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=notes.best)\n        loaded.advance(",
                 "        overflowed = 0\n        loaded.advance(",
             ),
             (
@@ -600,7 +600,7 @@ GUARDS = [
         [
             (
                 "service/adamd_service/codecs/documents.py",
-                "    if not given or tuple(given) == layout.names:",
+                "    if not order or tuple(order) == layout.names:",
                 "    if True:",
             )
         ],

@@ -1,4 +1,4 @@
-"""A whole state as safetensors, piece by piece, without a copy."""
+"""Writes a whole state as safetensors, piece by piece, without a copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parameters that an answer carries: copies, in the session's dtype or rounded to a narrower one."""
+"""Copies of parameters for answers, in the session's dtype or rounded to a narrower one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adamd_service.optim import (
 
 
 class Copies:
-    """Makes answers out of a pool of buffers; each is used again when its last view is gone."""
+    """Makes answers in pooled buffers; a buffer is reused when its last view is gone."""
 
     def __init__(self, pool: BufferPool, device: Device) -> None:
         self._pool = pool
@@ -45,7 +45,7 @@ class Copies:
         answer_dtype: str | None = None,
         at: str | None = None,
     ) -> Answer:
-        """Copy the current parameters, under the lock: what is sent is never what the next step changes.
+        """Copy the current parameters, under the lock: the next step must not change what is being sent.
 
         Raises:
             InvalidRequest: there are none ``at`` that.
@@ -108,8 +108,8 @@ class Copies:
 def rounded(parameters: Floats, dtype: str, out: NDArray[Any]) -> int:
     """Write the parameters into ``out`` in ``dtype``; returns how many finite ones became infinite.
 
-    A step cannot be refused for that: it is committed, and whether its parameters fit is known only after it. So the
-    answer carries what IEEE 754 makes of them, and their number.
+    A step cannot be refused for an overflow, which is known only after the commit. So the answer carries the infinities
+    and their number.
     """
     if out.dtype == parameters.dtype:
         np.copyto(out, parameters)

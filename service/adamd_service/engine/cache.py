@@ -1,4 +1,4 @@
-"""Hot sessions: a cache of states, bounded in bytes, that may be dropped and rebuilt at any time (law 2)."""
+"""Cache of sessions in memory, bounded in bytes; each may be dropped and rebuilt from the store."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Hot:
 
 
 class HotSessions:
-    """Least recently used first. Used on the event loop only."""
+    """Sessions in memory, least recently used first. Used on the event loop only."""
 
     def __init__(self, limit: int, memory_limit: int) -> None:
         self.limit = limit
@@ -96,7 +96,7 @@ class HotSessions:
 
     @contextmanager
     def use(self, session_id: str) -> Iterator[Hot]:
-        """Pin a durable session for the duration: what is pinned is not evicted."""
+        """Pin a durable session for the duration: a pinned session is not evicted."""
         hot = self._sessions.get(session_id)
         if hot is None:
             hot = self._sessions[session_id] = Hot(session_id, durable=True)
@@ -114,7 +114,7 @@ class HotSessions:
         return self._sessions.get(session_id)
 
     def memory_sessions(self) -> list[Hot]:
-        """Return those that live nowhere else, oldest first."""
+        """Return the memory sessions, oldest first."""
         return [hot for hot in self._sessions.values() if not hot.durable]
 
     def add_memory(self, hot: Hot, nbytes: int) -> None:
@@ -138,7 +138,7 @@ class HotSessions:
         self._sessions[hot.id] = hot
 
     def charge(self, hot: Hot, nbytes: int) -> None:
-        """Make room for a state of ``nbytes``, evicting what nobody uses.
+        """Make room for a state of ``nbytes``, evicting sessions that no call uses.
 
         Raises:
             TooLarge: it would not fit alone.

@@ -1,4 +1,4 @@
-"""State is the fold of the log (law 1): from the store's snapshot and records back to arrays, checked on the way."""
+"""Rebuilds a session from snapshot and log, and checks digests and chains on the way (law 1)."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ class Rebuilder:
         assert hot.loaded is not None
         return hot.loaded
 
-    def _moved(self, known: Head) -> Head | None:
-        standing = self._store.standing(known.spec.id)
-        return None if standing.is_of(known) else self._store.load_head(known.spec.id)
+    def _moved(self, cached: Head) -> Head | None:
+        standing = self._store.standing(cached.spec.id)
+        return None if standing.is_of(cached) else self._store.load_head(cached.spec.id)
 
     def head(self, hot: Hot) -> Head:
         """Return where the session stands, as `current` does, without its state."""
         return self._store.load_head(hot.id) if hot.durable else self.current(hot).head
 
     def _follow(self, hot: Hot, head: Head) -> None:
-        """Fold what the head names. What is missing may have been collected: then the head names something else now."""
+        """Fold what the head names. If a chunk is missing, the head may have moved meanwhile, and is read again."""
         lost = set[str]()
         for _ in range(TRIES):
             try:
@@ -133,17 +133,18 @@ class Rebuilder:
     def _check_before(self, head: Head, last: Record | None, before: Head | None) -> None:
         """Check the one field of a head that the log's chain does not cover: the chain before its step."""
         if last is None and head.step > head.snapshots[0].step and (before is None or before.step != head.step):
-            found = self._store.records(head.spec.id, head.step, head.step)
-            if not found:
+            records = self._store.records(head.spec.id, head.step, head.step)
+            if not records:
                 raise ChunkMissing(f"the record of step {head.step} is not there")
-            last = found[0]
-        known = last or before
-        if (known.prev_chain if known is not None else "") != head.prev_chain:
+            last = records[0]
+        previous = last or before
+        if (previous.prev_chain if previous is not None else "") != head.prev_chain:
             raise Damaged(f"session {head.spec.id}: the head names another chain before step {head.step} than the log")
 
     def _snapshot(self, head: Head, settings: Settings, lost: set[str]) -> tuple[State, str, int, str]:
-        """Return the state of the newest snapshot that is whole, its chain and its step, and the id of the newest where
-        that is another one: the next snapshot takes its place.
+        """Return the state of the newest whole snapshot, its chain and step, and the id of a damaged newer one, or "".
+
+        The next snapshot takes the damaged one's place.
         """
         newest, why = head.snapshots[-1], list[str]()
         for ref in reversed(head.snapshots):
@@ -234,13 +235,13 @@ def settings_of(head: Head) -> Settings:
         raise Damaged(f"session {head.spec.id}: the settings in the store are damaged: {error.message}") from None
 
 
-def _names_the_same(one: Head, other: Head) -> bool:
+def _names_the_same(first: Head, second: Head) -> bool:
     """Say whether two heads name the same records and snapshots."""
 
-    def named(head: Head) -> tuple[Any, ...]:
+    def names(head: Head) -> tuple[Any, ...]:
         return head.incarnation, head.step, head.chain, head.snapshots
 
-    return named(one) == named(other)
+    return names(first) == names(second)
 
 
 def updates_of(record: Record, state: State) -> tuple[Update, ...]:
@@ -264,7 +265,7 @@ def check_digest(record: Record, updates: tuple[Update, ...], layout: Layout, bo
 
     """
     covered = _covered(updates)
-    # What a lazy one covers is said by its body.
+    # The body of a lazy one says what it covers.
     present = None if len(covered) == len(layout.tensors) or record.encoding == LAZY else covered
     digest = digest_start(record.encoding, record.dtype, present, record.settings)
     digest.update(body)

@@ -1,4 +1,4 @@
-"""Snapshots: in the background, paced, from a consistent copy, when the log has outgrown the state."""
+"""Writes snapshots in the background, paced, from a copy, when the log has outgrown the state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adamd_service.optim import Device, State
 from adamd_service.records import ArrayRef, Head, SnapshotRef
 from adamd_service.store import RedisStore
 
-SMALL = 4 * 1024 * 1024  # a log below this is read back in no time, whatever the ratio
+SMALL_LOG_BYTES = 4 * 1024 * 1024  # a log below this is read back in no time, whatever the ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Copy:
 
 
 class Snapshots:
-    """Decides when, copies, writes, and collects what no reader needs any more."""
+    """Decides when a snapshot is due, copies the state, writes it, and collects garbage."""
 
     def __init__(
         self, store: RedisStore, pool: BufferPool, device: Device, *, ratio: float, records: int, pace: float
@@ -56,7 +56,7 @@ class Snapshots:
             return True
         if loaded.head.step - loaded.snapshot_step >= self._records:
             return True
-        return loaded.log_bytes >= max(SMALL, self._ratio * loaded.state.nbytes)
+        return loaded.log_bytes >= max(SMALL_LOG_BYTES, self._ratio * loaded.state.nbytes)
 
     def still_due(self, hot: Hot) -> bool:
         """Ask the store whether another replica took the snapshot already. Runs under the session's lock."""
@@ -93,7 +93,7 @@ class Snapshots:
         """Write a copy, paced, and make it the newest snapshot; False where the history went another way.
 
         Raises:
-            InterruptedError: ``pointless`` said why, between two chunks; "" goes on.
+            InterruptedError: ``pointless`` returned a reason, between two chunks.
 
         """
         spec = copy.head.spec
@@ -102,11 +102,11 @@ class Snapshots:
         def pace(nbytes: int) -> None:
             nonlocal written
             written += nbytes
-            ahead = written / self._pace - (time.monotonic() - started)
+            early = written / self._pace - (time.monotonic() - started)
             if why := pointless():
                 raise InterruptedError(why)
-            if ahead > 0:
-                time.sleep(min(ahead, 1.0))
+            if early > 0:
+                time.sleep(min(early, 1.0))
 
         refs: list[ArrayRef] = []
         try:

@@ -27,7 +27,7 @@ from adamd.errors import (
 )
 from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import ITEMSIZE, storage
-from adamd_service.advice import advice_of, noted
+from adamd_service.advice import advice_of, notes_of
 from adamd_service.engine.answers import Copies, rounded
 from adamd_service.engine.cache import Hot, Loaded
 from adamd_service.engine.calls import Answer, StepCall
@@ -127,7 +127,7 @@ class StepBody(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Step:
+class ReceivedStep:
     """A step whose body is in.
 
     Attributes:
@@ -150,7 +150,7 @@ class Step:
 
     @property
     def request(self) -> StepRequest:
-        """What the rules see of it."""
+        """The part that the rules decide by."""
         return StepRequest(self.call.number, self.body.digest(), self.call.if_match, self.call.base)
 
 
@@ -176,7 +176,7 @@ class Stepper:
         self._in_turn = _ThreadIo(store, nullcontext())
         self._on_loop = _LoopIo(store, workers)
 
-    def run(self, hot: Hot, step: Step) -> Answer:
+    def run(self, hot: Hot, step: ReceivedStep) -> Answer:
         """Take the step and answer it, in a worker thread.
 
         Raises:
@@ -185,22 +185,22 @@ class Stepper:
         """
         return run_here(self._take(hot, step, self._in_thread))
 
-    def run_in_turn(self, hot: Hot, step: Step) -> Answer:
+    def run_in_turn(self, hot: Hot, step: ReceivedStep) -> Answer:
         """Take a step of a memory session, which waits for nothing, in one turn of the event loop."""
         return run_here(self._take(hot, step, self._in_turn))
 
-    async def run_on_loop(self, hot: Hot, step: Step) -> Answer:
+    async def run_on_loop(self, hot: Hot, step: ReceivedStep) -> Answer:
         """Take a step on the event loop; only what waits for the store, except for the commit, moves to a thread."""
         return await self._take(hot, step, self._on_loop)
 
-    async def _take(self, hot: Hot, step: Step, io: Io) -> Answer:
+    async def _take(self, hot: Hot, step: ReceivedStep, io: Io) -> Answer:
         try:
             return await self._run(hot, step, io)
         finally:
             if step.chunks and not step.committed:
                 self._discard(hot.id, step)
 
-    async def _run(self, hot: Hot, step: Step, io: Io) -> Answer:
+    async def _run(self, hot: Hot, step: ReceivedStep, io: Io) -> Answer:
         loaded, reloaded = hot.loaded, False
         for _ in range(RACES):
             if loaded is None:
@@ -209,11 +209,11 @@ class Stepper:
             if repeated is not None:
                 return repeated
             if step.landed is not None:  # its key was not kept, and it must not be applied again
-                return replace(self._known(loaded, step, replayed=False), applied_step=step.landed)
+                return replace(self._current(loaded, step, replayed=False), applied_step=step.landed)
             decision = decide(loaded.head, loaded.ring, step.request, diverged=loaded.diverged)
             if isinstance(decision, Apply):
                 assert loaded.state is not None
-                with self._device.ready(loaded.state):  # before the commit: memory must not be lacking after it
+                with self._device.ready(loaded.state):  # before the commit: memory must not run out after it
                     answer = await self._apply(hot, loaded, step, decision.step, io)
                 if answer is not None:
                     return answer
@@ -222,22 +222,22 @@ class Stepper:
             loaded = None  # or a state that was dropped stays in memory while it is rebuilt
         raise StoreUnavailable("other writers were faster every time; try again", retry_after=0.2)
 
-    def _answer_known(self, loaded: Loaded, step: Step, decision: Replay | Refuse) -> Answer:
+    def _answer_known(self, loaded: Loaded, step: ReceivedStep, decision: Replay | Refuse) -> Answer:
         if isinstance(decision, Refuse):
             raise decision.error
-        mine = loaded.ring[decision.step].attempt == step.attempt
-        return self._known(loaded, step, replayed=not mine)
+        own = loaded.ring[decision.step].attempt == step.attempt
+        return self._current(loaded, step, replayed=not own)
 
-    def _by_key(self, hot: Hot, step: Step) -> Answer | None:
+    def _by_key(self, hot: Hot, step: ReceivedStep) -> Answer | None:
         """Answer a repeated POST with the current parameters, and the step that its gradient was applied as.
 
         A PUT has its number, so there the key only has to agree with it.
         """
         assert step.call.key is not None
-        known = self._store.idempotent(hot.id, step.call.key) if hot.durable else hot.keys.get(step.call.key)
-        if known is None:
+        earlier = self._store.idempotent(hot.id, step.call.key) if hot.durable else hot.keys.get(step.call.key)
+        if earlier is None:
             return None
-        digest, applied = known
+        digest, applied = earlier
         if digest != step.body.digest() or step.call.number not in (None, applied):
             raise IdempotencyMismatch(
                 f"this Idempotency-Key was used for step {applied} with another request; use a new key",
@@ -247,32 +247,34 @@ class Stepper:
             return None
         loaded = self._rebuilder.current(hot)
         entry = loaded.ring.get(applied)
-        mine = entry is not None and entry.attempt == step.attempt
-        return replace(self._known(loaded, step, replayed=not mine), applied_step=applied)
+        own = entry is not None and entry.attempt == step.attempt
+        return replace(self._current(loaded, step, replayed=not own), applied_step=applied)
 
-    def _known(self, loaded: Loaded, step: Step, *, replayed: bool) -> Answer:
+    def _current(self, loaded: Loaded, step: ReceivedStep, *, replayed: bool) -> Answer:
         return self._copies.answer(
             loaded, minimal=step.call.minimal, replayed=replayed, answer_dtype=step.call.answer_dtype
         )
 
-    async def _apply(self, hot: Hot, loaded: Loaded, step: Step, number: int, io: Io) -> Answer | None:
+    async def _apply(self, hot: Hot, loaded: Loaded, step: ReceivedStep, number: int, io: Io) -> Answer | None:
         """Commit and apply; None where another writer was first and the decision must be made again."""
         head, state = loaded.head, loaded.state
         assert state is not None
         if hot.durable:
             self._store.require_kept()
-        settings = carried(loaded.settings, step.call.settings, head)
+        settings = settings_with(loaded.settings, step.call.settings, head)
         updates = _plan(settings, state, head, step, number)
-        note = noted(head, number, settings, state, step.body.gradient, step.call.metrics, updates, self._device.fetch)
-        record = self._record(head, step, number, updates, best=note.best)
+        notes = notes_of(
+            head, number, settings, state, step.body.gradient, step.call.metrics, updates, self._device.fetch
+        )
+        record = self._record(head, step, number, updates, best=notes.best)
         entry = Entry(number, record.digest, step.attempt, record.chain)
         after = replace(
             head,
             settings=to_json(settings),
             settings_revision=head.settings_revision + (settings != loaded.settings),
-            progress=note.progress.to_json(),
+            progress=notes.progress.to_json(),
         )
-        # Before the commit: whatever could fail must not come between it and the answer.
+        # Leased before the commit: nothing that could fail may come between it and the answer.
         dtype = step.call.answer_dtype or head.spec.dtype
         out = None if step.call.minimal else self._copies.lease(head.spec.layout.size, dtype)
         if hot.durable:
@@ -282,7 +284,7 @@ class Stepper:
             hot.keys[step.call.key] = (record.digest, number)
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
-        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=note.best)
+        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=notes.best)
         loaded.advance(entry, settings, after, record)
         advice = advice_of(after, settings, number)
         answer = Answer(head.spec, number, record.chain, out, loaded.diverged, advice=advice)
@@ -292,7 +294,7 @@ class Stepper:
         self,
         hot: Hot,
         loaded: Loaded,
-        step: Step,
+        step: ReceivedStep,
         updates: tuple[Update, ...],
         out: NDArray[Any] | None,
         permit: AbstractContextManager[object],
@@ -301,7 +303,7 @@ class Stepper:
     ) -> int:
         """Apply what is committed; returns how many parameters the answer's dtype could not hold.
 
-        An error in the middle leaves arrays that no one may see: drop them.
+        An error in the middle leaves half-changed arrays, which are dropped.
         """
         state, spec = loaded.state, loaded.head.spec
         assert state is not None
@@ -323,7 +325,9 @@ class Stepper:
         loaded.diverged = loaded.diverged or diverged
         return overflowed
 
-    def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...], *, best: bool) -> Record:
+    def _record(
+        self, head: Head, step: ReceivedStep, number: int, updates: tuple[Update, ...], *, best: bool
+    ) -> Record:
         scalars = updates_to_json(updates)
         digest = step.body.digest()
         body = step.body.buffer
@@ -347,7 +351,7 @@ class Stepper:
             best=best,
         )
 
-    def _stage(self, session_id: str, step: Step) -> tuple[int, ...]:
+    def _stage(self, session_id: str, step: ReceivedStep) -> tuple[int, ...]:
         """Log a body that was not logged while it arrived: it looked like a replay, or came in another encoding."""
         body = step.body.buffer
         staging = self._store.stage(session_id, step.attempt, body.nbytes)
@@ -358,7 +362,7 @@ class Stepper:
             staging.abort()
             raise
 
-    async def _commit(self, hot: Hot, step: Step, head: Head, after: Head, record: Record, io: Io) -> bool:
+    async def _commit(self, hot: Hot, step: ReceivedStep, head: Head, after: Head, record: Record, io: Io) -> bool:
         key = None if step.call.key is None else IdempotencyKey(step.call.key, record.digest)
         commit = Commit(
             incarnation=head.incarnation,
@@ -387,12 +391,12 @@ class Stepper:
         self._after_loss(step, outcome)
         return False
 
-    def _after_loss(self, step: Step, outcome: Lost) -> None:
+    def _after_loss(self, step: ReceivedStep, outcome: Lost) -> None:
         if outcome.reason == "fenced" or outcome.reason == "chunks":
             # The attempt is dead, or its chunks outlived their TTL: the next commit needs a new one.
             step.attempt, step.chunks = secrets.token_hex(8), None
 
-    def _resolve(self, hot: Hot, step: Step, number: int) -> None:
+    def _resolve(self, hot: Hot, step: ReceivedStep, number: int) -> None:
         """Find out what became of a commit without an answer; the cache is rebuilt either way, by `_run` (law 2)."""
         hot.drop()
         step.committed = True  # as far as anyone knows: its chunks must not be unlinked
@@ -404,7 +408,7 @@ class Stepper:
             self._discard(hot.id, step)
             step.attempt, step.chunks = secrets.token_hex(8), None
 
-    def _discard(self, session_id: str, step: Step) -> None:
+    def _discard(self, session_id: str, step: ReceivedStep) -> None:
         """Unlink an attempt that can no longer commit. Its TTL does the same, later, where this fails."""
         try:
             self._store.discard(session_id, step.attempt, len(step.chunks or ()))
@@ -412,7 +416,7 @@ class Stepper:
             return
 
 
-def carried(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:
+def settings_with(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:
     """Return the settings that count from now on.
 
     Raises:
@@ -434,44 +438,44 @@ def _checked(make: Callable[[], Settings], head: Head) -> Settings:
     return settings
 
 
-def _plan(settings: Settings, state: State, head: Head, step: Step, number: int) -> tuple[Update, ...]:
+def _plan(settings: Settings, state: State, head: Head, step: ReceivedStep, number: int) -> tuple[Update, ...]:
     layout, present, dtype = head.spec.layout, step.present, storage(head.spec.dtype)
-    here = [True] * len(layout.tensors)
+    is_present = [True] * len(layout.tensors)
     if present is not None:
-        here = [False] * len(layout.tensors)
+        is_present = [False] * len(layout.tensors)
         for index in present:
-            here[index] = True
+            is_present[index] = True
     try:
         at = at_step(settings, number, step.body.gradient, dtype)
-        return plan(settings, layout.names, state.counts, here, dtype, state.carried, at)
+        return plan(settings, layout.names, state.counts, is_present, dtype, state.carried, at)
     except SettingsError as error:  # of a later update than `check_scalars` looked at
         raise InvalidSettings(error.message, step=head.step, path=error.path) from None
 
 
-SMALL: Final = 512 * 1024  # bytes of a gradient, and of the parameters
+SMALL_BYTES: Final = 512 * 1024  # bytes of a gradient, and of the parameters
 TENSORS: Final = 64  # each may want an update, scalars and a place in the record of its own: 40 µs in Python
-SAME_KERNEL: Final = {"lr", "schedule", "gradient_scale", "clip_norm"}  # settings whose change asks for no other kernel
+SAME_KERNEL: Final = {"lr", "schedule", "gradient_scale", "clip_norm"}  # settings whose change needs no other kernel
 OTHER_KERNEL: Final = {
     "clip_value",
     "lower",
     "upper",
     "ema_decay",
     "groups",
-}  # and those that ask even Adam for another
+}  # settings for which even Adam needs another kernel
 
 
-def is_small(hot: Hot, step: Step) -> bool:
-    """Say whether a step takes so little that the event loop may make it, and waits for no compiler."""
+def is_small(hot: Hot, step: ReceivedStep) -> bool:
+    """Say whether a step is small enough for the event loop, and waits for no compiler."""
     if hot.loaded is None or may_compile(hot.loaded.settings, step):
         return False
     spec = hot.loaded.head.spec  # by the whole vector: the answer has all of it, however few tensors the gradient names
     if len(spec.layout.tensors) > TENSORS:
         return False
-    return max(spec.layout.size * ITEMSIZE[spec.dtype], step.body.buffer.nbytes) <= SMALL
+    return max(spec.layout.size * ITEMSIZE[spec.dtype], step.body.buffer.nbytes) <= SMALL_BYTES
 
 
-def may_compile(settings: Settings, step: Step) -> bool:
-    """Say whether a step's settings may ask for a variant of the optimizer that was not compiled with the session."""
+def may_compile(settings: Settings, step: ReceivedStep) -> bool:
+    """Say whether a step's settings may need a kernel that was not compiled with the session."""
     if not step.call.settings or step.call.settings.keys() <= SAME_KERNEL:
         return False
     return settings.optimizer.name not in WARM or not step.call.settings.keys().isdisjoint(OTHER_KERNEL)

@@ -12,7 +12,7 @@ from adamd.wire.channel import UNARY
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.documents import change, server_info
-from adamd_service.engine import Engine, Seen
+from adamd_service.engine import Engine, WatchEvent
 from adamd_service.grpc import messages
 from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import write
@@ -129,7 +129,7 @@ class Watch:
                 await write(context, _told(one), self._engine.limits.upload_gap)
 
 
-def _told(seen: Seen) -> pb.WatchSessionResponse:
+def _told(seen: WatchEvent) -> pb.WatchSessionResponse:
     head = seen.head
     return pb.WatchSessionResponse(
         standing=messages.standing_of(head.spec, head.step, head.chain, diverged=seen.diverged),

@@ -11,7 +11,7 @@ from adamd.wire.pieces import Piece
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.codecs.states import raw
-from adamd_service.engine import Body, Engine, StepCall
+from adamd_service.engine import Engine, RequestBody, StepCall
 from adamd_service.grpc import messages
 from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import INLINE, Sender, pieces
@@ -32,7 +32,7 @@ class Steps:
         header = _header(message)
         if header.nbytes not in (0, len(message.data)):
             raise InvalidRequest(f"nbytes: {header.nbytes} are told, {len(message.data)} came", path="nbytes")
-        body = Body(len(message.data), pieces(message, len(message.data), context), whole=message.data)
+        body = RequestBody(len(message.data), pieces(message, len(message.data), context), whole=message.data)
         answer = await self._engine.step(await step_call(header, body, UNARY))
         if answer.parameters is None:
             return Piece(messages.standing(answer), 0, b"")
@@ -49,7 +49,7 @@ class Steps:
             while (first := await sender.unless_stuck(self._guard.idle(context))) is not None:
                 header = _header(first)
                 whole = first.data if len(first.data) == header.nbytes and first.offset == 0 else None
-                body = Body(header.nbytes, pieces(first, header.nbytes, context), whole=whole)
+                body = RequestBody(header.nbytes, pieces(first, header.nbytes, context), whole=whole)
                 answer = await sender.unless_stuck(self._engine.step(await step_call(header, body, None)))
                 await sender.send(answer)
                 del answer, first, whole, body  # a stream may be idle for ever, and keeps no message meanwhile
@@ -76,7 +76,7 @@ def _base(header: pb.StepHeader) -> Base:
     return Base(told.step, chain, told.most if told.HasField("most") else None)
 
 
-async def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> StepCall:
+async def step_call(header: pb.StepHeader, body: RequestBody, answer_limit: int | None) -> StepCall:
     """Read a step's header.
 
     Raises:

@@ -11,7 +11,7 @@ from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.documents import order_notice
 from adamd_service.codecs.states import raw, state_pieces
-from adamd_service.engine import Body, Engine, to_its_end
+from adamd_service.engine import Engine, RequestBody, to_its_end
 from adamd_service.grpc import messages
 from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import pieces, write_all
@@ -49,7 +49,7 @@ class Bulk:
         if first.head is None:
             raise InvalidRequest("session: missing; the first message names it", path="session")
         dtype = messages.dtype(first.head.dtype, "dtype")
-        body = Body(None, pieces(first, None, context))
+        body = RequestBody(None, pieces(first, None, context))
         view = await self._engine.set_parameters(checks.session_ref(first.head.session), body, dtype, None)
         return pb.SetParametersResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
 
@@ -58,12 +58,12 @@ class Bulk:
         if first.head is None:
             raise InvalidRequest("nbytes: missing; the first message tells the length of the whole", path="nbytes")
         key, nbytes = messages.key(first.head.idempotency_key), first.head.nbytes
-        body = Body(nbytes, pieces(first, nbytes, context), weight=bodies.SAFETENSORS_WEIGHT)
-        async with self._engine.whole(body) as read:
+        body = RequestBody(nbytes, pieces(first, nbytes, context), weight=bodies.SAFETENSORS_WEIGHT)
+        async with self._engine.read_body(body) as read:
             call = await to_its_end(asyncio.ensure_future(asyncio.to_thread(bodies.create_from_safetensors, read, key)))
             view = await self._engine.create(call)
         made = messages.session(view.head, view.settings, diverged=view.diverged)
-        made.warnings.extend(pb.Stall(**one) for one in order_notice(call.given, call.layout))
+        made.warnings.extend(pb.Stall(**one) for one in order_notice(call.sent_order, call.layout))
         return pb.RestoreSessionResponse(session=made, replayed=view.repeated)
 
 

@@ -18,20 +18,20 @@ from adamd.errors import AdamdError
 from adamd.wire import headers, numbers, safetensors
 from adamd_service.codecs.documents import document, order_notice, problem_document
 from adamd_service.codecs.states import raw, state_pieces
-from adamd_service.engine import Advice, Answer, Exported, View, advice_of
+from adamd_service.engine import Advice, Answer, Exported, SessionView, advice_of
 
 SLICE = 1 << 20
 MAX_DETAIL = 2000  # characters of an error's words, whatever came
 
 
-def created(view: View, given: Sequence[str], prefix: str) -> Response:
+def created(view: SessionView, given: Sequence[str], prefix: str) -> Response:
     """Answer with a new session: its address below ``prefix``, and a warning where its tensors were sorted."""
     address = {"Location": f"{prefix}/v1/sessions/{view.head.spec.id}"}
     return session(view, 201, address, order_notice(given, view.head.spec.layout))
 
 
 def session(
-    view: View, status: int = 200, more: Mapping[str, str] | None = None, notices: Sequence[dict[str, Any]] = ()
+    view: SessionView, status: int = 200, more: Mapping[str, str] | None = None, notices: Sequence[dict[str, Any]] = ()
 ) -> Response:
     """Answer with a session's document, with ``more`` headers, and ``notices`` among its warnings."""
     head = view.head
