@@ -148,7 +148,7 @@ GUARDS = [
     ),
     (
         "7 there are only so many sessions",
-        [(f"{LUA}/claim.lua", "  return {ARGV[1], 'full'}\n", "")],
+        [(f"{LUA}/claim.lua", "  return {nonce, 'full'}\n", "")],
         "tests/store/test_creation.py::test_there_are_only_so_many_sessions",
     ),
     (
@@ -421,12 +421,12 @@ GUARDS = [
     ),
     (
         "5 the commit compares chain and step",
-        [(f"{LUA}/commit.lua", "head[2] ~= ARGV[3] or head[3] ~= ARGV[4] or ", "")],
+        [(f"{LUA}/commit.lua", " or head_chain ~= expected_chain or head_step ~= expected_step", "")],
         f"{LAWS}::test_law_5_any_replica_may_serve_and_one_history_comes_of_it[inline]",
     ),
     (
         "5 the commit compares the settings' revision",
-        [(f"{LUA}/commit.lua", " or head[4] ~= ARGV[5]", "")],
+        [(f"{LUA}/commit.lua", "or head_revision ~= expected_revision ", "")],
         f"{LAWS}::test_law_5_a_patch_on_one_replica_counts_for_the_steps_of_another",
     ),
     (
