@@ -11,7 +11,7 @@ import pytest
 import adamd
 from adamd.errors import RetriesExhausted, StoreFull
 from adamd_service.store import EmbeddedStore, RedisStore
-from adamd_service.store.embedded.disk_room import FRESH, MIB, Room
+from adamd_service.store.embedded.disk_room import FRESH, MIB, DiskRoom
 
 from .sessions import create, step
 
@@ -211,7 +211,7 @@ def settled_or_away(store):
 
 def test_what_is_let_in_counts_at_once(tmp_path):
     """Before the disk shows it: many at once together leave a rewrite its room."""
-    room = Room(tmp_path)
+    room = DiskRoom(tmp_path)
     room.look(0)
     much = int(room._free - room.margin) // 2 - MIB
     room.require(much // 2)

@@ -297,7 +297,7 @@ class Engine:
             return self._stepper.run(hot, step, inline=True)
 
     async def _soon(self, hot: Hot, step: Step) -> Answer:
-        if self.store.lines.wanted:
+        if self.store.lines.should_grow:
             self._workers.spawn(self.store.lines.grow(self._workers.ask))
         async with hot.lock:
             # Small still: somebody else may have come between. And what would wait for a thread later waits before it

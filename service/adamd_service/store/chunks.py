@@ -122,7 +122,7 @@ class Staging:
         try:
             with self._turn, translated(), refreshing(self._client):
                 try:
-                    yield self._held()
+                    yield self._open_connection()
                 except BaseException:
                     self._end("given up")
                     raise
@@ -133,7 +133,7 @@ class Staging:
             if self._state == "given up":
                 self.abort()
 
-    def _held(self) -> Connection:
+    def _open_connection(self) -> Connection:
         if self._state != "open":
             raise StoreUnavailable("this upload has ended already", retry_after=0.5)
         if self._connection is None:
@@ -231,14 +231,14 @@ def read_chunks(client: Client, keys: Sequence[str], lengths: Sequence[int], int
         return
     with translated(), borrowed(client, keys[0]) as connection:
         start = 0
-        for chunk, length in zip(_asked(connection, keys), lengths, strict=True):
+        for chunk, length in zip(_pipelined_gets(connection, keys), lengths, strict=True):
             if chunk is None or len(chunk) != length:
                 raise ChunkMissing("a chunk that the head names is not there, or not as long as it was")
             memoryview(into)[start : start + length] = chunk
             start += length
 
 
-def _asked(connection: Connection, keys: Sequence[str]) -> Iterator[bytes | None]:
+def _pipelined_gets(connection: Connection, keys: Sequence[str]) -> Iterator[bytes | None]:
     sent = 0
     for done in range(len(keys)):
         while sent < min(len(keys), done + WINDOW):

@@ -141,8 +141,8 @@ def _hashed(key: str) -> str:
 
 def snapshot_keys(names: SessionKeys, snapshots: tuple[SnapshotRef, ...]) -> list[str]:
     """Return the keys of all chunks of these snapshots."""
-    found = (names.snapshot_chunks(ref.id, ((a.name, len(a.chunks)) for a in ref.arrays)) for ref in snapshots)
-    return list(chain.from_iterable(found))
+    lists = (names.snapshot_chunks(ref.id, ((a.name, len(a.chunks)) for a in ref.arrays)) for ref in snapshots)
+    return list(chain.from_iterable(lists))
 
 
 def snapshot_lengths(snapshots: tuple[SnapshotRef, ...]) -> list[int]:

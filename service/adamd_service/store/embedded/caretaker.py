@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from adamd_service.store.connection.failures import NO_ROOM
-from adamd_service.store.embedded.disk_room import Room
+from adamd_service.store.embedded.disk_room import DiskRoom
 
 PAUSE: Final = 1.0  # seconds between two looks
 PATIENCE: Final = 5.0  # seconds that an answer may take
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 class Caretaker:
     """Tends one store. `tend` is called by one thread; `ended` by the one that starts the store again."""
 
-    def __init__(self, url: str, data: Path, room: Room) -> None:
+    def __init__(self, url: str, data: Path, room: DiskRoom) -> None:
         self.room = room
         self.trouble: str | None = None  # what the store ended with, until it answers again
         self._data = data
@@ -78,7 +78,7 @@ class Caretaker:
         if self._size >= max(LEAST, GROWN * base) or self.room.unable:
             return True
         gained = self._size - self._needed
-        return gained > max(self.room.left, self.room.margin, self._size // 4)
+        return gained > max(self.room.available, self.room.margin, self._size // 4)
 
     def _rewritten(self, status: str) -> None:
         self._failed = status != "ok"
@@ -93,11 +93,11 @@ class Caretaker:
             return sum(path.stat().st_size for path in self._data.glob("temp-*.aof"))
         return 0
 
-    def ended(self, status: int, said: str) -> None:
+    def ended(self, status: int, log_tail: str) -> None:
         """Note that the store ended by itself, and what its log says last."""
-        last = said.splitlines()[-1] if said else "(no log)"
+        last = log_tail.splitlines()[-1] if log_tail else "(no log)"
         self.trouble = f"the private store ended with status {status} and is being started again; its log says: {last}"
-        log.error("the private store ended; it is being started again", status=status, said=said)
-        found = NO_ROOM.search(said) or SHORT.search(said)
-        if found is not None:
-            self._stuck, self.room.unable = time.monotonic(), found[0]
+        log.error("the private store ended; it is being started again", status=status, said=log_tail)
+        cause = NO_ROOM.search(log_tail) or SHORT.search(log_tail)
+        if cause is not None:
+            self._stuck, self.room.unable = time.monotonic(), cause[0]
