@@ -531,7 +531,7 @@ GUARDS = [
     ),
     (
         "the doors: Host names this server",
-        [("service/adamd_service/http/server/origin_check.py", "name in known", "name != known")],
+        [("service/adamd_service/http/server/origin_check.py", "name in allowed", "name != allowed")],
         "tests/http/test_http_doors.py::test_a_name_of_somebody_else_is_refused_whatever_it_asks",
     ),
     (

@@ -24,10 +24,10 @@ SLICE = 1 << 20
 MAX_DETAIL = 2000  # characters of an error's words, whatever came
 
 
-def created(view: View, given: Sequence[str], prefix: str) -> Response:
+def created(view: View, sent_order: Sequence[str], prefix: str) -> Response:
     """Answer with a new session: its address below ``prefix``, and a warning where its tensors were sorted."""
     address = {"Location": f"{prefix}/v1/sessions/{view.head.spec.id}"}
-    return session(view, 201, address, order_notice(given, view.head.spec.layout))
+    return session(view, 201, address, order_notice(sent_order, view.head.spec.layout))
 
 
 def session(
@@ -39,9 +39,9 @@ def session(
     if view.repeated:
         extra[headers.REPLAYED] = "true"
     extra |= _advised(advice_of(head))
-    told = document(head, diverged=view.diverged) | ({"metrics": view.metrics} if view.metrics else {})
-    told["warnings"] += notices
-    return JSONResponse(told, status, extra)
+    body = document(head, diverged=view.diverged) | ({"metrics": view.metrics} if view.metrics else {})
+    body["warnings"] += notices
+    return JSONResponse(body, status, extra)
 
 
 def parameters(answer: Answer, kind: str) -> Response:
@@ -174,11 +174,11 @@ def problem(error: AdamdError, *, closing: bool = False) -> Response:
 
 def _advised(advice: Advice) -> dict[str, str]:
     """Tell the rule that says stop, and each warning with the eps that would help."""
-    told = {} if advice.stop is None else {headers.STOP: advice.stop}
+    fields = {} if advice.stop is None else {headers.STOP: advice.stop}
     if advice.warnings:
-        one = (w.code if w.eps is None else f"{w.code};eps={w.eps:g}" for w in advice.warnings)
-        told[headers.WARNING] = ", ".join(one)
-    return told
+        warnings = (w.code if w.eps is None else f"{w.code};eps={w.eps:g}" for w in advice.warnings)
+        fields[headers.WARNING] = ", ".join(warnings)
+    return fields
 
 
 def _standing(step: int, chain: str, durability: str) -> dict[str, str]:

@@ -35,12 +35,16 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what serves a request."""
         handle = super().get_route_handler()
-        known = [one.alias for one in self.dependant.query_params]
-        known += [one["name"] for one in (self.openapi_extra or {}).get("parameters", ()) if one["in"] == "query"]
+        query_names = [parameter.alias for parameter in self.dependant.query_params]
+        query_names += [
+            parameter["name"]
+            for parameter in (self.openapi_extra or {}).get("parameters", ())
+            if parameter["in"] == "query"
+        ]
 
         async def handled(request: Request) -> Response:
             if request.scope["query_string"]:
-                request_headers.check_query(request, known)
+                request_headers.check_query(request, query_names)
             return await handle(request)
 
         return handled
@@ -77,7 +81,7 @@ async def _chunks(request: Request) -> AsyncGenerator[bytes]:
 
 
 @asynccontextmanager
-async def _whole(request: Request, kind: str, limit: int | None = None) -> AsyncIterator[memoryview]:
+async def _complete_body(request: Request, kind: str, limit: int | None = None) -> AsyncIterator[memoryview]:
     """Hold a whole body of a kind that is not streamed, and what it is read into, for as long as it is used."""
     body = _body(request, kind)
     if kind == headers.SAFETENSORS:
@@ -98,7 +102,7 @@ async def create_session(request: Request) -> Response:
     kind = request_headers.media_type(request, headers.JSON, (headers.JSON, headers.SAFETENSORS))
     key = request_headers.idempotency_key(request)
     parse = bodies.create_from_json if kind == headers.JSON else bodies.create_from_safetensors
-    async with _whole(request, kind) as body:
+    async with _complete_body(request, kind) as body:
         call = await _parsed(parse, body, key)
         return responses.created(await engine_of(request).create(call), call.given, request.scope.get("root_path", ""))
 
@@ -125,7 +129,7 @@ async def patch_session(request: Request, session: Ref) -> Response:
     """Change settings (they count from the next step) or labels."""
     kind = request_headers.media_type(request, headers.JSON, (headers.JSON,))
     ref = _ref(session)
-    async with _whole(request, kind, MAX_PATCH) as body:
+    async with _complete_body(request, kind, MAX_PATCH) as body:
         patch = await _parsed(patch_document, body)
         changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, await _if_match(request, ref))
         return responses.session(changed)
@@ -225,7 +229,7 @@ async def _if_match(request: Request, ref: str, number: int | None = None) -> st
 
 async def _step(request: Request, session: str, number: int | None, key: str | None) -> Response:
     kind = request_headers.media_type(request, headers.OCTETS)
-    wanted = request_headers.accepted_type(request, kind)
+    answer_kind = request_headers.accepted_type(request, kind)
     dtype = request_headers.dtype(request)
     decode = {headers.JSON: bodies.gradient_from_json, headers.SAFETENSORS: bodies.gradient_from_safetensors}
     call = StepCall(
@@ -235,7 +239,7 @@ async def _step(request: Request, session: str, number: int | None, key: str | N
         dtype=dtype if kind == headers.OCTETS else None,
         decode=decode.get(kind),
         encoding=request_headers.encoding(request),
-        answer_dtype=request_headers.answer_dtype(request, wanted),
+        answer_dtype=request_headers.answer_dtype(request, answer_kind),
         if_match=await _if_match(request, _ref(session), number),
         base=request_headers.base(request) if number is None else None,
         key=key,
@@ -243,4 +247,4 @@ async def _step(request: Request, session: str, number: int | None, key: str | N
         metrics=checks.metrics(request_headers.json_header(request, headers.METRICS)) or {},
         minimal=request_headers.minimal(request),
     )
-    return responses.parameters(await engine_of(request).step(call), wanted)
+    return responses.parameters(await engine_of(request).step(call), answer_kind)

@@ -165,8 +165,8 @@ class GuardedConnection(DirectConnection):
             if self.parser.get_http_version() == "1.0":
                 return MalformedRequest("Transfer-Encoding in HTTP/1.0; send a Content-Length, or speak HTTP/1.1")
             if value.strip().lower() != b"chunked":
-                told = value[:80].decode("latin-1")
-                return MalformedRequest(f"Transfer-Encoding {told!r}; only chunked is understood")
+                coding = value[:80].decode("latin-1")
+                return MalformedRequest(f"Transfer-Encoding {coding!r}; only chunked is understood")
         return None
 
     def on_message_complete(self) -> None:
@@ -205,8 +205,8 @@ class GuardedConnection(DirectConnection):
         """Answer by hand and close. Whole requests that came before are answered first; nothing more is read."""
         self._deaf = True
         if self.pipeline and self.cycle.more_body:  # the broken one has begun, and waits for its turn
-            told: Any = responses.problem(error, closing=True)
-            self.pipeline[0] = self.cycle, told
+            response: Any = responses.problem(error, closing=True)
+            self.pipeline[0] = self.cycle, response
             self.cycle.more_body = False
         elif not self._answering():
             content = json.dumps(error.problem()).encode()
