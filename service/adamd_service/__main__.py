@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability", "age")
-PIPED_COLUMNS = 300  # columns for another program, which reads lines
+PIPED_COLUMNS = 300  # for another program, which reads lines
 LIST_TIMEOUT = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
 RedisUrl = Annotated[
     str | None,

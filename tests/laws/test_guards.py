@@ -305,9 +305,9 @@ GUARDS = [
             (
                 f"{STORE}/redis_store.py",
                 """        self._trust.require()
-        self._grow(AROUND + len(commit.record.inline or b""))
+        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         script_keys, args""",
-                """        self._grow(AROUND + len(commit.record.inline or b""))
+                """        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         script_keys, args""",
             )
         ],

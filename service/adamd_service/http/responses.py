@@ -20,8 +20,8 @@ from adamd_service.codecs.documents import document, order_notice, problem_docum
 from adamd_service.codecs.states import raw, state_pieces
 from adamd_service.engine import Advice, Answer, Exported, View, advice_of
 
-SLICE = 1 << 20
-MAX_DETAIL = 2000  # characters of an error's words, whatever came
+SLICE_BYTES = 1 << 20  # of a safetensors answer, sent at once
+MAX_DETAIL_CHARACTERS = 2000  # of an error's detail
 
 
 def created(view: View, sent_order: Sequence[str], prefix: str) -> Response:
@@ -101,8 +101,8 @@ def state(exported: Exported) -> Response:
 def _pieces(pieces: list[memoryview], extra: dict[str, str]) -> Response:
     def stream() -> Iterator[memoryview]:
         for piece in pieces:
-            for start in range(0, piece.nbytes, SLICE):
-                yield piece[start : start + SLICE]
+            for start in range(0, piece.nbytes, SLICE_BYTES):
+                yield piece[start : start + SLICE_BYTES]
 
     length = sum(piece.nbytes for piece in pieces)
     return Pieces(stream, extra | {"Content-Length": str(length)}, headers.SAFETENSORS)
@@ -168,7 +168,7 @@ def problem(error: AdamdError, *, closing: bool = False) -> Response:
         extra[headers.STEP] = str(error.step)
     if closing or error.status == 413:
         extra["Connection"] = "close"  # so that nobody sends the rest
-    content = json.dumps(problem_document(error, MAX_DETAIL), allow_nan=False)
+    content = json.dumps(problem_document(error, MAX_DETAIL_CHARACTERS), allow_nan=False)
     return Response(content, error.status, extra, headers.PROBLEM)
 
 

@@ -23,9 +23,9 @@ from adamd_service.store.connection.failures import refused
 from adamd_service.store.keys import IndexKeys, SessionKeys
 from adamd_service.store.scripts import script
 
-LEASE = 120  # seconds that a reader's lease lasts
-ENTRIES = 16  # of the garbage list, looked at in one go
-LONGEST = 10**7  # records that one entry may name: more than any log has, and no damaged number makes an endless loop
+LEASE_SECONDS = 120  # that a reader's lease lasts
+MAX_ENTRIES = 16  # of the garbage list, read by one call
+MAX_RECORDS = 10**7  # that one entry may name: more than any log has, so that a damaged number makes no endless loop
 EVERYTHING = serialization.dumps({"kind": "everything", "at": 0})
 log = structlog.get_logger()
 
@@ -64,7 +64,7 @@ def collect(client: Client, keys: SessionKeys) -> int:
 
 
 def _entries(client: Client, keys: SessionKeys, tried: set[bytes]) -> list[bytes]:
-    entries = script("collect")(client, [keys.garbage, keys.readers], LEASE, ENTRIES)
+    entries = script("collect")(client, [keys.garbage, keys.readers], LEASE_SECONDS, MAX_ENTRIES)
     return [entry for entry in entries if entry not in tried]
 
 
@@ -113,7 +113,7 @@ def _entry(raw: bytes) -> GarbageEntry:
         )
         return GarbageEntry("snapshot", serialization.identifier(snapshot["id"]), arrays=arrays)
     first, last = int(document["first"]), int(document["last"])
-    if document["kind"] != "records" or not 0 < first <= last + 1 <= first + LONGEST:
+    if document["kind"] != "records" or not 0 < first <= last + 1 <= first + MAX_RECORDS:
         raise ValueError(document["kind"])
     return GarbageEntry("records", str(last), first=first)
 
@@ -156,15 +156,15 @@ def _everything(client: Client, keys: SessionKeys) -> list[str]:
 
 
 def _pieces(names: Sequence[str]) -> Iterator[GarbagePart]:
-    for start in range(0, len(names), chunks.BATCH):
-        yield GarbagePart(names[start : start + chunks.BATCH])
+    for start in range(0, len(names), chunks.UNLINK_KEYS):
+        yield GarbagePart(names[start : start + chunks.UNLINK_KEYS])
 
 
 def _batches(parts: Iterator[GarbagePart]) -> Iterator[list[GarbagePart]]:
-    """Put parts together: each batch is one call, and holds the store up for no longer than `chunks.BATCH` keys do."""
+    """Group parts into batches of at most `chunks.UNLINK_KEYS` keys. Each batch is one call, and blocks the store."""
     batch, count = list[GarbagePart](), 0
     for part in parts:
-        if batch and count + len(part.keys) > chunks.BATCH:
+        if batch and count + len(part.keys) > chunks.UNLINK_KEYS:
             yield batch
             batch, count = [], 0
         batch.append(part)
@@ -194,7 +194,7 @@ def sweep(client: Client, tenant: str) -> int:
     """
     unlinked, index = 0, IndexKeys(tenant)
     for names in (index.deleted, index.littered):
-        for member in cast("list[bytes]", client.srandmember(names, ENTRIES)):
+        for member in cast("list[bytes]", client.srandmember(names, MAX_ENTRIES)):
             try:
                 unlinked += _swept(client, index, names, member.decode())
             except (redis.ResponseError, InternalError, UnicodeDecodeError) as error:

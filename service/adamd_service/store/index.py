@@ -21,15 +21,15 @@ from adamd_service.store.keys import IndexKeys, SessionKeys
 from adamd_service.store.outcomes import Repeated, Taken
 from adamd_service.store.scripts import script
 
-DAY = 86_400
-MOST = 100_000  # sessions of a tenant
-PATIENCE = 5.0  # seconds before a claim without a session counts as abandoned, by the store's own clock
-TIES = 64  # sessions made in the same microsecond, which a page may have to skip
-TRIES = 8
-DELETED, NEVER = "deleted", "never made"  # what a tombstone says
+DAY_SECONDS = 86_400
+MAX_SESSIONS = 100_000  # of a tenant
+CLAIM_SECONDS = 5.0  # after which a claim without a session counts as abandoned, by the store's own clock
+SAME_TIME_SESSIONS = 64  # created in the same microsecond; a page may have to skip them
+CLAIM_TRIES = 8
+DELETED, NEVER_CREATED = "deleted", "never made"  # what a tombstone says
 
 
-def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MOST) -> Taken | Repeated | None:
+def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MAX_SESSIONS) -> Taken | Repeated | None:
     """Claim a session's name and key; None where it is ours now. ``most``: sessions that a tenant may have.
 
     Raises:
@@ -40,8 +40,16 @@ def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MO
     keys = IndexKeys(spec.tenant)
     name, digest = spec.name or "", "" if key is None else key.digest
     script_keys = _script_keys(keys, spec.id, name, key)
-    args: list[str | bytes | int] = [spec.id, name, repr(spec.created_at), digest, DAY, round(PATIENCE * 1000), most]
-    for _ in range(TRIES):
+    args: list[str | bytes | int] = [
+        spec.id,
+        name,
+        repr(spec.created_at),
+        digest,
+        DAY_SECONDS,
+        round(CLAIM_SECONDS * 1000),
+        most,
+    ]
+    for _ in range(CLAIM_TRIES):
         verdict = script("claim")(client, script_keys, *args)
         if verdict[0] == b"claimed":
             return None
@@ -112,7 +120,7 @@ def _ended(client: Client, session_id: str) -> bool:
     if client.exists(keys.gone):
         return True
     script_keys = [keys.head, keys.gone, keys.garbage, keys.ring, keys.readers]
-    return script("delete")(client, script_keys, DAY, NEVER, "absent", "", "")[0] == b"deleted"
+    return script("delete")(client, script_keys, DAY_SECONDS, NEVER_CREATED, "absent", "", "")[0] == b"deleted"
 
 
 def release(
@@ -175,7 +183,7 @@ def page(client: Client, tenant: str, size: int, after: tuple[float, str] | None
     """Return (id, created_at) of the sessions after a place, oldest first; ``size`` + 1 where there are more."""
     low = "-inf" if after is None else repr(after[0])
     sessions: list[tuple[str, float]] = []
-    start, count = 0, size + 1 + TIES
+    start, count = 0, size + 1 + SAME_TIME_SESSIONS
     while len(sessions) <= size:
         members = client.zrangebyscore(IndexKeys(tenant).sessions, low, "+inf", start=start, num=count, withscores=True)
         rows = [

@@ -22,8 +22,8 @@ from adamd_service.store.connection.sockets import Plain, Unix
 from adamd_service.store.outcomes import Connection, UnknownOutcome
 from adamd_service.store.scripts import Script
 
-MOST: Final = 32  # connections of this kind; with more commits at once the rest go through threads
-PIECE: Final = 64 * 1024  # bytes of an answer read at once; they are far shorter
+MAX_CONNECTIONS: Final = 32  # for the event loop; with more commits at once the rest go through threads
+READ_BYTES: Final = 64 * 1024  # read from the socket at once; answers are far shorter
 
 
 class Lines:
@@ -49,7 +49,7 @@ class Lines:
     @property
     def should_grow(self) -> bool:
         """Say whether one more connection would be of use: all are busy, and there may be more."""
-        return self._pool is not None and not self._idle and not self._growing and self._open < MOST
+        return self._pool is not None and not self._idle and not self._growing and self._open < MAX_CONNECTIONS
 
     async def grow(self, in_thread: Callable[[Callable[[], Line]], Awaitable[Line]]) -> None:
         """Make one more connection, if the store answers: whoever commits in a thread will tell where it does not."""
@@ -170,7 +170,7 @@ class Line:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self._socket, command)
         while (answer := self._reader.gets()) is False:
-            data = await loop.sock_recv(self._socket, PIECE)
+            data = await loop.sock_recv(self._socket, READ_BYTES)
             if not data:
                 raise ConnectionResetError("the store closed the connection")
             self._reader.feed(data)

@@ -42,8 +42,8 @@ from adamd_service.store.scripts import script
 
 Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
-AROUND = 4096  # bytes of a commit beside its body, at least
-REPEATS = 3  # how often a script that is safe to repeat is sent
+COMMIT_OVERHEAD_BYTES = 4096  # of a commit without its body, at least
+SCRIPT_TRIES = 3  # of a script that is safe to repeat
 
 
 class RedisStore:
@@ -59,18 +59,18 @@ class RedisStore:
         self.silences = Silences()
         self.silences.watch(link.client)
         self.lines = Lines(link.client, timeout)
-        self._uploads = threading.Semaphore(chunks.UPLOADS)
+        self._uploads = threading.Semaphore(chunks.MAX_UPLOADS)
         self._room: DiskRoom | None = None
-        self.most_sessions = index.MOST
+        self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
     def connect(cls, url: str, *, timeout: float, max_connections: int = 64) -> Self:
         """Return a store at a URL (see `connect.connect`). ``timeout``: seconds that any answer may take.
 
-        ``max_connections``: for calls, one for each thread at most; uploads have `chunks.UPLOADS` of their own, so
+        ``max_connections``: for calls, one for each thread at most; uploads have `chunks.MAX_UPLOADS` of their own, so
         that slow clients which send a body never keep the others from committing theirs.
         """
-        return cls(connect(url, timeout, max_connections + chunks.UPLOADS), timeout)
+        return cls(connect(url, timeout, max_connections + chunks.MAX_UPLOADS), timeout)
 
     @property
     def promise(self) -> str:
@@ -198,7 +198,7 @@ class RedisStore:
         """Write a first snapshot of ``arrays`` (flat, by name; none where the parameters come later), then the head."""
         self._trust.require()
         spec, names = head.spec, SessionKeys(head.spec.id)
-        self._grow(AROUND)
+        self._grow(COMMIT_OVERHEAD_BYTES)
         with translated():
             if arrays:
                 head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
@@ -275,7 +275,7 @@ class RedisStore:
         Returns the step after which they count: another replica may have moved the session on meanwhile.
         """
         self._trust.require()
-        self._grow(AROUND)
+        self._grow(COMMIT_OVERHEAD_BYTES)
         with translated():
             settings = serialization.dumps(after.settings)
             verdict = script("patch")(
@@ -317,10 +317,12 @@ class RedisStore:
                 name, damage = index.name_of(self._client, tenant, session_id), "damaged"
             garbage.remember(self._client, tenant, session_id)
             script_keys = [names.head, names.gone, names.garbage, names.ring, names.readers]
-            verdict = self._repeatable("delete", script_keys, index.DAY, index.DELETED, "any", chain or "", damage)
+            verdict = self._repeatable(
+                "delete", script_keys, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
+            )
             if verdict[0] == b"moved":
                 return False
-            index.release(self._client, tenant, session_id, name, remember=index.DAY)
+            index.release(self._client, tenant, session_id, name, remember=index.DAY_SECONDS)
             return True
 
     # -- steps
@@ -329,7 +331,7 @@ class RedisStore:
         """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives.
 
         Raises:
-            Busy: `chunks.UPLOADS` are under way.
+            Busy: `chunks.MAX_UPLOADS` are under way.
             StoreUnavailable: what is committed now would not be kept as promised.
 
         """
@@ -350,7 +352,7 @@ class RedisStore:
 
         """
         self._trust.require()
-        self._grow(AROUND + len(commit.record.inline or b""))
+        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         script_keys, args = commit_call(session_id, commit)
         try:
             verdict = script("commit")(self._client, script_keys, *args)
@@ -372,7 +374,7 @@ class RedisStore:
 
         """
         self._trust.require()
-        self._grow(AROUND + len(commit.record.inline or b""))
+        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         try:
             verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
         except ResponseError as error:
@@ -385,7 +387,7 @@ class RedisStore:
         self._tidy()
         with translated():
             verdict = self._repeatable(
-                "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY
+                "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY_SECONDS
             )
             return cast(Verdict, verdict[0].decode())
 
@@ -402,13 +404,13 @@ class RedisStore:
 
     @contextmanager
     def lease(self, session_id: str) -> Iterator[None]:
-        """Keep garbage that is unnamed from now on until the reader is done (at most `garbage.LEASE` seconds)."""
+        """Keep garbage that is unnamed from now on until the reader is done, at most `garbage.LEASE_SECONDS`."""
         names, lease = SessionKeys(session_id), secrets.token_hex(8)
         if self._room is not None and self._room.is_full():  # then nothing is collected either
             yield
             return
         with translated():
-            script("lease")(self._client, [names.readers], lease, garbage.LEASE)
+            script("lease")(self._client, [names.readers], lease, garbage.LEASE_SECONDS)
         try:
             yield
         finally:
@@ -510,7 +512,7 @@ class RedisStore:
 
     def _repeatable(self, name: str, script_keys: list[str], *args: str | bytes | int) -> list[bytes]:
         """Run a script that may safely run twice, again where the first answer did not come."""
-        for tries_left in reversed(range(REPEATS)):
+        for tries_left in reversed(range(SCRIPT_TRIES)):
             try:
                 return script(name)(self._client, script_keys, *args)
             except (redis.ConnectionError, redis.TimeoutError):
@@ -544,7 +546,7 @@ def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
         *(serialization.record_meta(record), record.inline or b""),
         *(settings, commit.settings_revision, record.nbytes),
         "" if key is None else f"{key.digest} {record.step}",
-        index.DAY,
+        index.DAY_SECONDS,
         "" if commit.progress is None else serialization.progress_text(commit.progress),
         serialization.seal(commit.incarnation, commit.settings_revision, settings) if settings else "",
         *record.chunks,

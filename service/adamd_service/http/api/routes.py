@@ -51,9 +51,9 @@ class StrictRoute(APIRoute):
 
 
 router = APIRouter(prefix="/v1", tags=["sessions"], route_class=StrictRoute)
-JSON_WEIGHT = 14  # bytes of memory that a byte of JSON becomes at worst, on its way to an array
-MAX_PATCH = 1024 * 1024
-INLINE = 64 * 1024  # a longer body is parsed in a thread
+JSON_WEIGHT = 14  # bytes of memory for each byte of JSON at worst, while it becomes an array
+MAX_PATCH_BYTES = 1024 * 1024
+INLINE_BYTES = 64 * 1024  # a longer body is parsed in a thread
 Ref = Annotated[
     str,
     Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": openapi.REF}),
@@ -93,7 +93,7 @@ async def _complete_body(request: Request, kind: str, limit: int | None = None) 
 
 
 async def _parsed(parse: Callable[..., T], body: memoryview, *args: Any) -> T:
-    return parse(body, *args) if body.nbytes <= INLINE else await run_in_threadpool(parse, body, *args)
+    return parse(body, *args) if body.nbytes <= INLINE_BYTES else await run_in_threadpool(parse, body, *args)
 
 
 @router.post("/sessions", status_code=201, openapi_extra=openapi.CREATE, responses=openapi.CREATED)
@@ -129,7 +129,7 @@ async def patch_session(request: Request, session: Ref) -> Response:
     """Change settings (they count from the next step) or labels."""
     kind = request_headers.media_type(request, headers.JSON, (headers.JSON,))
     ref = _ref(session)
-    async with _complete_body(request, kind, MAX_PATCH) as body:
+    async with _complete_body(request, kind, MAX_PATCH_BYTES) as body:
         patch = await _parsed(patch_document, body)
         changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, await _if_match(request, ref))
         return responses.session(changed)

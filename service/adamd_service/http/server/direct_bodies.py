@@ -21,10 +21,10 @@ from starlette.requests import Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 EXTENSION = "adamd.rest"  # in the ASGI scope's extensions
-STRIDE = 256 * 1024  # bytes between two words to the reader
-LOOK = 1.0  # seconds after which less than that is told, so that a slow sender is seen to send
-SCRATCH = 64 * 1024
-JOINED = 64 * 1024  # bytes of a body that cost less to copy behind its head than a second buffer in the write
+STRIDE_BYTES = 256 * 1024  # between two reports to the reader
+REPORT_SECONDS = 1.0  # after which fewer bytes are reported too, so that a slow sender is seen to send
+SCRATCH_BYTES = 64 * 1024  # for bytes whose reader has given up
+JOINED_BYTES = 64 * 1024  # at most: copying such a body behind its head costs less than a second buffer in the write
 
 
 class DirectConnection(HttpToolsProtocol):
@@ -66,7 +66,7 @@ class Together(asyncio.Transport):
         """Write, or keep the head for a moment."""
         if self._head is not None:
             head, self._head, self._begun = self._head, None, True
-            if len(data) <= JOINED:
+            if len(data) <= JOINED_BYTES:
                 self._transport.write(b"".join((head, data)))
             else:
                 self._transport.writelines((head, data))
@@ -89,7 +89,7 @@ class Together(asyncio.Transport):
 def filler(request: Request, declared: int | None) -> Callable[[memoryview], AsyncGenerator[int]] | None:
     """Return what fills memory with this request's body, where the server offers that and it is worth it."""
     rest = request.scope.get("extensions", {}).get(EXTENSION)
-    return None if rest is None or declared is None or declared <= STRIDE else partial(_filled, request, rest)
+    return None if rest is None or declared is None or declared <= STRIDE_BYTES else partial(_filled, request, rest)
 
 
 async def _filled(request: Request, rest: Rest, view: memoryview) -> AsyncGenerator[int]:
@@ -143,7 +143,7 @@ class Rest(asyncio.BufferedProtocol):
         finally:
             self._view = memoryview(b"")
             if self._remaining:
-                self._scratch = bytearray(SCRATCH)
+                self._scratch = bytearray(SCRATCH_BYTES)
 
     def _take(self) -> None:
         """Take what came the usual way meanwhile."""
@@ -162,7 +162,7 @@ class Rest(asyncio.BufferedProtocol):
         loop = self._connection.loop
         while self._position == self._reported and not self._cycle.disconnected:
             self._waiter = loop.create_future()
-            late = loop.call_later(LOOK, self._wake)
+            late = loop.call_later(REPORT_SECONDS, self._wake)
             try:
                 await self._waiter
             finally:
@@ -191,7 +191,7 @@ class Rest(asyncio.BufferedProtocol):
         if not self._remaining:
             self._connection.transport.set_protocol(self._connection)
             self._connection.expect_head()
-        if not self._remaining or self._position - self._reported >= STRIDE:
+        if not self._remaining or self._position - self._reported >= STRIDE_BYTES:
             self._wake()
 
     def eof_received(self) -> None:

@@ -31,7 +31,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 REQUEST_HEADERS = ("Content-Type", "If-Match", "Prefer", headers.IDEMPOTENCY, *headers.ASKED)  # what a page may send
 RESPONSE_HEADERS = ("ETag", "Location", "Retry-After", "Content-Disposition", "Preference-Applied", *headers.TOLD)
-PREFLIGHT = 7200  # seconds that a browser may remember a permission; none remembers it longer
+PREFLIGHT_SECONDS = 7200  # that a browser may remember a permission; none remembers it longer
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def hang(app: Starlette, which: Doors) -> None:
             allow_methods=METHODS,
             allow_headers=REQUEST_HEADERS,
             expose_headers=RESPONSE_HEADERS,
-            max_age=PREFLIGHT,
+            max_age=PREFLIGHT_SECONDS,
         )
     app.add_middleware(Checked, doors=which)
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PATIENCE = 10  # gaps, altogether
+MAX_GAPS = 10  # that reading the rest of a body may take altogether
 
 
 class Leftovers:
@@ -62,7 +62,7 @@ class Leftovers:
     async def _drop(self, receive: Receive) -> None:
         dropped = 0
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE * self._gap):
+            async with asyncio.timeout(MAX_GAPS * self._gap):
                 while dropped <= self._most:
                     async with asyncio.timeout(self._gap):
                         message = await receive()

@@ -20,8 +20,8 @@ from redis.connection import ConnectionPool
 from adamd_service.store.connection.connect import Client
 
 Place: TypeAlias = "tuple[str, int] | str"  # a host with its port, or a unix socket's path
-PAUSE: Final = 0.2  # seconds between two questions to a silent store
-FIRST, LONGEST = 1.0, 15.0  # seconds that the first question waits, and the most that any does
+PING_PAUSE_SECONDS: Final = 0.2  # between two PINGs to a silent store
+FIRST_PING_SECONDS, LONGEST_PING_SECONDS = 1.0, 15.0  # that the first PING waits; doubled up to the longest
 log = structlog.get_logger()
 
 
@@ -86,10 +86,10 @@ class Silences:
                 self._places.discard(place)
 
     def _ask(self, place: Place, connect: Callable[[float], Any]) -> None:
-        patience = FIRST
+        patience = FIRST_PING_SECONDS
         try:
-            while not self._closed.wait(PAUSE) and not _answers(place, connect(patience)):
-                patience = min(2 * patience, LONGEST)
+            while not self._closed.wait(PING_PAUSE_SECONDS) and not _answers(place, connect(patience)):
+                patience = min(2 * patience, LONGEST_PING_SECONDS)
         except Exception as error:  # whatever it is, nobody else would end the refusals
             log.exception("asking a silent store failed", exc_info=error)
         with self._lock:

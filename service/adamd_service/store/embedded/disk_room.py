@@ -23,8 +23,8 @@ from adamd.errors import StoreFull
 from adamd_service.store.embedded.private_files import opened
 
 MIB: Final = 2**20
-FRESH: Final = 0.005  # seconds that a look at the disk is good for: others fill it too
-UNDER_WAY: Final = 0.25  # seconds after which what was let in is seen there: the store writes before it answers
+LOOK_VALID_SECONDS: Final = 0.005  # of one look at the disk: others fill it too
+IN_FLIGHT_SECONDS: Final = 0.25  # after which accepted bytes show on the disk: the store writes before it answers
 log = structlog.get_logger()
 
 
@@ -57,7 +57,7 @@ class DiskRoom:
         """
         with self._lock:
             now = time.monotonic()
-            self._look(now, FRESH)
+            self._look(now, LOOK_VALID_SECONDS)
             if self.unable or not self._fits(nbytes):
                 raise StoreFull(self.reason(), retry_after=2.0)
             self._recent.append((now, nbytes))
@@ -67,7 +67,7 @@ class DiskRoom:
     def require_any(self) -> None:
         """Raise StoreFull where hardly anything more is let in."""
         with self._lock:
-            self._look(time.monotonic(), FRESH)
+            self._look(time.monotonic(), LOOK_VALID_SECONDS)
             if self.unable or not self._fits(self.margin // 4):
                 raise StoreFull(self.reason(), retry_after=2.0)
 
@@ -79,7 +79,7 @@ class DiskRoom:
 
         """
         with self._lock:
-            self._look(time.monotonic(), FRESH)
+            self._look(time.monotonic(), LOOK_VALID_SECONDS)
             if self._free >= self.floor:
                 return
             self._file.unlink(missing_ok=True)
@@ -148,7 +148,7 @@ class DiskRoom:
         self.margin = min(64 * MIB, total // 16)
         self.reserve = min(16 * MIB, total // 64)
         self.floor = self.reserve // 4
-        while self._recent and self._recent[0][0] < now - UNDER_WAY:
+        while self._recent and self._recent[0][0] < now - IN_FLIGHT_SECONDS:
             self._recent_bytes -= self._recent.popleft()[1]
 
     def _keep(self) -> None:

@@ -34,11 +34,11 @@ from adamd_service.store.embedded.caretaker import Caretaker
 from adamd_service.store.embedded.disk_room import DiskRoom
 from adamd_service.store.outcomes import StoreRefused
 
-PATH_LIMIT = 100  # bytes; a unix socket's path has 107 at most
-START = 60.0  # seconds that loading a large append-only file may take between signs of life
-STOP = 60.0
-PAUSE = 0.2  # seconds before a store that died is started again; doubled up to MOST_PAUSE
-MOST_PAUSE = 5.0
+SOCKET_PATH_BYTES = 100  # a unix socket's path has 107 at most
+START_SECONDS = 60.0  # that loading a large append-only file may take between two signs of life
+STOP_SECONDS = 60.0  # that it may take to end, before it is killed
+RESTART_SECONDS = 0.2  # before a store that died is started again; doubled up to MAX_RESTART_SECONDS
+MAX_RESTART_SECONDS = 5.0
 log = structlog.get_logger()
 
 
@@ -123,7 +123,7 @@ class EmbeddedStore:
             self._process.terminate()
             self._process.send_signal(signal.SIGCONT)  # should it stand still: what was told it would wait for that
             try:
-                self._process.wait(STOP)
+                self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -156,10 +156,10 @@ class EmbeddedStore:
 
     def _socket_path(self) -> Path:
         path = self._data / "valkey.sock"
-        if len(os.fsencode(path)) <= PATH_LIMIT:
+        if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
             return path
         # The place for temporary files may have a long path too; /tmp never has.
-        long = len(os.fsencode(tempfile.gettempdir())) > PATH_LIMIT - 40
+        long = len(os.fsencode(tempfile.gettempdir())) > SOCKET_PATH_BYTES - 40
         self._short = tempfile.mkdtemp(prefix="adamd-", dir="/tmp" if long else None)  # noqa: S108 - made by mkdtemp
         return Path(self._short) / "valkey.sock"
 
@@ -168,7 +168,7 @@ class EmbeddedStore:
         pid = _read_pid(self._data / "valkey.pid")
         if pid is None or not _is_store(pid, self._data):
             return
-        deadline = time.monotonic() + STOP
+        deadline = time.monotonic() + STOP_SECONDS
         with suppress(ProcessLookupError):  # it was ending by itself
             os.kill(pid, signal.SIGTERM)
             os.kill(pid, signal.SIGCONT)
@@ -215,7 +215,7 @@ class EmbeddedStore:
 
     def _wait_ready(self) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + START_SECONDS
         while True:
             if self._process.poll() is not None:
                 raise StoreRefused(
@@ -225,7 +225,7 @@ class EmbeddedStore:
             try:
                 self._ping()
             except redis.BusyLoadingError:
-                deadline = time.monotonic() + START  # it loads its file: a sign of life
+                deadline = time.monotonic() + START_SECONDS  # it loads its file: a sign of life
             except redis.RedisError:
                 if time.monotonic() > deadline:
                     raise StoreRefused(f"the private store does not answer at {self.url}") from None
@@ -241,7 +241,7 @@ class EmbeddedStore:
 
     def _keep_running(self) -> None:
         """Start the store again whenever it dies, until it is stopped on purpose."""
-        pause = PAUSE
+        pause = RESTART_SECONDS
         while not self._stopping.is_set():
             process, started = self._process, time.monotonic()
             assert process is not None and self._caretaker is not None
@@ -249,11 +249,11 @@ class EmbeddedStore:
             if self._stopping.is_set():
                 return
             self._caretaker.ended(status, _tail(self._data / "valkey.log"))
-            if time.monotonic() - started > MOST_PAUSE:
-                pause = PAUSE
+            if time.monotonic() - started > MAX_RESTART_SECONDS:
+                pause = RESTART_SECONDS
             if self._stopping.wait(pause):
                 return
-            pause = min(2 * pause, MOST_PAUSE)
+            pause = min(2 * pause, MAX_RESTART_SECONDS)
             with self._launching:
                 if not self._stopping.is_set():
                     try:
