@@ -19,7 +19,6 @@ from adamd_service.optim import (
     advice,
     bounded,
     gradient_norm,
-    parse_settings,
     progress_from_json,
     projected,
     remedy,
@@ -116,13 +115,12 @@ class Advice:
 NOTHING = Advice()
 
 
-def advice_of(head: Head, settings: Settings | None = None, step: int | None = None) -> Advice:
+def advice_of(head: Head, settings: Settings, step: int | None = None) -> Advice:
     """Return what to tell with a session as it stands; ``step`` is its step, where that is not the head's."""
-    known = parse_settings(head.settings) if settings is None else settings
-    if not head.progress and known.stop.max_steps is None:
+    if not head.progress and settings.stop.max_steps is None:
         return NOTHING
     number = head.step if step is None else step
     progress, dtype = progress_of(head), storage(head.spec.dtype)
     eps = remedy(progress.stalls, dtype) if progress.stalls else None
     found = tuple(Stall(name, stall_words(name, progress.stalls, dtype), eps) for name in sorted(progress.stalls))
-    return Advice(advice(known.stop, number, progress), found)
+    return Advice(advice(settings.stop, number, progress), found)

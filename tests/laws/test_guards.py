@@ -95,7 +95,7 @@ GUARDS = [
     ),
     (
         "1 a new snapshot takes the place of the damaged one",
-        [(f"{ENGINE}/snapshots.py", "        if hot.replaced:\n            return True\n", "")],
+        [(f"{ENGINE}/snapshots.py", "        if loaded.replaced:\n            return True\n", "")],
         f"{DAMAGE}::test_an_older_snapshot_serves_where_the_newest_is_damaged[counts]",
     ),
     (
@@ -198,8 +198,8 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "        except BaseException:\n            hot.drop()\n            raise\n        hot.diverged",
-                "        except BaseException:\n            raise\n        hot.diverged",
+                "        except BaseException:\n            hot.drop()\n            raise\n        loaded.diverged",
+                "        except BaseException:\n            raise\n        loaded.diverged",
             )
         ],
         f"{LAWS}::test_law_2_a_kernel_error_after_the_commit_is_rebuilt_from_the_store",
@@ -209,13 +209,13 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "        if hot.durable:\n            if not (yield from self._commit(",
-                "        self._change(hot, state, step, updates, out, permit, best=note.best)\n        if hot.durable:\n            if not (yield from self._commit(",
+                "        if hot.durable:\n            if not await self._commit(",
+                "        self._change(hot, loaded, step, updates, out, io.permit, best=note.best)\n        if hot.durable:\n            if not await self._commit(",
             ),
             (
                 f"{ENGINE}/step.py",
-                "        overflowed = self._change(hot, state, step, updates, out, permit, best=note.best)\n        hot.advance(",
-                "        overflowed = 0\n        hot.advance(",
+                "        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=note.best)\n        loaded.advance(",
+                "        overflowed = 0\n        loaded.advance(",
             ),
             (
                 f"{ENGINE}/step.py",
@@ -224,8 +224,8 @@ GUARDS = [
             ),
             (
                 f"{ENGINE}/step.py",
-                "        except BaseException:\n            hot.drop()\n            raise\n        assert outcome",
-                "        except BaseException:\n            raise\n        assert outcome",
+                "        except BaseException:\n            hot.drop()\n            raise\n        if isinstance(outcome",
+                "        except BaseException:\n            raise\n        if isinstance(outcome",
             ),
             (
                 f"{ENGINE}/recovery.py",
@@ -240,7 +240,7 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "            self._resolve(hot, step, record.step)\n            return False",
+                "            await io.blocking(self._resolve, hot, step, record.step)\n            return False",
                 '            hot.drop()\n            raise StoreUnavailable("no answer")',
             )
         ],
@@ -291,7 +291,13 @@ GUARDS = [
     ),
     (
         "7 what became of a commit is not asked on the event loop",
-        [(f"{ENGINE}/step.py", "            yield None\n            self._resolve", "            self._resolve")],
+        [
+            (
+                f"{ENGINE}/step.py",
+                "await io.blocking(self._resolve, hot, step, record.step)",
+                "self._resolve(hot, step, record.step)",
+            )
+        ],
         f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[inline]",
     ),
     (
@@ -370,8 +376,8 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/engine.py",
-                "        async with hot.lock:\n            # Small",
-                "        if True:\n            # Small",
+                "        async with hot.lock:\n            # Checked again",
+                "        if True:\n            # Checked again",
             )
         ],
         "tests/engine/test_on_the_loop.py::test_the_same_step_twice_at_once_is_committed_once_and_the_second_waits",

@@ -16,8 +16,8 @@ from adamd.wire.encodings import ENCODINGS
 from adamd.wire.layout import Layout, some
 from adamd_service.codecs.bodies import check_labels
 from adamd_service.codecs.checks import MAX_LABELS, parse_json, validated
-from adamd_service.engine import Advice, Engine, advice_of
-from adamd_service.optim import FAMILY, NUMERICS_ID, lr_at, parse_settings, settings_of
+from adamd_service.engine import Advice, Engine
+from adamd_service.optim import FAMILY, NUMERICS_ID, Settings, lr_at, settings_of
 from adamd_service.records import Broken, Head
 
 SORTED = "sorted_by_name"  # a creation's warning: its flat vector has another order than its body had
@@ -73,9 +73,9 @@ def summary(head: Head | Broken) -> dict[str, Any]:
     }
 
 
-def document(head: Head, *, diverged: bool) -> dict[str, Any]:
+def document(head: Head, settings: Settings, advice: Advice, *, diverged: bool) -> dict[str, Any]:
     """Return a session as JSON."""
-    spec, advice = head.spec, advice_of(head)
+    spec = head.spec
     return {
         "id": spec.id,
         "name": spec.name,
@@ -83,7 +83,7 @@ def document(head: Head, *, diverged: bool) -> dict[str, Any]:
         "chain": head.chain,
         "incarnation": head.incarnation,
         "optimizer": head.settings,
-        "lr": lr_at(parse_settings(head.settings), head.step + 1),
+        "lr": lr_at(settings, head.step + 1),
         "settings_revision": head.settings_revision,
         "layout": spec.layout.to_json(),
         "vector": spec.layout.vector,

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from adamd.errors import Busy, TooLarge
 from adamd.wire.buffers import when_gone
 from adamd.wire.dtypes import ITEMSIZE, check_narrows
-from adamd.wire.layout import Layout
 from adamd_service.engine.calls import CreateCall, StepCall
-from adamd_service.optim import Settings, parse_settings
-from adamd_service.records import Head, Spec
+from adamd_service.optim import Settings
+from adamd_service.records import Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ AROUND, AROUND_TENSOR = 128 * 1024, 1024  # bytes: head, ring, keys; a tensor's 
 
 def check_kept(call: CreateCall, settings: Settings, limits: Limits) -> None:
     """Raise TooLarge where this server keeps less in memory than a session that is to be made would take."""
-    nbytes = state_bytes(call.layout, call.dtype, settings)
+    nbytes = state_bytes(call, settings)
     limit = limits.memory_sessions if call.durability == "memory" else limits.hot
     if nbytes > limit:
         raise TooLarge(f"a state of {nbytes} bytes; this server keeps at most {limit} in memory")
@@ -136,12 +135,7 @@ def parameter_bytes(spec: Spec, answer_dtype: str | None) -> int:
     return spec.layout.size * ITEMSIZE[answer_dtype or spec.dtype]
 
 
-def state_bytes(layout: Layout, dtype: str, settings: Settings) -> int:
+def state_bytes(spec: Spec | CreateCall, settings: Settings) -> int:
     """Return what a session takes in memory: its arrays, or what surrounds them where that is more."""
     arrays = 1 + len(settings.arrays) + settings.keep_best  # the parameters, the optimizer's own, the best parameters
-    return max(layout.size * ITEMSIZE[dtype] * arrays, AROUND + AROUND_TENSOR * len(layout.tensors))
-
-
-def head_bytes(head: Head) -> int:
-    """Return what the session of a head takes in memory."""
-    return state_bytes(head.spec.layout, head.spec.dtype, parse_settings(head.settings))
+    return max(spec.layout.size * ITEMSIZE[spec.dtype] * arrays, AROUND + AROUND_TENSOR * len(spec.layout.tensors))

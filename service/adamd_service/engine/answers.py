@@ -11,7 +11,7 @@ from adamd.errors import InvalidRequest, ParametersMissing
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
 from adamd_service.advice import advice_of, progress_of
-from adamd_service.engine.cache import Hot
+from adamd_service.engine.cache import Loaded
 from adamd_service.engine.calls import Answer, Floats
 from adamd_service.optim import (
     BEST,
@@ -38,7 +38,7 @@ class Copies:
 
     def answer(
         self,
-        hot: Hot,
+        loaded: Loaded,
         *,
         minimal: bool = False,
         replayed: bool = False,
@@ -51,12 +51,12 @@ class Copies:
             InvalidRequest: there are none ``at`` that.
 
         """
-        head, state = hot.head, hot.state
-        assert head is not None and state is not None
+        head, state = loaded.head, loaded.state
+        assert state is not None
         out, overflowed = None, 0
         if not minimal:
             self._device.fetch(state)
-            source = self._asked(hot, at)
+            source = self._source(loaded, state, at)
             out = self.lease(head.spec.layout.size, answer_dtype or head.spec.dtype)
             overflowed = rounded(source, answer_dtype or head.spec.dtype, out)
         return Answer(
@@ -64,51 +64,44 @@ class Copies:
             head.step,
             head.chain,
             out,
-            hot.diverged,
+            loaded.diverged,
             replayed=replayed,
             answer_dtype=answer_dtype,
             overflowed=overflowed,
-            advice=advice_of(head, hot.settings),
+            advice=advice_of(head, loaded.settings),
         )
 
-    def _asked(self, hot: Hot, at: str | None) -> Floats:
+    def _source(self, loaded: Loaded, state: State, at: str | None) -> Floats:
         """Return the parameters that are asked for."""
-        head, state = hot.head, hot.state
-        assert head is not None and state is not None
         if at is None:
             return state.params
+        if at == "average":
+            return self._average(loaded, state)
         if at != BEST:
-            return self._beside(hot, state, at)
+            if at not in state.slots:
+                raise InvalidRequest(f"at is {at}; this session keeps none: create it with {at}_decay", path="at")
+            return state.slots[at]
         if state.best is None:
             raise InvalidRequest(
                 "this session does not keep its best parameters; make one with keep_best: true",
-                step=head.step,
+                step=loaded.head.step,
                 path="at",
             )
-        if progress_of(head).lowest_step is None:
+        if progress_of(loaded.head).lowest_step is None:
             raise ParametersMissing(
-                'no parameters are the best yet: no step has told a loss (the metric "loss")', step=head.step
+                'no parameters are the best yet: no step has told a loss (the metric "loss")', step=loaded.head.step
             )
         return state.best
 
-    def _beside(self, hot: Hot, state: State, at: str) -> Floats:
-        if at == "average":
-            return self._average(hot)
-        if at not in state.slots:
-            raise InvalidRequest(f"at is {at}; this session keeps none: create it with {at}_decay", path="at")
-        return state.slots[at]
-
-    def _average(self, hot: Hot) -> Floats:
+    def _average(self, loaded: Loaded, state: State) -> Floats:
         """Make the parameters to evaluate, as an array of their own."""
-        head, state, settings = hot.head, hot.state, hot.settings
-        assert head is not None and state is not None and settings is not None
-        layout = head.spec.layout
+        spec, settings = loaded.head.spec, loaded.settings
         try:
             check_average(settings)
         except SettingsError as error:
             raise InvalidRequest(error.message, path=error.path) from None
-        out: Floats = self.lease(layout.size, head.spec.dtype)
-        write_average(state, settings, layout.names, layout.bounds, out)
+        out: Floats = self.lease(spec.layout.size, spec.dtype)
+        write_average(state, settings, spec.layout.names, spec.layout.bounds, out)
         return out
 
 

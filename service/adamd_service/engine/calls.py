@@ -15,6 +15,7 @@ from adamd.wire.buffers import Bytes
 from adamd.wire.encodings import RAW
 from adamd.wire.layout import Layout
 from adamd_service.advice import NOTHING, Advice
+from adamd_service.optim import Settings
 from adamd_service.records import Base, Carried, Durability, Head, Spec
 
 Floats = NDArray[np.floating[Any]]
@@ -120,9 +121,10 @@ class CreateCall:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A session as it stands."""
+    """A session as it stands. ``settings`` are the head's, parsed."""
 
     head: Head
+    settings: Settings
     diverged: bool
     repeated: bool = False  # a repeated creation
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of the last step, where the session is only looked at
@@ -154,9 +156,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A whole state at one step: copies."""
+    """A whole state at one step: copies. ``settings`` are the head's, parsed."""
 
     head: Head
+    settings: Settings
     counts: tuple[int, ...]
     carried: Carried
     arrays: Mapping[str, Floats]

@@ -70,7 +70,7 @@ class Directory:
         owner = self._names.get(name or "")
         if owner is not None:
             hot = self._hot.find(owner)
-            step = hot.head.step if hot is not None and hot.head is not None else None
+            step = hot.loaded.head.step if hot is not None and hot.loaded is not None else None
             raise SessionExists(f"the name {name!r} is taken by the memory session {owner}", id=owner, step=step)
 
     async def claim(self, name: str | None) -> None:
@@ -98,9 +98,9 @@ class Directory:
         if digest != key.digest:
             raise IdempotencyMismatch("this Idempotency-Key was used to create another session; use a new key")
         hot = self._hot.find(session_id)
-        if hot is None or hot.head is None:
+        if hot is None or hot.loaded is None:
             raise SessionDeleted(f"the session {session_id} that this Idempotency-Key created is deleted")
-        return View(hot.head, hot.diverged, repeated=True)
+        return View(hot.loaded.head, hot.loaded.settings, hot.loaded.diverged, repeated=True)
 
     def with_memory(
         self, heads: list[Head | Broken], size: int, after: str | None, token: str | None
@@ -108,8 +108,10 @@ class Directory:
         """Merge this replica's memory sessions into a page of the store's, whose next page has ``token``."""
         first, last = place(after), place(token)
         for hot in self._hot.memory_sessions():
-            head = hot.head
-            if head is None or (first and _place_of(head) <= first) or (last and _place_of(head) > last):
+            if hot.loaded is None:
+                continue
+            head = hot.loaded.head
+            if (first and _place_of(head) <= first) or (last and _place_of(head) > last):
                 continue
             heads.append(head)
         heads.sort(key=_place_of)

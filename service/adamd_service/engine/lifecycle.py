@@ -24,9 +24,9 @@ from adamd.errors import (
 )
 from adamd.wire.dtypes import storage
 from adamd.wire.layout import Layout
-from adamd_service.engine.cache import Hot, is_finite
+from adamd_service.engine.cache import Hot, Loaded, is_finite
 from adamd_service.engine.calls import CreateCall, Floats, Kept, View
-from adamd_service.engine.recovery import Rebuilder
+from adamd_service.engine.recovery import Rebuilder, settings_of
 from adamd_service.engine.step import carried
 from adamd_service.optim import (
     BEST,
@@ -204,8 +204,10 @@ class Lifecycle:
                 id=outcome.id,
             )
         if isinstance(outcome, Repeated):
-            return View(self._store.load_head(outcome.id), diverged=False, repeated=True)
-        return View(self._store.load_head(head.spec.id), diverged=False)
+            head = self._store.load_head(outcome.id)
+            return View(head, settings_of(head), diverged=False, repeated=True)
+        head = self._store.load_head(head.spec.id)
+        return View(head, settings_of(head), diverged=False)
 
     def patch(
         self,
@@ -223,20 +225,21 @@ class Lifecycle:
 
         """
         for _ in range(RACES):
-            head = self._rebuilder.current(hot)
+            loaded = self._rebuilder.current(hot)
+            head = loaded.head
             require_chain(head, if_match)
-            settings = carried(parse_settings(head.settings), optimizer, head)
+            settings = carried(loaded.settings, optimizer, head)
             spec = head.spec if labels is None else replace(head.spec, labels=dict(labels))
             after = replace(head, spec=spec, settings=to_json(settings), settings_revision=head.settings_revision + 1)
             step = self._store.patch(hot.id, head, after, if_match) if hot.durable else head.step
             if step is None:
                 continue
             if step == head.step:
-                hot.head, hot.settings = after, settings
+                loaded.head, loaded.settings = after, settings
             else:  # another replica has made steps meanwhile: the cache follows them
-                after = self._rebuilder.current(hot)
+                loaded = self._rebuilder.current(hot)
             self._device.prepare(settings, storage(head.spec.dtype))
-            return View(after, hot.diverged)
+            return View(loaded.head, loaded.settings, loaded.diverged)
         raise SettingsConflict("others changed this session every time; try again", step=head.step, retry_after=0.2)
 
     def end(self, hot: Hot, if_match: str | None = None) -> None:
@@ -264,23 +267,24 @@ class Lifecycle:
 
         """
         for _ in range(RACES):
-            head = self._rebuilder.current(hot)
+            loaded = self._rebuilder.current(hot)
+            head, settings = loaded.head, loaded.settings
             require_unfixed(head)
-            settings = parse_settings(head.settings)
             self._device.prepare(settings, storage(head.spec.dtype))
             state = State.fresh(flat, len(head.spec.layout.tensors), settings)
             if each(settings):  # they were given at creation, and parameters can be set again before step 1
-                assert hot.state is not None
-                state.slots |= {name: hot.state.slots[name] for name in each(settings)}
+                assert loaded.state is not None
+                state.slots |= {name: loaded.state.slots[name] for name in each(settings)}
             _require_sound(state, settings, head.spec.layout, first=True)
             chain = _first_chain(head.spec, head.incarnation, 0, state)
             after = replace(head, chain=chain, parameters_missing=False)
             if not hot.durable:
-                hot.install(after, state, {}, diverged=False)
-                return View(after, diverged=False)
+                hot.loaded = Loaded(after, settings, state)
+                return View(after, settings, diverged=False)
             if self._store.put_parameters(head, after, written(state, restored=False), tuple(state.counts)):
                 hot.drop()
-                return View(self._rebuilder.current(hot), diverged=False)
+                del loaded, state  # or they stay in memory while they are read back
+                return View(self._rebuilder.current(hot).head, settings, diverged=False)
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
 
 
@@ -311,11 +315,10 @@ def written(state: State | None, *, restored: bool) -> Mapping[str, Floats]:
     return {name: array for name, array in state.arrays.items() if name in ("params", *BOUNDS)}
 
 
-def memory_hot(head: Head, state: State | None) -> Hot:
+def memory_hot(head: Head, settings: Settings, state: State | None) -> tuple[Hot, Loaded]:
     """Return a session that lives here alone."""
-    hot = Hot(head.spec.id, durable=False)
-    hot.install(head, state, {}, diverged=state is not None and not is_finite(state))
-    return hot
+    loaded = Loaded(head, settings, state, diverged=state is not None and not is_finite(state))
+    return Hot(head.spec.id, durable=False, loaded=loaded), loaded
 
 
 def snapshot_ref(head: Head, state: State) -> SnapshotRef:

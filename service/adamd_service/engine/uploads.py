@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from adamd.errors import AdamdError, InvalidRequest, TooLarge, WrongLayout, WrongLength
@@ -119,7 +120,7 @@ class Uploads:
         if hot.durable and expected > INLINE_BODY and call.number in (None, head.step + 1):
             staging = self._store.stage(hot.id, attempt, expected)
         present = present_of(head.spec.layout, call.tensors)
-        reception = _reception(head.spec, call, dtype, buffer, present, call.settings, staging)
+        reception = _reception(head.spec, call, dtype, buffer, present, staging)
         chunks = None
         try:
             gap = self._limits.upload_gap
@@ -132,7 +133,7 @@ class Uploads:
                 self._workers.spawn(self._workers.ask(self._give_up, hot.id, attempt, staging))
             raise
         present = present if present is not None else _named(reception, head.spec)
-        return _step(call, reception, present, call.settings, call.metrics, attempt, chunks)
+        return Step(call, reception, present, attempt, chunks)
 
     def _give_up(self, session_id: str, attempt: str, staging: Staging) -> None:
         """Take what was logged of an upload that will not commit out of the store; its TTL does the same, later."""
@@ -149,13 +150,14 @@ class Uploads:
         check_widens(gradient.dtype, head.spec.dtype)
         settings = _one_of("settings", call.settings, gradient.settings)
         metrics = _one_of("metrics", call.metrics or None, gradient.metrics) or {}
-        reception = _reception(head.spec, call, gradient.dtype, gradient.data, gradient.present, settings, None)
+        call = replace(call, settings=settings, metrics=metrics)
+        reception = _reception(head.spec, call, gradient.dtype, gradient.data, gradient.present, None)
         if gradient.data.nbytes <= INLINE:
             reception.take(gradient.data.nbytes)
         else:
             await self._workers.run(reception.take, gradient.data.nbytes)
         present = gradient.present if gradient.present is not None else _named(reception, head.spec)
-        return _step(call, reception, present, settings, metrics, attempt, None)
+        return Step(call, reception, present, attempt)
 
 
 def _require_lazy(head: Head) -> None:
@@ -171,11 +173,10 @@ def _reception(
     dtype: str,
     buffer: Bytes,
     present: tuple[int, ...] | None,
-    settings: Mapping[str, Any] | None,
     staging: Staging | None,
 ) -> Reception:
     gradient = encoded(call.encoding, dtype, buffer, spec.layout.size, storage(spec.dtype))
-    digest = digest_start(call.encoding, dtype, present, settings)
+    digest = digest_start(call.encoding, dtype, present, call.settings)
     return Reception(call.encoding, dtype, buffer, gradient, digest, staging)
 
 
@@ -189,31 +190,6 @@ def _one_of(what: str, beside: Mapping[str, Any] | None, inside: Mapping[str, An
     if beside is not None and inside is not None:
         raise InvalidRequest(f"{what} come both in a header and in the body; send them once", path=what)
     return beside if inside is None else inside
-
-
-def _step(
-    call: StepCall,
-    reception: Reception,
-    present: tuple[int, ...] | None,
-    settings: Mapping[str, Any] | None,
-    metrics: Mapping[str, Any],
-    attempt: str,
-    chunks: tuple[int, ...] | None,
-) -> Step:
-    return Step(
-        number=call.number,
-        reception=reception,
-        present=present,
-        settings=settings,
-        metrics=metrics,
-        if_match=call.if_match,
-        base=call.base,
-        key=call.key,
-        minimal=call.minimal,
-        answer_dtype=call.answer_dtype,
-        attempt=attempt,
-        chunks=chunks,
-    )
 
 
 def flat_parameters(body: memoryview, spec: Spec, *, dtype: str | None) -> Array:

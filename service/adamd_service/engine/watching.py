@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adamd.errors import SessionDeleted
-from adamd_service.engine.cache import HotSessions
+from adamd_service.engine.cache import HotSessions, Loaded
 from adamd_service.engine.workers import Workers
 from adamd_service.records import Head
 from adamd_service.store import RedisStore
@@ -73,19 +73,23 @@ class Watchers:
 
     async def _look(self, session_id: str, told: Head | None) -> Seen | None:
         """Return where the session stands, None where that was told; a state that is not here is not loaded for it."""
-        hot = self._hot.find(session_id)
         if session_id.startswith("m_"):
-            if hot is None or hot.head is None:
+            loaded = self._loaded(session_id)
+            if loaded is None:
                 raise SessionDeleted(f"the memory session {session_id} is no more")
-            return None if hot.head is told else Seen(hot.head, hot.metrics or {}, hot.diverged)
+            return None if loaded.head is told else Seen(loaded.head, loaded.metrics or {}, loaded.diverged)
         standing = await self._workers.ask(self._store.standing, session_id)
         if told is not None and standing.is_of(told):
             return None
-        hot = self._hot.find(session_id)
-        if hot is not None and hot.head is not None and hot.metrics is not None and standing.is_of(hot.head):
-            return Seen(hot.head, hot.metrics, hot.diverged)
+        loaded = self._loaded(session_id)
+        if loaded is not None and loaded.metrics is not None and standing.is_of(loaded.head):
+            return Seen(loaded.head, loaded.metrics, loaded.diverged)
         head = await self._workers.ask(self._store.load_head, session_id)
         return Seen(head, await self.measured(head), diverged=False)
+
+    def _loaded(self, session_id: str) -> Loaded | None:
+        hot = self._hot.find(session_id)
+        return None if hot is None else hot.loaded
 
     async def measured(self, head: Head) -> Mapping[str, Any]:
         """Return what the last step of a stored session carried, from its record."""

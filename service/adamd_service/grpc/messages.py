@@ -13,7 +13,7 @@ from adamd.wire.layout import MAX_TENSORS
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.engine import Advice, Answer, advice_of, to_its_end
-from adamd_service.optim import lr_at, parse_settings
+from adamd_service.optim import Settings, lr_at
 from adamd_service.records import Broken, Head, Spec
 
 QUICK = 32 * 1024  # bytes of settings up to which a hop to a thread costs more than unfolding them
@@ -32,14 +32,14 @@ _ENCODINGS = {0: "raw", 1: "raw", 2: "int8", 3: "sparse", 4: "sparse-lazy"}
 def short(head: Head | Broken) -> pb.Session:
     """Return one session of the list."""
     if isinstance(head, Head):
-        return session(head, diverged=False, layout=False)
+        return session(head, None, diverged=False)
     made = pb.Session(id=head.id, damaged=head.detail)
     made.created_at.FromMicroseconds(round(head.created_at * 1e6))
     return made
 
 
-def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
-    """Return a session as it stands."""
+def session(head: Head, settings: Settings | None, *, diverged: bool) -> pb.Session:
+    """Return a session as it stands; without its parsed settings, the short form for the list."""
     spec = head.spec
     made = pb.Session(
         id=spec.id,
@@ -59,8 +59,7 @@ def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
     made.created_at.FromMicroseconds(round(spec.created_at * 1e6))
     if head.snapshots:
         made.snapshot_step = head.snapshots[-1].step
-    if layout:  # and with it what takes time, which a page of a thousand sessions leaves out
-        settings = parse_settings(head.settings)
+    if settings is not None:  # what takes time, which a page of a thousand sessions leaves out
         made.lr, advice = lr_at(settings, head.step + 1), advice_of(head, settings)
         made.stop = advice.stop or ""
         made.warnings.extend(warnings(advice))

@@ -35,13 +35,13 @@ class Sessions:
             kind = messages.dtype(request.parameters_dtype, "parameters_dtype")
             call = bodies.create_from_vector(await _creation(request), given, kind, key, digest)
             view = await self._engine.create(call)
-        made = messages.session(view.head, diverged=view.diverged)
+        made = messages.session(view.head, view.settings, diverged=view.diverged)
         return pb.CreateSessionResponse(session=made, replayed=view.repeated)
 
     async def get(self, request: pb.GetSessionRequest, _context: Context) -> pb.GetSessionResponse:
         """Return a session as it stands."""
         view = await self._engine.view(checks.session_ref(request.session))
-        return pb.GetSessionResponse(session=messages.session(view.head, diverged=view.diverged))
+        return pb.GetSessionResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
 
     async def list(self, request: pb.ListSessionsRequest, _context: Context) -> pb.ListSessionsResponse:
         """Return a page of sessions."""
@@ -68,7 +68,7 @@ class Sessions:
             document["labels"] = messages.labels(request.labels.labels)
         patch = change(document)
         view = await self._engine.patch(ref, patch.optimizer, patch.labels)
-        return pb.UpdateSessionResponse(session=messages.session(view.head, diverged=view.diverged))
+        return pb.UpdateSessionResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
 
     async def delete(self, request: pb.DeleteSessionRequest, _context: Context) -> pb.DeleteSessionResponse:
         """End a session."""

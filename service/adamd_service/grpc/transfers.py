@@ -51,7 +51,7 @@ class Bulk:
         dtype = messages.dtype(first.head.dtype, "dtype")
         body = Body(None, pieces(first, None, context))
         view = await self._engine.set_parameters(checks.session_ref(first.head.session), body, dtype, None)
-        return pb.SetParametersResponse(session=messages.session(view.head, diverged=view.diverged))
+        return pb.SetParametersResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
 
     async def restore(self, first: Piece[Any], context: Context) -> pb.RestoreSessionResponse:
         """Make a session from safetensors."""
@@ -62,7 +62,7 @@ class Bulk:
         async with self._engine.whole(body) as read:
             call = await to_its_end(asyncio.ensure_future(asyncio.to_thread(bodies.create_from_safetensors, read, key)))
             view = await self._engine.create(call)
-        made = messages.session(view.head, diverged=view.diverged)
+        made = messages.session(view.head, view.settings, diverged=view.diverged)
         made.warnings.extend(pb.Stall(**one) for one in order_notice(call.given, call.layout))
         return pb.RestoreSessionResponse(session=made, replayed=view.repeated)
 

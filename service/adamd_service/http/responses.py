@@ -38,8 +38,11 @@ def session(
     extra = {**_standing(head.step, head.chain, head.spec.durability), **(more or {})}
     if view.repeated:
         extra[headers.REPLAYED] = "true"
-    extra |= _advised(advice_of(head))
-    body = document(head, diverged=view.diverged) | ({"metrics": view.metrics} if view.metrics else {})
+    advice = advice_of(head, view.settings)
+    extra |= _advised(advice)
+    body = document(head, view.settings, advice, diverged=view.diverged)
+    if view.metrics:
+        body["metrics"] = view.metrics
     body["warnings"] += notices
     return JSONResponse(body, status, extra)
 
