@@ -19,7 +19,7 @@ import uvicorn
 
 import adamd
 from adamd_service.engine.workers import Workers
-from adamd_service.serve import Server
+from adamd_service.serve import UvicornServer
 from adamd_service.telemetry import Unfailing
 from servers import ENVIRONMENT, gone
 
@@ -273,7 +273,7 @@ def test_a_background_task_that_fails_is_told_and_ends_the_server(capsys):
 
     async def scenario():
         engine = SimpleNamespace(draining=False)
-        server = Server(uvicorn.Config(lambda: None), engine)
+        server = UvicornServer(uvicorn.Config(lambda: None), engine)
         await asyncio.wait([server.begin(fails())])
         await asyncio.sleep(0)
         assert server.failed and server.should_exit and server.ending.is_set() and engine.draining

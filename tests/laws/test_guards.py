@@ -38,7 +38,13 @@ GUARDS = [
     ),
     (
         "1 a text without its own sum is refused",
-        [(f"{STORE}/serialization.py", "if said is not None and said != sum_of(dumps(value)):", "if False:")],
+        [
+            (
+                f"{STORE}/serialization.py",
+                "if stored_sum is not None and stored_sum != sum_of(dumps(value)):",
+                "if False:",
+            )
+        ],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
@@ -48,7 +54,7 @@ GUARDS = [
     ),
     (
         "1 the place in the ring is the one that was written",
-        [(f"{STORE}/serialization.py", "if summed_up and said != _sum_of_entry(entry):", "if False:")],
+        [(f"{STORE}/serialization.py", "if has_sum and stored_sum != _sum_of_entry(entry):", "if False:")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
@@ -56,7 +62,7 @@ GUARDS = [
         [
             (
                 f"{STORE}/serialization.py",
-                'if told.startswith(" ") and text.get("progressed") != sum_of(told):',
+                'if progress.startswith(" ") and text.get("progressed") != sum_of(progress):',
                 "if False:",
             )
         ],
@@ -74,7 +80,7 @@ GUARDS = [
     ),
     (
         "1 a record's hash agrees with its text",
-        [(f"{STORE}/serialization.py", "if said is not None and said.decode() != raw[name]:", "if False:")],
+        [(f"{STORE}/serialization.py", "if stored is not None and stored.decode() != raw[name]:", "if False:")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
@@ -148,12 +154,12 @@ GUARDS = [
     ),
     (
         "7 there are only so many sessions",
-        [(f"{LUA}/claim.lua", "  return {ARGV[1], 'full'}\n", "")],
+        [(f"{LUA}/claim.lua", "  return {nonce, 'full'}\n", "")],
         "tests/store/test_creation.py::test_there_are_only_so_many_sessions",
     ),
     (
         "the store's directory is its user's alone",
-        [("service/adamd_service/store/embedded/private_files.py", "if found.st_mode & 0o077:", "if False:")],
+        [("service/adamd_service/store/embedded/private_files.py", "if status.st_mode & 0o077:", "if False:")],
         "tests/store/test_embedded.py::test_a_directory_that_is_open_to_others_is_refused[488]",
     ),
     (
@@ -296,7 +302,7 @@ GUARDS = [
     ),
     (
         "2 no process behind the store's address is used before it was looked at",
-        [(f"{STORE}/connection/trust.py", "        if found.run_id not in self._accepted:\n", "        if False:\n")],
+        [(f"{STORE}/connection/trust.py", "        if node.run_id not in self._accepted:\n", "        if False:\n")],
         "tests/store/test_trust.py::test_no_process_is_used_before_it_was_looked_at",
     ),
     (
@@ -305,10 +311,10 @@ GUARDS = [
             (
                 f"{STORE}/redis_store.py",
                 """        self._trust.require()
-        self._grow(AROUND + len(commit.record.inline or b""))
-        named, args""",
-                """        self._grow(AROUND + len(commit.record.inline or b""))
-        named, args""",
+        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
+        script_keys, args""",
+                """        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
+        script_keys, args""",
             )
         ],
         "tests/store/test_trust.py::test_the_file_is_switched_off_while_it_serves",
@@ -427,12 +433,12 @@ GUARDS = [
     ),
     (
         "5 the commit compares chain and step",
-        [(f"{LUA}/commit.lua", "head[2] ~= ARGV[3] or head[3] ~= ARGV[4] or ", "")],
+        [(f"{LUA}/commit.lua", " or head_chain ~= expected_chain or head_step ~= expected_step", "")],
         f"{LAWS}::test_law_5_any_replica_may_serve_and_one_history_comes_of_it[inline]",
     ),
     (
         "5 the commit compares the settings' revision",
-        [(f"{LUA}/commit.lua", " or head[4] ~= ARGV[5]", "")],
+        [(f"{LUA}/commit.lua", "or head_revision ~= expected_revision ", "")],
         f"{LAWS}::test_law_5_a_patch_on_one_replica_counts_for_the_steps_of_another",
     ),
     (
@@ -531,7 +537,7 @@ GUARDS = [
     ),
     (
         "the doors: Host names this server",
-        [("service/adamd_service/http/server/origin_check.py", "name in known", "name != known")],
+        [("service/adamd_service/http/server/origin_check.py", "name in allowed", "name != allowed")],
         "tests/http/test_http_doors.py::test_a_name_of_somebody_else_is_refused_whatever_it_asks",
     ),
     (

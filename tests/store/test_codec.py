@@ -193,10 +193,12 @@ def test_a_damaged_place_of_the_ring_too(raw):
 @given(st.integers(0, 2**45))
 def test_no_body_has_more_than_a_thousand_chunks(nbytes):
     size = chunks.chunk_size(nbytes)
-    assert size >= chunks.CHUNK
-    assert size % chunks.CHUNK == 0
-    assert -(-nbytes // size) <= chunks.MOST
-    assert nbytes <= chunks.MOST * chunks.CHUNK or -(-nbytes // size) > chunks.MOST // 2, "nor far fewer"
+    assert size >= chunks.CHUNK_BYTES
+    assert size % chunks.CHUNK_BYTES == 0
+    assert -(-nbytes // size) <= chunks.MAX_CHUNKS
+    assert nbytes <= chunks.MAX_CHUNKS * chunks.CHUNK_BYTES or -(-nbytes // size) > chunks.MAX_CHUNKS // 2, (
+        "nor far fewer"
+    )
     assert chunks.lifetime(nbytes) >= max(900, nbytes / 2**20)
 
 

@@ -319,7 +319,7 @@ class Engine:
             return self._stepper.run_in_turn(hot, step)
 
     async def _soon(self, hot: Hot, step: ReceivedStep) -> Answer:
-        if self.store.lines.wanted:
+        if self.store.lines.should_grow:
             self._workers.spawn(self.store.lines.grow(self._workers.ask))
         async with hot.lock:
             # Checked again under the lock: another step may have changed the session. A step that needs a thread (for
