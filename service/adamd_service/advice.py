@@ -96,7 +96,7 @@ def notes_of(
 
 
 @dataclass(frozen=True, slots=True)
-class StallWarning:
+class StallAdvice:
     """One warning: its name, its words, and the eps that would help (None: no eps does)."""
 
     code: str
@@ -109,7 +109,7 @@ class Advice:
     """The stop rule that holds, if one does, and a session's warnings."""
 
     stop: str | None = None
-    warnings: tuple[StallWarning, ...] = ()
+    warnings: tuple[StallAdvice, ...] = ()
 
 
 NOTHING = Advice()
@@ -123,6 +123,6 @@ def advice_of(head: Head, settings: Settings, step: int | None = None) -> Advice
     progress, dtype = progress_of(head), storage(head.spec.dtype)
     eps = remedy(progress.stalls, dtype) if progress.stalls else None
     indicators = tuple(
-        StallWarning(name, stall_words(name, progress.stalls, dtype), eps) for name in sorted(progress.stalls)
+        StallAdvice(name, stall_words(name, progress.stalls, dtype), eps) for name in sorted(progress.stalls)
     )
     return Advice(advice(settings.stop, number, progress), indicators)

@@ -131,12 +131,12 @@ def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str |
             f"decides: read the parameters and continue at {head.step + 1} without what is lost, or restore an export.",
             step=head.step,
         )
-    known = chain_at(head, ring, number - 1)
-    if known is None or known == if_match:
+    expected = chain_at(head, ring, number - 1)
+    if expected is None or expected == if_match:
         return None
     return HistoryLost(
         f"step {number} would build on chain {if_match[:12]}…; this session's step {number - 1} has chain "
-        f"{known[:12]}…: another history. A person decides whether to read the parameters and continue at "
+        f"{expected[:12]}…: another history. A person decides whether to read the parameters and continue at "
         f"{head.step + 1}.",
         step=head.step,
     )

@@ -443,7 +443,7 @@ GUARDS = [
     ),
     (
         "5 another history is told",
-        [("service/adamd_service/rules.py", "    if known is None or known == if_match:", "    if True:")],
+        [("service/adamd_service/rules.py", "    if expected is None or expected == if_match:", "    if True:")],
         f"{LAWS}::test_law_5_a_store_that_went_back_is_told",
     ),
     (

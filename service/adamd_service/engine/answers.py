@@ -11,7 +11,7 @@ from adamd.errors import InvalidRequest, ParametersMissing
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
 from adamd_service.advice import advice_of, progress_of
-from adamd_service.engine.cache import Loaded
+from adamd_service.engine.cache import LoadedSession
 from adamd_service.engine.calls import Answer, Floats
 from adamd_service.optim import (
     BEST,
@@ -38,7 +38,7 @@ class Copies:
 
     def answer(
         self,
-        loaded: Loaded,
+        loaded: LoadedSession,
         *,
         minimal: bool = False,
         replayed: bool = False,
@@ -71,7 +71,7 @@ class Copies:
             advice=advice_of(head, loaded.settings),
         )
 
-    def _source(self, loaded: Loaded, state: State, at: str | None) -> Floats:
+    def _source(self, loaded: LoadedSession, state: State, at: str | None) -> Floats:
         """Return the parameters that are asked for."""
         if at is None:
             return state.params
@@ -93,7 +93,7 @@ class Copies:
             )
         return state.best
 
-    def _average(self, loaded: Loaded, state: State) -> Floats:
+    def _average(self, loaded: LoadedSession, state: State) -> Floats:
         """Make the parameters to evaluate, as an array of their own."""
         spec, settings = loaded.head.spec, loaded.settings
         try:

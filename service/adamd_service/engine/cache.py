@@ -17,7 +17,7 @@ from adamd_service.records import RING, Entry, Head, Record
 
 
 @dataclass(slots=True, eq=False)
-class Loaded:
+class LoadedSession:
     """A session as the store has it: where it stands, its state, and what follows from both.
 
     Attributes:
@@ -74,7 +74,7 @@ class Hot:
     durable: bool
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     pins: int = 0
-    loaded: Loaded | None = None
+    loaded: LoadedSession | None = None
     keys: OrderedDict[str, tuple[str, int]] = field(default_factory=OrderedDict)
     charged: int = 0
     snapshotting: bool = False

@@ -22,7 +22,7 @@ from adamd.wire.buffers import BufferPool
 from adamd_service.engine import admission
 from adamd_service.engine.admission import Budget, Limits
 from adamd_service.engine.answers import Copies
-from adamd_service.engine.cache import Hot, HotSessions, Loaded
+from adamd_service.engine.cache import Hot, HotSessions, LoadedSession
 from adamd_service.engine.calls import (
     Answer,
     CreateCall,
@@ -263,7 +263,7 @@ class Engine:
             read = await receive_all(body, most, self.pool, self.limits.upload_gap, self._is_draining)
             yield memoryview(read)
 
-    def _require_parameters(self, hot: Hot) -> Loaded:
+    def _require_parameters(self, hot: Hot) -> LoadedSession:
         """Bring the cache up to the store; raise ParametersMissing where there are none yet."""
         loaded = self._rebuilder.current(hot)
         blocked = foresee(loaded.head, None, None)
@@ -297,7 +297,7 @@ class Engine:
     async def _foreseen(self, hot: Hot, call: StepCall) -> Head:
         """Refuse before the body is read; but never on the word of a cache that may be behind the store."""
 
-        def refusal(loaded: Loaded) -> AdamdError | None:
+        def refusal(loaded: LoadedSession) -> AdamdError | None:
             if call.number is None:  # a repeated POST is answered by its key, whatever has become of the session
                 return foresee(loaded.head, None, None)
             return foresee(loaded.head, call.number, call.if_match, diverged=loaded.diverged)
@@ -370,7 +370,7 @@ class Engine:
 
     # -- locking
 
-    async def _loaded(self, hot: Hot) -> Loaded:
+    async def _loaded(self, hot: Hot) -> LoadedSession:
         """Return what the cache has; fill it first where it is empty."""
         if hot.loaded is None:
             return await self._locked(hot, self._rebuilder.current, hot)

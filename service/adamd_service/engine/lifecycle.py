@@ -24,7 +24,7 @@ from adamd.errors import (
 )
 from adamd.wire.dtypes import storage
 from adamd.wire.layout import Layout
-from adamd_service.engine.cache import Hot, Loaded, is_finite
+from adamd_service.engine.cache import Hot, LoadedSession, is_finite
 from adamd_service.engine.calls import CreateCall, Floats, SavedState, SessionView
 from adamd_service.engine.recovery import Rebuilder, settings_of
 from adamd_service.engine.step import settings_with
@@ -280,7 +280,7 @@ class Lifecycle:
             chain = _first_chain(head.spec, head.incarnation, 0, state)
             after = replace(head, chain=chain, parameters_missing=False)
             if not hot.durable:
-                hot.loaded = Loaded(after, settings, state)
+                hot.loaded = LoadedSession(after, settings, state)
                 return SessionView(after, settings, diverged=False)
             if self._store.put_parameters(head, after, first_arrays(state, restored=False), tuple(state.counts)):
                 hot.drop()
@@ -316,9 +316,9 @@ def first_arrays(state: State | None, *, restored: bool) -> Mapping[str, Floats]
     return {name: array for name, array in state.arrays.items() if name in ("params", *BOUNDS)}
 
 
-def memory_hot(head: Head, settings: Settings, state: State | None) -> tuple[Hot, Loaded]:
+def memory_hot(head: Head, settings: Settings, state: State | None) -> tuple[Hot, LoadedSession]:
     """Return a memory session."""
-    loaded = Loaded(head, settings, state, diverged=state is not None and not is_finite(state))
+    loaded = LoadedSession(head, settings, state, diverged=state is not None and not is_finite(state))
     return Hot(head.spec.id, durable=False, loaded=loaded), loaded
 
 

@@ -15,7 +15,7 @@ from adamd.wire.dtypes import storage
 from adamd.wire.encodings import LAZY, RAW
 from adamd.wire.layout import Layout
 from adamd_service.advice import progress_of
-from adamd_service.engine.cache import Hot, Loaded, is_finite
+from adamd_service.engine.cache import Hot, LoadedSession, is_finite
 from adamd_service.optim import (
     BEST,
     NUMERICS_ID,
@@ -47,7 +47,7 @@ class Rebuilder:
         self._device = device
         self._pool = pool
 
-    def current(self, hot: Hot) -> Loaded:
+    def current(self, hot: Hot) -> LoadedSession:
         """Bring the session to where the store says that it stands, and return it.
 
         Raises:
@@ -97,11 +97,11 @@ class Rebuilder:
                 head = now
         raise StoreUnavailable("the session was changed each time while it was read; try again", retry_after=0.2)
 
-    def _fold(self, cached: Loaded | None, head: Head, lost: set[str]) -> Loaded:
+    def _fold(self, cached: LoadedSession | None, head: Head, lost: set[str]) -> LoadedSession:
         """Return the session at ``head``: the log folded into the cached state, or into a snapshot's."""
         settings = settings_of(head)
         if head.parameters_missing:
-            return Loaded(head, settings, None)
+            return LoadedSession(head, settings, None)
         progress_of(head)  # raises where it is none
         if cached is None or cached.head.settings != head.settings:  # the next step may be the event loop's
             self._device.prepare(settings, storage(head.spec.dtype))
@@ -121,7 +121,7 @@ class Rebuilder:
         self._check_before(head, last, before)
         ring = self._ring(head)
         self._device.fetch(state)
-        return Loaded(head, settings, state, ring, diverged=not is_finite(state), replaced=replaced)
+        return LoadedSession(head, settings, state, ring, diverged=not is_finite(state), replaced=replaced)
 
     def _ring(self, head: Head) -> dict[int, Entry]:
         ring = {entry.step: entry for entry in self._store.ring(head.spec.id)}

@@ -11,7 +11,7 @@ import numpy as np
 from adamd.errors import StoreUnavailable
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
-from adamd_service.engine.cache import Hot, Loaded
+from adamd_service.engine.cache import Hot, LoadedSession
 from adamd_service.engine.calls import Floats
 from adamd_service.engine.lifecycle import snapshot_ref
 from adamd_service.optim import Device, State
@@ -49,7 +49,7 @@ class Snapshots:
         """Say whether the log has outgrown the state by the ratio, or has too many records to replay quickly."""
         return hot.durable and not hot.snapshotting and hot.loaded is not None and self._outgrown(hot.loaded)
 
-    def _outgrown(self, loaded: Loaded) -> bool:
+    def _outgrown(self, loaded: LoadedSession) -> bool:
         if loaded.state is None:
             return False
         if loaded.replaced:

@@ -29,7 +29,7 @@ from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import ITEMSIZE, storage
 from adamd_service.advice import advice_of, notes_of
 from adamd_service.engine.answers import Copies, rounded
-from adamd_service.engine.cache import Hot, Loaded
+from adamd_service.engine.cache import Hot, LoadedSession
 from adamd_service.engine.calls import Answer, StepCall
 from adamd_service.engine.recovery import Rebuilder
 from adamd_service.engine.workers import Workers
@@ -222,7 +222,7 @@ class Stepper:
             loaded = None  # or a state that was dropped stays in memory while it is rebuilt
         raise StoreUnavailable("other writers were faster every time; try again", retry_after=0.2)
 
-    def _answer_known(self, loaded: Loaded, step: ReceivedStep, decision: Replay | Refuse) -> Answer:
+    def _answer_known(self, loaded: LoadedSession, step: ReceivedStep, decision: Replay | Refuse) -> Answer:
         if isinstance(decision, Refuse):
             raise decision.error
         own = loaded.ring[decision.step].attempt == step.attempt
@@ -250,12 +250,12 @@ class Stepper:
         own = entry is not None and entry.attempt == step.attempt
         return replace(self._current(loaded, step, replayed=not own), applied_step=applied)
 
-    def _current(self, loaded: Loaded, step: ReceivedStep, *, replayed: bool) -> Answer:
+    def _current(self, loaded: LoadedSession, step: ReceivedStep, *, replayed: bool) -> Answer:
         return self._copies.answer(
             loaded, minimal=step.call.minimal, replayed=replayed, answer_dtype=step.call.answer_dtype
         )
 
-    async def _apply(self, hot: Hot, loaded: Loaded, step: ReceivedStep, number: int, io: Io) -> Answer | None:
+    async def _apply(self, hot: Hot, loaded: LoadedSession, step: ReceivedStep, number: int, io: Io) -> Answer | None:
         """Commit and apply; None where another writer was first and the decision must be made again."""
         head, state = loaded.head, loaded.state
         assert state is not None
@@ -293,7 +293,7 @@ class Stepper:
     def _change(
         self,
         hot: Hot,
-        loaded: Loaded,
+        loaded: LoadedSession,
         step: ReceivedStep,
         updates: tuple[Update, ...],
         out: NDArray[Any] | None,

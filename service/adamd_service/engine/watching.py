@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adamd.errors import SessionDeleted
-from adamd_service.engine.cache import HotSessions, Loaded
+from adamd_service.engine.cache import HotSessions, LoadedSession
 from adamd_service.engine.workers import Workers
 from adamd_service.records import Head
 from adamd_service.store import RedisStore
@@ -87,7 +87,7 @@ class Watchers:
         head = await self._workers.ask(self._store.load_head, session_id)
         return WatchEvent(head, await self.measured(head), diverged=False)
 
-    def _loaded(self, session_id: str) -> Loaded | None:
+    def _loaded(self, session_id: str) -> LoadedSession | None:
         hot = self._hot.find(session_id)
         return None if hot is None else hot.loaded
 
