@@ -1,4 +1,4 @@
-"""Typed results to messages, and what messages say to what the engine is asked."""
+"""Converts results to messages, and fields of messages to the engine's terms."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def short(head: Head | Broken) -> pb.Session:
     """Return one session of the list."""
     if isinstance(head, Head):
         return session(head, diverged=False, layout=False)
-    made = pb.Session(id=head.id, damaged=head.detail)
-    made.created_at.FromMicroseconds(round(head.created_at * 1e6))
-    return made
+    message = pb.Session(id=head.id, damaged=head.detail)
+    message.created_at.FromMicroseconds(round(head.created_at * 1e6))
+    return message
 
 
 def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
     """Return a session as it stands."""
     spec = head.spec
-    made = pb.Session(
+    message = pb.Session(
         id=spec.id,
         name=spec.name or "",
         step=head.step,
@@ -56,19 +56,19 @@ def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
         diverged=diverged,
         elements=spec.layout.size,
     )
-    made.created_at.FromMicroseconds(round(spec.created_at * 1e6))
+    message.created_at.FromMicroseconds(round(spec.created_at * 1e6))
     if head.snapshots:
-        made.snapshot_step = head.snapshots[-1].step
+        message.snapshot_step = head.snapshots[-1].step
     if layout:  # and with it what takes time, which a page of a thousand sessions leaves out
         settings = parse_settings(head.settings)
-        made.lr, advice = lr_at(settings, head.step + 1), advice_of(head, settings)
-        made.stop = advice.stop or ""
-        made.warnings.extend(warnings(advice))
+        message.lr, advice = lr_at(settings, head.step + 1), advice_of(head, settings)
+        message.stop = advice.stop or ""
+        message.warnings.extend(warnings(advice))
         if head.progress:
-            made.progress.update(head.progress)
-        made.layout.vector = spec.layout.vector
-        made.layout.tensors.extend(pb.Tensor(name=t.name, shape=t.shape) for t in spec.layout.tensors)
-    return made
+            message.progress.update(head.progress)
+        message.layout.vector = spec.layout.vector
+        message.layout.tensors.extend(pb.Tensor(name=t.name, shape=t.shape) for t in spec.layout.tensors)
+    return message
 
 
 def standing(answer: Answer) -> pb.Standing:
@@ -90,7 +90,7 @@ def standing(answer: Answer) -> pb.Standing:
 
 def warnings(advice: Advice) -> list[pb.Stall]:
     """Return what a session is warned of."""
-    return [pb.Stall(code=one.code, detail=one.detail, eps=one.eps) for one in advice.warnings]
+    return [pb.Stall(code=stall.code, detail=stall.detail, eps=stall.eps) for stall in advice.warnings]
 
 
 def standing_of(spec: Spec, step: int, chain: str, nbytes: int = 0, *, diverged: bool = False) -> pb.Standing:
@@ -107,9 +107,9 @@ def standing_of(spec: Spec, step: int, chain: str, nbytes: int = 0, *, diverged:
 
 def struct(value: Mapping[str, Any]) -> Struct:
     """Return an object as a Struct, whose numbers are all doubles."""
-    made = Struct()
-    made.update(value)
-    return made
+    message = Struct()
+    message.update(value)
+    return message
 
 
 async def unfolded(value: Struct, where: str) -> dict[str, Any]:
