@@ -1,5 +1,7 @@
-"""The laws of DESIGN section 2, on real stores. ARCHITECTURE.md names the guard that each of these watches, and
-tests/laws takes the guards out one by one to see them go red."""
+"""The laws of ARCHITECTURE.md, on real stores. It names the guard that each of these tests watches.
+
+tests/laws takes the guards out, one by one, and sees these tests go red.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Leased buffers are used again only when nobody can see them, whoever looked last."""
+"""Leased buffers: used again only when nobody can see them, whoever looked last."""
 
 import gc
 import threading

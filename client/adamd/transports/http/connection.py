@@ -161,12 +161,11 @@ class Connection:
         length = None if chunked else _length(fields)
         meant = status == 200 and bare.media_type == request.accept and bare.plain
         into = request.into if meant else None
-        if meant:
-            request.check(bare)  # before any of it is taken
+        head = request.check(bare) if meant else None  # before any of it is taken
         if isinstance(into, tuple) and length == sum(view.nbytes for view in into):
             for view in into:
                 self._read_into(view, deadline, got)
-            return Response(status, fields, filled=True)
+            return Response(status, fields, filled=True, head=head)
         pieces = self._chunks(deadline) if chunked else self._pieces(length, deadline)
         if into is not None and not isinstance(into, tuple):
             _to_file(pieces, into, got)
@@ -175,7 +174,7 @@ class Connection:
         body = self._gather(pieces, limit, got)
         if into is not None and len(body) == sum(view.nbytes for view in into):
             _scatter(body, into)
-            return Response(status, fields, filled=True)
+            return Response(status, fields, filled=True, head=head)
         return Response(status, fields, body)
 
     def _head(self, deadline: float) -> tuple[int, dict[str, str], str]:

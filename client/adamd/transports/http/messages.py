@@ -61,7 +61,7 @@ class Request:
         into: where the body of a 200 in that type goes: memory of exactly its length, or a file.
         limit: bytes of any other answer that are kept at most.
         expected: about how many bytes will come; only a progress bar wants to know.
-        check: refuses the head of a 200 in the type wanted, before its body is read.
+        check: reads the head of a 200 in the type wanted, before its body is read, or refuses it.
         on_sent: is called when the request has left, before its answer is read.
 
     """
@@ -74,7 +74,7 @@ class Request:
     into: tuple[memoryview, ...] | BinaryIO | None = None
     limit: int = MAX_DOCUMENT_BYTES
     expected: int = 0
-    check: Callable[[Response], object] = _nothing
+    check: Callable[[Response], Any] = _nothing
     on_sent: Callable[[], None] = _nothing
 
     @property
@@ -85,12 +85,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer. Header names are in lower case; ``filled`` says that the body went to ``Request.into``."""
+    """An answer. Header names are in lower case.
+
+    Attributes:
+        filled: the body went to ``Request.into``.
+        head: the result of ``Request.check``.
+
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes | bytearray = b""
     filled: bool = False
+    head: Any = None
 
     @property
     def plain(self) -> bool:
@@ -351,7 +358,8 @@ def _stepped(response: Response, operation: Step | ReadParameters) -> Stepped:
         kind, nbytes = response.media_type or "no media type", len(response.body)
         room = sum(view.nbytes for view in operation.into)
         raise bad_answer(f"{kind}, {nbytes} bytes; wanted {headers.OCTETS}, {room} bytes")
-    return _head(response, operation)
+    head: Stepped = response.head or _head(response, operation)
+    return head
 
 
 def _head(response: Response, operation: Step | ReadParameters) -> Stepped:
