@@ -9,6 +9,7 @@ import xxhash
 
 from adamd.errors import InvalidRequest
 from adamd.wire.channel import UNARY
+from adamd.wire.protobuf_tables import struct
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.documents import change, server_info
@@ -92,7 +93,7 @@ class SessionMethods:
             dtypes=document["dtypes"],
             optimizers=document["optimizers"],
             encodings=document["encodings"],
-            settings=messages.struct(document["settings"]),
+            settings=struct(document["settings"]),
             device=document["device"],
         )
 
@@ -133,7 +134,7 @@ def _watch_response(state: Seen) -> pb.WatchSessionResponse:
     head = state.head
     return pb.WatchSessionResponse(
         standing=messages.standing_of(head.spec, head.step, head.chain, diverged=state.diverged),
-        optimizer=messages.struct(head.settings),
+        optimizer=struct(head.settings),
         metrics={name: value for name, value in state.metrics.items() if value is not None},
         lr=lr_at(parse_settings(head.settings), head.step + 1),
     )

@@ -22,6 +22,7 @@ from adamd.transports.progress import Meter
 from adamd.transports.silence import Attempt
 from adamd.wire import channel, pieces
 from adamd.wire.pieces import Codec
+from adamd.wire.protobuf_tables import DTYPES
 from adamd.wire.v1 import adamd_pb2 as pb
 
 WATCH_SECONDS = 4.0  # that one look at a session waits for it to move
@@ -192,7 +193,7 @@ class Call:
     def set_parameters(self, ref: str, body: Body) -> Standing:
         """Send the parameters."""
         dtype, views, _ = messages.flat(body)
-        first = {"session": reference(ref), "dtype": messages.DTYPES.get(dtype or "", pb.DTYPE_UNSPECIFIED)}
+        first = {"session": reference(ref), "dtype": DTYPES.get(dtype or "", pb.DTYPE_UNSPECIFIED)}
         response = self._upload("SetParameters", pb.SetParametersRequest, first, views, pb.SetParametersResponse)
         return messages.standing(response.session)
 
@@ -221,7 +222,7 @@ class Call:
 
     def read_parameters(self, operation: operations.ReadParameters) -> Stepped:
         """Read the parameters into the caller's memory."""
-        dtype = messages.DTYPES[operation.dtype] if operation.rounded else pb.DTYPE_UNSPECIFIED
+        dtype = DTYPES[operation.dtype] if operation.rounded else pb.DTYPE_UNSPECIFIED
         request = pb.GetParametersRequest(session=reference(operation.ref), dtype=dtype, at=operation.at or "")
         method = self.method("unary_stream", "GetParameters", None, pieces.PARAMETERS_RESPONSE)
         stepped, filling = None, Filling(operation.into)

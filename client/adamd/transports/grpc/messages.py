@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from google.protobuf.struct_pb2 import Struct, Value
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -37,16 +36,19 @@ from adamd.wire.channel import ERROR_DOMAIN, PIECE, PROBLEM
 from adamd.wire.dtypes import widen
 from adamd.wire.layout import Tensor, checked
 from adamd.wire.pieces import Data
+from adamd.wire.protobuf_tables import (
+    DTYPE_NAMES,
+    DTYPES,
+    DURABILITIES,
+    DURABILITY_NAMES,
+    ENCODINGS,
+    layout_message,
+    plain,
+    struct,
+)
 from adamd.wire.v1 import adamd_pb2 as pb
 
 INLINE = 1024 * 1024  # bytes of parameters that travel inside a creation
-DTYPES = {"float16": pb.DTYPE_FLOAT16, "bfloat16": pb.DTYPE_BFLOAT16}
-DTYPES |= {"float32": pb.DTYPE_FLOAT32, "float64": pb.DTYPE_FLOAT64}
-ENCODINGS = {"raw": pb.ENCODING_RAW, "int8": pb.ENCODING_INT8}
-ENCODINGS |= {"sparse": pb.ENCODING_SPARSE, "sparse-lazy": pb.ENCODING_SPARSE_LAZY}
-DURABILITIES = {"committed": pb.DURABILITY_COMMITTED, "memory": pb.DURABILITY_MEMORY}
-_NAMES = {number: name for name, number in DTYPES.items()}
-_PROMISES = {number: name for name, number in DURABILITIES.items()}
 _CHAIN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -76,10 +78,7 @@ def creation(operation: Create) -> tuple[pb.CreateSessionRequest, Body | None]:
     request = pb.CreateSessionRequest(
         name=document["name"] or "",
         optimizer=struct(document["optimizer"]),
-        layout=pb.Layout(
-            tensors=[pb.Tensor(name=t.name, shape=t.shape) for t in parameters.layout.tensors],
-            vector=parameters.layout.vector,
-        ),
+        layout=layout_message(parameters.layout),
         dtype=DTYPES[parameters.dtype],
         durability=_number_of(DURABILITIES, document["durability"], "durability"),
         labels=document["labels"],
@@ -167,13 +166,6 @@ def cut(views: Iterable[memoryview]) -> Iterator[Data]:
         yield parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def struct(value: Mapping[str, Any]) -> Struct:
-    """Return an object as a Struct."""
-    message = Struct()
-    message.update(value)
-    return message
-
-
 def _number_of(numbers: Mapping[str, Any], name: str, what: str) -> Any:
     if name not in numbers:
         raise errors.InvalidRequest(f"{what} is {name!r}; wanted {' or '.join(numbers)}")
@@ -225,8 +217,8 @@ def _document(session: pb.Session) -> dict[str, Any]:
         "optimizer": plain(session.optimizer),
         "lr": session.lr,
         "settings_revision": session.settings_revision,
-        "dtype": _NAMES[session.dtype],
-        "durability": _PROMISES[session.durability],
+        "dtype": DTYPE_NAMES[session.dtype],
+        "durability": DURABILITY_NAMES[session.durability],
         "labels": dict(session.labels),
         "created_at": session.created_at.ToMicroseconds() / 1e6,
         "parameters_missing": session.parameters_missing,
@@ -294,7 +286,7 @@ def stepped(head: pb.Standing | None, operation: Step | ReadParameters) -> Stepp
         raise bad_answer("parameters that do not say where they stand")
     room = sum(view.nbytes for view in operation.into)
     if head.dtype != DTYPES[operation.dtype]:
-        raise bad_answer(f"{_NAMES.get(head.dtype, 'unknown')} parameters; wanted {operation.dtype}")
+        raise bad_answer(f"{DTYPE_NAMES.get(head.dtype, 'unknown')} parameters; wanted {operation.dtype}")
     if head.nbytes != room:
         raise bad_answer(f"{head.nbytes} bytes of parameters; wanted {room}")
     if isinstance(operation, Step) and operation.number not in (None, head.step):
@@ -308,20 +300,6 @@ def stepped(head: pb.Standing | None, operation: Step | ReadParameters) -> Stepp
 
 def _eps(warning: pb.Stall) -> float | None:
     return warning.eps if warning.HasField("eps") else None
-
-
-def plain(value: Struct) -> dict[str, Any]:
-    """Return a Struct as a dict; its numbers are floats."""
-    return {name: _plain(item) for name, item in value.fields.items()}
-
-
-def _plain(value: Value) -> Any:
-    kind = value.WhichOneof("kind")
-    if kind == "struct_value":
-        return plain(value.struct_value)
-    if kind == "list_value":
-        return [_plain(item) for item in value.list_value.values]
-    return None if kind in (None, "null_value") else getattr(value, kind)
 
 
 # -- errors
