@@ -1,4 +1,4 @@
-"""Parameters and states, in pieces."""
+"""Methods that transfer parameters and states, in pieces."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import pieces, write_all
 
 
-class Bulk:
-    """Serves them over one engine."""
+class TransferMethods:
+    """Serves these methods over one engine."""
 
     def __init__(self, engine: Engine, guard: Guard) -> None:
         self._engine = engine
@@ -62,9 +62,9 @@ class Bulk:
         async with self._engine.read_body(body) as read:
             call = await to_its_end(asyncio.ensure_future(asyncio.to_thread(bodies.create_from_safetensors, read, key)))
             view = await self._engine.create(call)
-        made = messages.session(view.head, view.settings, diverged=view.diverged)
-        made.warnings.extend(pb.Stall(**one) for one in order_notice(call.sent_order, call.layout))
-        return pb.RestoreSessionResponse(session=made, replayed=view.repeated)
+        session = messages.session(view.head, view.settings, diverged=view.diverged)
+        session.warnings.extend(pb.Stall(**notice) for notice in order_notice(call.sent_order, call.layout))
+        return pb.RestoreSessionResponse(session=session, replayed=view.repeated)
 
 
 def read_parameters(raw: bytes) -> Piece[Any]:
