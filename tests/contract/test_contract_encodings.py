@@ -77,7 +77,7 @@ def test_a_step_whose_answer_was_lost_sends_the_same_bytes_and_moves_on_once(
         same = connect(at, timeout=adamd.Timeout(total=30, first=2)).session(session.id, encoding=encoding)
         assert [same.step(gradient).tobytes() for gradient in gradients] == wanted
         assert relay.connections > 3
-    assert same._track.encoder._residual.tobytes() == twin._track.encoder._left.tobytes()
+    assert same._track.encoder._residual.tobytes() == twin._track.encoder._residual.tobytes()
     assert session.info()["step"] == 4
 
 
