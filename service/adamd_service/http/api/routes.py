@@ -1,4 +1,4 @@
-"""The routes of DESIGN section 5. Each decodes, calls the engine and encodes."""
+"""The routes of the HTTP API (docs/protocol.md). Each decodes, calls the engine and encodes."""
 
 from __future__ import annotations
 
