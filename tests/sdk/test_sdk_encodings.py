@@ -87,7 +87,7 @@ def test_what_is_not_acknowledged_leaves_no_trace():
         one.write(gradients[2] * np.float32(np.nan), layout, "float32")
     again = one.write(gradients[1], layout, "float32")
     assert bytes(first.body.pieces[0]) == bytes(again.body.pieces[0])
-    assert first.residual.tobytes() == again.left.tobytes()
+    assert first.residual.tobytes() == again.residual.tobytes()
 
 
 def test_raw_takes_what_was_left_along_once_and_is_uncopied_otherwise():

@@ -103,9 +103,8 @@ class Track:
     ) -> Logic[Any]:
         """Take the next step: its number and the chain that it builds on make it safe to repeat.
 
-        ``encoding_options`` are those of the moment when the step was asked for; None: those of its beginning. With a
-        ``key`` the step has no number: it becomes whichever is next, and the key makes it safe to repeat.
-        ``max_staleness`` bounds how many steps of others may have come before it.
+        ``encoding_options``: those of the moment when it was asked for; None: those of its beginning. With a ``key`` it
+        has no number: it becomes whichever is next. ``max_staleness`` bounds the steps of others before it.
         """
         options = encoding_options or self.encoder.chosen
         changes = settings_document(settings or {}) | settings_document({"lr": lr})
