@@ -118,7 +118,7 @@ def test_a_record_comes_back_exactly(record, inline):
         serialization.record_from(record.step + 1, meta, b"")
 
 
-@given(st.builds(Entry, step=COUNTS, digest=HEX, attempt=HEX, chain=HEX))
+@given(st.builds(Entry, step=COUNTS, digest=HEX, attempt=HEX.filter(lambda text: len(text) <= 32), chain=HEX))
 def test_a_place_of_the_ring_comes_back_exactly(entry):
     assert serialization.entry_from(serialization.entry_text(entry).encode()) == entry
     assert 0 <= slot(entry.step) < 256
