@@ -63,6 +63,10 @@ def drawn(text):
     return paths
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
+
+
 def test_architecture_is_short():
     assert len(ARCHITECTURE.read_bytes()) <= BYTES
 

@@ -260,7 +260,7 @@ def test_what_is_refused_names_its_session_and_its_route(server_factory):
     one = server_factory("--log-level", "debug")
     answered(one.port, "/v1/sessions/nobody%0Ahere")
     answered(one.port, "/v1/sessions/nobody/parameters")
-    until(lambda: "unknown_session" in one.log())
+    until(lambda: any("unknown_session" in line and "parameters" in line for line in one.lines))
     (line,) = [line for line in one.lines if "unknown_session" in line and "parameters" in line]
     for word in ("refused", "GET", "/v1/sessions/{session}/parameters", "nobody"):
         assert word in line

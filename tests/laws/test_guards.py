@@ -95,7 +95,7 @@ GUARDS = [
     ),
     (
         "1 a new snapshot takes the place of the damaged one",
-        [(f"{ENGINE}/snapshots.py", "        if hot.replaced:\n            return True\n", "")],
+        [(f"{ENGINE}/snapshots.py", "        if loaded.replaced:\n            return True\n", "")],
         f"{DAMAGE}::test_an_older_snapshot_serves_where_the_newest_is_damaged[counts]",
     ),
     (
@@ -198,8 +198,8 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "        except BaseException:\n            hot.drop()\n            raise\n        hot.diverged",
-                "        except BaseException:\n            raise\n        hot.diverged",
+                "        except BaseException:\n            hot.drop()\n            raise\n        loaded.diverged",
+                "        except BaseException:\n            raise\n        loaded.diverged",
             )
         ],
         f"{LAWS}::test_law_2_a_kernel_error_after_the_commit_is_rebuilt_from_the_store",
@@ -209,13 +209,13 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "        if hot.durable:\n            if not (yield from self._commit(",
-                "        self._change(hot, state, step, updates, out, permit, best=note.best)\n        if hot.durable:\n            if not (yield from self._commit(",
+                "        if hot.durable:\n            if not await self._commit(",
+                "        self._change(hot, loaded, step, updates, out, io.permit, best=notes.best)\n        if hot.durable:\n            if not await self._commit(",
             ),
             (
                 f"{ENGINE}/step.py",
-                "        overflowed = self._change(hot, state, step, updates, out, permit, best=note.best)\n        hot.advance(",
-                "        overflowed = 0\n        hot.advance(",
+                "        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=notes.best)\n        loaded.advance(",
+                "        overflowed = 0\n        loaded.advance(",
             ),
             (
                 f"{ENGINE}/step.py",
@@ -224,8 +224,8 @@ GUARDS = [
             ),
             (
                 f"{ENGINE}/step.py",
-                "        except BaseException:\n            hot.drop()\n            raise\n        assert outcome",
-                "        except BaseException:\n            raise\n        assert outcome",
+                "        except BaseException:\n            hot.drop()\n            raise\n        if isinstance(outcome",
+                "        except BaseException:\n            raise\n        if isinstance(outcome",
             ),
             (
                 f"{ENGINE}/recovery.py",
@@ -240,7 +240,7 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "            self._resolve(hot, step, record.step)\n            return False",
+                "            await io.blocking(self._resolve, hot, step, record.step)\n            return False",
                 '            hot.drop()\n            raise StoreUnavailable("no answer")',
             )
         ],
@@ -291,7 +291,13 @@ GUARDS = [
     ),
     (
         "7 what became of a commit is not asked on the event loop",
-        [(f"{ENGINE}/step.py", "            yield None\n            self._resolve", "            self._resolve")],
+        [
+            (
+                f"{ENGINE}/step.py",
+                "await io.blocking(self._resolve, hot, step, record.step)",
+                "self._resolve(hot, step, record.step)",
+            )
+        ],
         f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[inline]",
     ),
     (
@@ -370,8 +376,8 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/engine.py",
-                "        async with hot.lock:\n            # Small",
-                "        if True:\n            # Small",
+                "        async with hot.lock:\n            # Checked again",
+                "        if True:\n            # Checked again",
             )
         ],
         "tests/engine/test_on_the_loop.py::test_the_same_step_twice_at_once_is_committed_once_and_the_second_waits",
@@ -437,7 +443,7 @@ GUARDS = [
     ),
     (
         "5 another history is told",
-        [("service/adamd_service/rules.py", "    if known is None or known == if_match:", "    if True:")],
+        [("service/adamd_service/rules.py", "    if expected is None or expected == if_match:", "    if True:")],
         f"{LAWS}::test_law_5_a_store_that_went_back_is_told",
     ),
     (
@@ -600,7 +606,7 @@ GUARDS = [
         [
             (
                 "service/adamd_service/codecs/documents.py",
-                "    if not given or tuple(given) == layout.names:",
+                "    if not order or tuple(order) == layout.names:",
                 "    if True:",
             )
         ],
@@ -630,7 +636,7 @@ GUARDS = [
     ),
     (
         "6 pieces follow each other without holes or overlaps",
-        [(f"{GRPC}/sending.py", "        if message.offset != here:", "        if False:")],
+        [(f"{GRPC}/sending.py", "        if message.offset != received:", "        if False:")],
         "tests/grpc/test_grpc_hostile.py::test_pieces_that_do_not_fit_are_refused[1-out of order]",
     ),
     (
@@ -645,7 +651,7 @@ GUARDS = [
     ),
     (
         "7 a body's pieces are bounded in number",
-        [(f"{GRPC}/sending.py", "        if count > most_pieces(here):", "        if False:")],
+        [(f"{GRPC}/sending.py", "        if count > most_pieces(received):", "        if False:")],
         "tests/grpc/test_grpc_hostile.py::test_a_million_tiny_messages_are_not_waited_for[1]",
     ),
     (

@@ -18,28 +18,31 @@ from adamd.errors import AdamdError
 from adamd.wire import headers, numbers, safetensors
 from adamd_service.codecs.documents import document, order_notice, problem_document
 from adamd_service.codecs.states import raw, state_pieces
-from adamd_service.engine import Advice, Answer, Exported, View, advice_of
+from adamd_service.engine import Advice, Answer, Exported, SessionView, advice_of
 
 SLICE_BYTES = 1 << 20  # of a safetensors answer, sent at once
 MAX_DETAIL_CHARACTERS = 2000  # of an error's detail
 
 
-def created(view: View, sent_order: Sequence[str], prefix: str) -> Response:
+def created(view: SessionView, sent_order: Sequence[str], prefix: str) -> Response:
     """Answer with a new session: its address below ``prefix``, and a warning where its tensors were sorted."""
     address = {"Location": f"{prefix}/v1/sessions/{view.head.spec.id}"}
     return session(view, 201, address, order_notice(sent_order, view.head.spec.layout))
 
 
 def session(
-    view: View, status: int = 200, more: Mapping[str, str] | None = None, notices: Sequence[dict[str, Any]] = ()
+    view: SessionView, status: int = 200, more: Mapping[str, str] | None = None, notices: Sequence[dict[str, Any]] = ()
 ) -> Response:
     """Answer with a session's document, with ``more`` headers, and ``notices`` among its warnings."""
     head = view.head
     extra = {**_standing(head.step, head.chain, head.spec.durability), **(more or {})}
     if view.repeated:
         extra[headers.REPLAYED] = "true"
-    extra |= _advised(advice_of(head))
-    body = document(head, diverged=view.diverged) | ({"metrics": view.metrics} if view.metrics else {})
+    advice = advice_of(head, view.settings)
+    extra |= _advised(advice)
+    body = document(head, view.settings, advice, diverged=view.diverged)
+    if view.metrics:
+        body["metrics"] = view.metrics
     body["warnings"] += notices
     return JSONResponse(body, status, extra)
 

@@ -21,7 +21,7 @@ from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.checks import session_ref as _ref
 from adamd_service.codecs.documents import MAX_JSON, summary
 from adamd_service.codecs.documents import patch as patch_document
-from adamd_service.engine import Body, Engine, StepCall
+from adamd_service.engine import Engine, RequestBody, StepCall
 from adamd_service.http import responses
 from adamd_service.http.api import openapi, request_headers
 from adamd_service.http.server import direct_bodies
@@ -67,11 +67,11 @@ def engine_of(request: Request) -> Engine:
     return engine
 
 
-def _body(request: Request, kind: str) -> Body:
+def _body(request: Request, kind: str) -> RequestBody:
     declared = request_headers.declared_length(request)
     if kind == headers.JSON:
-        return Body(declared, _chunks(request), MAX_JSON, JSON_WEIGHT)
-    return Body(declared, _chunks(request), fill=direct_bodies.filler(request, declared))
+        return RequestBody(declared, _chunks(request), MAX_JSON, JSON_WEIGHT)
+    return RequestBody(declared, _chunks(request), fill=direct_bodies.filler(request, declared))
 
 
 async def _chunks(request: Request) -> AsyncGenerator[bytes]:
@@ -88,7 +88,7 @@ async def _complete_body(request: Request, kind: str, limit: int | None = None) 
         body = replace(body, weight=bodies.SAFETENSORS_WEIGHT)
     if limit is not None:
         body = replace(body, limit=limit)
-    async with engine_of(request).whole(body) as read:
+    async with engine_of(request).read_body(body) as read:
         yield read
 
 
@@ -104,7 +104,9 @@ async def create_session(request: Request) -> Response:
     parse = bodies.create_from_json if kind == headers.JSON else bodies.create_from_safetensors
     async with _complete_body(request, kind) as body:
         call = await _parsed(parse, body, key)
-        return responses.created(await engine_of(request).create(call), call.given, request.scope.get("root_path", ""))
+        return responses.created(
+            await engine_of(request).create(call), call.sent_order, request.scope.get("root_path", "")
+        )
 
 
 @router.get("/sessions", responses=openapi.PAGE)
