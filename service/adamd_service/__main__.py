@@ -1,4 +1,4 @@
-"""The command ``adamd``."""
+"""The command ``adamd``: serve, sessions, watch, selftest, demo, version."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _warn_of_passwords(redis_url: str | None) -> None:
 
 
 def _say_or_log(line: str) -> None:
-    """Say a line; where nobody hears it any more, the log has it."""
+    """Print a line; log it if stdout is closed."""
     if not say(line):
         import structlog
 
@@ -214,7 +214,7 @@ def _sight(session: str, view: dict[str, Any]) -> str:
 
 
 def _printable(words: str) -> str:
-    """Return a server's words without what would steer a terminal."""
+    """Return a server's words without control characters, which could steer the terminal."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
 
 

@@ -1,4 +1,4 @@
-"""What this machine allows a process: memory and file descriptors."""
+"""Reads and raises this process's limits: memory and file descriptors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def connections(descriptors: int) -> int:
 
 
 def descriptor_is_free() -> bool:
-    """Say whether one more file can be opened: where it cannot, no connection is taken, and nobody is told."""
+    """Say whether one more file can be opened. Otherwise connections are refused without a word."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where a server listens. A port that cannot be had is told by its option, before anything is loaded or started."""
+"""Opens the ports that a server listens on, and explains why one cannot be opened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OTHERS = {
 
 
 def check(host: str, http: int, grpc: int | None) -> None:
-    """Look whether both can listen. One port for both is refused too: held at once, the second finds it taken.
+    """Check that both ports can be opened, before anything is loaded. They are held together, so they must differ.
 
     Raises:
         SystemExit: one cannot.
@@ -27,7 +27,7 @@ def check(host: str, http: int, grpc: int | None) -> None:
 
 
 def listen(host: str, port: int, protocol: str) -> socket.socket:
-    """Listen, from now on: two sockets that are only bound may share a port, and the later one would fail in silence.
+    """Return a listening socket. Only bound, two sockets could share a port, and the later one would fail silently.
 
     Raises:
         SystemExit: it cannot; in words for a person.
@@ -47,7 +47,7 @@ def listen(host: str, port: int, protocol: str) -> socket.socket:
 
 
 def refusal(host: str, port: int, protocol: str, error: OSError) -> SystemExit:
-    """Say what could not be had, why, and which option helps."""
+    """Return an exit that says which port cannot be opened, why, and which option helps."""
     why, advice = error.strerror or str(error), f"choose {OTHERS[protocol]}"
     if error.errno == errno.EADDRINUSE:
         why, advice = "the port is taken", f"{advice}, or end the program that listens there"

@@ -1,4 +1,4 @@
-"""Running a server: store, engine, uvicorn, and an orderly end."""
+"""Runs a server: starts store, engine, HTTP and gRPC, and ends them in order."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 
 class UvicornServer(uvicorn.Server):
-    """uvicorn, which tells the engine at the first SIGTERM that it is going down."""
+    """uvicorn, which makes the engine refuse new work at the first SIGTERM."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
@@ -80,7 +80,7 @@ class UvicornServer(uvicorn.Server):
             log.info("SIGHUP: there is nothing to read again; SIGTERM ends this server")
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a task beside the requests. Should it fail, that is told, and the server ends in order."""
+        """Run a background task. If it fails, that is logged, and the server ends in order."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._ended)
         return task
@@ -127,7 +127,7 @@ def serve(
 
 
 def patiently(say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Callable[[float], None]:
-    """Return what takes the kernels' progress, and tells of it only where they take long: where they are compiled."""
+    """Return a function that reports the kernels' progress, but only if they take long because they are compiled."""
     last_line_at = started = clock()
 
     def progress(share: float) -> None:
@@ -185,7 +185,7 @@ def _url(settings: ServerSettings) -> str | None:
 def _connected(
     settings: ServerSettings, url: str, embedded: EmbeddedStore | None, say: Callable[[str], None]
 ) -> RedisStore:
-    """Return the store once it has told what it keeps; one that is loading its data is waited for."""
+    """Return the store once it has said what it keeps; wait while it loads its data."""
     last_line_at = -QUIET_SECONDS
     store = RedisStore.connect(url, timeout=settings.store_timeout, max_connections=2 * settings.threads)
     store.most_sessions = settings.max_sessions
@@ -203,8 +203,8 @@ def _connected(
 
 
 def _try_writing(store: RedisStore, replica: str, say: Callable[[str], None]) -> None:
-    """Write before anybody is told that this server is ready. Who may not write at all does not start; who cannot now
-    starts all the same, since a full store is helped by who deletes something.
+    """Write once before the server is ready. Without permission to write it does not start. With a full store it does:
+    deleting sessions is what helps.
 
     Raises:
         StoreRefused: the store's user may not do what adamd does.
@@ -328,7 +328,7 @@ async def _announce(server: UvicornServer, addresses: str, engine: Engine, say: 
 
 
 async def _descriptors(engine: Engine) -> None:
-    """Tell when file descriptors are used up: connections are then closed unheard, by libraries that say nothing."""
+    """Log when file descriptors are used up: libraries then close new connections and say nothing."""
     last_logged_at = -math.inf
     while True:
         free, now = machine.descriptor_is_free(), time.monotonic()
@@ -343,8 +343,8 @@ async def _descriptors(engine: Engine) -> None:
 
 
 async def _presence(engine: Engine, grpc_server: GrpcServer | None) -> None:
-    """Tell the other replicas that this one lives, so that they answer 421 for its memory sessions and not 404; look
-    what the store promises, and log it where that has changed.
+    """Tell the other replicas that this one lives, so that they answer 421 for its memory sessions and not 404. Check
+    what the store promises, and log a change.
     """
     promise = engine.store.promise
     while True:

@@ -1,6 +1,6 @@
-"""The server's settings: the command line over ``ADAMD_…`` in the environment over defaults.
+"""The server's settings: the command line wins over ``ADAMD_…`` in the environment, and both over defaults.
 
-A setting's description says what it may be: it is what a wrong one is told.
+A setting's description says what it may be. The message about a wrong value quotes it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _data_dir() -> Path:
 
 
 def _words(value: Any) -> Any:
-    """Split what one environment variable holds: words, with commas or spaces between."""
+    """Split the value of an environment variable at commas and spaces."""
     return tuple(re.findall(r"[^,\s]+", value)) if isinstance(value, str) else value
 
 
@@ -76,7 +76,7 @@ def _root_path(value: str) -> str:
 
 
 def _bytes(value: Any) -> Any:
-    """Read a size as people write it; a number is bytes. What it cannot read is left to who refuses it."""
+    """Read a size as people write it; a number is bytes. What it cannot read is refused by pydantic."""
     try:
         return TypeAdapter(ByteSize).validate_python(value) if isinstance(value, str) else value
     except ValidationError:
@@ -161,7 +161,7 @@ class ServerSettings(BaseSettings):
 
 
 def refused(error: ValidationError, options: Collection[str]) -> str:
-    """Say what was wrong: the option or the variable, what came, what is wanted. ``given``: by the command line."""
+    """Say what is wrong: the option or variable, its value, what is wanted. ``options``: those of the command line."""
     return "; ".join(dict.fromkeys(_refused(fault, options) for fault in error.errors(include_url=False)))
 
 
@@ -183,9 +183,9 @@ def _refused(fault: ErrorDetails, options: Collection[str]) -> str:
 
 
 def unknown(environ: Collection[str]) -> list[str]:
-    """Say of each variable ``ADAMD_…`` that none of adamd's programs reads, and of the one it was probably meant to be.
+    """Return a warning for each variable ``ADAMD_…`` that no program of adamd reads, with the one probably meant.
 
-    They are told and not refused: a variable may be a newer version's, or another program's.
+    They are not refused: a variable may belong to a newer version, or to another program.
     """
     names = sorted({*CLIENTS, *(name.upper() for name in ServerSettings.model_fields)})
     lines = []

@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' own words, and structured logs. One registry per server: no globals."""
+"""Metrics for Prometheus, and structured logs. One registry per server: no globals."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Telemetry:
 
 
 class Unfailing:
-    """A stream whose failures are nobody's: a log that nobody reads any more must not end what it tells of."""
+    """A stream that ignores its failures: a log that nobody reads any more must not end the server."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -72,7 +72,7 @@ class Unfailing:
 
 
 def configure_logging(level: str) -> None:
-    """Log to stderr, one line an event; JSON where stderr is no terminal would hide errors from people, so text."""
+    """Log to stderr, one line an event, always as text: JSON would hide errors from people."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Unfailing(sys.stderr))),

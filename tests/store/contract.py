@@ -12,7 +12,7 @@ import pytest
 
 from adamd.errors import InternalError, InvalidRequest, SessionDeleted, UnknownSession
 from adamd_service.records import Committed, IdempotencyKey, Lost
-from adamd_service.store import ChunkMissing, Created, Repeated, Standing, Taken, chunks
+from adamd_service.store import ChunkMissing, Created, HeadVersion, Repeated, Taken, chunks
 
 from .sessions import (
     array_of,
@@ -53,7 +53,7 @@ class StoreContract:
         for array in ref.arrays:
             assert array_of(store, head.spec.id, ref, array) == arrays[array.name].tobytes()
         assert store.load_spec(head.spec.id) == (head.spec, head.settings)
-        assert store.standing(head.spec.id) == Standing(head.incarnation, 0, head.chain, 0, False)
+        assert store.standing(head.spec.id) == HeadVersion(head.incarnation, 0, head.chain, 0, False)
         assert store.find("default", head.spec.name) == head.spec.id
 
     def test_a_layout_alone_and_no_elements_at_all(self, store):

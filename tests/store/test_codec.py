@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adamd.errors import InternalError
 from adamd.wire import layout
 from adamd_service.records import ArrayRef, Entry, Head, Record, SnapshotRef, Spec
-from adamd_service.store import Standing, chunks, serialization
+from adamd_service.store import HeadVersion, chunks, serialization
 from adamd_service.store.keys import IndexKeys, SessionKeys, slot
 
 from .sessions import new_head
@@ -103,7 +103,7 @@ def test_a_head_comes_back_exactly(head):
     assert serialization.head_from(head.spec.id, stored(fields)) == head
     standing = serialization.standing_from(head.spec.id, [fields[name].encode() for name in serialization.STANDING])
     wanted = (head.incarnation, head.step, head.chain, head.settings_revision, head.parameters_missing)
-    assert standing == Standing(*wanted)
+    assert standing == HeadVersion(*wanted)
     assert serialization.standing_from(head.spec.id, [None] * len(serialization.STANDING)) is None
     if head.snapshots:
         assert json.loads(fields["snapshots"])[-1] == json.loads(fields["newest"])

@@ -1,4 +1,4 @@
-"""Typed results to responses: headers, media types, problem documents."""
+"""Encodes the engine's results as HTTP responses: headers, media types, problem documents."""
 
 from __future__ import annotations
 
@@ -112,13 +112,13 @@ def _pieces(pieces: list[memoryview], extra: dict[str, str]) -> Response:
 
 
 class Pieces(Response):
-    """An answer in pieces, which lets go of them at once when the client goes away.
+    """A response in pieces, which frees them at once when the client goes away.
 
     Starlette's StreamingResponse leaves them to the garbage collector, and with them an array that nobody reads.
 
     Args:
-        pieces: begins to make them one by one, each when the one before it is on its way.
-        slow: making one takes a thread.
+        pieces: begins an iterator, which makes each piece when the one before it has been sent.
+        slow: a piece is made in a thread.
 
     """
 
@@ -176,7 +176,7 @@ def problem(error: AdamdError, *, closing: bool = False) -> Response:
 
 
 def _advised(advice: Advice) -> dict[str, str]:
-    """Tell the rule that says stop, and each warning with the eps that would help."""
+    """Return the headers of the advice: the stop rule that holds, and each warning with the eps that would help."""
     fields = {} if advice.stop is None else {headers.STOP: advice.stop}
     if advice.warnings:
         warnings = (w.code if w.eps is None else f"{w.code};eps={w.eps:g}" for w in advice.warnings)

@@ -1,6 +1,6 @@
-"""Bulk bytes to and from the store: pipelined over one blocking socket in a worker thread, which releases the GIL.
+"""Moves bulk bytes to and from the store: pipelined over a blocking socket in a worker thread, without the GIL.
 
-Chunks are written with a TTL and under an attempt's id, so what never commits goes away by itself; the script that
+Chunks are written with a TTL and under an attempt's id, so what is never committed expires by itself. The script that
 names them makes them permanent.
 """
 
@@ -31,7 +31,7 @@ MAX_UPLOADS = 256  # at once, each on a connection of its own
 
 
 def _anything(nbytes: int) -> None:
-    """Let so many bytes in, whatever the disk holds: it is not ours."""
+    """Accept any number of bytes: the disk of a store that adamd did not start is not checked."""
 
 
 def chunk_size(nbytes: int) -> int:
@@ -105,9 +105,9 @@ class Staging:
         return tuple(self._lengths)
 
     def abort(self) -> None:
-        """Give up, from any thread and without waiting: who works in another thread ends it when that is done.
+        """Give up, from any thread and without waiting. A thread that is at work ends the attempt when it is done.
 
-        The connection has answers under way, so it is thrown away; the chunks' TTL does the rest.
+        Answers are still on the connection, so it is closed; the chunks expire by their TTL.
         """
         if self._state == "open":
             self._state = "given up"

@@ -1,4 +1,4 @@
-"""What nothing names any more, unlinked once no reader can still follow it.
+"""Unlinks what nothing names any more, once no reader can still follow it.
 
 The list of garbage is read on one connection, and unlinked maybe on another one, to another store: every unlinking is a
 script that looks whether the same is still garbage there.
@@ -32,9 +32,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class GarbagePart:
-    """What `unlink.lua` unlinks: ``keys``, if the record that names them (if one does) is ``attempt``'s.
+    """Keys that `unlink.lua` unlinks together, if the record that names them (if any) belongs to ``attempt``.
 
-    ``whole``: nothing that they name is left behind.
+    ``complete``: nothing that they name is left behind.
     """
 
     keys: Sequence[str]
@@ -45,7 +45,7 @@ class GarbagePart:
 
 @dataclass(frozen=True, slots=True)
 class GarbageEntry:
-    """One entry of the garbage list. ``named``: the snapshot's id, or the last record's step."""
+    """One entry of the garbage list. ``name``: the snapshot's id, or the last record's step."""
 
     kind: str
     name: str = ""
@@ -54,7 +54,7 @@ class GarbageEntry:
 
 
 def collect(client: Client, keys: SessionKeys) -> int:
-    """Unlink what may go; returns the number of keys. Whoever dies in between leaves the entry to the next one."""
+    """Unlink what is free; returns the number of keys. A process that dies in between leaves the entry to the next."""
     unlinked, tried = 0, set[bytes]()  # what the head still names stays in the list, and is not tried again and again
     while entries := _entries(client, keys, tried):
         for raw in entries:
@@ -89,7 +89,7 @@ def _collected(client: Client, keys: SessionKeys, raw: bytes) -> int:
 def _unlinked(
     client: Client, keys: SessionKeys, raw: bytes, entry: GarbageEntry, parts: Sequence[GarbagePart], then: str
 ) -> bool:
-    """Unlink some of it; False where it is no garbage there. ``then``: see `unlink.lua`."""
+    """Unlink some of it; False if it is no garbage there. ``then``: what becomes of the entry, as in `unlink.lua`."""
     with_record = [part for part in parts if part.record]
     script_keys = [
         keys.head,

@@ -1,8 +1,8 @@
 """A tenant's index: names, the list of sessions, and the keys of repeated creations.
 
 It lies in a slot of its own, so a creation is two scripts: claim here, then make the session there. A claim whose
-session never came (its server died in between) or is gone is repaired by whoever meets it: first the id is fenced with
-a tombstone, so that a late creator fails, then the claim is released.
+session never came (its server died in between) or is gone is repaired by the next creation that meets it: first it
+fences the id with a tombstone, so that a late creator fails, then it releases the claim.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DELETED, NEVER_CREATED = "deleted", "never made"  # what a tombstone says
 
 
 def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MAX_SESSIONS) -> Taken | Repeated | None:
-    """Claim a session's name and key; None where it is ours now. ``most``: sessions that a tenant may have.
+    """Claim a session's name and key; None on success. ``most``: sessions that a tenant may have.
 
     Raises:
         Busy: another creation with this name or key is under way.
@@ -93,7 +93,7 @@ def _step(client: Client, keys: SessionKeys) -> int:
 
 
 def name_of(client: Client, tenant: str, session_id: str) -> str:
-    """Return the name that a session has in the index, "" if none: where its own head cannot say it."""
+    """Return the name that a session has in the index, "" if none. For a session whose head is damaged."""
     owners = cast("Iterator[tuple[bytes, bytes]]", client.hscan_iter(IndexKeys(tenant).names))
     return next((name.decode() for name, owner in owners if owner == session_id.encode()), "")
 
@@ -115,7 +115,7 @@ def _under_way(client: Client, tenant: str, session_id: str) -> bool:
 
 
 def _ended(client: Client, session_id: str) -> bool:
-    """See to it that a session which is not there never will be; False where it has just come."""
+    """Make sure that a session which is not there never will be; False if it has just come."""
     keys = SessionKeys(session_id)
     if client.exists(keys.gone):
         return True
@@ -159,7 +159,7 @@ def place(token: str | None) -> tuple[float, str] | None:
     """Read a page's token.
 
     Raises:
-        InvalidRequest: it is none of ours.
+        InvalidRequest: it is not a token of this server.
 
     """
     if token is None:

@@ -1,4 +1,4 @@
-"""The names of everything in the store. Every key of a session carries the hash tag ``{session id}``."""
+"""The names of all keys in the store. Every key of a session carries the hash tag ``{session id}``."""
 
 from __future__ import annotations
 

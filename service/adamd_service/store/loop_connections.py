@@ -1,7 +1,7 @@
-"""Commits that the event loop sends itself: a hop to a thread and back costs as much as a small commit.
+"""Connections on which the event loop commits itself: a hop to a thread costs as much as a small commit.
 
-Only to a single server and without TLS, and only over a connection that is at hand; whoever finds none commits in a
-thread. What is sent here is waited for to its end, or its connection is thrown away and the outcome is unknown.
+Only to a single server, without TLS, and only if a connection is idle; otherwise the commit runs in a thread. A
+commit that was sent is awaited to its end, or its connection is closed and the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Lines:
         return self._pool is not None and not self._idle and not self._growing and self._open < MAX_CONNECTIONS
 
     async def grow(self, in_thread: Callable[[Callable[[], Line]], Awaitable[Line]]) -> None:
-        """Make one more connection, if the store answers: whoever commits in a thread will tell where it does not."""
+        """Make one more connection, if the store answers. If not, the next commit in a thread reports it."""
         if not self.should_grow:  # any more
             return
         self._growing = True
@@ -148,7 +148,7 @@ class Line:
         self._connection.leave()
 
     def report_time_out(self) -> None:
-        """Tell that an answer did not come in time."""
+        """Report that an answer did not come in time."""
         self._connection.report_time_out()
 
     def is_quiet(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the store answers besides data, and what it raises."""
+"""The results that the store returns besides data, and the exceptions that it raises."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class HeadVersion:
     """The few fields of a head that change: enough to see whether a cache is still right."""
 
     incarnation: str
@@ -76,6 +76,6 @@ class Standing:
 
     def is_of(self, head: Head) -> bool:
         """Say whether this is where ``head`` stands."""
-        return self == Standing(
+        return self == HeadVersion(
             head.incarnation, head.step, head.chain, head.settings_revision, head.parameters_missing
         )

@@ -1,4 +1,4 @@
-"""The one implementation of the store, over the Redis protocol. Called from worker threads, but for `commit_soon`."""
+"""The store over the Redis protocol, its only implementation. Called from worker threads, except `commit_soon`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from adamd_service.store.embedded.disk_room import DiskRoom
 from adamd_service.store.embedded.server import EmbeddedStore
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
 from adamd_service.store.loop_connections import Lines
-from adamd_service.store.outcomes import Created, Repeated, Standing, StoreRefused, Taken, Unfit, UnknownOutcome
+from adamd_service.store.outcomes import Created, HeadVersion, Repeated, StoreRefused, Taken, Unfit, UnknownOutcome
 from adamd_service.store.scripts import script
 
 Arguments: TypeAlias = "list[str | bytes | int]"
@@ -133,12 +133,12 @@ class RedisStore:
             self._room.require(nbytes)
 
     def _tidy(self) -> None:
-        """Raise StoreFull where the disk has no room even for what is small, or frees some."""
+        """Raise StoreFull if the disk has no room even for something small, or something that frees some."""
         if self._room is not None:
             self._room.require_spare()
 
     def ready(self, replica: str, ttl: float) -> None:
-        """Look at the store, and write this process's sign of life: ready is who can write.
+        """Check the store, and write this process's sign of life: a server is ready if it can write.
 
         Raises:
             StoreUnavailable, StoreFull: a step could not be committed now.
@@ -233,11 +233,11 @@ class RedisStore:
             return serialization.head_from(session_id, fields) if fields else self._raise_absent(session_id)
 
     def load_spec(self, session_id: str) -> tuple[Spec, dict[str, Any]]:
-        """Return what is fixed of a session, and its settings; raises as `load_head`."""
+        """Return a session's spec and its settings; raises as `load_head`."""
         head = self.load_head(session_id)
         return head.spec, head.settings
 
-    def standing(self, session_id: str) -> Standing:
+    def standing(self, session_id: str) -> HeadVersion:
         """Return the few fields that tell whether a cache is still right; raises as `load_head`."""
         with translated(session_id):
             values = self._client.hmget(SessionKeys(session_id).head, list(serialization.STANDING))
@@ -528,12 +528,12 @@ class RedisStore:
 
 
 def _failed(error: ResponseError) -> AdamdError | UnknownOutcome:
-    """Return what a commit's answer means that is an error: it was not done, or nobody knows how far it came."""
+    """Return the error for a commit's error answer: it did not happen, or nobody knows how far it came."""
     return UnknownOutcome(str(error)) if in_the_middle(error) else refused(error)
 
 
 def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
-    """Return the keys and the arguments of a commit, as the script has them in its head."""
+    """Return the keys and arguments of a commit, in the order of the head comment of commit.lua."""
     names, record, key = SessionKeys(session_id), commit.record, commit.idempotency
     body = names.body(record.attempt, len(record.chunks))
     client_key = names.idempotency("" if key is None else key.key)

@@ -1,4 +1,4 @@
-"""The Lua scripts: one file each, every key declared, a nonce echoed.
+"""Loads and runs the Lua scripts. Each declares all its keys and echoes a nonce.
 
 The nonce proves that the answer belongs to this call: a connection that lost its place would hand over another one's.
 """

@@ -1,4 +1,4 @@
-"""Records to what the store keeps, and back. What comes back is hostile until checked.
+"""Writes records as the store keeps them, and reads them back. What comes back is checked, never trusted.
 
 What decides about a session's state carries a sum: JSON objects as their last member, a line of the ring behind its
 attempt, settings and progress in a field of their own. What the version before wrote has none, and is read as it was;
@@ -21,7 +21,7 @@ from adamd.wire import layout
 from adamd.wire.dtypes import ITEMSIZE, SESSION_DTYPES
 from adamd.wire.encodings import ENCODINGS, RAW
 from adamd_service.records import ArrayRef, CommitOutcome, Committed, Entry, Head, Lost, Record, SnapshotRef, Spec
-from adamd_service.store.outcomes import Standing
+from adamd_service.store.outcomes import HeadVersion
 
 T = TypeVar("T")
 FORMAT = "2"  # of a head and what it names; 1, which had no sums, did not say it
@@ -235,7 +235,7 @@ def spec_from(raw: Any) -> Spec:
     )
 
 
-def standing_from(session_id: str, values: list[bytes | None]) -> Standing | None:
+def standing_from(session_id: str, values: list[bytes | None]) -> HeadVersion | None:
     """Read the fields of `STANDING`; None where there is no head.
 
     Raises:
@@ -245,9 +245,9 @@ def standing_from(session_id: str, values: list[bytes | None]) -> Standing | Non
     if not any(values):
         return None
 
-    def read() -> Standing:
+    def read() -> HeadVersion:
         texts = [value.decode() if value is not None else "" for value in values]
-        return Standing(texts[0], _number(texts[1]), texts[2], _number(texts[3]), _flag(texts[4]))
+        return HeadVersion(texts[0], _number(texts[1]), texts[2], _number(texts[3]), _flag(texts[4]))
 
     return _checked(f"the head of session {session_id}", read)
 
@@ -415,7 +415,7 @@ def _hexadecimal(value: str) -> str:
 
 
 def _exactly(raw: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Refuse members that nobody wrote: a sum under another name would count for nothing."""
+    """Refuse unknown members: otherwise a sum under a damaged name would simply be missed."""
     if not raw.keys() <= set(names):
         raise ValueError(f"unknown members: {', '.join(sorted(raw.keys() - set(names)))}")
     return raw
@@ -446,7 +446,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def outcome_from(verdict: Sequence[bytes]) -> CommitOutcome:
-    """Read what `commit.lua` says."""
+    """Read the verdict of `commit.lua`."""
     word = verdict[0].decode()
     if word in ("committed", "again"):
         return Committed(again=word == "again")

@@ -1,4 +1,4 @@
-"""The page of every call at /docs, where / leads: Swagger UI, of files that are here, so no other machine is needed."""
+"""Serves /docs: Swagger UI with every call, from local files, so that no other machine is needed. / redirects there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
-# The page can make calls: in a foreign page's frame, its buttons would be pressed for that page. And nothing but this
-# server's own files has anything to do in it.
+# The page can make calls, so no foreign page may put it into a frame and trick a person into pressing its buttons.
+# It loads this server's own files only.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -34,7 +34,7 @@ PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
-# validatorUrl: or the document would be sent to a server of Swagger's.
+# validatorUrl null: otherwise Swagger UI would send the document to a server of Swagger's.
 START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null})\n'
 
 

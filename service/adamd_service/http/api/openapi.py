@@ -1,4 +1,4 @@
-"""The OpenAPI document: bodies that are streamed past FastAPI, and settings, made of what they are checked by."""
+"""The parts of the OpenAPI document that FastAPI cannot derive: streamed bodies, headers, settings and responses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BETA = NOT_NEGATIVE | {"exclusiveMaximum": 1}
 SWITCH = {"type": "boolean"}
 COUNT = {"type": "integer", "minimum": 1}
 BOUND = {"anyOf": [{"type": "number"}, {"type": "array", "items": {}}, {"type": "object"}, {"type": "null"}]}
-# Where it is not a number of 0 or more.
+# The schemas of settings that are not a number of 0 or more.
 SHAPES: Mapping[str, dict[str, Any]] = {
     "betas": {"type": "array", "items": BETA, "minItems": 2, "maxItems": 2},
     "eps_form": {"type": "string", "enum": ["outside", "hat"]},
@@ -189,8 +189,8 @@ def _responses(good: Responses) -> Responses:
     return good | {"4XX": _PROBLEM, "503": _PROBLEM}
 
 
-# In an order in which generators that keep one type only keep octet-stream: the first of an answer's, and the last of
-# a request's binary ones (tests/languages has openapi-python-client).
+# Code generators that keep a single media type should keep octet-stream. They take the first of a response, and the
+# last binary one of a request (tests/languages runs openapi-python-client).
 _TENSORS = {headers.OCTETS: BINARY, headers.SAFETENSORS: BINARY}
 _SENT = {headers.SAFETENSORS: BINARY, headers.OCTETS: BINARY}
 _NUMBERED = {
@@ -417,7 +417,7 @@ def _create_schema() -> dict[str, Any]:
     schema["properties"]["parameters"] = _TENSORS_JSON
     schema["properties"]["optimizer"] = settings_schema()
     schema["properties"]["labels"] |= {"propertyNames": {"minLength": 1, "maxLength": MAX_LABEL_NAME}}
-    # Inside allOf: generators take an anyOf beside the properties for the whole of the schema.
+    # Inside allOf: generators take an anyOf next to the properties for the whole schema.
     later = {"required": ["layout", "dtype"], "properties": {"layout": {"type": "array"}, "dtype": {"type": "string"}}}
     schema["allOf"] = [{"anyOf": [{"required": ["parameters"]}, later]}]
     return schema

@@ -1,4 +1,4 @@
-"""What the headers say: media types, conditions, keys, settings. Hostile until checked."""
+"""Reads and checks request headers: media types, conditions, keys, settings. Nothing in them is trusted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"[0-9]{1,16}")
 
 
 def only(request: Request, name: str) -> str | None:
-    """Return a header that may come once, None where it is absent.
+    """Return a header that may come only once; None if it is absent.
 
     Raises:
         InvalidRequest: it comes twice: two readers could take different ones.

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class StrictRoute(APIRoute):
-    """A route that refuses what its query has beside what the document says."""
+    """A route that refuses query members that the OpenAPI document does not list."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what serves a request."""
@@ -82,7 +82,7 @@ async def _chunks(request: Request) -> AsyncGenerator[bytes]:
 
 @asynccontextmanager
 async def _complete_body(request: Request, kind: str, limit: int | None = None) -> AsyncIterator[memoryview]:
-    """Hold a whole body of a kind that is not streamed, and what it is read into, for as long as it is used."""
+    """Read a complete body of a kind that is not streamed; its memory is held until the context ends."""
     body = _body(request, kind)
     if kind == headers.SAFETENSORS:
         body = replace(body, weight=bodies.SAFETENSORS_WEIGHT)
@@ -188,16 +188,16 @@ async def put_step(request: Request, session: Ref, number: Number) -> Response:
 
 
 class StepRoute(Route):
-    """The same without FastAPI's parameters and exit stacks, of which a small step's time were a sixth.
+    """`put_step` without FastAPI's parameters and exit stacks, which took a sixth of a small step's time.
 
-    It stands before `put_step`, which documents it.
+    It is registered before `put_step`, which documents it.
     """
 
     def __init__(self) -> None:
         super().__init__("/v1/sessions/{session}/steps/{number}", _put_step, methods=["PUT"], include_in_schema=False)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match, and say which route it was, as FastAPI's do: the telemetry counts by route."""
+        """Match, and note the route in the scope, as FastAPI's routes do: the telemetry counts by route."""
         match, child = super().matches(scope)
         return match, {**child, "route": self}
 

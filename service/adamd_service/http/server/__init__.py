@@ -1,1 +1,1 @@
-"""What surrounds uvicorn's connections: bounds, bodies without copies, checks of Host and Origin."""
+"""Extensions of uvicorn's connections: bounds, bodies without copies, checks of Host and Origin."""

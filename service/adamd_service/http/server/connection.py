@@ -1,7 +1,7 @@
-"""A connection's guards: bounds on what uvicorn leaves unbounded, and problem documents for what never is a request.
+"""Guards an HTTP connection: bounds on heads and slow readers, and problem documents for malformed requests.
 
 uvicorn reads a head of any length for any time, answers nonsense in plain text (even in the middle of another
-answer), and keeps an answer for a reader that has stopped reading, and so its buffer, for ever. Laws 6 and 7.
+answer), and keeps an answer and its buffer for ever if the reader has stopped reading.
 
 Its parser takes an Upgrade for the end of HTTP: the body is skipped, and then read as the next request. Here an Upgrade
 is ignored (RFC 9110, section 7.8), and after an error nothing more is read as a request.
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class MalformedRequest(AdamdError):
-    """What came is not HTTP/1.1, or says its length in a way that two readers could take differently."""
+    """The request is not HTTP/1.1, or two readers could take its length differently."""
 
     code, status = "malformed_request", 400
 
@@ -145,7 +145,7 @@ class GuardedConnection(DirectConnection):
             raise ValueError("head too large")  # the parser stops, and uvicorn asks for the 400
 
     def on_headers_complete(self) -> None:
-        """Begin the request, unless its length could be misread. One with an Upgrade comes a second time."""
+        """Begin the request, unless its length could be misread. A head with an Upgrade is parsed a second time."""
         self._cancel_head_timer()
         self._fault = self._misleading()
         if self._fault is not None:
@@ -156,7 +156,7 @@ class GuardedConnection(DirectConnection):
         self._in_head, self._begun, self._quiet_bytes = False, False, 0
 
     def _misleading(self) -> AdamdError | None:
-        """Say what makes this head one that two readers could take differently, or None."""
+        """Return why two readers could understand this head differently, or None."""
         if self.parser.get_method() == b"CONNECT":  # what follows it would be no HTTP
             return MalformedRequest("CONNECT: this is no proxy")
         for name, value in self.headers:
@@ -170,7 +170,7 @@ class GuardedConnection(DirectConnection):
         return None
 
     def on_message_complete(self) -> None:
-        """Note that a request is whole, unless its head comes a second time."""
+        """Note that a request is complete, unless its head is parsed a second time."""
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
@@ -202,7 +202,7 @@ class GuardedConnection(DirectConnection):
         self._refuse(self._fault or MalformedRequest(f"{msg} Wanted HTTP/1.1 with one clear length."))
 
     def _refuse(self, error: AdamdError) -> None:
-        """Answer by hand and close. Whole requests that came before are answered first; nothing more is read."""
+        """Answer by hand and close. Complete requests that came before are answered first; nothing more is read."""
         self._deaf = True
         if self.pipeline and self.cycle.more_body:  # the broken one has begun, and waits for its turn
             response: Any = responses.problem(error, closing=True)
@@ -219,7 +219,7 @@ class GuardedConnection(DirectConnection):
             self._close()
 
     def _answering(self) -> bool:
-        """Say whether a request is whole and its answer is still to come, or begun."""
+        """Say whether a complete request has no complete answer yet."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             return False
@@ -228,7 +228,7 @@ class GuardedConnection(DirectConnection):
     # -- readers
 
     def on_response_complete(self) -> None:
-        """End a connection whose request was answered but never came in whole: its rest could be read for ever."""
+        """End a connection whose request was answered before it was complete: its rest could be read for ever."""
         super().on_response_complete()
         if not self.pipeline and self.cycle.response_complete and (self.cycle.more_body or self._deaf):
             self._close()
@@ -245,7 +245,7 @@ class GuardedConnection(DirectConnection):
         self._leave_in_time()
 
     def _leave_in_time(self) -> None:
-        """Closing waits until the reader has taken everything: not for ever."""
+        """Abort a closing connection if the client does not read the rest of the response within `gap` seconds."""
         if self._reader_timer is None and self.transport.get_write_buffer_size():
             self._watch_reader()
 
@@ -266,7 +266,7 @@ class GuardedConnection(DirectConnection):
         self._reader_timer = self.loop.call_later(self.gap, self._look_at_reader)
 
     def _look_at_reader(self) -> None:
-        """Drop the connection where nothing was read since the last look; its buffers come back."""
+        """Drop the connection if nothing was read since the last look; its buffers are freed."""
         self._reader_timer = None
         waiting, unsent = self.transport.get_write_buffer_size(), self._unread()
         if waiting and unsent >= self._unsent:

@@ -1,4 +1,4 @@
-"""Bodies without detours: a gradient from the socket straight into its reader's memory, an answer in one write.
+"""Moves bodies without copies: from the socket directly into the reader's buffer, and answers in one write.
 
 uvicorn hands a body on in pieces of 64 KiB, and copies each five times on the way (out of the loop's buffer, out of
 the parser, into the cycle, out of it again, to where it is wanted). For a gradient of 40 MB that costs as much as the
@@ -28,7 +28,7 @@ JOINED_BYTES = 64 * 1024  # at most: copying such a body behind its head costs l
 
 
 class DirectConnection(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, which offers the `Rest` of a body whose length the request says."""
+    """uvicorn's HTTP/1.1, which offers the `Rest` of a body if the request has a Content-Length."""
 
     def on_headers_complete(self) -> None:
         """Begin the request."""
@@ -54,7 +54,7 @@ def parser_of(connection: HttpToolsProtocol) -> httptools.HttpRequestParser:
 
 
 class Together(asyncio.Transport):
-    """One answer's way out: its head waits for the first of its body, and both leave in one write."""
+    """Holds an answer's head back until the first piece of its body, and sends both in one write."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__()
@@ -87,13 +87,13 @@ class Together(asyncio.Transport):
 
 
 def filler(request: Request, declared: int | None) -> Callable[[memoryview], AsyncGenerator[int]] | None:
-    """Return what fills memory with this request's body, where the server offers that and it is worth it."""
+    """Return a function that reads the body directly into a buffer, or None for small or chunked bodies."""
     rest = request.scope.get("extensions", {}).get(EXTENSION)
     return None if rest is None or declared is None or declared <= STRIDE_BYTES else partial(_filled, request, rest)
 
 
 async def _filled(request: Request, rest: Rest, view: memoryview) -> AsyncGenerator[int]:
-    """Fill ``view``, which is as long as the body: its first piece as ever, the rest straight from the socket."""
+    """Fill ``view``, which is as long as the body: its first piece through ASGI, the rest directly from the socket."""
     position = 0
     async for chunk in request.stream():
         view[position : position + len(chunk)] = chunk
@@ -108,10 +108,10 @@ async def _filled(request: Request, rest: Rest, view: memoryview) -> AsyncGenera
 
 
 class Rest(asyncio.BufferedProtocol):
-    """One request's body from where its reader asks for it to its end.
+    """The rest of one request's body, read directly into the reader's buffer.
 
-    Takes the connection's place at the transport meanwhile. Where the reader gives up, the rest goes the usual way,
-    so that whoever reads on (or drops it) sees every byte once.
+    It takes the connection's place at the transport meanwhile. If the reader gives up, the rest goes the usual way, so
+    that whoever reads on (or drops it) sees every byte once.
     """
 
     def __init__(self, connection: DirectConnection, cycle: RequestResponseCycle) -> None:
@@ -146,7 +146,7 @@ class Rest(asyncio.BufferedProtocol):
                 self._scratch = bytearray(SCRATCH_BYTES)
 
     def _take(self) -> None:
-        """Take what came the usual way meanwhile."""
+        """Copy the bytes that have come the usual way meanwhile."""
         body = self._cycle.body
         self._cycle.body = bytearray()
         self._view[: len(body)] = body
@@ -176,7 +176,7 @@ class Rest(asyncio.BufferedProtocol):
     # -- the transport's side
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where the next bytes go: never more room than this body needs, so that no other request's come."""
+        """Return where the next bytes go, never more than this body needs: the next request is not read here."""
         if self._scratch is not None:
             return memoryview(self._scratch)[: self._remaining]
         return self._view[self._position :]

@@ -1,4 +1,4 @@
-"""Who may knock: the names that this server answers to, and the web pages that may call it.
+"""Checks Host and Origin: which host names the server answers to, and which web pages may call it.
 
 A keyless server on loopback trusts whoever reaches it, and a browser on the same machine lets every web page try:
 
@@ -9,8 +9,8 @@ A keyless server on loopback trusts whoever reaches it, and a browser on the sam
   no browser lets a page leave out of a POST or forge (Fetch, 3.1); and, on a GET that is no navigation,
   ``Sec-Fetch-Site``.
 
-Programs that are no browser send neither. So what a foreign page asks is refused before anything reads its body;
-`--cors-origin` names the pages that are no strangers.
+Programs that are no browser send neither. So a foreign page's request is refused before its body is read;
+`--cors-origin` names the pages that may call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PREFLIGHT_SECONDS = 7200  # that a browser may remember a permission; none remem
 
 @dataclass(frozen=True)
 class Doors:
-    """What is let in.
+    """The host names and web origins that are let in.
 
     Attributes:
         hosts: names in ``Host``, lower case, without a port; None: any.
@@ -51,8 +51,8 @@ class Doors:
 def doors(bound: str, hosts: tuple[str, ...], origins: tuple[str, ...]) -> Doors:
     """Return the doors of a server that listens on ``bound``.
 
-    On loopback, ``Host`` is always checked. Elsewhere a server cannot know its own names, and checks only where it
-    is told some.
+    On loopback, ``Host`` is always checked. Elsewhere a server cannot know its own names, and checks only if some
+    are configured.
     """
     shown_bound = f"[{bound}]" if ":" in bound else bound.lower()
     if not hosts and not _loopback(bound):
@@ -68,7 +68,7 @@ def _loopback(bound: str) -> bool:
 
 
 def hang(app: Starlette, which: Doors) -> None:
-    """Put the doors before an application: the check outside, CORS inside."""
+    """Add the checks to an application: Host and Origin outside, CORS inside."""
     if which.origins:
         app.add_middleware(
             CORSMiddleware,

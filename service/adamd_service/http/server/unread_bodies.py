@@ -1,6 +1,6 @@
-"""The rest of a body whose request was answered early.
+"""Reads and drops the rest of a body whose request was answered early.
 
-A refusal is sent before the body is read (law 6), while the client may still be sending. Closing at once would reset
+A refusal is sent before the body is read, while the client may still be sending. Closing at once would reset
 the connection, and the client might never see why. So the answer goes out whole, then what still comes is read and
 dropped, within bounds, and only then does the answer end (RFC 9112, section 9.6).
 """

@@ -1,4 +1,4 @@
-"""From a URL to a client of redis-py: single, Sentinel or Cluster. Nothing is ever retried blindly.
+"""Makes a client of redis-py from a URL: single, Sentinel or Cluster. Nothing is ever retried blindly.
 
 redis-py retries by default. A commit that is sent twice would be answered by its second copy, so that is switched off
 here, for every call; what may be repeated is repeated by name, in `redis_store`.
@@ -32,7 +32,7 @@ Client: TypeAlias = "redis.Redis | RedisCluster"
 
 @dataclass(frozen=True, slots=True)
 class StoreLink:
-    """A client, and what is known of the processes that it reaches."""
+    """A client, and what is known about the processes that it reaches."""
 
     client: Client
     trust: Trust
@@ -106,7 +106,7 @@ def _cluster(url: urls.StoreUrl, options: dict[str, Any], trust: Trust) -> Redis
 
 
 def _why_no_slots(node: ClusterNode, options: dict[str, Any]) -> str:
-    """Ask a node that does not tell its slots what it is."""
+    """Return why a node does not tell its slots: ask it what it is."""
     node_options = {
         name: value for name, value in options.items() if name not in ("redis_connect_func", "max_connections")
     }
@@ -183,11 +183,11 @@ def nodes(client: Client) -> list[redis.Redis]:
 
 
 def node_settings(client: Client, *, all_of_them: bool = True) -> list[NodeSettings]:
-    """Look at each node that holds data. ``all_of_them``: else those that answer; one at least.
+    """Return the settings of each node that holds data. Not ``all_of_them``: of those that answer, at least one.
 
     Raises:
         redis.RedisError: one does not answer.
-        StoreLoading, StoreRefused: as `promises.look`.
+        StoreLoading, StoreRefused: as `durability.look`.
 
     """
     settings, away = [], None

@@ -1,4 +1,4 @@
-"""What a store's settings promise, in plain words; and a refusal where they promise less than adamd does."""
+"""Reads a store's settings and says in plain words what they promise, or why that is not enough."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
-    """One node's settings; None where the store does not tell. ``beginning``: its first file is not whole yet."""
+    """One node's settings; None if the store does not say. ``beginning``: its first append-only file is incomplete."""
 
     name: str
     version: tuple[int, ...]
@@ -122,7 +122,7 @@ def keeps_file(info: Mapping[str, str]) -> bool:
 
 
 def says_the_same(info: Mapping[str, str], node: NodeSettings) -> bool:
-    """Say whether INFO still says of a process what was found before; appendfsync is not in it."""
+    """Say whether INFO still agrees with ``node``, what was read before; appendfsync is not in INFO."""
     return keeps_file(info) == node.aof and info.get("maxmemory_policy", node.eviction) == node.eviction
 
 

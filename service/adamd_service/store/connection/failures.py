@@ -1,4 +1,4 @@
-"""What redis-py raises, in adamd's own words."""
+"""Translates the errors of redis-py into adamd's own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ AWAY = (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSErro
 LEFT = (ReadOnlyError, BusyLoadingError, MasterDownError)
 LEFT_WORDS = re.compile(r"\b(READONLY|LOADING|MASTERDOWN|NOREPLICAS|MISCONF)\b|previous master")
 
-# What a user of the store has to have. `tests/store/test_permissions.py` runs a store with just these.
+# The permissions that a user of the store needs. `tests/store/test_permissions.py` runs a store with just these.
 RULES = "~adamd:* +@read +@write +@connection +@scripting -@dangerous +info +time +config|get +cluster|slots"
 # A script that is not allowed one of its commands says so in the middle of its text: 7.0 in these words, 6.2 in those.
 FORBIDDEN = re.compile(r"\bNOPERM\b|ACL failure in script|[Tt]he user executing the script can't")
@@ -73,12 +73,12 @@ def translated(session_id: str = "") -> Iterator[None]:
 
 
 def away(error: Exception) -> StoreUnavailable:
-    """Return what a store that gives no answer means."""
+    """Return the error for a store that does not answer."""
     return StoreUnavailable(f"the store does not answer: {error}", retry_after=1.0)
 
 
 def refused(error: redis.RedisError, session_id: str = "") -> StoreFull | StoreUnavailable | InternalError:
-    """Return what an answer of the store means that is an error: the store did not do what was asked."""
+    """Return the error for an error answer of the store: it did not do what was asked."""
     text = str(error)
     if isinstance(error, OutOfMemoryError) or FULL.search(text):
         return StoreFull(

@@ -1,4 +1,4 @@
-"""A store that has stopped answering: whoever asks next is refused at once, until it answers again.
+"""Refuses calls at once while a store has stopped answering, until it answers a PING again.
 
 A stopped process, a lost route or a store that is busy for minutes keeps the connection and says nothing. Each call
 that waits for it takes a thread for the whole time-out, so hundreds of them would wait for each other. So the first
@@ -64,8 +64,8 @@ class Silences:
 
     def _watch(self, pool: ConnectionPool) -> None:
         kind = pool.connection_class
-        if not issubclass(kind, Watched):
-            pool.connection_class = type(f"Watched{kind.__name__}", (Watched, kind), {"silences": self})
+        if not issubclass(kind, WatchedConnection):
+            pool.connection_class = type(f"Watched{kind.__name__}", (WatchedConnection, kind), {"silences": self})
 
     def knows(self, place: Place) -> bool:
         """Say whether the store at this address is known not to answer."""
@@ -103,7 +103,7 @@ class Silences:
 
 
 def _answers(place: Place, connection: Any) -> bool:
-    """Say whether a store does anything but keep silent: a refusal is an answer too, and whoever calls is told it."""
+    """Say whether a store answers at all: a refusal is an answer too, and the next caller gets it."""
     try:
         connection.connect_at(place)
         connection.send_command("PING")
@@ -117,8 +117,8 @@ def _answers(place: Place, connection: Any) -> bool:
     return True
 
 
-class Watched:
-    """What is added to redis-py's connections: they tell of time-outs, and ask no silent store."""
+class WatchedConnection:
+    """Mixed into redis-py's connections: reports time-outs, and sends nothing to a silent store."""
 
     silences: Silences
     asks_anyway = False
@@ -145,7 +145,7 @@ class Watched:
             raise Silent("it has stopped answering; calls are refused until it answers again")
 
     def report_time_out(self) -> None:
-        """Tell that an answer did not come in time."""
+        """Report that an answer did not come in time."""
         if not self.asks_anyway:
             self.silences.note_time_out(self.place, self._again)
 

@@ -1,4 +1,4 @@
-"""redis-py's connections, which also leave a process that takes no writes any more.
+"""redis-py's connections, extended: they leave a process that no longer takes writes.
 
 A primary that was demoted behind a name or a proxy goes on to answer, with READONLY, and a connection that is kept
 never finds the one that took its place. So an answer that says so ends every connection to that process, each when it
@@ -20,7 +20,7 @@ NO_SENTINEL = "what answers there is a store, and no Sentinel: redis:// (rediss:
 
 
 class Leaving:
-    """What a connection of redis-py's is mixed with. ``trust``: shared by all connections to one address."""
+    """Mixed into redis-py's connections. ``trust``: shared by all connections to one address."""
 
     def __init__(self, *, trust: Trust, **options: Any) -> None:
         self.trust = trust
@@ -37,7 +37,7 @@ class Leaving:
         self.trust.leave(self._era)
 
     def connect(self) -> None:
-        """Connect where it is not connected, and anew where its process was left."""
+        """Connect if it is not connected, and again if its process was left."""
         if self.stale:
             self.disconnect()  # type: ignore[attr-defined] # redis-py's
             self._era = self.trust.era

@@ -1,4 +1,4 @@
-"""What is known of the processes behind an address, and whether they keep what adamd promises.
+"""Remembers the processes behind an address, and whether they keep what adamd promises.
 
 A store can be restarted with other settings, set otherwise while it runs, or be another one behind the same name. So it
 is looked at when adamd starts, from time to time (`look`), and at every new connection (`greet`): a process that nobody
@@ -122,7 +122,7 @@ class Trust:
             raise Unfit(self.refusal or "the store is not the one that was looked at")
 
     def _as_known(self, node: NodeSettings) -> NodeSettings:
-        """Return what was found, where it is no first file: one that began with an empty store has no base either."""
+        """Return the node, its file counted as complete if it was before: one that began empty has no base either."""
         earlier = self._nodes.get(node.run_id)
         if not node.beginning or earlier is None or not earlier.aof:
             return node

@@ -1,4 +1,4 @@
-"""A store's URL, taken apart by hand: lists of hosts are no URL to `urllib`, and a wrong one must not be repeated.
+"""Parses a store's URL by hand: `urllib` knows no lists of hosts, and errors must not repeat a password.
 
 A password with a ``/`` or a ``#`` in it is cut by every parser of URLs, and what stands behind the cut is taken for a
 port, a path or an option. So no refusal here repeats anything of the URL but its scheme: it names the part.

@@ -1,4 +1,4 @@
-"""Looks after the private store while it runs: what its disk still takes, and when its file is rewritten."""
+"""Looks after the private store while it runs: checks its disk, and has its file rewritten when it is due."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room on the private store's disk: growth is refused before it is full, and what makes room never is.
+"""Watches the room on the private store's disk: growth is refused before it is full, deletion never is.
 
 A store that cannot append to its file ends, at each start anew. So nothing may grow unless what is free also holds one
 rewrite of the file: unlinked keys give their room back only when the file is rewritten, and a rewrite is written
@@ -49,7 +49,7 @@ class DiskRoom:
         self.unable = ""  # why the store could not write lately, whatever is free: a quota, a limit on files
 
     def require(self, nbytes: int) -> None:
-        """Let something in that stays.
+        """Accept bytes that stay.
 
         Raises:
             StoreFull: then a rewrite would no longer fit.
@@ -65,14 +65,14 @@ class DiskRoom:
             self._since += nbytes
 
     def require_any(self) -> None:
-        """Raise StoreFull where hardly anything more is let in."""
+        """Raise StoreFull if hardly anything more is accepted."""
         with self._lock:
             self._look(time.monotonic(), LOOK_VALID_SECONDS)
             if self.unable or not self._fits(self.margin // 4):
                 raise StoreFull(self.reason(), retry_after=2.0)
 
     def require_spare(self) -> None:
-        """Let something in that is small, or makes room.
+        """Accept something small, or something that makes room.
 
         Raises:
             StoreFull: there is no room even for that.
@@ -95,7 +95,7 @@ class DiskRoom:
         return True
 
     def reason(self) -> str:
-        """Return why nothing more is taken."""
+        """Return why nothing more is accepted."""
         if self.unable:
             return f"the store cannot write to its disk ({self.unable}); delete sessions, or make room for it"
         needed = self._needed + self._since + self._recent_bytes + self.margin
@@ -125,7 +125,7 @@ class DiskRoom:
 
     @property
     def available(self) -> float:
-        """Bytes that may still come, each of them twice."""
+        """Bytes that are free for growth; each byte of a body needs two."""
         return self._free - self._needed - self.margin
 
     def fits_a_rewrite(self) -> bool:

@@ -1,4 +1,4 @@
-"""A directory and files that are this user's alone. Whoever could write there could put other steps into the store."""
+"""Makes a directory and files that only this user can read and write. Others could put steps into the store."""
 
 from __future__ import annotations
 

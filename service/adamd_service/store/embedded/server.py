@@ -286,7 +286,7 @@ def binary() -> str:
 
 
 def _end_with_parent() -> Callable[[], object] | None:
-    """Return what asks Linux to end this child, in order, should adamd be killed.
+    """Return a function that asks Linux to end this child, in order, if adamd is killed.
 
     The library is looked up before the fork: after it, another thread's lock might be held for ever.
     """
