@@ -21,7 +21,7 @@ import numpy as np
 from adamd.errors import InvalidState, WrongLayout
 from adamd.optax.pytree import Form, form
 from adamd.wire import export_format
-from adamd.wire.export_format import PARAMETERS, Draft, Export
+from adamd.wire.export_format import PARAMETERS, Draft, ExportedState
 
 MOST = 2**31 - 1  # optax counts in int32
 
@@ -182,7 +182,7 @@ def _count(given: Any, kept: Kept) -> int:
     return int(count)
 
 
-def _check_same(found: Export, like: Form) -> None:
+def _check_same(found: ExportedState, like: Form) -> None:
     theirs = {name: values.shape for name, values in found.arrays[PARAMETERS].items()}
     mine = dict(zip(like.names, like.shapes, strict=True))
     for name in sorted(theirs.keys() | mine.keys()):

@@ -15,7 +15,7 @@ from adamd.torch import group_settings, parameters, state_dicts
 from adamd.torch.kinds import Kind, by_session, kind_of
 from adamd.torch.parameters import Place
 from adamd.wire import export_format
-from adamd.wire.export_format import PARAMETERS, Export
+from adamd.wire.export_format import PARAMETERS, ExportedState
 
 # What torch's optimizers do not have: where it is not this, torch would go on otherwise.
 ELSEWHERE = {"eps_form": "outside", "bias_correction": True}
@@ -70,7 +70,7 @@ def moved_out(export: bytes, params: Iterable[Any]) -> dict[str, Any]:
     return _as_dict(groups, state)
 
 
-def _kind(found: Export) -> Kind:
+def _kind(found: ExportedState) -> Kind:
     kind = by_session(str(found.settings["name"]))
     for key, wanted in ELSEWHERE.items():
         if found.settings.get(key, wanted) != wanted:
@@ -139,7 +139,7 @@ def _state_of(
     return {known[key]: entry for key, entry in state_dict["state"].items() if entry}
 
 
-def _check_same(found: Export, places: Sequence[Place]) -> None:
+def _check_same(found: ExportedState, places: Sequence[Place]) -> None:
     theirs = {name: values.shape for name, values in found.arrays[PARAMETERS].items()}
     mine = {place.name: tuple(place.tensor.shape) for place in places}
     for name in sorted(theirs.keys() | mine.keys()):

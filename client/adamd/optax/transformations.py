@@ -23,7 +23,7 @@ from adamd.errors import InvalidRequest
 from adamd.optax.binding import HANDLE, Asked, Desk
 from adamd.optax.callback import call, placed, typed
 from adamd.optax.pytree import Form, form, leaves_of, update_dtype
-from adamd.sansio.options import Around, parted
+from adamd.sansio.options import Around, split_options
 from adamd.sansio.tracking import settings_document
 from adamd.session import OnBadGradient, Session
 
@@ -238,7 +238,9 @@ def _made(
 ) -> Transformation:
     checked = {key: _number(_said(key), value) for key, value in hyper.items()}
     # optax.inject_hyperparams gives what a function takes as **around by that name.
-    given, travel = parted({**around.get("around", {}), **{k: v for k, v in around.items() if k != "around"}}, name)
+    given, travel = split_options(
+        {**around.get("around", {}), **{k: v for k, v in around.items() if k != "around"}}, name
+    )
     url, client, timeout = way
     if client is not None and (url is not None or timeout is not None):
         raise InvalidRequest("give a client, or a url and a timeout of a new one, not both")

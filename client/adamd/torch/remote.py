@@ -11,7 +11,7 @@ import torch
 from adamd.client import Client, Durability, connect
 from adamd.errors import AdamdError, InvalidRequest, InvalidState, WrongLayout
 from adamd.sansio import settings_match
-from adamd.sansio.options import Around, parted
+from adamd.sansio.options import Around, split_options
 from adamd.sansio.tracking import settings_document
 from adamd.session import OnBadGradient, Session
 from adamd.torch import group_settings, identity, kinds, parameters, schedulers, state_dicts
@@ -69,7 +69,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         process_group: Any = None,
         **around: Unpack[Around],
     ) -> None:
-        self._around, travel = parted(around, type(self).__name__)
+        self._around, travel = split_options(around, type(self).__name__)
         self._bond: Bond | Ensemble | None = None
         self._made_up = False  # the constructor is through
         self._replaced: Session | None = None  # the one before load_state_dict or add_param_group
@@ -404,7 +404,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         if not settings_match.differing(given, known):
             return []
         defaults = self._client.info()["settings"][known["name"]]
-        return settings_match.said(settings_match.differing(given, {**defaults, **known}))
+        return settings_match.describe(settings_match.differing(given, {**defaults, **known}))
 
     def _holder(self) -> Held:
         """Return a state that reads from here, without keeping this alive."""

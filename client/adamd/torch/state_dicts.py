@@ -19,7 +19,7 @@ from adamd.errors import InvalidState
 from adamd.torch.kinds import BUFFER, Kind, buffered
 from adamd.torch.parameters import BY_NAME, NARROW, Place
 from adamd.wire import export_format
-from adamd.wire.export_format import PARAMETERS, Draft, Export
+from adamd.wire.export_format import PARAMETERS, Draft, ExportedState
 
 MASTER = "master_param"  # as transformer_engine's FusedAdam calls it
 EMA = "ema"  # the parameters' moving average, which torch takes no notice of in a state
@@ -47,7 +47,7 @@ def unpack(export: bytes, places: Sequence[Place], kind: Kind, *, rounded: bool)
 
 
 def laid_out(
-    found: Export,
+    found: ExportedState,
     places: Sequence[Place],
     kind: Kind,
     *,

@@ -1,4 +1,4 @@
-"""The dtypes that travel, and which widen exactly into which (DESIGN section 3)."""
+"""The dtypes that travel, and exact widening and rounding between them."""
 
 from __future__ import annotations
 
