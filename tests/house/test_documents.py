@@ -65,10 +65,6 @@ def drawn(text):
     return paths
 
 
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
-
-
 def too_long(sizes):
     """The pages with more bytes than their limit."""
     return [page for page, size in sizes.items() if size > BYTES[page]]
