@@ -1,5 +1,5 @@
-"""The documents of the house: ARCHITECTURE.md is short, what it and docs/decisions name exists, and nothing cites a text
-that is not in the tree. Each check is shown to fail on a bad example."""
+"""The documents of the house: README.md and ARCHITECTURE.md are short, links lead somewhere, what the pages name exists,
+and nothing cites a text that is not in the tree. Each check is shown to fail on a bad example."""
 
 import re
 import subprocess
@@ -9,12 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+README = ROOT / "README.md"
+GUIDES = sorted(path for path in ROOT.glob("docs/*.md") if path.name != "protocol.md")
 DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
-PAGES = [ARCHITECTURE, *DECISIONS]
-BYTES = 14 * 1024
+PAGES = [README, ARCHITECTURE, *GUIDES, *DECISIONS]
+BYTES = {README: 9 * 1024, ARCHITECTURE: 14 * 1024}
 
 # A path in these pages is relative to one of them.
-BASES = [ROOT, ROOT / "service/adamd_service", ROOT / "client/adamd", ROOT / "docs/decisions"]
+BASES = [ROOT, ROOT / "service/adamd_service", ROOT / "client/adamd", ROOT / "docs", ROOT / "docs/decisions"]
 LUA = ROOT / "service/adamd_service/store/lua"
 FILE = re.compile(r"(?<![\w./-])((?:[\w.-]+/)*[\w-]+\.(?:py|lua|md|toml|yaml|json|h))\b(?:::(\w+))?|`::(\w+)")
 FOLDER = re.compile(r"`([\w.-]+(?:/[\w.-]+)*/)`")
@@ -63,15 +65,21 @@ def drawn(text):
     return paths
 
 
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
+def too_long(sizes):
+    """The pages with more bytes than their limit."""
+    return [page for page, size in sizes.items() if size > BYTES[page]]
 
 
-def test_architecture_is_short():
-    assert len(ARCHITECTURE.read_bytes()) <= BYTES
+def test_readme_and_architecture_are_short():
+    assert too_long({page: len(page.read_bytes()) for page in BYTES}) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_that_is_too_long_is_seen():
+    assert too_long({README: 9_216, ARCHITECTURE: 14_336}) == []
+    assert too_long({README: 9_217, ARCHITECTURE: 14_336}) == [README]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_names_is_in_the_tree(page):
     assert missing(page.read_text()) == []
 
@@ -123,22 +131,58 @@ def test_every_decision_says_its_problem_and_what_was_decided():
             assert parts <= set(re.findall(r"\*\*\w+\.\*\*", decision)), (page.name, decision[:60])
 
 
+def tracked():
+    """The files of the tree; of a copy without git, those that are certainly its own."""
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    files = [ROOT / name for name in names] or [*ROOT.glob("[a-z]*/**/*.py"), *ROOT.glob("[a-z]*/**/*.md"), *PAGES]
+    return [file for file in files if file.exists()]
+
+
+def anchors(text):
+    """The anchors that GitHub makes of a page's headings."""
+    titles = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def dead_links(page, text):
+    """The relative links in the text of a page that lead to no file, or to no heading of it."""
+    dead = []
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^()\s]+)\)", prose):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if re.match(r"\w+:", link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            dead.append(link)
+    return dead
+
+
+def test_links_lead_to_files_that_exist():
+    pages = [file for file in tracked() if file.suffix == ".md"]
+    assert len(pages) > 20 and README in pages
+    assert [(page.name, link) for page in pages for link in dead_links(page, page.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    "bad", ["guides.md", "../protocol.md", "protocol.md#8-setings", "#nothing", "../examples/none/"]
+)
+def test_a_dead_link_is_seen(bad):
+    page = ROOT / "docs/pytorch.md"
+    alive = "[a](protocol.md#8-settings) [b](../README.md) [c](https://example.org/x) [d](#pytorch) [e](../examples/)\n"
+    assert dead_links(page, "# PyTorch\n" + alive) == []
+    assert dead_links(page, f"{alive}[f]({bad})\n```python\nx[0](y)\n```\n") == [bad]
+
+
 def cites(text):
     """The lines of `text` that cite a text which is not in the tree."""
     return [line for line in text.splitlines() if CITED.search(line)]
 
 
 def test_nothing_cites_a_text_that_is_not_in_the_tree():
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    files = [ROOT / name for name in names] or [*ROOT.glob("[a-z]*/**/*.py"), *ROOT.glob("[a-z]*/**/*.md"), *PAGES]
-    text = [file for file in files if file.suffix in {".py", ".md", ".lua", ".toml", ".proto", ".yaml", ".sh"}]
+    text = [file for file in tracked() if file.suffix in {".py", ".md", ".lua", ".toml", ".proto", ".yaml", ".sh"}]
     assert len(text) > 100
-    found = [
-        (file.name, line)
-        for file in text
-        if file.exists() and file != Path(__file__)
-        for line in cites(file.read_text())
-    ]
+    found = [(file.name, line) for file in text if file != Path(__file__) for line in cites(file.read_text())]
     assert found == []
 
 
