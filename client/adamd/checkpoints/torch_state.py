@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
 from adamd.errors import InvalidState, WrongLayout
 from adamd.torch import group_settings, parameters, state_dicts
 from adamd.torch.kinds import Kind, by_session, kind_of
-from adamd.torch.parameters import Place
+from adamd.torch.parameters import ParameterPlace
 from adamd.wire import export_format
 from adamd.wire.export_format import PARAMETERS, Export
 
@@ -63,7 +63,7 @@ def moved_out(export: bytes, params: Iterable[Any]) -> dict[str, Any]:
     for group in groups:
         group.update({key: _as_torch(found.settings[key]) for key in kind.changing})
     group_settings.adopt(groups, places, found.settings)
-    state = state_dicts.laid_out(found, places, kind)
+    state = state_dicts.torch_state(found, places, kind)
     with torch.no_grad():
         for place in places:
             place.tensor.copy_(torch.from_numpy(found.arrays[PARAMETERS][place.name]))
@@ -139,7 +139,7 @@ def _state_of(
     return {known[key]: entry for key, entry in state_dict["state"].items() if entry}
 
 
-def _check_same(found: Export, places: Sequence[Place]) -> None:
+def _check_same(found: Export, places: Sequence[ParameterPlace]) -> None:
     theirs = {name: values.shape for name, values in found.arrays[PARAMETERS].items()}
     mine = {place.name: tuple(place.tensor.shape) for place in places}
     for name in sorted(theirs.keys() | mine.keys()):

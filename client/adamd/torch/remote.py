@@ -15,10 +15,10 @@ from adamd.sansio.options import Around, parted
 from adamd.sansio.tracking import settings_document
 from adamd.session import OnBadGradient, Session
 from adamd.torch import group_settings, identity, kinds, parameters, schedulers, state_dicts
-from adamd.torch.binding import Bond, Metrics
+from adamd.torch.binding import Binding, Metrics
 from adamd.torch.distributed import Ensemble, Ranks
 from adamd.torch.kinds import Kind
-from adamd.torch.lazy_state import Held
+from adamd.torch.lazy_state import LazyState
 from adamd.torch.replacement import successor
 from adamd.torch.schedulers import Resumed
 
@@ -43,7 +43,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
 
     param_groups: list[dict[str, Any]]
     _given: frozenset[str]
-    _held: Held
+    _held: LazyState
     _kind: ClassVar[Kind]
     _decoupled: ClassVar[bool | None] = None  # None: what the group says
 
@@ -51,7 +51,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         """Note which arguments are given, so that only these are compared with a session that is resumed."""
         made: Self = super().__new__(cls)
         made._held = made._holder()
-        made._given = group_settings.named(cls.__init__, given, named)
+        made._given = group_settings.explicit_arguments(cls.__init__, given, named)
         return made
 
     def __init__(
@@ -70,14 +70,14 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         **around: Unpack[Around],
     ) -> None:
         self._around, travel = parted(around, type(self).__name__)
-        self._bond: Bond | Ensemble | None = None
+        self._bond: Binding | Ensemble | None = None
         self._made_up = False  # the constructor is through
         self._replaced: Session | None = None  # the one before load_state_dict or add_param_group
         self._own = False  # the state that the next session is made from is that session's
         self._loading: Mapping[str, Any] | None = None  # what load_state_dict reads now
         self._resumed: Resumed | None = None  # until the first step
         parameters.check_ordered(params)
-        group_settings.as_torch(self._kind, self._decoupled, defaults)  # before the parameters, as torch does
+        group_settings.check_as_torch(self._kind, self._decoupled, defaults)  # before the parameters, as torch does
         params = params if isinstance(params, torch.Tensor) else list(params)
         super().__init__(params, {**self._kind.defaults, **defaults})
         self._ranks = Ranks.of(process_group)
@@ -136,7 +136,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         if self._ranks is not None or any(tensor.grad is not None for tensor in self._tensors()):
             bond = self._bonded()
             if self._resumed is not None:
-                schedulers.settle(self, self._resumed)
+                schedulers.resume_schedule(self, self._resumed)
                 self._resumed = None
             with torch.no_grad():
                 if not bond.step(self.param_groups, _scalar(loss), changed=self._held.changed()):
@@ -151,7 +151,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         Where the step before was left open, by Ctrl-C perhaps, the model first follows the session to where it is: the
         next gradients are then taken there. Not on ranks, where `refresh` does so on all of them.
         """
-        if isinstance(self._bond, Bond):
+        if isinstance(self._bond, Binding):
             with torch.no_grad():
                 if self._bond.settle():
                     self._held.forget()
@@ -203,7 +203,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         tensors = list(self._tensors())
         state = found["state"]
         for key in [key for key in state if isinstance(key, int) and key < len(tensors)]:
-            if not state[key] or not (tensors[key].requires_grad or state_dicts.is_begun(state[key], self._kind)):
+            if not state[key] or not (tensors[key].requires_grad or state_dicts.has_updates(state[key], self._kind)):
                 del state[key]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -288,13 +288,13 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         for group in self.param_groups:
             # which a scheduler may have brought to 0, and torch's constructor does not take with nesterov
             moving = {"momentum": group["momentum"] or 1.0} if group.get("nesterov") else {}
-            group_settings.as_torch(self._kind, self._decoupled, {**group, **moving})
+            group_settings.check_as_torch(self._kind, self._decoupled, {**group, **moving})
         places = parameters.places(self.param_groups)
         state_dicts.check(places, loaded, self.param_groups, self._kind)
         group_settings.settings(self.param_groups, group_settings.members(places))  # they can be said
         for place in places:
             mine = loaded.get(place.tensor)
-            entry = mine or state_dicts.begun(place, self.param_groups[place.group], self._kind)
+            entry = mine or state_dicts.initial_entry(place, self.param_groups[place.group], self._kind)
             # torch keeps the tensors themselves; whoever saved them may go on
             loaded[place.tensor] = {name: _copied(value) for name, value in entry.items()}
         self._held = self._holder()
@@ -303,7 +303,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         self._unbind()
 
     @property
-    def state(self) -> Held:
+    def state(self) -> LazyState:
         """An entry for each parameter, from the first moment: read from the server when it is looked into.
 
         Whoever writes into it changes the optimizer, as in torch: the next step makes a new session from it.
@@ -388,9 +388,9 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         how = "set them in optimizer.param_groups now"
         if any(one.startswith("lr is ") for one in changed):
             how = f"{how}. If a torch scheduler brought lr there: {schedulers.how_to_go_on(step)}"
-        schedulers.tell_overruled(who, step, changed, how)
-        schedulers.tell_overruled(who, step, self._differing(), "change them by optimizer.session.update(…)")
-        schedulers.tell_doubt(who, bond.doubt)
+        schedulers.warn_overruled(who, step, changed, how)
+        schedulers.warn_overruled(who, step, self._differing(), "change them by optimizer.session.update(…)")
+        schedulers.warn_doubt(who, bond.doubt)
 
     def _metrics(self, ref: str) -> Mapping[str, Any]:
         """Return what the last step of a session has told."""
@@ -406,10 +406,10 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         defaults = self._client.info()["settings"][known["name"]]
         return settings_match.said(settings_match.differing(given, {**defaults, **known}))
 
-    def _holder(self) -> Held:
+    def _holder(self) -> LazyState:
         """Return a state that reads from here, without keeping this alive."""
         me = weakref.ref(self)
-        return Held(
+        return LazyState(
             lambda: () if (mine := me()) is None else mine._tensors(),
             lambda: {} if (mine := me()) is None else mine._read(),
         )
@@ -437,10 +437,10 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
     def _leads(self) -> bool:
         return self._ranks is None or self._ranks.leads
 
-    def _bound(self, make: Callable[[], Session], *, adopt: bool, resumed: Metrics | None = None) -> Bond | Ensemble:
+    def _bound(self, make: Callable[[], Session], *, adopt: bool, resumed: Metrics | None = None) -> Binding | Ensemble:
         """Bind the model to a session, which rank 0 makes."""
         if self._ranks is None:
-            return Bond(make(), self.param_groups, adopt=adopt, resumed=resumed)
+            return Binding(make(), self.param_groups, adopt=adopt, resumed=resumed)
         return Ensemble(self._ranks, make, self.param_groups, adopt=adopt, resumed=resumed, client=self._client)
 
     def _refreshed(self) -> Session:
@@ -458,7 +458,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         """Let the next step make a new session from ``self.state``."""
         self._replaced, self._bond = self._latest() if self._leads() else None, None
 
-    def _bonded(self) -> Bond | Ensemble:
+    def _bonded(self) -> Binding | Ensemble:
         if self._bond is None:
             self._bond = self._bound(self._restored, adopt=False)
             self._replaced, self._own = None, False
