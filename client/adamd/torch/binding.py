@@ -124,7 +124,7 @@ class Binding:
         return True
 
     def check_drift(self, present: Sequence[ParameterPlace]) -> None:
-        """Refuse a session or a model that moved since the last step. Before step 1 the session takes the model's values.
+        """Refuse a session or model that moved since the last step. Before step 1 the session takes the model's values.
 
         Raises:
             InvalidRequest, WrongDtype: one of them moved; nothing was sent.
@@ -146,7 +146,7 @@ class Binding:
             self._model_chain = session.chain
 
     def send_gradients(self, present: Sequence[ParameterPlace], groups: Groups, loss: float | None) -> bool:
-        """Send the step; the answer arrives in the mirror's buffer. Return whether parameters without gradient moved."""
+        """Send the step; the answer arrives in the mirror's buffer. Return whether any parameter may have moved."""
         session, mirror = self.session, self.bound.mirror
         gradient = mirror.gather_gradients(present)
         settings = self._changed_settings(groups)
@@ -280,10 +280,10 @@ def with_gradient(bound: BoundParameters, groups: Groups, kind: Kind) -> list[Pa
 
 
 def check_model_untouched(mirror: Mirror, step: int) -> bool:
-    """Refuse a model that others have written to: the answer would overwrite it. Before step 1, return whether they did.
+    """Refuse a model that something else wrote to: the answer would overwrite it. Return whether it did before step 1.
 
     Raises:
-        InvalidRequest, WrongDtype: they have, or have converted it.
+        InvalidRequest, WrongDtype: it wrote to the model, or converted it.
 
     """
     suspects = mirror.suspects(everything=step == 0)

@@ -7,7 +7,7 @@ answer that will not come.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import distributed
@@ -15,17 +15,8 @@ from torch import distributed
 from adamd.client import Client
 from adamd.errors import AdamdError, InvalidRequest, WrongLayout, from_problem
 from adamd.session import Session
-from adamd.torch import group_settings, parameters
-from adamd.torch.binding import (
-    Binding,
-    Groups,
-    Metrics,
-    bind_parameters,
-    check_model_untouched,
-    count_doubtful,
-    read_state,
-    with_gradient,
-)
+from adamd.torch import binding, group_settings, parameters
+from adamd.torch.binding import Binding, Groups, Metrics
 from adamd.torch.host_mirror import Mirror
 from adamd.torch.kinds import kind_of
 from adamd.torch.state_dicts import State
@@ -128,21 +119,16 @@ class Ensemble:
 
         def bind() -> Any:
             self._binding = Binding(make(), groups, adopt=adopt, metrics_of=metrics_of)
-            return (
-                self._session_position(),
-                self._binding.session.layout,
-                self._binding.session.settings,
-                self._binding.scheduler_values,
-            )
+            session = self._binding.session
+            return self._session_position(), session.layout, session.settings, self._binding.scheduler_values
 
         self._position, layout, settings, self.scheduler_values = ranks.lead(bind)
-        self._bound = bind_parameters(groups, layout) if self._binding is None else self._binding.bound
+        self._bound = binding.bind_parameters(groups, layout) if self._binding is None else self._binding.bound
         with torch.no_grad():
             ranks.share(self._mirror.flat)
             if metrics_of is not None:
-                self.doubt = max(
-                    ranks.agree(lambda: count_doubtful(self._bound) if self._binding is None else self._binding.doubt)
-                )
+                leader = self._binding
+                self.doubt = max(ranks.agree(lambda: leader.doubt if leader else binding.count_doubtful(self._bound)))
             if self._binding is None:
                 if adopt:
                     group_settings.adopt(groups, self._bound.places, settings)
@@ -175,9 +161,9 @@ class Ensemble:
         present: list[Any] = []
 
         def check() -> tuple[int, bool]:
-            present.extend(with_gradient(self._bound, groups, self._kind))
+            present.extend(binding.with_gradient(self._bound, groups, self._kind))
             if self._binding is None:
-                check_model_untouched(self._mirror, self._position[1])
+                binding.check_model_untouched(self._mirror, self._position[1])
                 return len(present), changed
             self._binding.check_drift(present)
             return len(present), changed or self._binding.lacks_buffer(groups)
@@ -211,7 +197,7 @@ class Ensemble:
         if self._binding is not None:
             return self._binding.state()
         _, step, chain = self._position
-        return read_state(self.session, self._bound.places, self._kind, step, chain)
+        return binding.read_state(self.session, self._bound.places, self._kind, step, chain)
 
     @property
     def _mirror(self) -> Mirror:
@@ -221,6 +207,9 @@ class Ensemble:
         assert self._binding is not None
         session = self._binding.session
         return session.id, session.step_number, session.chain
+
+
+AnyBinding: TypeAlias = Binding | Ensemble
 
 
 def _described(groups: Groups) -> Any:

@@ -179,8 +179,9 @@ def check_kind(groups: Groups, settings: Mapping[str, Any]) -> None:
     if own != existing:
         differ = [key for key in own if own[key] != existing[key]]
         raise InvalidSettings(
-            f"the session is {_describe(existing, differ)}, this optimizer {_describe(own, differ)}; make it as adamd.torch."
-            f"{_class(str(existing['name']))}(…{''.join(f', {key}={existing[key]}' for key in differ if key != 'name')})"
+            f"the session is {_describe(existing, differ)}, this optimizer {_describe(own, differ)}; make it as "
+            f"adamd.torch.{_class(str(existing['name']))}(…"
+            f"{''.join(f', {key}={existing[key]}' for key in differ if key != 'name')})"
         )
 
 

@@ -21,7 +21,7 @@ SAMPLE_ELEMENTS = 4096  # of a large parameter, compared before each step; other
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Parameters first..last-1, at elements start..end-1; ``large``: one parameter whose gradient may be sent uncopied."""
+    """Parameters first..last-1, at elements start..end-1. A ``large`` one's gradient may be sent uncopied."""
 
     large: bool
     first: int
@@ -61,24 +61,18 @@ class Mirror:
         self._dtypes = [tensor.dtype for tensor in self._tensors]
         self._bounds = layout.bounds
         model_dtype = self._dtypes[0] if len(set(self._dtypes)) == 1 else torch.float32
-        narrow_dtype = DTYPES[model_dtype] if model_dtype in NARROW else None
-        if chosen not in (None, narrow_dtype) and narrow_dtype is not None:
-            raise WrongDtype(
-                f"answer_dtype is {chosen!r}; the model is {narrow_dtype}, and answers come as that already"
-            )
-        self.answer_dtype = narrow_dtype or chosen
+        narrow = DTYPES[model_dtype] if model_dtype in NARROW else None
+        if chosen not in (None, narrow) and narrow is not None:
+            raise WrongDtype(f"answer_dtype is {chosen!r}; the model is {narrow}, and answers come as that already")
+        self.answer_dtype = narrow or chosen
         self.flat = self._empty(model_dtype)
         self._views = self._split(self.flat)
         self._layout = layout
-        self._narrow_buffer = (
-            None if narrow_dtype == self.answer_dtype else self._empty(BY_NAME[self.answer_dtype or dtype])
-        )
-        buffer = self.flat if self._narrow_buffer is None else self._narrow_buffer
+        self._chosen = None if narrow == self.answer_dtype else self._empty(BY_NAME[self.answer_dtype or dtype])
+        buffer = self.flat if self._chosen is None else self._chosen
         self.answer_buffer = Flat(layout, self.answer_dtype or dtype, (_bytes(buffer),))
         self._segments = self._plan_segments()
-        self._staging: tuple[torch.Tensor, list[torch.Tensor]] | None = (
-            None  # for gradients that are copied; made when needed
-        )
+        self._staging: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # for gradients that are copied
         self._look_count = 0
         self.remember_versions()
 
@@ -95,12 +89,12 @@ class Mirror:
 
     def widen_answer(self) -> None:
         """Widen an answer that came in the chosen dtype."""
-        if self._narrow_buffer is not None:
-            self.flat.copy_(self._narrow_buffer)
+        if self._chosen is not None:
+            self.flat.copy_(self._chosen)
 
     def write_to_model(self, touched: Sequence[ParameterPlace] | None = None) -> None:
-        """Copy these parameters from the buffer into the model; None copies all, as does an answer in a chosen dtype."""
-        if touched is None or self._narrow_buffer is not None or len(touched) == len(self._tensors):
+        """Copy these parameters from the buffer into the model. None, or an answer in a chosen dtype, copies all."""
+        if touched is None or self._chosen is not None or len(touched) == len(self._tensors):
             torch._foreach_copy_(self._tensors, self._views)
         else:
             views = dict(zip((place.name for place in self._places), self._views, strict=True))
@@ -126,9 +120,7 @@ class Mirror:
             return list(self._places)
         versions, self._look_count = self._current_versions(), self._look_count + 1
         rows = zip(self._places, self._views, self._versions, versions, strict=True)
-        return [
-            place for place, view, before, version in rows if before != version or self._differs(place.tensor, view)
-        ]
+        return [place for place, view, old, new in rows if old != new or self._differs(place.tensor, view)]
 
     def _differs(self, tensor: torch.Tensor, view: torch.Tensor) -> bool:
         """Compare a sample of a tensor's elements with the session's."""

@@ -79,11 +79,9 @@ def _sampled(tensor: torch.Tensor) -> torch.Tensor:
 
 def _misplaced(own: torch.Tensor, saved: torch.Tensor) -> tuple[int, int] | None:
     """Return (i, j) where our tensor i has the values of the session's j, and of no other; None where there is none."""
-    likeness, noise = _likeness(own, saved)
-    diagonal = likeness.diagonal()
-    certain = (
-        (likeness > noise) & (likeness - diagonal.unsqueeze(1) > noise) & (likeness - diagonal.unsqueeze(0) > noise)
-    )
+    score, noise = _likeness(own, saved)
+    diagonal = score.diagonal()
+    certain = (score > noise) & (score - diagonal.unsqueeze(1) > noise) & (score - diagonal.unsqueeze(0) > noise)
     same = torch.zeros_like(certain)
     perhaps = (own[:, :1] == saved[:, 0]) & (own[:, -1:] == saved[:, -1])
     for index, other in perhaps.nonzero().tolist():  # a correlation of few elements means nothing
@@ -95,9 +93,9 @@ def _misplaced(own: torch.Tensor, saved: torch.Tensor) -> tuple[int, int] | None
 
 def _recognised(own: torch.Tensor, saved: torch.Tensor) -> bool:
     """Say whether one of our tensors is like the session's in its own place, and like no other."""
-    likeness, noise = _likeness(own, saved)
-    diagonal = likeness.diagonal().clone()
-    others = likeness - torch.diag(torch.full_like(diagonal, 3.0))
+    score, noise = _likeness(own, saved)
+    diagonal = score.diagonal().clone()
+    others = score - torch.diag(torch.full_like(diagonal, 3.0))
     return bool(((diagonal > noise) & (diagonal - others.amax(0) > noise) & (diagonal - others.amax(1) > noise)).any())
 
 

@@ -29,6 +29,11 @@ class ParameterPlace:
         return f"parameter {self.name!r}"
 
 
+def copy_of(value: Any) -> Any:
+    """Return a copy of a tensor; any other value as it is."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
 def check_ordered(params: Any) -> None:
     """Refuse parameters in a set: its order changes from run to run, and parameters would swap their state.
 
@@ -61,8 +66,9 @@ def places(groups: Sequence[dict[str, Any]]) -> tuple[ParameterPlace, ...]:
         for name, tensor in zip(names, tensors, strict=True):
             if name in by_name:
                 raise WrongLayout(
-                    f"two parameters are named {name!r} (groups {by_name[name].group} and {index}); a session knows its "
-                    "tensors by name: give each its own, as in [(f'head.{n}', p) for n, p in head.named_parameters()]"
+                    f"two parameters are named {name!r} (groups {by_name[name].group} and {index}); a session knows "
+                    "its tensors by name: give each its own, as in "
+                    "[(f'head.{n}', p) for n, p in head.named_parameters()]"
                 )
             by_name[name] = ParameterPlace(name, index, tensor)
     return tuple(by_name[name] for name in sorted(by_name))

@@ -94,8 +94,8 @@ def _document_of(old: Session) -> dict[str, Any] | None:
         return None
     if document["step"] > old.step_number:
         raise StepSuperseded(
-            f"the session is at step {document['step']} by another client; this optimizer was at {old.step_number}, and "
-            "would replace it. optimizer.refresh() follows it; then load the state again if it shall go",
+            f"the session is at step {document['step']} by another client; this optimizer was at {old.step_number}, "
+            "and would replace it. optimizer.refresh() follows it; then load the state again if it shall go",
             step=document["step"],
         )
     return document

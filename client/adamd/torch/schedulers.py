@@ -99,17 +99,14 @@ def _advance_lr(scheduler: Any, groups: Groups, rates: Sequence[float]) -> None:
     A scheduler whose state was loaded has the value. One that was made with ``last_epoch`` took its rates from the
     groups; its closed form shows whether they are one step behind.
     """
-    last_rates, group_rates = _numbers(scheduler.get_last_lr()), _numbers(group["lr"] for group in groups)
+    last_rates, current = _numbers(scheduler.get_last_lr()), _numbers(group["lr"] for group in groups)
     # CosineAnnealingWarmRestarts does not count its steps, and has its rate either way.
     if getattr(scheduler, "_step_count", 2) > 1 or isinstance(scheduler, CosineAnnealingWarmRestarts):
         new_rates = last_rates
         if getattr(scheduler, "cycle_momentum", False):
             _compute_rates(scheduler)  # its state has no momentum; computing sets it in the groups
     elif (closed := _closed_form(scheduler)) is not None:
-        if any(
-            _near(rate, exact) or session_rate != rate
-            for session_rate, rate, exact in zip(group_rates, rates, closed, strict=True)
-        ):
+        if any(_near(rate, exact) or now != rate for now, rate, exact in zip(current, rates, closed, strict=True)):
             return
         new_rates = _compute_rates(scheduler)
         if not all(_near(rate, exact) for rate, exact in zip(new_rates, closed, strict=True)):
@@ -150,11 +147,11 @@ def _epoch(scheduler: Any) -> int:
     return max([getattr(scheduler, "last_epoch", 0), *(_epoch(scheduler) for scheduler in inner)])
 
 
-def warn_overruled(who: str, step: int, differences: Sequence[str], how: str) -> None:
+def warn_overruled(who: str, step: int, lines: Sequence[str], how: str) -> None:
     """Warn of settings in the script that the session overrules, as a loaded state would."""
-    if differences:
+    if lines:
         _warn(
-            f"{who} is resumed at step {step} with its own settings, as load_state_dict() would: {'; '.join(differences)}. "
+            f"{who} is resumed at step {step} with its own settings, as load_state_dict() would: {'; '.join(lines)}. "
             f"Give those of the session, or leave them out; to go on with others, {how}"
         )
 
@@ -178,7 +175,7 @@ def _warn(message: str) -> None:
 
 
 def _schedulers(optimizer: Any) -> list[Any]:
-    """Return an optimizer's schedulers, except those inside others. The optimizer has no list: they are searched for."""
+    """Search for an optimizer's schedulers, which it does not list; leave out those inside others."""
     schedulers = [
         candidate
         for candidate in gc.get_objects()

@@ -24,11 +24,8 @@ from adamd.wire.export_format import PARAMETERS, Draft, Export
 MASTER = "master_param"  # as transformer_engine's FusedAdam calls it
 EMA = "ema"  # the parameters' moving average; torch ignores it in a state
 NOT_TORCHS = "lower", "upper", "best"  # arrays that adamd keeps for any optimizer; no part of torch's state
-SETTING_OF_ARRAY = {
-    "max_exp_avg_sq": "amsgrad",
-    "grad_avg": "centered",
-    "momentum_buffer": "momentum",
-}  # the setting that adds it
+# The setting that gives a session the array.
+SETTING_OF = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}
 NONNEGATIVE = "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "sum"
 MAX_STEP = 2**53  # the largest count that a float64 has exactly
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
@@ -170,11 +167,8 @@ def with_buffer(
     Without it, a momentum that is 0 now would lose the velocity.
     """
     there = buffered or any(isinstance(entry, Mapping) and entry.get(BUFFER) is not None for entry in entries)
-    return (
-        {**settings, BUFFER: True}
-        if kind.may_have_buffer and there and not has_momentum_buffer(settings)
-        else dict(settings)
-    )
+    missing = kind.may_have_buffer and there and not has_momentum_buffer(settings)
+    return {**settings, BUFFER: True} if missing else dict(settings)
 
 
 def _parameter(place: ParameterPlace, state: Mapping[torch.Tensor, Any], answer: str | None) -> torch.Tensor:
@@ -245,8 +239,8 @@ def check_names(
         if all(isinstance(key, int) for key in old["params"]):
             place = next(index for index, (a, b) in enumerate(zip(saved_names, names, strict=True)) if a != b)
             raise InvalidState(
-                f"the state has {saved_names[place]!r} where this optimizer has {names[place]!r}: the same parameters in "
-                "another order, and torch loads by position. Give them in the order of then"
+                f"the state has {saved_names[place]!r} where this optimizer has {names[place]!r}: the same parameters "
+                "in another order, and torch loads by position. Give them in the order of then"
             )
         group["param_names"] = list(names)
 
@@ -274,7 +268,7 @@ def check(
         expected = (*(("step",) if kind.counts else ()), *kind.numbers, *arrays)
         for key in expected:
             if entry.get(key) is None:
-                hint = f"; it was saved without {SETTING_OF_ARRAY[key]}" if key in SETTING_OF_ARRAY else ""
+                hint = f"; it was saved without {SETTING_OF[key]}" if key in SETTING_OF else ""
                 raise InvalidState(
                     f"the state of {place} has no {key!r}{hint}; it has {_joined(entry)}, and {kind.torch} wants "
                     f"{_joined(expected)}"
