@@ -22,10 +22,10 @@ from typing import Any, Self, overload
 from adamd.drivers.threaded import AsyncShell
 from adamd.errors import AdamdError
 from adamd.sansio import opening
-from adamd.sansio.gradient_encoding import Encoding, Sending
+from adamd.sansio.gradient_encoding import Encoding, EncodingOptions
 from adamd.sansio.opening import Durability, Source
 from adamd.sansio.retry import Timeout
-from adamd.sansio.session_view import Seen
+from adamd.sansio.session_view import SessionView
 from adamd.sansio.tracking import Logic, OnBadGradient, Track
 from adamd.transports.select import transport
 
@@ -85,14 +85,14 @@ class AsyncClient:
     ) -> AsyncSession:
         """Make a session that starts from ``parameters``, with the arguments and errors of `adamd.Client.create`."""
         bad = self._choice(on_bad_gradient)
-        sending = Sending.taken(options)
-        return await self._session(opening.create(parameters, lr, **options, on_bad_gradient=bad), sending)
+        encoding_options = EncodingOptions.from_options(options)
+        return await self._session(opening.create(parameters, lr, **options, on_bad_gradient=bad), encoding_options)
 
     async def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> AsyncSession:
         """Resume the session ``name``, or create it, with the arguments and errors of `adamd.Client.open`."""
         bad = self._choice(options.pop("on_bad_gradient", None))
-        sending = Sending.taken(options)
-        return await self._session(opening.open_(name, parameters, lr, options, bad), sending)
+        encoding_options = EncodingOptions.from_options(options)
+        return await self._session(opening.open_(name, parameters, lr, options, bad), encoding_options)
 
     async def session(
         self,
@@ -109,8 +109,8 @@ class AsyncClient:
             UnknownSession, SessionDeleted: there is none.
 
         """
-        sending = Sending.of(encoding, error_feedback, answer_dtype)
-        return await self._session(opening.attach(ref, None, self._choice(on_bad_gradient)), sending)
+        encoding_options = EncodingOptions.of(encoding, error_feedback, answer_dtype)
+        return await self._session(opening.attach(ref, None, self._choice(on_bad_gradient)), encoding_options)
 
     async def restore(
         self,
@@ -127,8 +127,8 @@ class AsyncClient:
     ) -> AsyncSession:
         """Make a new session from an exported state, with the arguments and errors of `adamd.Client.restore`."""
         bad = self._choice(on_bad_gradient)
-        sending = Sending.of(encoding, error_feedback, answer_dtype)
-        return await self._session(opening.restore(source, name, durability, labels, settings, bad), sending)
+        encoding_options = EncodingOptions.of(encoding, error_feedback, answer_dtype)
+        return await self._session(opening.restore(source, name, durability, labels, settings, bad), encoding_options)
 
     async def sessions(self, page_size: int = 100) -> AsyncIterator[dict[str, Any]]:
         """Yield every session of the server in short: id, name, step, optimizer, parameters, dtype, labels, …."""
@@ -146,29 +146,29 @@ class AsyncClient:
         """Yield where a session stands, now and whenever it has moved: as `adamd.Client.watch`."""
         since, absence = None, opening.Absence(self.url, away)
         while True:
-            seen = await self._shell.run(opening.watch(ref, since), absence.waiting)
-            if absence.over() and seen is None:
+            document = await self._shell.run(opening.watch(ref, since), absence.note_failure)
+            if absence.note_answer() and document is None:
                 since = None
                 continue
-            if seen is not None:
-                since = seen["chain"]
-                yield seen
+            if document is not None:
+                since = document["chain"]
+                yield document
             await asyncio.sleep(every)
 
     async def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""
         return await self._shell.run(opening.info())
 
-    def _choice(self, given: OnBadGradient | None) -> OnBadGradient:
-        return opening.choice(given or self._bad)
+    def _choice(self, on_bad_gradient: OnBadGradient | None) -> OnBadGradient:
+        return opening.choice(on_bad_gradient or self._bad)
 
-    async def _session(self, logic: Logic[Track], sending: Sending) -> AsyncSession:
+    async def _session(self, logic: Logic[Track], encoding_options: EncodingOptions) -> AsyncSession:
         track = await self._shell.run(logic)
-        track.encoder.choose(sending, track.now.dtype)
+        track.encoder.choose(encoding_options, track.now.dtype)
         return AsyncSession(self._shell, track)
 
 
-class AsyncSession(Seen):
+class AsyncSession(SessionView):
     """One optimizer: it takes gradients and gives parameters. Made by `AsyncClient.create`, `AsyncClient.open`, ….
 
     As `adamd.Session`, and awaited: calls of one session take their turns, those of several run side by side.

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from adamd.drivers.blocking import Shell
 from adamd.errors import AdamdError
 from adamd.sansio import opening
-from adamd.sansio.gradient_encoding import Encoding, Sending
+from adamd.sansio.gradient_encoding import Encoding, EncodingOptions
 from adamd.sansio.opening import Durability, Source
 from adamd.sansio.retry import Timeout
 from adamd.sansio.tracking import Logic, OnBadGradient, Track
@@ -143,9 +143,9 @@ class Client:
         """
         own = "self", "on_bad_gradient", "settings"
         given = {option: value for option, value in locals().items() if option not in (*own, "own")}
-        sending = Sending.taken(given)
+        encoding_options = EncodingOptions.from_options(given)
         choice = self._choice(on_bad_gradient)
-        return self._session(opening.create(**given, **settings, on_bad_gradient=choice), sending)
+        return self._session(opening.create(**given, **settings, on_bad_gradient=choice), encoding_options)
 
     def open(self, name: str, parameters: Any = None, lr: float | None = None, **options: Any) -> Session:
         """Resume the session ``name``, or create it where there is none.
@@ -167,8 +167,8 @@ class Client:
 
         """
         bad = self._choice(options.pop("on_bad_gradient", None))
-        sending = Sending.taken(options)
-        return self._session(opening.open_(name, parameters, lr, options, bad), sending)
+        encoding_options = EncodingOptions.from_options(options)
+        return self._session(opening.open_(name, parameters, lr, options, bad), encoding_options)
 
     def session(
         self,
@@ -185,8 +185,8 @@ class Client:
             UnknownSession, SessionDeleted: there is none.
 
         """
-        sending = Sending.of(encoding, error_feedback, answer_dtype)
-        return self._session(opening.attach(ref, None, self._choice(on_bad_gradient)), sending)
+        encoding_options = EncodingOptions.of(encoding, error_feedback, answer_dtype)
+        return self._session(opening.attach(ref, None, self._choice(on_bad_gradient)), encoding_options)
 
     def restore(
         self,
@@ -220,8 +220,8 @@ class Client:
 
         """
         bad = self._choice(on_bad_gradient)
-        sending = Sending.of(encoding, error_feedback, answer_dtype)
-        return self._session(opening.restore(source, name, durability, labels, settings, bad), sending)
+        encoding_options = EncodingOptions.of(encoding, error_feedback, answer_dtype)
+        return self._session(opening.restore(source, name, durability, labels, settings, bad), encoding_options)
 
     def sessions(self, page_size: int = 100) -> Iterator[dict[str, Any]]:
         """Yield every session of the server in short: id, name, step, optimizer, parameters, dtype, labels, …."""
@@ -255,23 +255,23 @@ class Client:
         """
         since, absence = None, opening.Absence(self.url, away)
         while True:
-            seen = self._shell.run(opening.watch(ref, since), absence.waiting)
-            if absence.over() and seen is None:
+            document = self._shell.run(opening.watch(ref, since), absence.note_failure)
+            if absence.note_answer() and document is None:
                 since = None
                 continue
-            if seen is not None:
-                since = seen["chain"]
-                yield seen
+            if document is not None:
+                since = document["chain"]
+                yield document
             time.sleep(every)
 
     def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""
         return self._shell.run(opening.info())
 
-    def _choice(self, given: OnBadGradient | None) -> OnBadGradient:
-        return opening.choice(given or self._bad)
+    def _choice(self, on_bad_gradient: OnBadGradient | None) -> OnBadGradient:
+        return opening.choice(on_bad_gradient or self._bad)
 
-    def _session(self, logic: Logic[Track], sending: Sending) -> Session:
+    def _session(self, logic: Logic[Track], encoding_options: EncodingOptions) -> Session:
         track = self._shell.run(logic)
-        track.encoder.choose(sending, track.now.dtype)
+        track.encoder.choose(encoding_options, track.now.dtype)
         return Session(self._shell.run, track)

@@ -128,18 +128,18 @@ def from_problem(
     if kind is None or (issubclass(kind, TransportError) and not ours):  # that is never an answer
         kind = _FOREIGN.get(status, AdamdError)
     step = document.get("step")
-    known = type(step) is int and 0 <= step <= LAST_STEP
-    made = kind(
+    valid = type(step) is int and 0 <= step <= LAST_STEP
+    error = kind(
         clean(str(document.get("detail", f"the server answered {status}"))),
-        step=step if known else None,
+        step=step if valid else None,
         retry_after=retry_after,
     )
-    made.extra |= {
+    error.extra |= {
         str(key): clean(value) if isinstance(value, str) else value
         for key, value in document.items()
         if key not in _OWN
     }
-    return made
+    return error
 
 
 class RequestError(AdamdError, ValueError):

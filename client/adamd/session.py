@@ -1,4 +1,4 @@
-"""A session: one optimizer at the server, seen from here."""
+"""Session: a blocking handle of one optimizer at the server."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, overload
 
-from adamd.drivers.background import Ahead
-from adamd.sansio.session_view import Seen
+from adamd.drivers.background import Turns
+from adamd.sansio.session_view import SessionView
 from adamd.sansio.tracking import Logic, OnBadGradient, Track
 
 __all__ = ["OnBadGradient", "Session"]
 
 
-class Session(Seen):
+class Session(SessionView):
     """One optimizer: it takes gradients and gives parameters. Made by `Client.create`, `Client.open` and the like.
 
     It knows the step and the chain that it has seen acknowledged, and sends both with the next step; so a repeated
@@ -26,7 +26,7 @@ class Session(Seen):
     def __init__(self, run: Callable[[Logic[Any]], Any], track: Track) -> None:
         self._run = run
         self._track = track
-        self._ahead = Ahead()
+        self._turns = Turns()
 
     def __repr__(self) -> str:
         name = f" {self.name}" if self.name else ""
@@ -70,7 +70,7 @@ class Session(Seen):
             RetriesExhausted: no answer in time. The step may count: the same call again is safe, and tells.
 
         """
-        with self._ahead.turn():
+        with self._turns.turn():
             return self._run(self._track.step(gradient, loss, lr, settings, metrics, out))
 
     def step_async(
@@ -101,9 +101,9 @@ class Session(Seen):
             A future of what `step` returns, or of the error that it raises.
 
         """
-        carried, measured = (None if given is None else dict(given) for given in (settings, metrics))
-        logic = self._track.step(gradient, loss, lr, carried, measured, out, self._track.encoder.chosen)
-        return self._ahead.queue(lambda: self._run(logic))
+        settings_copy, metrics_copy = (None if value is None else dict(value) for value in (settings, metrics))
+        logic = self._track.step(gradient, loss, lr, settings_copy, metrics_copy, out, self._track.encoder.chosen)
+        return self._turns.queue(lambda: self._run(logic))
 
     def push(
         self,
@@ -147,7 +147,7 @@ class Session(Seen):
                 tells.
 
         """
-        with self._ahead.turn():
+        with self._turns.turn():
             return self._run(self._track.push(gradient, loss, lr, settings, metrics, out, key, max_staleness))
 
     def parameters(self, out: Any = None, *, at: str | None = None) -> Any:
@@ -165,7 +165,7 @@ class Session(Seen):
             InvalidRequest: it has none ``at`` that.
 
         """
-        with self._ahead.turn():
+        with self._turns.turn():
             return self._run(self._track.parameters(out, at))
 
     def best(self, out: Any = None) -> Any:
@@ -182,7 +182,7 @@ class Session(Seen):
             ParametersMissing: no step has told a loss yet.
 
         """
-        with self._ahead.turn():
+        with self._turns.turn():
             return self._run(self._track.parameters(out, "best"))
 
     def set_parameters(self, parameters: Any) -> None:
@@ -193,7 +193,7 @@ class Session(Seen):
             WrongDtype, WrongLayout: they do not fit.
 
         """
-        with self._ahead.turn():
+        with self._turns.turn():
             self._run(self._track.set_parameters(parameters))
 
     def update(self, *, labels: Mapping[str, str] | None = None, **settings: Any) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class Session(Seen):
             InvalidSettings: a setting is out of range, unknown, or fixed.
 
         """
-        with self._ahead.turn():
+        with self._turns.turn():
             document: dict[str, Any] = self._run(self._track.update(labels, settings))
             return document
 
@@ -221,7 +221,7 @@ class Session(Seen):
 
         After it, `parameters` returns where to go on.
         """
-        with self._ahead.turn():
+        with self._turns.turn():
             document: dict[str, Any] = self._run(self._track.refresh())
             return document
 
@@ -235,7 +235,7 @@ class Session(Seen):
             Moved: they did, and the session is still there: `parameters` reads what came.
 
         """
-        with self._ahead.turn():
+        with self._turns.turn():
             self._run(self._track.delete(anyway=anyway))
 
     @overload

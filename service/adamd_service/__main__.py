@@ -29,8 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability", "age")
-PIPED = 300  # columns for another program, which reads lines
-SOON = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
+PIPED_COLUMNS = 300  # for another program, which reads lines
+LIST_TIMEOUT = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
 RedisUrl = Annotated[
     str | None,
     typer.Option(
@@ -50,7 +50,7 @@ GrpcPort = Annotated[str | None, typer.Option(help="0 takes a free one, off serv
 RootPath = Annotated[
     str | None, typer.Option(help="the path below which a proxy has this server, as in /adamd \\[none]")
 ]
-WATCHING = adamd.Timeout(first=2.0, total=math.inf)
+WATCH_TIMEOUT = adamd.Timeout(first=2.0, total=math.inf)
 NO_LOSS = (
     "adamd: no loss is told with its steps; it is shown where one is: session.step(gradient, loss=…), in torch "
     "optimizer.step(lambda: loss), over HTTP the header Adamd-Metrics"
@@ -95,7 +95,7 @@ def serve(
     Each option is also an environment variable: --data-dir is ADAMD_DATA_DIR. The bounds (ADAMD_MAX_BODY_BYTES, …)
     are in the README.
     """
-    given = {name: value for name, value in locals().items() if value not in (None, [])}
+    options = {name: value for name, value in locals().items() if value not in (None, [])}
     _warn_of_passwords(redis_url)
     try:
         from pydantic import ValidationError
@@ -110,9 +110,9 @@ def serve(
         ) from None
 
     try:
-        run(ServerSettings(**given), _told)
+        run(ServerSettings(**options), _say_or_log)
     except ValidationError as error:
-        raise SystemExit(f"adamd: {refused(error, given)}") from None
+        raise SystemExit(f"adamd: {refused(error, options)}") from None
     except (StoreRefused, DeviceRefused, AdamdError) as error:
         raise SystemExit(f"adamd: {error}") from None
 
@@ -127,7 +127,7 @@ def _warn_of_passwords(redis_url: str | None) -> None:
         )
 
 
-def _told(line: str) -> None:
+def _say_or_log(line: str) -> None:
     """Say a line; where nobody hears it any more, the log has it."""
     if not say(line):
         import structlog
@@ -143,18 +143,18 @@ def sessions(url: Url = None) -> None:
     """
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in COLUMNS:
-        whole = column not in ("id", "name")  # these are broken where the terminal is narrow, and cut nowhere
+        unbroken = column not in ("id", "name")  # these are broken where the terminal is narrow, and cut nowhere
         right = column in ("step", "parameters", "age")
-        table.add_column(column, no_wrap=whole, overflow="fold", justify="right" if right else "left")
+        table.add_column(column, no_wrap=unbroken, overflow="fold", justify="right" if right else "left")
     try:
-        with adamd.connect(url, timeout=SOON) as client:
+        with adamd.connect(url, timeout=LIST_TIMEOUT) as client:
             for item in client.sessions():
                 table.add_row(*_row(item))
     except TransportError as error:
         raise SystemExit(_unanswered(client.url, error)) from None
     except (AdamdError, ModuleNotFoundError) as error:
         raise SystemExit(f"adamd: {error}") from None
-    console = Console() if sys.stdout.isatty() else Console(width=PIPED)
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED_COLUMNS)
     console.print(table if table.row_count else "no sessions yet: client.create(…) or POST /v1/sessions makes one")
 
 
@@ -172,25 +172,25 @@ def watch(
     console = Console()
     try:
         live = console.status(f"{session}: …") if console.is_terminal else nullcontext()
-        with adamd.connect(url, timeout=WATCHING) as client, live as line:
+        with adamd.connect(url, timeout=WATCH_TIMEOUT) as client, live as line:
             met, hinted = False, False
 
             def away(error: AdamdError) -> None:
                 if not met:  # and it is not waited for: a wrong address is told soon
                     return
-                said = f"{session}: no answer from {client.url} ({_reason(error)}); waiting until it is back"
+                message = f"{session}: no answer from {client.url} ({_reason(error)}); waiting until it is back"
                 if line is None:
-                    print(f"adamd: {said}", file=sys.stderr, flush=True)
+                    print(f"adamd: {message}", file=sys.stderr, flush=True)
                 else:
-                    line.update(Text(said))
+                    line.update(Text(message))
 
-            for seen in client.watch(session, away=away):
+            for view in client.watch(session, away=away):
                 met = True
                 if line is None:
-                    print(_sight(session, seen), flush=True)
+                    print(_sight(session, view), flush=True)
                 else:
-                    line.update(Text(_sight(session, seen)))
-                if not hinted and seen["step"] and "loss" not in seen["metrics"]:
+                    line.update(Text(_sight(session, view)))
+                if not hinted and view["step"] and "loss" not in view["metrics"]:
                     hinted = True
                     print(NO_LOSS, file=sys.stderr, flush=True)
     except TransportError as error:
@@ -201,14 +201,14 @@ def watch(
         raise SystemExit(0) from None
 
 
-def _sight(session: str, seen: dict[str, Any]) -> str:
-    metrics = dict(seen["metrics"])
+def _sight(session: str, view: dict[str, Any]) -> str:
+    metrics = dict(view["metrics"])
     loss = {"loss": metrics.pop("loss")} if "loss" in metrics else {}
-    words = [session, f"step {seen['step']:,}", *(f"{name} {value:.6g}" for name, value in (loss | metrics).items())]
-    lr, schedule = seen["lr"], seen["settings"].get("schedule")
+    words = [session, f"step {view['step']:,}", *(f"{name} {value:.6g}" for name, value in (loss | metrics).items())]
+    lr, schedule = view["lr"], view["settings"].get("schedule")
     if lr is not None:
         words.append(f"lr {lr:.6g}" + (f" ({schedule['name']})" if schedule else ""))
-    if seen["diverged"]:
+    if view["diverged"]:
         words.append("diverged")
     return _printable("  ".join(words))
 
@@ -220,16 +220,16 @@ def _printable(words: str) -> str:
 
 def _unanswered(url: str, error: TransportError) -> str:
     if error.extra.get("permanent"):  # somebody answers, or could, but not so
-        said = str(error)
-        return f"adamd: {said}" if url in said else f"adamd: {url}: {said}"
-    there = "Start one here: adamd serve. Or name another" if _here(url) else "Is it running there? Or name another"
+        message = str(error)
+        return f"adamd: {message}" if url in message else f"adamd: {url}: {message}"
+    there = "Start one here: adamd serve. Or name another" if _is_local(url) else "Is it running there? Or name another"
     return (
         f"adamd: no adamd server answers at {url} ({_reason(error)}).\n"
         f"{there}: --url http://host:8000, or ADAMD_URL in the environment."
     )
 
 
-def _here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     """Say whether a URL names this machine."""
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
@@ -241,10 +241,10 @@ def _reason(error: AdamdError) -> str:
 
 
 def _row(item: dict[str, Any]) -> tuple[Text, ...]:
-    told = [item.get(key) for key in COLUMNS[:-1]]
+    cells = [item.get(key) for key in COLUMNS[:-1]]
     if "damaged" in item:
-        told[2] = "damaged"  # in place of its step; the server tells why
-    words = [f"{value:,}" if isinstance(value, int) else "—" if value is None else str(value) for value in told]
+        cells[2] = "damaged"  # in place of its step; the server tells why
+    words = [f"{value:,}" if isinstance(value, int) else "—" if value is None else str(value) for value in cells]
     words.append(_age(time.time() - float(item.get("created_at", 0.0))))
     return tuple(Text(_printable(word)) for word in words)
 

@@ -1,4 +1,4 @@
-"""What a step tells besides its gradient: noted before it is committed, and committed with it."""
+"""Notes progress with each step, and derives advice from it: stop rules and warnings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from adamd_service.optim import (
     advice,
     bounded,
     gradient_norm,
-    parse_settings,
     progress_from_json,
     projected,
     remedy,
@@ -30,7 +29,7 @@ from adamd_service.records import Head
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
+class StepNotes:
     """What a session will remember after a step, and whether the parameters before it are the best ones."""
 
     progress: Progress
@@ -55,7 +54,7 @@ def progress_of(head: Head) -> Progress:
         raise Damaged(f"the head of session {head.spec.id} in the store is damaged ({error})") from None
 
 
-def noted(
+def notes_of(
     head: Head,
     number: int,
     settings: Settings,
@@ -64,8 +63,8 @@ def noted(
     metrics: Mapping[str, Any],
     updates: tuple[Update, ...],
     fetch: Callable[[State], object],
-) -> Noted:
-    """Look at a step that is about to be committed; without rules, and without a stall, nothing is looked at twice.
+) -> StepNotes:
+    """Return what a session remembers after a step that is about to be committed.
 
     Args:
         head: where it builds on.
@@ -90,14 +89,14 @@ def noted(
             gradient = projected(state, gradient, updates, head.spec.layout.bounds)
         norm = gradient_norm(gradient, dtype)
         after = after.measured(norm) if np.isfinite(norm) else after
-    found = stalls(largest, (update.scalars.named for update in updates), dtype, number, before.stalls)
-    if found or before.stalls:
-        after = replace(after, stalls=found)
-    return Noted(after, settings.keep_best and after.lowest != before.lowest)
+    indicators = stalls(largest, (update.scalars.named for update in updates), dtype, number, before.stalls)
+    if indicators or before.stalls:
+        after = replace(after, stalls=indicators)
+    return StepNotes(after, settings.keep_best and after.lowest != before.lowest)
 
 
 @dataclass(frozen=True, slots=True)
-class Stall:
+class StallAdvice:
     """One warning: its name, its words, and the eps that would help (None: no eps does)."""
 
     code: str
@@ -107,22 +106,23 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What a session is told besides its parameters: the rule that says stop, if one does, and its warnings."""
+    """The stop rule that holds, if one does, and a session's warnings."""
 
     stop: str | None = None
-    warnings: tuple[Stall, ...] = ()
+    warnings: tuple[StallAdvice, ...] = ()
 
 
 NOTHING = Advice()
 
 
-def advice_of(head: Head, settings: Settings | None = None, step: int | None = None) -> Advice:
+def advice_of(head: Head, settings: Settings, step: int | None = None) -> Advice:
     """Return what to tell with a session as it stands; ``step`` is its step, where that is not the head's."""
-    known = parse_settings(head.settings) if settings is None else settings
-    if not head.progress and known.stop.max_steps is None:
+    if not head.progress and settings.stop.max_steps is None:
         return NOTHING
     number = head.step if step is None else step
     progress, dtype = progress_of(head), storage(head.spec.dtype)
     eps = remedy(progress.stalls, dtype) if progress.stalls else None
-    found = tuple(Stall(name, stall_words(name, progress.stalls, dtype), eps) for name in sorted(progress.stalls))
-    return Advice(advice(known.stop, number, progress), found)
+    indicators = tuple(
+        StallAdvice(name, stall_words(name, progress.stalls, dtype), eps) for name in sorted(progress.stalls)
+    )
+    return Advice(advice(settings.stop, number, progress), indicators)

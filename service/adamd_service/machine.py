@@ -8,8 +8,8 @@ import resource
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
-MANY = 2**20  # file descriptors, where there is no limit
-RESERVED = 1024  # file descriptors that are not for HTTP's connections
+UNLIMITED_DESCRIPTORS = 2**20  # file descriptors, where there is no limit
+RESERVED_DESCRIPTORS = 1024  # file descriptors that are not for HTTP's connections
 
 
 def memory(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
@@ -24,24 +24,24 @@ def _limits(groups: Path, own: Path) -> list[int]:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return []
-    found = []
+    limits = []
     for number, controllers, path in (line for line in lines if len(line) == 3):
         if number != "0" and "memory" not in controllers.split(","):
             continue
         root, name = (groups, "memory.max") if number == "0" else (groups / "memory", "memory.limit_in_bytes")
-        here = root / path.lstrip("/")
-        for place in (here, *(parent for parent in here.parents if parent.is_relative_to(root))):
+        group = root / path.lstrip("/")
+        for place in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
             try:
                 limit = int((place / name).read_text())
             except (OSError, ValueError):  # not there, or "max"
                 continue
-            found += [limit] if limit > 0 else []
-    return found
+            limits += [limit] if limit > 0 else []
+    return limits
 
 
 def connections(descriptors: int) -> int:
     """Return how many clients may be connected: uploads, the store, gRPC and the log need descriptors too."""
-    return max(descriptors // 2, descriptors - RESERVED)
+    return max(descriptors // 2, descriptors - RESERVED_DESCRIPTORS)
 
 
 def descriptor_is_free() -> bool:
@@ -61,4 +61,4 @@ def raise_descriptors() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError):  # some systems say "unlimited" and take less
             hard = soft
-    return MANY if hard == resource.RLIM_INFINITY else hard
+    return UNLIMITED_DESCRIPTORS if hard == resource.RLIM_INFINITY else hard

@@ -20,10 +20,10 @@ def check(host: str, http: int, grpc: int | None) -> None:
         SystemExit: one cannot.
 
     """
-    with ExitStack() as held:
-        held.enter_context(listen(host, http, "HTTP"))
+    with ExitStack() as sockets:
+        sockets.enter_context(listen(host, http, "HTTP"))
         if grpc is not None:
-            held.enter_context(listen(host, grpc, "gRPC"))
+            sockets.enter_context(listen(host, grpc, "gRPC"))
 
 
 def listen(host: str, port: int, protocol: str) -> socket.socket:

@@ -1,4 +1,4 @@
-"""What the store keeps of a session, as frozen records. No I/O, no rules."""
+"""Frozen records of what the store keeps of a session. No I/O, no rules."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class SnapshotRef:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a gradient was taken at that is applied at whatever step is next (POST).
+    """Where a gradient was taken that is applied as whichever step is next (POST).
 
     Attributes:
-        step: whose parameters.
-        chain: of which history; None: whatever it is.
-        most: how many steps of others may have come since; None: any number.
+        step: the step at whose parameters it was taken.
+        chain: the chain after that step; None: any.
+        most: how many steps of others may have been applied since; None: any number.
 
     """
 

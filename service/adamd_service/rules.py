@@ -1,4 +1,4 @@
-"""The rules of a session, pure: (head, request) → Apply, Replay or Refuse. No I/O, no clock, no randomness.
+"""Decides about a step: (head, request) → Apply, Replay or Refuse. No I/O, clock or randomness.
 
     request n        same digest        another digest
     n = step + 1     Apply              Apply
@@ -72,11 +72,9 @@ def decide(head: Head, ring: Mapping[int, Entry], request: StepRequest, *, diver
     lost = _history(head, ring, number, request.if_match) or _off_base(head, ring, request.base)
     if lost is not None:
         return Refuse(lost)
-    if number == head.step + 1:
-        blocked = _blocked(head, diverged)
-        return Apply(number) if blocked is None else Refuse(blocked)
-    if number > head.step + 1:
-        return Refuse(_gap(head, number))
+    if number > head.step:
+        refusal = _refuse_new(head, number, diverged)
+        return Apply(number) if refusal is None else Refuse(refusal)
     entry = ring.get(number)
     if entry is not None and entry.digest == request.digest and number == head.step:
         return Replay(number)
@@ -86,13 +84,11 @@ def decide(head: Head, ring: Mapping[int, Entry], request: StepRequest, *, diver
 
 
 def foresee(head: Head, number: int | None, if_match: str | None, *, diverged: bool = False) -> AdamdError | None:
-    """Refuse, before a body is read, what no body could mend (law 6)."""
-    wanted = head.step + 1 if number is None else number
-    if wanted == head.step + 1:
-        return _history(head, {}, wanted, if_match) or _blocked(head, diverged)
-    if wanted > head.step + 1:
-        return _history(head, {}, wanted, if_match) or _gap(head, wanted)
-    return None
+    """Return the error that a step gets whatever its body is, or None (law 6)."""
+    number = head.step + 1 if number is None else number
+    if number <= head.step:
+        return None
+    return _history(head, {}, number, if_match) or _refuse_new(head, number, diverged)
 
 
 def chain_at(head: Head, ring: Mapping[int, Entry], step: int) -> str | None:
@@ -135,19 +131,19 @@ def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str |
             f"decides: read the parameters and continue at {head.step + 1} without what is lost, or restore an export.",
             step=head.step,
         )
-    known = chain_at(head, ring, number - 1)
-    if known is None or known == if_match:
+    expected = chain_at(head, ring, number - 1)
+    if expected is None or expected == if_match:
         return None
     return HistoryLost(
         f"step {number} would build on chain {if_match[:12]}…; this session's step {number - 1} has chain "
-        f"{known[:12]}…: another history. A person decides whether to read the parameters and continue at "
+        f"{expected[:12]}…: another history. A person decides whether to read the parameters and continue at "
         f"{head.step + 1}.",
         step=head.step,
     )
 
 
 def _off_base(head: Head, ring: Mapping[int, Entry], base: Base | None) -> AdamdError | None:
-    """Refuse a gradient that was taken at what is no part of this history, or too long ago."""
+    """Refuse a gradient whose base is not part of this history, or is too old."""
     if base is None:
         return None
     if base.step > head.step:
@@ -164,7 +160,10 @@ def _off_base(head: Head, ring: Mapping[int, Entry], base: Base | None) -> Adamd
     return _history(head, ring, base.step + 1, base.chain)
 
 
-def _blocked(head: Head, diverged: bool) -> AdamdError | None:
+def _refuse_new(head: Head, number: int, diverged: bool) -> AdamdError | None:
+    """Refuse a step that was never applied here: one that is not the next, or any where the session takes none."""
+    if number > head.step + 1:
+        return StepGap(f"step {number} is ahead; the next step is {head.step + 1}", step=head.step)
     if head.parameters_missing:
         return ParametersMissing(
             "this session was created from a layout alone; PUT …/parameters before step 1", step=head.step
@@ -178,10 +177,6 @@ def _blocked(head: Head, diverged: bool) -> AdamdError | None:
     return None
 
 
-def _gap(head: Head, number: int) -> StepGap:
-    return StepGap(f"step {number} is ahead; the next step is {head.step + 1}", step=head.step)
-
-
 def _conflict(head: Head) -> StepConflict:
     return StepConflict(
         f"step {head.step} is already applied with another gradient; "
@@ -192,9 +187,9 @@ def _conflict(head: Head) -> StepConflict:
 
 def _superseded(head: Head, number: int, entry: Entry | None, digest: str) -> StepSuperseded:
     applied: Literal["unknown"] | bool = "unknown" if entry is None else entry.digest == digest
-    said = {True: "with this very gradient", False: "with another gradient", "unknown": "too long ago to say how"}
+    how = {True: "with this very gradient", False: "with another gradient", "unknown": "too long ago to say how"}
     return StepSuperseded(
-        f"step {number} is applied already, {said[applied]}; the session is at {head.step}. "
+        f"step {number} is applied already, {how[applied]}; the session is at {head.step}. "
         f"Read the parameters and continue at {head.step + 1}",
         step=head.step,
         applied=applied,

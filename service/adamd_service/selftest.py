@@ -17,12 +17,12 @@ from adamd_service.optim import FAMILY, Cpu, Device, ReferenceKernel, State, par
 from adamd_service.optim import updates_from_json as read
 from adamd_service.optim import updates_to_json as written
 
-SIZE, STEPS, IDLE = 100_003, 12, 1_000  # elements; a length that no width divides
+SIZE, STEPS, IDLE_STEPS = 100_003, 12, 1_000  # elements; a length that no width divides
 QUICK: Final = "adam", "adamw"
 DTYPES: Final = np.dtype(np.float32), np.dtype(np.float64)
-MEASURED = 100_000_000  # elements, or what fits
-OWED = 0.9  # of the copy bandwidth, on a GPU
-TRUTH: Final = Cpu(ReferenceKernel())  # the texts themselves on NumPy
+MEASURED_ELEMENTS = 100_000_000  # elements, or what fits
+EXPECTED_SHARE = 0.9  # of the copy bandwidth, on a GPU
+REFERENCE: Final = Cpu(ReferenceKernel())  # the texts themselves on NumPy
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ def _findings(device: Device, quick: bool) -> Iterator[Finding]:
         yield _replay(device, dtype)
     if not quick:
         gpus = device.gpus if isinstance(device, Spread) else (device,)
-        for one in gpus:
-            yield _gpu_speed(one) if isinstance(one, Gpu) else _cpu_speed(one)
+        for gpu in gpus:
+            yield _gpu_speed(gpu) if isinstance(gpu, Gpu) else _cpu_speed(gpu)
 
 
 def hard(rng: np.random.Generator, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -82,11 +82,11 @@ def hard(rng: np.random.Generator, size: int, dtype: np.dtype[Any]) -> NDArray[A
     return values
 
 
-def _differing(left: State, right: State) -> tuple[int, int]:
+def _differing(first: State, second: State) -> tuple[int, int]:
     """Return (elements compared, bit patterns that differ); a NaN equals a NaN, whose payload is the machine's."""
     compared = different = 0
-    for name, array in left.arrays.items():
-        other = right.arrays[name]
+    for name, array in first.arrays.items():
+        other = second.arrays[name]
         kind = f"u{array.itemsize}"
         both = np.isnan(array) & np.isnan(other)
         different += int(np.count_nonzero((array.view(kind) != other.view(kind)) & ~both))
@@ -102,19 +102,19 @@ def _parity(device: Device, name: str, dtype: np.dtype[Any]) -> Finding:
     rng = np.random.default_rng(1)
     settings = parse_settings({"name": name})
     device.prepare(settings, dtype)
-    mine = State.fresh(hard(rng, SIZE, dtype), 1, settings)
-    truth = mine.copy()
-    out = np.empty_like(mine.params)
+    state = State.fresh(hard(rng, SIZE, dtype), 1, settings)
+    truth = state.copy()
+    out = np.empty_like(state.params)
     compared = different = 0
     for _ in range(STEPS):
         gradient = hard(rng, SIZE, dtype)
         updates = plan(settings, ["all"], truth.counts, [True], dtype, truth.carried)
-        told = device.apply(mine, gradient, updates, [0, SIZE], out)
-        different += told != TRUTH.apply(truth, gradient, updates, [0, SIZE], None)
-        device.fetch(mine)
-        counted = _differing(mine, truth)
+        report = device.apply(state, gradient, updates, [0, SIZE], out)
+        different += report != REFERENCE.apply(truth, gradient, updates, [0, SIZE], None)
+        device.fetch(state)
+        counted = _differing(state, truth)
         compared, different = compared + counted[0], different + counted[1]
-        different += int(out.tobytes() != mine.params.tobytes())
+        different += int(out.tobytes() != state.params.tobytes())
     return _shown(f"{name} {dtype}", compared, different)
 
 
@@ -122,15 +122,15 @@ def _idle(device: Device, dtype: np.dtype[Any]) -> Finding:
     """One gradient, then zeros of both signs: what decays goes through where subnormals begin."""
     rng = np.random.default_rng(2)
     settings = parse_settings({"name": "adam", "betas": [0.9, 0.95] if dtype.itemsize == 4 else [0.5, 0.5]})
-    mine = State.fresh(hard(rng, 1000, dtype), 1, settings)
-    truth = mine.copy()
-    for step in range(IDLE + 1):
+    state = State.fresh(hard(rng, 1000, dtype), 1, settings)
+    truth = state.copy()
+    for step in range(IDLE_STEPS + 1):
         gradient = hard(rng, 1000, dtype) if step == 0 else rng.choice([0.0, -0.0], 1000).astype(dtype)
         updates = plan(settings, ["all"], truth.counts, [True], dtype, truth.carried)
-        device.apply(mine, gradient, updates, [0, 1000], None)
-        TRUTH.apply(truth, gradient, updates, [0, 1000], None)
-    device.fetch(mine)
-    return _shown(f"{IDLE:,} idle steps {dtype}", *_differing(mine, truth))
+        device.apply(state, gradient, updates, [0, 1000], None)
+        REFERENCE.apply(truth, gradient, updates, [0, 1000], None)
+    device.fetch(state)
+    return _shown(f"{IDLE_STEPS:,} idle steps {dtype}", *_differing(state, truth))
 
 
 def _replay(device: Device, dtype: np.dtype[Any]) -> Finding:
@@ -139,17 +139,17 @@ def _replay(device: Device, dtype: np.dtype[Any]) -> Finding:
     settings = parse_settings({"name": "adamw", "amsgrad": True})
     first = State.fresh(hard(rng, SIZE, dtype), 1, settings)
     start, log = first.copy(), []
-    here: Device = device
+    worker: Device = device
     for _ in range(STEPS):
         gradient = hard(rng, SIZE, dtype)
         updates = plan(settings, ["all"], first.counts, [True], dtype, first.carried)
-        here.apply(first, gradient, updates, [0, SIZE], None)
+        worker.apply(first, gradient, updates, [0, SIZE], None)
         log.append((gradient, written(updates)))
-        here.fetch(first)
+        worker.fetch(first)
         first = first.copy()  # as a snapshot goes to another machine
-        here = TRUTH if here is device else device
+        worker = REFERENCE if worker is device else device
     states = []
-    for replayer in (device, TRUTH):
+    for replayer in (device, REFERENCE):
         state = start.copy()
         for gradient, record in log:
             updates = read(record, settings.optimizer, settings.arrays, dtype)
@@ -163,11 +163,11 @@ def _replay(device: Device, dtype: np.dtype[Any]) -> Finding:
 def _gpu_speed(gpu: Gpu) -> Finding:
     dtype = DTYPES[0]
     settings = parse_settings({})
-    size = min(MEASURED, gpu.runtime.free() // 32)
+    size = min(MEASURED_ELEMENTS, gpu.runtime.free() // 32)
     [update] = plan(settings, ["all"], [0], [True], dtype)
     copied = copy_bandwidth(gpu.runtime, 8 * size, 10)
     moved = update_bytes(gpu, update.scalars) * size / update_seconds(gpu, update.scalars, size, 10)
-    return _speed(f"Adam on {gpu.described}, {size:,} float32", moved, copied, owed=OWED)
+    return _speed(f"Adam on {gpu.described}, {size:,} float32", moved, copied, expected=EXPECTED_SHARE)
 
 
 def _cpu_speed(device: Device) -> Finding:
@@ -178,7 +178,7 @@ def _cpu_speed(device: Device) -> Finding:
     [update] = plan(settings, ["all"], [0], [True], dtype)
     copied = 2 * gradient.nbytes / _best(lambda: np.copyto(into, gradient))
     moved = 28 * size / _best(lambda: device.apply(state, gradient, [update], [0, size], None))
-    return _speed(f"Adam on {device.described}, {size:,} float32", moved, copied, owed=None)
+    return _speed(f"Adam on {device.described}, {size:,} float32", moved, copied, expected=None)
 
 
 def _best(work: Callable[[], object]) -> float:
@@ -190,9 +190,9 @@ def _best(work: Callable[[], object]) -> float:
     return min(times[1:])
 
 
-def _speed(what: str, moved: float, copied: float, owed: float | None) -> Finding:
+def _speed(what: str, moved: float, copied: float, expected: float | None) -> Finding:
     ratio = moved / copied
-    said = f"{moved / 1e9:,.1f} GB/s, {ratio:.2f} of a copy's {copied / 1e9:,.1f} GB/s"
-    if owed is not None:
-        said += f" ({'as it should be' if ratio >= owed else f'slow: {owed} is owed'})"
-    return Finding(what, said, None)
+    words = f"{moved / 1e9:,.1f} GB/s, {ratio:.2f} of a copy's {copied / 1e9:,.1f} GB/s"
+    if expected is not None:
+        words += f" ({'as it should be' if ratio >= expected else f'slow: {expected} is owed'})"
+    return Finding(what, words, None)

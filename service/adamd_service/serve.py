@@ -39,13 +39,14 @@ if TYPE_CHECKING:  # an extra that may be missing
     from adamd_service.grpc.server import GrpcServer
 
 LOST = FAILED = 70  # the exit status after a GPU was lost, or a background task failed: EX_SOFTWARE
-PRESENCE = 10.0  # seconds between a replica's signs of life, which last three times as long; and looks at the store
-PATIENCE = 3.0  # seconds that a person waits without a word
-LOOK, REMIND = 1.0, 60.0  # seconds between two looks at the file descriptors, and between two words about them
+PRESENCE_SECONDS = 10.0  # between two signs of life of a replica (each lasts three times as long)
+QUIET_SECONDS = 3.0  # that a person waits without a word
+LOOK_SECONDS = 1.0  # between two looks at the file descriptors
+REMIND_SECONDS = 60.0  # between two log lines that they are used up
 log = structlog.get_logger()
 
 
-class Server(uvicorn.Server):
+class UvicornServer(uvicorn.Server):
     """uvicorn, which tells the engine at the first SIGTERM that it is going down."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
@@ -60,16 +61,16 @@ class Server(uvicorn.Server):
         """Handle SIGINT and SIGTERM without raising them again at the end: engine and store still have to close."""
         loop = asyncio.get_running_loop()
         signals = [signal.SIGINT, signal.SIGTERM]
-        for one in signals:
-            loop.add_signal_handler(one, self.handle_exit, one, None)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup has said that it does not matter
             signals.append(signal.SIGHUP)
             loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         try:
             yield
         finally:
-            for one in signals:
-                loop.remove_signal_handler(one)
+            for number in signals:
+                loop.remove_signal_handler(number)
 
     def _hung_up(self) -> None:
         """End in order where the terminal was closed; to a daemon SIGHUP means to read its settings again."""
@@ -120,22 +121,22 @@ def serve(
     device = device_of(settings.device, settings.device_bytes, _end_with, say, runtimes)
     with store_of(settings, say) as store:
         replica = secrets.token_hex(6)
-        _written(store, replica, say)
+        _try_writing(store, replica, say)
         engine = Engine(store, settings.limits(), replica, device)
         uvicorn_loop(settings, engine, say, descriptors)
 
 
 def patiently(say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Callable[[float], None]:
     """Return what takes the kernels' progress, and tells of it only where they take long: where they are compiled."""
-    told = started = clock()
+    last_line_at = started = clock()
 
     def progress(share: float) -> None:
-        nonlocal told
+        nonlocal last_line_at
         now = clock()
-        if now - told < PATIENCE or share == 1:
+        if now - last_line_at < QUIET_SECONDS or share == 1:
             return
-        why = " (the first start on a machine compiles them: half a minute at most)" if told == started else ""
-        told = now
+        why = " (the first start on a machine compiles them: half a minute at most)" if last_line_at == started else ""
+        last_line_at = now
         say(f"preparing the kernels{why}: {share:.0%}")
 
     return progress
@@ -185,7 +186,7 @@ def _connected(
     settings: ServerSettings, url: str, embedded: EmbeddedStore | None, say: Callable[[str], None]
 ) -> RedisStore:
     """Return the store once it has told what it keeps; one that is loading its data is waited for."""
-    told = -PATIENCE
+    last_line_at = -QUIET_SECONDS
     store = RedisStore.connect(url, timeout=settings.store_timeout, max_connections=2 * settings.threads)
     store.most_sessions = settings.max_sessions
     if embedded is not None:
@@ -195,13 +196,13 @@ def _connected(
             store.check(allow_lossy=settings.allow_lossy_store, trusted=settings.store_trusted)
             return store
         except StoreLoading as loading:
-            if time.monotonic() - told >= PATIENCE:
-                told = time.monotonic()
+            if time.monotonic() - last_line_at >= QUIET_SECONDS:
+                last_line_at = time.monotonic()
                 say(str(loading))
             time.sleep(0.1)
 
 
-def _written(store: RedisStore, replica: str, say: Callable[[str], None]) -> None:
+def _try_writing(store: RedisStore, replica: str, say: Callable[[str], None]) -> None:
     """Write before anybody is told that this server is ready. Who may not write at all does not start; who cannot now
     starts all the same, since a full store is helped by who deletes something.
 
@@ -239,25 +240,25 @@ def uvicorn_loop(settings: ServerSettings, engine: Engine, say: Callable[[str], 
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
         backlog=ports.BACKLOG,
     )
-    server = Server(config, engine)
+    server = UvicornServer(config, engine)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_run(server, engine, telemetry, settings, say))
 
 
 async def _run(
-    server: Server, engine: Engine, telemetry: Telemetry, settings: ServerSettings, say: Callable[[str], None]
+    server: UvicornServer, engine: Engine, telemetry: Telemetry, settings: ServerSettings, say: Callable[[str], None]
 ) -> None:
     listening = ports.listen(settings.host, settings.port, "HTTP")
     bound, port = listening.getsockname()[:2]
     host, everywhere = _openable(settings.host, bound)
     addresses = [f"http://{host}:{port}"]
-    beside = await _grpc(engine, telemetry, settings, say)
-    if beside is not None:
-        addresses.append(f"grpc://{host}:{beside.port}")
-    beat = server.begin(_presence(engine, beside))
+    grpc_server = await _grpc(engine, telemetry, settings, say)
+    if grpc_server is not None:
+        addresses.append(f"grpc://{host}:{grpc_server.port}")
+    beat = server.begin(_presence(engine, grpc_server))
     ready = server.begin(_announce(server, f"{' and '.join(addresses)}{everywhere}", engine, say))
     look = server.begin(_descriptors(engine))
-    end = server.begin(_end(server, beside, settings.shutdown_grace))
+    end = server.begin(_end(server, grpc_server, settings.shutdown_grace))
     try:
         await server.serve(sockets=[listening])
     finally:
@@ -286,29 +287,29 @@ async def _grpc(
             raise SystemExit(f"adamd: no gRPC: {missing}") from None
         say(f"serving HTTP only: {missing}")
         return None
-    beside = GrpcServer(engine, telemetry)
+    grpc_server = GrpcServer(engine, telemetry)
     try:
-        await beside.start(settings.host, settings.grpc_port)
+        await grpc_server.start(settings.host, settings.grpc_port)
     except OSError as error:
         raise ports.refusal(settings.host, settings.grpc_port, "gRPC", error) from None
-    return beside
+    return grpc_server
 
 
-async def _end(server: Server, beside: GrpcServer | None, grace: float) -> None:
+async def _end(server: UvicornServer, grpc_server: GrpcServer | None, grace: float) -> None:
     """End gRPC when uvicorn begins to end."""
     await server.ending.wait()
-    if beside is None:
+    if grpc_server is None:
         return
-    await beside.drain()
-    await beside.stop(grace)
+    await grpc_server.drain()
+    await grpc_server.stop(grace)
 
 
 def _openable(host: str, bound: str) -> tuple[str, str]:
     """Return the host of a URL that can be opened here, and what to say beside it where others reach it elsewhere."""
-    address, said = ipaddress.ip_address(bound), ""
+    address, note = ipaddress.ip_address(bound), ""
     if address.is_unspecified:
-        host, said = ("::1" if address.version == 6 else "127.0.0.1"), ", also for other machines"
-    return (f"[{host}]" if ":" in host else host), said
+        host, note = ("::1" if address.version == 6 else "127.0.0.1"), ", also for other machines"
+    return (f"[{host}]" if ":" in host else host), note
 
 
 def _has_terminal() -> bool:
@@ -320,7 +321,7 @@ def _has_terminal() -> bool:
     return True
 
 
-async def _announce(server: Server, addresses: str, engine: Engine, say: Callable[[str], None]) -> None:
+async def _announce(server: UvicornServer, addresses: str, engine: Engine, say: Callable[[str], None]) -> None:
     while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
     say(f"adamd is ready at {addresses} — updates run on {engine.device.described} — {engine.store.promise}")
@@ -328,20 +329,20 @@ async def _announce(server: Server, addresses: str, engine: Engine, say: Callabl
 
 async def _descriptors(engine: Engine) -> None:
     """Tell when file descriptors are used up: connections are then closed unheard, by libraries that say nothing."""
-    told = -math.inf
+    last_logged_at = -math.inf
     while True:
         free, now = machine.descriptor_is_free(), time.monotonic()
-        if not free and now - told > REMIND:
-            told = now
+        if not free and now - last_logged_at > REMIND_SECONDS:
+            last_logged_at = now
             log.error("file descriptors are used up, new connections are refused; raise their limit (ulimit -n)")
         elif free and engine.out_of_descriptors:
-            told = -math.inf
+            last_logged_at = -math.inf
             log.info("there are file descriptors again")
         engine.out_of_descriptors = not free
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _presence(engine: Engine, beside: GrpcServer | None) -> None:
+async def _presence(engine: Engine, grpc_server: GrpcServer | None) -> None:
     """Tell the other replicas that this one lives, so that they answer 421 for its memory sessions and not 404; look
     what the store promises, and log it where that has changed.
     """
@@ -356,6 +357,6 @@ async def _presence(engine: Engine, beside: GrpcServer | None) -> None:
         if engine.store.promise != promise:
             promise = engine.store.promise
             log.warning("what the store promises has changed", promise=promise)
-        if beside is not None:
-            await beside.serving(well)
-        await asyncio.sleep(PRESENCE)
+        if grpc_server is not None:
+            await grpc_server.serving(well)
+        await asyncio.sleep(PRESENCE_SECONDS)

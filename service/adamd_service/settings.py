@@ -23,7 +23,7 @@ from adamd_service.engine import Limits
 from adamd_service.machine import memory
 
 MIB = 1024 * 1024
-CALLS = 512  # gRPC calls at once
+MAX_GRPC_CALLS = 512  # gRPC calls at once
 PREFIX = "ADAMD_"
 CLIENTS = ("URL", "API_KEY")  # what the SDK reads, and the other commands
 # What Kubernetes sets in every pod beside a service named adamd, or adamd-something.
@@ -39,20 +39,20 @@ def _data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "adamd"
 
 
-def _words(given: Any) -> Any:
+def _words(value: Any) -> Any:
     """Split what one environment variable holds: words, with commas or spaces between."""
-    return tuple(re.findall(r"[^,\s]+", given)) if isinstance(given, str) else given
+    return tuple(re.findall(r"[^,\s]+", value)) if isinstance(value, str) else value
 
 
-def _origins(given: tuple[str, ...]) -> tuple[str, ...]:
-    for origin in given:
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
         if origin in ("*", "null"):
             raise ValueError(
                 f"{origin} would let every web page change what is stored here; name the pages' origins instead"
             )
         if _ORIGIN.fullmatch(origin) is None:
             raise ValueError(f"{origin[:200]!r} is no origin; wanted scheme://host[:port], as in http://localhost:3000")
-    return tuple(_written(origin) for origin in given)
+    return tuple(_written(origin) for origin in origins)
 
 
 def _written(origin: str) -> str:
@@ -62,25 +62,25 @@ def _written(origin: str) -> str:
     return origin.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "\0"))
 
 
-def _hosts(given: tuple[str, ...]) -> tuple[str, ...]:
-    for host in given:
+def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
         if _HOST.fullmatch(host) is None:
             raise ValueError(f"{host[:200]!r} is no host name; wanted one without scheme and port, as in adamd.local")
-    return given
+    return hosts
 
 
-def _root_path(given: str) -> str:
-    if _ROOT.fullmatch(given) is None:
-        raise ValueError(f"{given[:200]!r} is no path; wanted one that a proxy puts before ours, as in /adamd")
-    return given.rstrip("/")
+def _root_path(value: str) -> str:
+    if _ROOT.fullmatch(value) is None:
+        raise ValueError(f"{value[:200]!r} is no path; wanted one that a proxy puts before ours, as in /adamd")
+    return value.rstrip("/")
 
 
-def _bytes(given: Any) -> Any:
+def _bytes(value: Any) -> Any:
     """Read a size as people write it; a number is bytes. What it cannot read is left to who refuses it."""
     try:
-        return TypeAdapter(ByteSize).validate_python(given) if isinstance(given, str) else given
+        return TypeAdapter(ByteSize).validate_python(value) if isinstance(value, str) else value
     except ValidationError:
-        return given
+        return value
 
 
 PORT = "a port: a whole number from 0 to 65535, 0 for a free one"
@@ -153,33 +153,33 @@ class ServerSettings(BaseSettings):
             snapshot_ratio=self.snapshot_ratio,
             snapshot_records=self.snapshot_records,
             snapshot_pace=self.snapshot_pace,
-            calls=self.grpc_calls or max(1, min(CALLS, self.in_flight_bytes // channel.MAX_MESSAGE)),
+            calls=self.grpc_calls or max(1, min(MAX_GRPC_CALLS, self.in_flight_bytes // channel.MAX_MESSAGE)),
             streams=self.grpc_streams,
             sessions=self.max_sessions,
             store=self.store_bytes if self.redis_url is None else None,
         )
 
 
-def refused(error: ValidationError, given: Collection[str]) -> str:
+def refused(error: ValidationError, options: Collection[str]) -> str:
     """Say what was wrong: the option or the variable, what came, what is wanted. ``given``: by the command line."""
-    return "; ".join(dict.fromkeys(_refused(one, given) for one in error.errors(include_url=False)))
+    return "; ".join(dict.fromkeys(_refused(fault, options) for fault in error.errors(include_url=False)))
 
 
-def _refused(fault: ErrorDetails, given: Collection[str]) -> str:
+def _refused(fault: ErrorDetails, options: Collection[str]) -> str:
     name = str(fault["loc"][0])
     field = ServerSettings.model_fields[name]
-    where = f"--{name.replace('_', '-')}" if name in given else f"{PREFIX}{name.upper()}"
+    where = f"--{name.replace('_', '-')}" if name in options else f"{PREFIX}{name.upper()}"
     own = fault.get("ctx", {}).get("error")  # of a validator here, in its own words
     if isinstance(own, ValueError):
         return f"{where}: {own}"
-    came = "(hidden)" if name == "redis_url" else str(fault["input"])
-    said = f"{where} is {came[:200]!r}; wanted {field.description}"
-    if name == "port" and came.startswith("tcp://"):
-        said += (
+    value = "(hidden)" if name == "redis_url" else str(fault["input"])
+    message = f"{where} is {value[:200]!r}; wanted {field.description}"
+    if name == "port" and value.startswith("tcp://"):
+        message += (
             ". Kubernetes sets this variable where a service is named adamd: "
             "give the pod enableServiceLinks: false, or the service another name"
         )
-    return said
+    return message
 
 
 def unknown(environ: Collection[str]) -> list[str]:
@@ -187,13 +187,13 @@ def unknown(environ: Collection[str]) -> list[str]:
 
     They are told and not refused: a variable may be a newer version's, or another program's.
     """
-    known = sorted({*CLIENTS, *(name.upper() for name in ServerSettings.model_fields)})
-    said = []
+    names = sorted({*CLIENTS, *(name.upper() for name in ServerSettings.model_fields)})
+    lines = []
     for name in sorted(environ):
         prefix, own = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()
-        if prefix != PREFIX or own in known or KUBERNETES.fullmatch(own):
+        if prefix != PREFIX or own in names or KUBERNETES.fullmatch(own):
             continue
-        near = get_close_matches(own[:100], known, n=1)
+        near = get_close_matches(own[:100], names, n=1)
         hint = f"did you mean {PREFIX}{near[0]}?" if near else "adamd serve --help and the README have those that are"
-        said.append(f"the environment variable {name[:100]} is not known and does nothing; {hint}")
-    return said
+        lines.append(f"the environment variable {name[:100]} is not known and does nothing; {hint}")
+    return lines

@@ -36,8 +36,8 @@ class Telemetry:
         self._gauge("adamd_leased_buffer_bytes", "Buffers that someone can see", lambda: engine.pool.leased_bytes)
         self._gauge("adamd_idle_buffer_bytes", "Buffers that wait for reuse", lambda: engine.pool.idle_bytes)
 
-    def _gauge(self, name: str, said: str, read: Callable[[], float]) -> None:
-        Gauge(name, said, registry=self._registry).set_function(read)
+    def _gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
+        Gauge(name, description, registry=self._registry).set_function(read)
 
     def request(self, method: str, route: str, status: int | str, seconds: float) -> None:
         """Count one request. ``status`` is HTTP's, or the name of gRPC's."""

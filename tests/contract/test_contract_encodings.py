@@ -32,28 +32,28 @@ def test_encodings_change_between_steps_and_bad_gradients_are_skipped(client):
     session = client.create(np.zeros(300, np.float32), encoding="int8", on_bad_gradient="skip")
     gradient = np.random.default_rng(0).standard_normal(300).astype(np.float32)
     session.step(gradient)
-    left = session._track.encoder._left.copy()
+    left = session._track.encoder._residual.copy()
     for bad in (np.full(300, np.nan, np.float32), np.full(300, 1e38, np.float32)):  # refused here, refused there
         session.step(bad)
-        assert session._track.encoder._left.tobytes() == left.tobytes()
+        assert session._track.encoder._residual.tobytes() == left.tobytes()
     assert (session.skipped, session.step_number) == (2, 1)
     session.encoding = adamd.TopK(0.5)
     session.step(gradient)
     with pytest.raises(InvalidRequest):
         session.encoding = "int3"
     session.refresh()
-    assert session._track.encoder._left is None  # it belongs to a history
+    assert session._track.encoder._residual is None  # it belongs to a history
 
 
 def test_a_conflict_leaves_what_was_left(client):
     one = client.create(np.zeros(300, np.float32), encoding="int8")
     gradient = np.random.default_rng(0).standard_normal(300).astype(np.float32)
     one.step(gradient)
-    left = one._track.encoder._left
+    left = one._track.encoder._residual
     client.session(one.id).step(gradient)
     with pytest.raises(StepConflict):
         one.step(-gradient)
-    assert one._track.encoder._left is left
+    assert one._track.encoder._residual is left
 
 
 @pytest.mark.parametrize("encoding", LOSSY, ids=str)
@@ -77,7 +77,7 @@ def test_a_step_whose_answer_was_lost_sends_the_same_bytes_and_moves_on_once(
         same = connect(at, timeout=adamd.Timeout(total=30, first=2)).session(session.id, encoding=encoding)
         assert [same.step(gradient).tobytes() for gradient in gradients] == wanted
         assert relay.connections > 3
-    assert same._track.encoder._left.tobytes() == twin._track.encoder._left.tobytes()
+    assert same._track.encoder._residual.tobytes() == twin._track.encoder._residual.tobytes()
     assert session.info()["step"] == 4
 
 
@@ -94,7 +94,7 @@ def test_what_was_left_does_not_count_twice_where_an_answer_is_lost_for_good(cli
         at = SimpleNamespace(port=relay.port, grpc_port=relay.port)
         same = connect(at, timeout=adamd.Timeout(total=3)).session(session.id, encoding=adamd.TopK(0.1))
         same.step(gradients[0])
-        assert same._track.encoder._left.any()
+        assert same._track.encoder._residual.any()
         lossy.append(True)
         relay.drop()
         with pytest.raises(adamd.RetriesExhausted):
@@ -104,7 +104,7 @@ def test_what_was_left_does_not_count_twice_where_an_answer_is_lost_for_good(cli
         with pytest.raises(StepConflict):  # with the very gradient whose answer was lost
             same.step(-gradients[1])
         same.parameters()
-        assert same.step_number == 2 and same._track.encoder._left is None
+        assert same.step_number == 2 and same._track.encoder._residual is None
 
 
 def test_sparse_steps_and_lazy_ones(client):

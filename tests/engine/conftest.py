@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adamd.wire import layout
-from adamd_service.engine import Body, CreateCall, Engine, Limits, StepCall
+from adamd_service.engine import CreateCall, Engine, Limits, RequestBody, StepCall
 from adamd_service.optim import Cpu, FusedKernel, State, apply, merge_settings, parse_settings, plan
 from adamd_service.store import RedisStore, serialization
 from servers import Store
@@ -85,7 +85,7 @@ def body_of(data, piece=65_536):
         for start in range(0, len(data), piece):
             yield data[start : start + piece]
 
-    return Body(len(data), chunks())
+    return RequestBody(len(data), chunks())
 
 
 def create_call(parameters, optimizer=None, **more):

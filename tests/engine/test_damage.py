@@ -1,6 +1,6 @@
 """A store whose bytes have changed: refused in words, rebuilt from what is whole, or of no effect; never served.
 
-ARCHITECTURE.md has the table of what covers each field; here every bit of every field is turned, one after the other.
+docs/decisions/integrity.md has the table of what covers each field. Here every bit of every field is turned, one after the other.
 """
 
 import asyncio
@@ -136,14 +136,14 @@ def test_every_bit_that_decides_is_under_a_sum(replica, client, most):
 
 
 def test_every_field_is_in_the_table(replica, client):
-    """A new field of a head or of a record gets a sum, and a line in ARCHITECTURE.md."""
+    """A new field of a head or of a record gets a sum, and a line in docs/decisions/integrity.md."""
 
     async def scenario():
         async with replica() as engine:
             return await made(engine, 3)
 
     session = run(scenario())
-    text = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/decisions/integrity.md").read_text(encoding="utf-8")
     table = text.partition("| field | what covers it |")[2].partition("\n\n")[0]
     named = set(re.findall(r"`([a-z_]+)`", table))
     there = {field for kind, _, field in fields_of(client, session) if kind != "ring"}

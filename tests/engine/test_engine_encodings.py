@@ -18,7 +18,7 @@ from adamd.errors import (
 from adamd.wire import encodings, layout
 from adamd.wire.dtypes import narrow, storage, widen
 from adamd.wire.encodings import INT8, LAZY, RAW, SPARSE
-from adamd_service.engine import Body, CreateCall, StepCall
+from adamd_service.engine import CreateCall, RequestBody, StepCall
 from adamd_service.engine.recovery import check_body, gradient_of
 from adamd_service.optim import FusedKernel, Lazy, State, Update, apply, encoded, parse_settings, plan
 from adamd_service.records import Record, Spec
@@ -204,7 +204,7 @@ def test_law_6_a_length_is_refused_before_a_byte_is_read(replica):
                 (SPARSE, 1 << 60, TooLarge),
             ):
                 with pytest.raises(error):
-                    await engine.step(StepCall(session, 1, Body(length, chunks()), encoding=encoding))
+                    await engine.step(StepCall(session, 1, RequestBody(length, chunks()), encoding=encoding))
 
     run(scenario())
 
@@ -221,7 +221,7 @@ def test_a_sparse_body_of_unknown_length_is_counted(replica, shapes):
             body = encodings.encode_sparse(chosen, rng.standard_normal(len(chosen)))
 
             def unknown(data, encoding):
-                return StepCall(session, 1, Body(None, body_of(data).chunks), encoding=encoding)
+                return StepCall(session, 1, RequestBody(None, body_of(data).chunks), encoding=encoding)
 
             with pytest.raises(WrongLength):
                 await engine.step(unknown(body.tobytes()[:-1], SPARSE))

@@ -1,5 +1,7 @@
-"""The laws of DESIGN section 2, on real stores. ARCHITECTURE.md names the guard that each of these watches, and
-tests/laws takes the guards out one by one to see them go red."""
+"""The laws of ARCHITECTURE.md, on real stores. It names the guard that each of these tests watches.
+
+tests/laws takes the guards out, one by one, and sees these tests go red.
+"""
 
 import asyncio
 import contextlib
@@ -335,9 +337,9 @@ def test_law_6_what_is_refused_changes_nothing_and_reads_nothing(replica):
                     raise AssertionError("the body was read")
                     yield b""
 
-                from adamd_service.engine import Body, StepCall
+                from adamd_service.engine import RequestBody, StepCall
 
-                return StepCall(session, 1, Body(length, chunks()))
+                return StepCall(session, 1, RequestBody(length, chunks()))
 
             for length in (4 * SIZE - 1, 4 * SIZE + 1, 0, 8 * SIZE):
                 with pytest.raises(WrongLength):
@@ -389,9 +391,9 @@ def test_law_7_bytes_in_flight_are_bounded(replica):
                 await gate.wait()
                 yield gradient.tobytes()[1000:]
 
-            from adamd_service.engine import Body, StepCall
+            from adamd_service.engine import RequestBody, StepCall
 
-            waiting = asyncio.create_task(engine.step(StepCall(session, 1, Body(4 * SIZE, slow()))))
+            waiting = asyncio.create_task(engine.step(StepCall(session, 1, RequestBody(4 * SIZE, slow()))))
             await asyncio.sleep(0.1)
             with pytest.raises(Busy) as told:
                 await stepped(engine, session, 1, gradient)

@@ -146,7 +146,7 @@ def test_a_store_that_went_away_and_came_back(replica, store_factory):
 
 
 def test_as_many_at_once_as_come_and_no_more_connections_than_there_may_be(replica, store_factory, monkeypatch):
-    monkeypatch.setattr(loop_connections, "MOST", 3)
+    monkeypatch.setattr(loop_connections, "MAX_CONNECTIONS", 3)
 
     async def scenario():
         store = store_factory()
@@ -247,7 +247,7 @@ def test_settings_that_another_replica_changed_are_compiled_off_the_loop(replica
 
 def test_who_finds_no_connection_makes_no_record_before_there_is_a_thread(replica, store_factory, monkeypatch):
     """A record has a copy of the body: as many as there are threads, not as many as there are calls."""
-    monkeypatch.setattr(loop_connections, "MOST", 0)
+    monkeypatch.setattr(loop_connections, "MAX_CONNECTIONS", 0)
     records, record = [], Stepper._record
     monkeypatch.setattr(Stepper, "_record", lambda *args, **more: records.append(args) or record(*args, **more))
 

@@ -1,7 +1,7 @@
 """Slow readers: every byte that they get is their step's, and what they hold is bounded, in bytes and in time.
 
-An answer's buffer is used again only when the transport has really sent it (the trap of DESIGN section 5): uvicorn's
-``send()`` returns earlier, and a reused array then reached the client as garbage with status 200.
+An answer's buffer is used again only when the transport has really sent it. uvicorn's ``send()`` returns earlier,
+and a buffer that was reused then reached the client as garbage, with status 200.
 """
 
 import socket

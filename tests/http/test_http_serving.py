@@ -19,7 +19,7 @@ import uvicorn
 
 import adamd
 from adamd_service.engine.workers import Workers
-from adamd_service.serve import Server
+from adamd_service.serve import UvicornServer
 from adamd_service.telemetry import Unfailing
 from servers import ENVIRONMENT, gone
 
@@ -260,7 +260,7 @@ def test_what_is_refused_names_its_session_and_its_route(server_factory):
     one = server_factory("--log-level", "debug")
     answered(one.port, "/v1/sessions/nobody%0Ahere")
     answered(one.port, "/v1/sessions/nobody/parameters")
-    until(lambda: "unknown_session" in one.log())
+    until(lambda: any("unknown_session" in line and "parameters" in line for line in one.lines))
     (line,) = [line for line in one.lines if "unknown_session" in line and "parameters" in line]
     for word in ("refused", "GET", "/v1/sessions/{session}/parameters", "nobody"):
         assert word in line
@@ -273,7 +273,7 @@ def test_a_background_task_that_fails_is_told_and_ends_the_server(capsys):
 
     async def scenario():
         engine = SimpleNamespace(draining=False)
-        server = Server(uvicorn.Config(lambda: None), engine)
+        server = UvicornServer(uvicorn.Config(lambda: None), engine)
         await asyncio.wait([server.begin(fails())])
         await asyncio.sleep(0)
         assert server.failed and server.should_exit and server.ending.is_set() and engine.draining

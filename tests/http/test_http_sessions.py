@@ -1,4 +1,4 @@
-"""Sessions over HTTP: made, listed, named, changed, deleted, exported and restored (DESIGN section 5)."""
+"""Sessions over HTTP: made, listed, named, changed, deleted, exported and restored."""
 
 import json
 import uuid

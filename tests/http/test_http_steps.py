@@ -1,4 +1,4 @@
-"""Steps over HTTP: every status of DESIGN section 5, and what each leaves unchanged."""
+"""Steps over HTTP: every status that docs/protocol.md has for them, and what each leaves unchanged."""
 
 import json
 import threading

@@ -38,7 +38,13 @@ GUARDS = [
     ),
     (
         "1 a text without its own sum is refused",
-        [(f"{STORE}/serialization.py", "if said is not None and said != sum_of(dumps(value)):", "if False:")],
+        [
+            (
+                f"{STORE}/serialization.py",
+                "if stored_sum is not None and stored_sum != sum_of(dumps(value)):",
+                "if False:",
+            )
+        ],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
@@ -48,7 +54,7 @@ GUARDS = [
     ),
     (
         "1 the place in the ring is the one that was written",
-        [(f"{STORE}/serialization.py", "if summed_up and said != _sum_of_entry(entry):", "if False:")],
+        [(f"{STORE}/serialization.py", "if has_sum and stored_sum != _sum_of_entry(entry):", "if False:")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
@@ -56,7 +62,7 @@ GUARDS = [
         [
             (
                 f"{STORE}/serialization.py",
-                'if told.startswith(" ") and text.get("progressed") != sum_of(told):',
+                'if progress.startswith(" ") and text.get("progressed") != sum_of(progress):',
                 "if False:",
             )
         ],
@@ -74,7 +80,7 @@ GUARDS = [
     ),
     (
         "1 a record's hash agrees with its text",
-        [(f"{STORE}/serialization.py", "if said is not None and said.decode() != raw[name]:", "if False:")],
+        [(f"{STORE}/serialization.py", "if stored is not None and stored.decode() != raw[name]:", "if False:")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
@@ -89,7 +95,7 @@ GUARDS = [
     ),
     (
         "1 a new snapshot takes the place of the damaged one",
-        [(f"{ENGINE}/snapshots.py", "        if hot.replaced:\n            return True\n", "")],
+        [(f"{ENGINE}/snapshots.py", "        if loaded.replaced:\n            return True\n", "")],
         f"{DAMAGE}::test_an_older_snapshot_serves_where_the_newest_is_damaged[counts]",
     ),
     (
@@ -148,12 +154,12 @@ GUARDS = [
     ),
     (
         "7 there are only so many sessions",
-        [(f"{LUA}/claim.lua", "  return {ARGV[1], 'full'}\n", "")],
+        [(f"{LUA}/claim.lua", "  return {nonce, 'full'}\n", "")],
         "tests/store/test_creation.py::test_there_are_only_so_many_sessions",
     ),
     (
         "the store's directory is its user's alone",
-        [("service/adamd_service/store/embedded/private_files.py", "if found.st_mode & 0o077:", "if False:")],
+        [("service/adamd_service/store/embedded/private_files.py", "if status.st_mode & 0o077:", "if False:")],
         "tests/store/test_embedded.py::test_a_directory_that_is_open_to_others_is_refused[488]",
     ),
     (
@@ -192,8 +198,8 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "        except BaseException:\n            hot.drop()\n            raise\n        hot.diverged",
-                "        except BaseException:\n            raise\n        hot.diverged",
+                "        except BaseException:\n            hot.drop()\n            raise\n        loaded.diverged",
+                "        except BaseException:\n            raise\n        loaded.diverged",
             )
         ],
         f"{LAWS}::test_law_2_a_kernel_error_after_the_commit_is_rebuilt_from_the_store",
@@ -203,13 +209,13 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "        if hot.durable:\n            if not (yield from self._commit(",
-                "        self._change(hot, state, step, updates, out, permit, best=note.best)\n        if hot.durable:\n            if not (yield from self._commit(",
+                "        if hot.durable:\n            if not await self._commit(",
+                "        self._change(hot, loaded, step, updates, out, io.permit, best=notes.best)\n        if hot.durable:\n            if not await self._commit(",
             ),
             (
                 f"{ENGINE}/step.py",
-                "        overflowed = self._change(hot, state, step, updates, out, permit, best=note.best)\n        hot.advance(",
-                "        overflowed = 0\n        hot.advance(",
+                "        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=notes.best)\n        loaded.advance(",
+                "        overflowed = 0\n        loaded.advance(",
             ),
             (
                 f"{ENGINE}/step.py",
@@ -218,8 +224,8 @@ GUARDS = [
             ),
             (
                 f"{ENGINE}/step.py",
-                "        except BaseException:\n            hot.drop()\n            raise\n        assert outcome",
-                "        except BaseException:\n            raise\n        assert outcome",
+                "        except BaseException:\n            hot.drop()\n            raise\n        if isinstance(outcome",
+                "        except BaseException:\n            raise\n        if isinstance(outcome",
             ),
             (
                 f"{ENGINE}/recovery.py",
@@ -234,7 +240,7 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "            self._resolve(hot, step, record.step)\n            return False",
+                "            await io.blocking(self._resolve, hot, step, record.step)\n            return False",
                 '            hot.drop()\n            raise StoreUnavailable("no answer")',
             )
         ],
@@ -285,12 +291,18 @@ GUARDS = [
     ),
     (
         "7 what became of a commit is not asked on the event loop",
-        [(f"{ENGINE}/step.py", "            yield None\n            self._resolve", "            self._resolve")],
+        [
+            (
+                f"{ENGINE}/step.py",
+                "await io.blocking(self._resolve, hot, step, record.step)",
+                "self._resolve(hot, step, record.step)",
+            )
+        ],
         f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[inline]",
     ),
     (
         "2 no process behind the store's address is used before it was looked at",
-        [(f"{STORE}/connection/trust.py", "        if found.run_id not in self._accepted:\n", "        if False:\n")],
+        [(f"{STORE}/connection/trust.py", "        if node.run_id not in self._accepted:\n", "        if False:\n")],
         "tests/store/test_trust.py::test_no_process_is_used_before_it_was_looked_at",
     ),
     (
@@ -299,10 +311,10 @@ GUARDS = [
             (
                 f"{STORE}/redis_store.py",
                 """        self._trust.require()
-        self._grow(AROUND + len(commit.record.inline or b""))
-        named, args""",
-                """        self._grow(AROUND + len(commit.record.inline or b""))
-        named, args""",
+        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
+        script_keys, args""",
+                """        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
+        script_keys, args""",
             )
         ],
         "tests/store/test_trust.py::test_the_file_is_switched_off_while_it_serves",
@@ -364,8 +376,8 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/engine.py",
-                "        async with hot.lock:\n            # Small",
-                "        if True:\n            # Small",
+                "        async with hot.lock:\n            # Checked again",
+                "        if True:\n            # Checked again",
             )
         ],
         "tests/engine/test_on_the_loop.py::test_the_same_step_twice_at_once_is_committed_once_and_the_second_waits",
@@ -421,17 +433,17 @@ GUARDS = [
     ),
     (
         "5 the commit compares chain and step",
-        [(f"{LUA}/commit.lua", "head[2] ~= ARGV[3] or head[3] ~= ARGV[4] or ", "")],
+        [(f"{LUA}/commit.lua", " or head_chain ~= expected_chain or head_step ~= expected_step", "")],
         f"{LAWS}::test_law_5_any_replica_may_serve_and_one_history_comes_of_it[inline]",
     ),
     (
         "5 the commit compares the settings' revision",
-        [(f"{LUA}/commit.lua", " or head[4] ~= ARGV[5]", "")],
+        [(f"{LUA}/commit.lua", "or head_revision ~= expected_revision ", "")],
         f"{LAWS}::test_law_5_a_patch_on_one_replica_counts_for_the_steps_of_another",
     ),
     (
         "5 another history is told",
-        [("service/adamd_service/rules.py", "    if known is None or known == if_match:", "    if True:")],
+        [("service/adamd_service/rules.py", "    if expected is None or expected == if_match:", "    if True:")],
         f"{LAWS}::test_law_5_a_store_that_went_back_is_told",
     ),
     (
@@ -525,7 +537,7 @@ GUARDS = [
     ),
     (
         "the doors: Host names this server",
-        [("service/adamd_service/http/server/origin_check.py", "name in known", "name != known")],
+        [("service/adamd_service/http/server/origin_check.py", "name in allowed", "name != allowed")],
         "tests/http/test_http_doors.py::test_a_name_of_somebody_else_is_refused_whatever_it_asks",
     ),
     (
@@ -594,7 +606,7 @@ GUARDS = [
         [
             (
                 "service/adamd_service/codecs/documents.py",
-                "    if not given or tuple(given) == layout.names:",
+                "    if not order or tuple(order) == layout.names:",
                 "    if True:",
             )
         ],
@@ -624,7 +636,7 @@ GUARDS = [
     ),
     (
         "6 pieces follow each other without holes or overlaps",
-        [(f"{GRPC}/sending.py", "        if message.offset != here:", "        if False:")],
+        [(f"{GRPC}/sending.py", "        if message.offset != received:", "        if False:")],
         "tests/grpc/test_grpc_hostile.py::test_pieces_that_do_not_fit_are_refused[1-out of order]",
     ),
     (
@@ -639,7 +651,7 @@ GUARDS = [
     ),
     (
         "7 a body's pieces are bounded in number",
-        [(f"{GRPC}/sending.py", "        if count > most_pieces(here):", "        if False:")],
+        [(f"{GRPC}/sending.py", "        if count > most_pieces(received):", "        if False:")],
         "tests/grpc/test_grpc_hostile.py::test_a_million_tiny_messages_are_not_waited_for[1]",
     ),
     (

@@ -112,6 +112,19 @@ def test_the_cache_is_where_it_was_asked_for(tmp_path, monkeypatch):
     assert [path.read_text() for path in (tmp_path / "adamd").glob("twice_*.py")] == [SOURCE]
 
 
+def test_a_cache_that_a_module_of_another_name_filled_is_filled_anew(tmp_path, monkeypatch):
+    """Its entries name that module, which is gone: they would be tried, and compiled in vain, at every start."""
+    import numba
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    with monkeypatch.context() as moved:
+        moved.setattr("adamd_service.optim.numba_cache.__name__", "adamd_service.optim.compiled")
+        compile_loop(SOURCE, "twice", (numba.float64,))
+    assert compile_loop(SOURCE, "twice", (numba.float64,))(2.0) == 4.0
+    assert len(list(tmp_path.rglob("*.nbi"))) == 2
+
+
 def test_a_damaged_cache_is_not_used(tmp_path, monkeypatch):
     import numba
 

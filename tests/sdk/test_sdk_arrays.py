@@ -169,7 +169,7 @@ def test_overlap_is_found_between_any_two_of_many(spans):
     memory = np.zeros(40, "f4")
     targets = [memory[start : start + size] for written, start, size in spans if written]
     sent = [memory[start : start + size] for written, start, size in spans if not written]
-    parts = tuple(arrays.Part("x", "float32", array) for array in sent)
+    parts = tuple(arrays.TensorPart("x", "float32", array) for array in sent)
     assert arrays._overlap(targets, parts) == any(np.shares_memory(a, b) for a in targets for b in sent)
 
 

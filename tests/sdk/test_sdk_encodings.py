@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import adamd
 from adamd.errors import BadGradient, InvalidRequest, WrongDtype, WrongLayout
-from adamd.sansio.gradient_encoding import Encoder, Sending
+from adamd.sansio.gradient_encoding import Encoder, EncodingOptions
 from adamd.wire import encodings
 from adamd.wire.dtypes import narrow_bfloat16, storage, widen
 from adamd.wire.layout import named_layout, vector_layout
@@ -17,7 +17,7 @@ LOSSY = ["float16", "bfloat16", "int8", adamd.TopK(0.1)]
 
 def encoder(encoding="raw", feedback=True):
     made = Encoder()
-    made.choose(Sending.of(encoding, feedback), "float32")
+    made.choose(EncodingOptions.of(encoding, feedback), "float32")
     return made
 
 
@@ -57,7 +57,7 @@ def test_error_feedback_is_its_equation(encoding, dtype):
         plain = encoder(encoding, feedback=False).write(total, layout, dtype)
         assert [bytes(p) for p in plain.body.pieces] == [bytes(p) for p in written.body.pieces]
         left = total - sent
-        assert written.left.tobytes() == left.tobytes()
+        assert written.residual.tobytes() == left.tobytes()
         one.sent(written)
     assert np.abs(left).max() > 0
 
@@ -74,7 +74,7 @@ def test_nothing_is_lost_for_good(size, seed, encoding):
         given += gradient
         sent += meaning(written.body, size)
         one.sent(written)
-    np.testing.assert_allclose(sent + written.left, given, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(sent + written.residual, given, rtol=0, atol=1e-4)
 
 
 def test_what_is_not_acknowledged_leaves_no_trace():
@@ -87,7 +87,7 @@ def test_what_is_not_acknowledged_leaves_no_trace():
         one.write(gradients[2] * np.float32(np.nan), layout, "float32")
     again = one.write(gradients[1], layout, "float32")
     assert bytes(first.body.pieces[0]) == bytes(again.body.pieces[0])
-    assert first.left.tobytes() == again.left.tobytes()
+    assert first.residual.tobytes() == again.residual.tobytes()
 
 
 def test_raw_takes_what_was_left_along_once_and_is_uncopied_otherwise():
@@ -97,14 +97,14 @@ def test_raw_takes_what_was_left_along_once_and_is_uncopied_otherwise():
     one.sent(written)
     one.encoding = "raw"
     flushed = one.write(gradient, layout, "float32")
-    assert meaning(flushed.body, 1000).tobytes() == (gradient + written.left).tobytes()
+    assert meaning(flushed.body, 1000).tobytes() == (gradient + written.residual).tobytes()
     one.sent(flushed)
     last = one.write(gradient, layout, "float32")
     assert np.shares_memory(np.frombuffer(last.body.pieces[0], np.float32), gradient)
     one.encoding = "int8"
     one.sent(one.write(gradient, layout, "float32"))
     one.error_feedback = False
-    assert one.write(gradient, layout, "float32").left is None
+    assert one.write(gradient, layout, "float32").residual is None
 
 
 def test_a_gradient_of_tensors_becomes_one_vector_and_has_to_be_whole():
@@ -125,7 +125,7 @@ def test_a_gradient_of_tensors_becomes_one_vector_and_has_to_be_whole():
 @pytest.mark.parametrize("wrong", ["int4", "", None, 8, "sparse"])
 def test_an_unknown_encoding_is_refused(wrong):
     with pytest.raises(InvalidRequest, match="wanted"):
-        Sending.of(wrong)
+        EncodingOptions.of(wrong)
 
 
 @pytest.mark.parametrize("fraction", [0, -1, 1.5, float("nan")])

@@ -24,7 +24,7 @@ class Shell:
 
     def __init__(self, outcomes, cost=0.0, timeout=None, jitter=1.0, known=True, operation=Info()):
         self.now, self.sent, self.waits, self.told = 0.0, 0, [], []
-        flow = call(operation, timeout or Timeout(), lambda: self.now, lambda: jitter, known=known)
+        flow = call(operation, timeout or Timeout(), lambda: self.now, lambda: jitter, answered=known)
         self.result, self.error, value = None, None, None
         try:
             while True:

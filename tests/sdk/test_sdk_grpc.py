@@ -21,11 +21,11 @@ from adamd.errors import RetriesExhausted, TransportError
 from adamd.sansio import arrays
 from adamd.sansio.operations import Info, Step, body_of
 from adamd.sansio.retry import Timeout
-from adamd.transports.cancellation import Stop
+from adamd.transports.cancellation import Cancellation
 from adamd.transports.endpoint import route
 from adamd.transports.grpc import messages
 from adamd.transports.grpc.stream import Filling
-from adamd.transports.grpc.transport import KEPT, GrpcTransport
+from adamd.transports.grpc.transport import MAX_IDLE_STREAMS, GrpcTransport
 from adamd.transports.progress import meter
 from adamd.wire import channel, pieces
 from adamd.wire.layout import vector_layout
@@ -344,17 +344,17 @@ def test_a_kept_stream_that_dies_under_a_step_is_replaced_within_one_attempt():
         into = (memoryview(bytearray(8)),)
         step = Step("s_1", 1, "a" * 64, body, "float32", into, settings={}, metrics={})
         for streams in (1, 1, 2):
-            assert transport.send(step, deadline, Stop()).step == 1
+            assert transport.send(step, deadline, Cancellation()).step == 1
             assert fake.streams == streams
         with pytest.raises(TransportError) as caught:
-            transport.send(step, deadline, Stop())
+            transport.send(step, deadline, Cancellation())
         assert caught.value.extra["phase"] == "silent" and fake.streams == 3
         assert bytes(into[0]) == PARAMS
         transport.close()
 
 
 def test_many_threads_share_a_client(direct, server):
-    made = [direct.create(np.zeros(100, "f4"), durability="memory") for _ in range(KEPT + 8)]
+    made = [direct.create(np.zeros(100, "f4"), durability="memory") for _ in range(MAX_IDLE_STREAMS + 8)]
     with adamd.connect(server.grpc_url) as client:
 
         def work(one):
@@ -368,7 +368,7 @@ def test_many_threads_share_a_client(direct, server):
             thread.start()
         for thread in threads:
             thread.join()
-        assert 1 <= len(client._transport._idle) <= KEPT
+        assert 1 <= len(client._transport._idle) <= MAX_IDLE_STREAMS
     assert {one.info()["step"] for one in made} == {5}
     for one in made:
         one.delete(anyway=True)
@@ -398,8 +398,8 @@ def test_a_client_may_be_closed_under_its_calls(direct, server):
 
 def test_a_stopped_attempt_is_not_made(server):
     transport = GrpcTransport(route(server.grpc_url), QUICK, time.monotonic, meter(False), None)
-    stop = Stop()
-    assert stop.set() is False
+    stop = Cancellation()
+    assert stop.cancel() is False
     with pytest.raises(TransportError, match="cancelled"):
         transport.send(Info(), time.monotonic() + 20, stop)
     transport.close()

@@ -21,7 +21,7 @@ import adamd
 from adamd import errors
 from adamd.errors import RetriesExhausted, TransportError
 from adamd.sansio.operations import Info
-from adamd.transports.cancellation import Stop
+from adamd.transports.cancellation import Cancellation
 from adamd.transports.endpoint import route
 from adamd.transports.http.pool import HttpTransport
 from adamd.transports.progress import meter
@@ -152,10 +152,10 @@ def test_a_kept_connection_that_dies_under_a_request_is_replaced_within_one_atte
         transport = HttpTransport(route(peer.url), QUICK, time.monotonic, meter(False), {})
         deadline = time.monotonic() + 20
         for _ in range(2):
-            assert transport.send(Info(), deadline, Stop()) == {}
+            assert transport.send(Info(), deadline, Cancellation()) == {}
         assert (len(peer.requests), peer.connections) == (3, 2)
         with pytest.raises(TransportError) as caught:  # the fresh one dies too: that is the server's doing
-            transport.send(Info(), deadline, Stop())
+            transport.send(Info(), deadline, Cancellation())
         assert caught.value.extra["phase"] == "silent"
         assert (len(peer.requests), peer.connections) == (5, 3)
         transport.close()

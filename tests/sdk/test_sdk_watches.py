@@ -26,7 +26,7 @@ def roomy(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def endless(monkeypatch):
-    monkeypatch.setattr(calls, "WATCHED", 3600.0)
+    monkeypatch.setattr(calls, "WATCH_SECONDS", 3600.0)
 
 
 def until(reached):

@@ -166,12 +166,12 @@ class StoreContract:
 
     @pytest.mark.parametrize("off", [-1, 0, 1])
     def test_bodies_around_a_chunk(self, store, off):
-        head, body = create(store), np.random.default_rng(1).bytes(2 * chunks.CHUNK + off)
+        head, body = create(store), np.random.default_rng(1).bytes(2 * chunks.CHUNK_BYTES + off)
         record = staged_record(store, head, body)
         wanted = {
-            -1: (chunks.CHUNK, chunks.CHUNK - 1),
-            0: (chunks.CHUNK, chunks.CHUNK),
-            1: (chunks.CHUNK, chunks.CHUNK, 1),
+            -1: (chunks.CHUNK_BYTES, chunks.CHUNK_BYTES - 1),
+            0: (chunks.CHUNK_BYTES, chunks.CHUNK_BYTES),
+            1: (chunks.CHUNK_BYTES, chunks.CHUNK_BYTES, 1),
         }
         assert record.chunks == wanted[off]
         assert store.commit(head.spec.id, commit_of(head, record)) == Committed()

@@ -75,7 +75,7 @@ def commit_wants_parameters(store, client):
 
 def commit_wants_every_chunk(store, client):
     head = create(store)
-    record = staged_record(store, head, bytes(chunks.CHUNK + 1))
+    record = staged_record(store, head, bytes(chunks.CHUNK_BYTES + 1))
     store._client.unlink(key_of(head, "body", record.attempt, 1))
     assert store.commit(head.spec.id, commit_of(head, record)) == CHUNKS
     assert store.load_head(head.spec.id) == head
@@ -115,14 +115,14 @@ def commit_knows_a_key(store, client):
 
 def commit_makes_chunks_permanent(store, client):
     head = create(store)
-    record = staged_record(store, head, bytes(chunks.CHUNK + 1))
+    record = staged_record(store, head, bytes(chunks.CHUNK_BYTES + 1))
     store.commit(head.spec.id, commit_of(head, record))
     assert [client.ttl(key_of(head, "body", record.attempt, n)) for n in (0, 1)] == [-1, -1]
 
 
 def commit_is_refused_whole_by_a_full_store(store, client):
     head = create(store)
-    record = staged_record(store, head, bytes(chunks.CHUNK + 1))
+    record = staged_record(store, head, bytes(chunks.CHUNK_BYTES + 1))
     with full(client), pytest.raises(StoreFull):
         store.commit(head.spec.id, commit_of(head, record))
     assert store.load_head(head.spec.id) == head

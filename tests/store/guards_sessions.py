@@ -21,7 +21,7 @@ from .sessions import array_of, body_of, create, new_head, params, snapshot, ste
 
 def creating_stops_at_a_tombstone(store, client):
     head = new_head()
-    client.set(key_of(head, "gone"), index.NEVER)
+    client.set(key_of(head, "gone"), index.NEVER_CREATED)
     with pytest.raises(StoreUnavailable):
         store.create(head, params(head), (0,), None)
     with pytest.raises(UnknownSession):
@@ -182,7 +182,7 @@ def a_claim_under_way_is_left_alone(store, client):
     assert index.claim(store._client, claimed.spec, None) is None
     with pytest.raises(Busy, match="being created"):
         store.create(other, params(other), (0,), None)
-    assert 0 < client.pttl(f"adamd:{{index.default}}:claim:{claimed.spec.id}") <= index.PATIENCE * 1000
+    assert 0 < client.pttl(f"adamd:{{index.default}}:claim:{claimed.spec.id}") <= index.CLAIM_SECONDS * 1000
     assert store.create(claimed, params(claimed), (0,), None) == Created()
 
 

@@ -25,6 +25,7 @@ JSON = st.recursive(
 )
 OBJECTS = st.dictionaries(TEXTS, JSON, max_size=4)
 HEX = st.text("0123456789abcdef", min_size=1, max_size=64)
+ATTEMPTS = st.text("0123456789abcdef", min_size=1, max_size=32)
 PRINTABLE = st.text(min_size=1, max_size=20).filter(str.isprintable)
 SHAPES = st.lists(st.integers(0, 12), max_size=4).map(tuple)
 LAYOUTS = st.dictionaries(PRINTABLE, SHAPES, max_size=5).map(layout.named_layout) | SHAPES.map(layout.vector_layout)
@@ -118,7 +119,7 @@ def test_a_record_comes_back_exactly(record, inline):
         serialization.record_from(record.step + 1, meta, b"")
 
 
-@given(st.builds(Entry, step=COUNTS, digest=HEX, attempt=HEX, chain=HEX))
+@given(st.builds(Entry, step=COUNTS, digest=HEX, attempt=ATTEMPTS, chain=HEX))
 def test_a_place_of_the_ring_comes_back_exactly(entry):
     assert serialization.entry_from(serialization.entry_text(entry).encode()) == entry
     assert 0 <= slot(entry.step) < 256
@@ -193,10 +194,12 @@ def test_a_damaged_place_of_the_ring_too(raw):
 @given(st.integers(0, 2**45))
 def test_no_body_has_more_than_a_thousand_chunks(nbytes):
     size = chunks.chunk_size(nbytes)
-    assert size >= chunks.CHUNK
-    assert size % chunks.CHUNK == 0
-    assert -(-nbytes // size) <= chunks.MOST
-    assert nbytes <= chunks.MOST * chunks.CHUNK or -(-nbytes // size) > chunks.MOST // 2, "nor far fewer"
+    assert size >= chunks.CHUNK_BYTES
+    assert size % chunks.CHUNK_BYTES == 0
+    assert -(-nbytes // size) <= chunks.MAX_CHUNKS
+    assert nbytes <= chunks.MAX_CHUNKS * chunks.CHUNK_BYTES or -(-nbytes // size) > chunks.MAX_CHUNKS // 2, (
+        "nor far fewer"
+    )
     assert chunks.lifetime(nbytes) >= max(900, nbytes / 2**20)
 
 

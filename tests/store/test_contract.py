@@ -37,11 +37,11 @@ class TestOneServer(StoreContract):
 def test_what_is_committed_lasts_and_what_is_not_goes_away(store, client):
     head = create(store, 200_000)
     names = head.spec.id
-    record = staged_record(store, head, bytes(chunks.CHUNK + 1))
+    record = staged_record(store, head, bytes(chunks.CHUNK_BYTES + 1))
     uncommitted = [f"adamd:{{{names}}}:body:{record.attempt}:{i}" for i in range(2)]
-    assert [0 < client.ttl(key) <= chunks.lifetime(chunks.CHUNK + 1) for key in uncommitted] == [True, True]
+    assert [0 < client.ttl(key) <= chunks.lifetime(chunks.CHUNK_BYTES + 1) for key in uncommitted] == [True, True]
     written = store.write_array(names, "snap", "params", np.zeros(10, np.uint8))
-    assert 0 < client.ttl(f"adamd:{{{names}}}:snapshot:snap:params:0") <= chunks.TTL
+    assert 0 < client.ttl(f"adamd:{{{names}}}:snapshot:snap:params:0") <= chunks.CHUNK_TTL_SECONDS
     key = IdempotencyKey("k", "d" * 32)
     assert store.commit(names, commit_of(head, record, idempotency=key)) == Committed()
     ref = SnapshotRef("snap", 1, record.chain, (1,), (written,))
@@ -124,7 +124,7 @@ def test_many_tensors(store):
 
 def test_as_many_chunks_as_there_may_be(store, client, monkeypatch):
     """1,000 for a body and 4,000 for a state: thousands of KEYS and ARGV go through every script."""
-    monkeypatch.setattr(chunks, "CHUNK", 8)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 8)
     size = 2000
     arrays = {name: np.arange(size, dtype="f4") for name in ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
     head = create(store, size, arrays=arrays)
@@ -206,8 +206,8 @@ def test_a_connection_that_lost_its_place_is_thrown_away(store_process, connecte
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             body_of(store, head.spec.id, replace(record, chunks=(3, 3, 3)))
-        staging = store.stage(head.spec.id, secrets.token_hex(8), 3 * chunks.CHUNK)
-        staging.write(memoryview(bytes(3 * chunks.CHUNK)))
+        staging = store.stage(head.spec.id, secrets.token_hex(8), 3 * chunks.CHUNK_BYTES)
+        staging.write(memoryview(bytes(3 * chunks.CHUNK_BYTES)))
         staging.abort()
         staging.abort()
         assert store.load_head(head.spec.id) == head

@@ -163,7 +163,7 @@ def test_one_of_many_gets_a_name(store):
 def test_more_sessions_of_one_moment_than_a_page_looks_at(store, client):
     """Created at the very same time: pages still go through all of them (claims of theirs are enough to see it)."""
     tenant = f"t{secrets.token_hex(4)}"
-    count = index.TIES + 20
+    count = index.SAME_TIME_SESSIONS + 20
     client.zadd(IndexKeys(tenant).sessions, {f"s_{n:04}": 5.0 for n in range(count)})
     listed, after = [], None
     while True:

@@ -124,7 +124,7 @@ def test_a_store_that_cannot_be_started_again_is_tried_again(private, connected,
         return real()
 
     monkeypatch.setattr(server, "binary", missing)
-    monkeypatch.setattr(server, "PAUSE", 0.01)
+    monkeypatch.setattr(server, "RESTART_SECONDS", 0.01)
     died = one.pid
     os.kill(died, signal.SIGKILL)
     until(lambda: one.pid != died)

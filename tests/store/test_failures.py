@@ -75,8 +75,8 @@ def test_a_killed_store_is_unavailable_and_then_works_with_the_same_client(store
     store = connected(process)
     head = step(store, create(store, name="n-1"), staged_body=True)
     record = store.records(head.spec.id, 1, 1)[0]
-    upload = store.stage(head.spec.id, "upload", 2 * chunks.CHUNK)
-    upload.write(memoryview(bytes(chunks.CHUNK)))
+    upload = store.stage(head.spec.id, "upload", 2 * chunks.CHUNK_BYTES)
+    upload.write(memoryview(bytes(chunks.CHUNK_BYTES)))
     process.kill()
     away = [
         lambda: store.load_head(head.spec.id),
@@ -93,7 +93,7 @@ def test_a_killed_store_is_unavailable_and_then_works_with_the_same_client(store
         lambda: staged(store, head.spec.id, b"x"),
         lambda: store.resolve(head.spec.id, "a", 2),
         lambda: store.announce("r", 1.0),
-        lambda: upload.write(memoryview(bytes(chunks.CHUNK))) or upload.finish(),
+        lambda: upload.write(memoryview(bytes(chunks.CHUNK_BYTES))) or upload.finish(),
         upload.finish,
         lambda: store.ready("r", 1.0),
         store.check,
@@ -147,7 +147,7 @@ def test_a_store_at_its_last_connection(store_factory, store_kind, connected):
 
 def test_uploads_have_connections_of_their_own(store_process, monkeypatch):
     """Slow clients with a body under way never keep the others from the store; and there is a bound to them (law 7)."""
-    monkeypatch.setattr(chunks, "UPLOADS", 4)
+    monkeypatch.setattr(chunks, "MAX_UPLOADS", 4)
     store = RedisStore.connect(store_process.url, timeout=10.0, max_connections=1)
     head = create(store)
     uploads = []
@@ -196,7 +196,7 @@ def test_an_upload_is_given_up_while_it_is_at_work(store_process, connected, cli
     """Another thread may still be waiting for the store: the connection must not be two callers' at once."""
     store = connected(store_process, connections=1)
     head = create(store)
-    body = memoryview(bytes(4 * chunks.CHUNK))
+    body = memoryview(bytes(4 * chunks.CHUNK_BYTES))
     for number in range(10):
         upload = store.stage(head.spec.id, f"a{number}", body.nbytes)
         ended = []
@@ -212,16 +212,16 @@ def test_an_upload_is_given_up_while_it_is_at_work(store_process, connected, cli
         worker.start()
         upload.abort()
         worker.join()
-        assert ended in ([None], [(chunks.CHUNK,) * 4])
+        assert ended in ([None], [(chunks.CHUNK_BYTES,) * 4])
         assert store.load_head(head.spec.id) == head
         store.discard(head.spec.id, f"a{number}", 4)
 
 
 def test_a_piece_that_is_not_a_multiple_is_still_whole(store):
     """The chunks' lengths say what they are, whatever parts came."""
-    head, body = create(store), secrets.token_bytes(chunks.CHUNK + 77)
+    head, body = create(store), secrets.token_bytes(chunks.CHUNK_BYTES + 77)
     staging = store.stage(head.spec.id, "a", len(body))
-    for part in (body[:10], b"", body[10 : chunks.CHUNK + 20], body[chunks.CHUNK + 20 :]):
+    for part in (body[:10], b"", body[10 : chunks.CHUNK_BYTES + 20], body[chunks.CHUNK_BYTES + 20 :]):
         staging.write(memoryview(part))
     record = next_record(head, body, chunks=staging.finish(), attempt="a")
     assert store.commit(head.spec.id, commit_of(head, record)) == Committed()

@@ -224,7 +224,7 @@ def test_connections_that_ended_are_seen_before_anything_is_sent(store_factory, 
         running.kill()
         assert await soon(store, head, next_record(head)) is None
         await store.lines.grow(asyncio.to_thread)  # nobody answers: that is all
-        assert store.lines._open == 0 and store.lines.wanted
+        assert store.lines._open == 0 and store.lines.should_grow
 
     asyncio.run(scenario())
 
@@ -234,7 +234,7 @@ def test_each_is_made_once_however_many_ask(store_process, connected):
 
     async def scenario():
         await asyncio.gather(*(store.lines.grow(asyncio.to_thread) for _ in range(8)))
-        assert store.lines._open == len(store.lines._idle) == 1 and not store.lines.wanted
+        assert store.lines._open == len(store.lines._idle) == 1 and not store.lines.should_grow
 
     asyncio.run(scenario())
     store.close()
@@ -245,7 +245,7 @@ def test_each_is_made_once_however_many_ask(store_process, connected):
 def test_only_to_a_single_server_and_without_tls(scheme):
     path = "/service" if scheme == "redis+sentinel" else ""
     store = RedisStore.connect(f"{scheme}://127.0.0.1:1{path}", timeout=0.1)
-    assert not store.lines.wanted
+    assert not store.lines.should_grow
     store.close()
 
 

@@ -114,7 +114,7 @@ def test_a_store_that_stood_still(store_factory, store_kind, connected):
     process = store_factory(store_kind)
     store = connected(process, timeout=0.5)
     head = create(store)
-    record = staged_record(store, head, bytes(chunks.CHUNK + 1))
+    record = staged_record(store, head, bytes(chunks.CHUNK_BYTES + 1))
     process.pause()
     try:
         with pytest.raises(UnknownOutcome):
@@ -180,13 +180,13 @@ def test_committers_race_the_fence(store_process, connected):
 def test_a_chunk_that_outlived_its_time_is_seen(store, client):
     """The TTL of a staged chunk ends before the commit: nothing is written, the attempt may be staged again."""
     head = create(store)
-    record = staged_record(store, head, bytes(chunks.CHUNK + 1))
+    record = staged_record(store, head, bytes(chunks.CHUNK_BYTES + 1))
     client.pexpire(f"adamd:{{{head.spec.id}}}:body:{record.attempt}:0", 1)
     while client.exists(f"adamd:{{{head.spec.id}}}:body:{record.attempt}:0"):
         pass
     assert store.commit(head.spec.id, commit_of(head, record)) == Lost("chunks")
     assert store.load_head(head.spec.id) == head
-    again = staged_record(store, head, bytes(chunks.CHUNK + 1))
+    again = staged_record(store, head, bytes(chunks.CHUNK_BYTES + 1))
     assert store.commit(head.spec.id, commit_of(head, again)) == Committed()
 
 

@@ -110,12 +110,12 @@ def test_too_old(store_factory, store_kind, connected, monkeypatch):
 def test_the_weakest_node_speaks_for_all():
     def node(**more):
         plain = {"name": "Valkey 9.1.2", "version": (7, 2), "product": "Valkey", "aof": True, "fsync": "always"}
-        return durability.Found(**{**plain, "eviction": "noeviction", "replicas": 0, "replica": False, **more})
+        return durability.NodeSettings(**{**plain, "eviction": "noeviction", "replicas": 0, "replica": False, **more})
 
     strong, weak = node(), node(fsync="everysec")
 
     def said(*nodes):
-        return durability.said_of(nodes, durability.Terms())
+        return durability.promise_of(nodes, durability.Terms())
 
     assert said(strong, weak, strong).startswith("3 nodes of Valkey 9.1.2, appendfsync everysec: ")
     assert "no append-only file" in said(strong, node(aof=False))
@@ -142,4 +142,4 @@ def test_what_cannot_be_read_is_refused(info, setting):
     except StoreRefused:
         return
     assert durability.why_not(found, durability.Terms()) is not None
-    assert durability.said_of([found], durability.Terms())
+    assert durability.promise_of([found], durability.Terms())

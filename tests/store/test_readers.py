@@ -111,7 +111,7 @@ def test_garbage_of_before_a_reader_goes_while_it_reads(store, client):
 
 @pytest.mark.parametrize("entries", [1, 3])
 def test_a_long_list_of_garbage_is_collected_whole(store, client, monkeypatch, entries):
-    monkeypatch.setattr(garbage, "ENTRIES", entries)
+    monkeypatch.setattr(garbage, "MAX_ENTRIES", entries)
     head = create(store)
     for _ in range(6):
         head = steps(store, head, 2, staged_body=True)

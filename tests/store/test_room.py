@@ -11,7 +11,7 @@ import pytest
 import adamd
 from adamd.errors import RetriesExhausted, StoreFull
 from adamd_service.store import EmbeddedStore, RedisStore
-from adamd_service.store.embedded.disk_room import FRESH, MIB, Room
+from adamd_service.store.embedded.disk_room import LOOK_VALID_SECONDS, MIB, DiskRoom
 
 from .sessions import create, step
 
@@ -107,7 +107,7 @@ def test_a_disk_that_others_fill_has_a_reserve_for_a_delete(private):
         head = step(store, head, os.urandom(BODY), staged_body=True)
     until((disk / "data" / "store" / "reserve").exists)
     fill_the_rest(disk / "other")
-    time.sleep(2 * FRESH)
+    time.sleep(2 * LOOK_VALID_SECONDS)
     staging = store.stage(head.spec.id, "upload", BODY)
     for refused in (
         lambda: step(store, head, b"x"),
@@ -211,7 +211,7 @@ def settled_or_away(store):
 
 def test_what_is_let_in_counts_at_once(tmp_path):
     """Before the disk shows it: many at once together leave a rewrite its room."""
-    room = Room(tmp_path)
+    room = DiskRoom(tmp_path)
     room.look(0)
     much = int(room._free - room.margin) // 2 - MIB
     room.require(much // 2)

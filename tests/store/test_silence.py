@@ -164,5 +164,5 @@ def test_no_thread_to_ask_with_is_no_refusal_for_ever(monkeypatch):
 
     silences = Silences()
     monkeypatch.setattr(threading.Thread, "start", full)
-    silences.told(("localhost", 1), lambda patience: None)
+    silences.note_time_out(("localhost", 1), lambda patience: None)
     assert not silences.knows(("localhost", 1))

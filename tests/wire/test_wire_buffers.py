@@ -1,4 +1,4 @@
-"""Leased buffers: used again only when nobody can see them, whoever looked last (the trap of DESIGN section 5)."""
+"""Leased buffers: used again only when nobody can see them, whoever looked last."""
 
 import gc
 import threading

@@ -21,7 +21,7 @@ import numpy as np
 from adamd.errors import InvalidState, WrongLayout
 from adamd.optax.pytree import Form, form
 from adamd.wire import export_format
-from adamd.wire.export_format import PARAMETERS, Draft, Export
+from adamd.wire.export_format import PARAMETERS, Draft, ExportedState
 
 MAX_COUNT = 2**31 - 1  # optax counts in int32
 
@@ -185,7 +185,7 @@ def _count(value: Any, layout: OptaxLayout) -> int:
     return int(count)
 
 
-def _check_same(exported: Export, like: Form) -> None:
+def _check_same(exported: ExportedState, like: Form) -> None:
     session_shapes = {name: values.shape for name, values in exported.arrays[PARAMETERS].items()}
     shapes = dict(zip(like.names, like.shapes, strict=True))
     for name in sorted(session_shapes.keys() | shapes.keys()):

@@ -15,7 +15,7 @@ from adamd.torch import group_settings, parameters, state_dicts
 from adamd.torch.kinds import Kind, by_session, kind_of
 from adamd.torch.parameters import ParameterPlace
 from adamd.wire import export_format
-from adamd.wire.export_format import PARAMETERS, Export
+from adamd.wire.export_format import PARAMETERS, ExportedState
 
 # Settings that torch's optimizers do not have, with the values at which torch computes the same.
 NOT_IN_TORCH = {"eps_form": "outside", "bias_correction": True}
@@ -71,7 +71,7 @@ def moved_out(export: bytes, params: Iterable[Any]) -> dict[str, Any]:
     return _as_dict(groups, state)
 
 
-def _kind(exported: Export) -> Kind:
+def _kind(exported: ExportedState) -> Kind:
     kind = by_session(str(exported.settings["name"]))
     for key, expected in NOT_IN_TORCH.items():
         if exported.settings.get(key, expected) != expected:
@@ -140,7 +140,7 @@ def _state_of(
     return {by_key[key]: entry for key, entry in state_dict["state"].items() if entry}
 
 
-def _check_same(exported: Export, places: Sequence[ParameterPlace]) -> None:
+def _check_same(exported: ExportedState, places: Sequence[ParameterPlace]) -> None:
     session_shapes = {name: values.shape for name, values in exported.arrays[PARAMETERS].items()}
     shapes = {place.name: tuple(place.tensor.shape) for place in places}
     for name in sorted(session_shapes.keys() | shapes.keys()):

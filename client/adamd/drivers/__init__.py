@@ -1,1 +1,1 @@
-"""Runs the logic over a transport: blocking, on threads for asyncio, or in the background."""
+"""Drivers run the logic over a transport: blocking, in threads for asyncio, or in the background."""

@@ -1,4 +1,4 @@
-"""Steps that a script sends ahead of itself: one after the other, in a thread."""
+"""Queues a session's steps, and runs them one after the other in a thread."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 class Queued(Future[Any]):
     """A future of one call, which knows whether its owner has seen how it failed.
 
-    Those that are cancelled because of it share its ``seen``: whoever looks at one of them knows of all.
+    Futures that are cancelled because it failed share its ``failure_seen``: to look at one is to know of all.
     """
 
-    def __init__(self, before: Queued | None) -> None:
+    def __init__(self, predecessor: Queued | None) -> None:
         super().__init__()
-        self.before = before
-        self.seen = threading.Event()
+        self.predecessor = predecessor
+        self.failure_seen = threading.Event()
 
     def result(self, timeout: float | None = None) -> Any:
         """Return what `Future.result` does."""
@@ -37,26 +37,26 @@ class Queued(Future[Any]):
 
     def _looked(self) -> None:
         if self.done():
-            self.seen.set()
+            self.failure_seen.set()
 
     @property
     def failure(self) -> BaseException | None:
-        """How it failed, once it is done; looking here is not seeing."""
+        """How it failed, once it is done. Reading this does not count as having seen the failure."""
         return None if self.cancelled() else super().exception()
 
     @property
-    def known(self) -> bool:
+    def failure_known(self) -> bool:
         """Say whether it failed, or fails because one before it did, and that was seen."""
-        one: Queued | None = self
-        while one is not None:
-            if one.done() and one.failure is not None and one.seen.is_set():
+        queued: Queued | None = self
+        while queued is not None:
+            if queued.done() and queued.failure is not None and queued.failure_seen.is_set():
                 return True
-            one = one.before
+            queued = queued.predecessor
         return False
 
 
-class Ahead:
-    """The turns of one session: what was queued first comes first, and everything else after what is queued."""
+class Turns:
+    """Orders the calls of one session: queued calls in their order, and any other call after them."""
 
     def __init__(self) -> None:
         self._turn = threading.RLock()
@@ -71,7 +71,7 @@ class Ahead:
         """Surround one call of the session."""
         last = self._last
         if last is not None and self._owner == os.getpid() and self._thread != threading.get_ident():
-            wait([last])  # in the worker itself, which runs the futures' callbacks, that were for ever
+            wait([last])  # not in the worker, which also runs the futures' callbacks: it would wait for itself for ever
             with self._queueing:
                 if self._last is last:
                     self._last = None  # the script goes on from here, whatever became of what was queued
@@ -83,24 +83,24 @@ class Ahead:
         with self._queueing:
             if self._worker is None or self._owner != os.getpid():  # after a fork the thread is the parent's
                 self._worker, self._owner, self._last = ThreadPoolExecutor(1, "adamd-step"), os.getpid(), None
-            before = None if self._last is None or self._last.known else self._last
-            queued = self._last = Queued(before)
-            self._worker.submit(self._make, queued, call)
+            predecessor = None if self._last is None or self._last.failure_known else self._last
+            queued = self._last = Queued(predecessor)
+            self._worker.submit(self._run, queued, call)
             return queued
 
-    def _make(self, queued: Queued, call: Callable[[], Any]) -> None:
+    def _run(self, queued: Queued, call: Callable[[], Any]) -> None:
         self._thread = threading.get_ident()
-        before = queued.before
+        predecessor = queued.predecessor
         if queued.set_running_or_notify_cancel():
             try:
-                queued.set_result(self._made(queued, before, call))
+                queued.set_result(self._outcome(queued, predecessor, call))
             except BaseException as error:
                 queued.set_exception(error)
-        queued.before = None  # or every future would keep all before it
+        queued.predecessor = None  # or every future would keep all before it
 
-    def _made(self, queued: Queued, before: Queued | None, call: Callable[[], Any]) -> Any:
-        if before is not None and before.failure is not None:
-            queued.seen = before.seen
-            raise CancelledError("a step before this one failed, so this one was not sent") from before.failure
+    def _outcome(self, queued: Queued, predecessor: Queued | None, call: Callable[[], Any]) -> Any:
+        if predecessor is not None and predecessor.failure is not None:
+            queued.failure_seen = predecessor.failure_seen
+            raise CancelledError("a step before this one failed, so this one was not sent") from predecessor.failure
         with self._turn:
             return call()

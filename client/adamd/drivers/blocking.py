@@ -1,4 +1,4 @@
-"""What drives the logic over a transport, blocking: send, sleep, and hand the outcome back."""
+"""Runs the logic over a transport and blocks: sends, sleeps, and hands each outcome back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adamd.sansio import retry
 from adamd.sansio.operations import Operation
 from adamd.sansio.retry import Got, Send, Tell, Timeout
 from adamd.sansio.tracking import Logic, Work
-from adamd.transports.cancellation import Stop
+from adamd.transports.cancellation import Cancellation
 from adamd.transports.select import Transport
 
 T = TypeVar("T")
@@ -23,19 +23,19 @@ LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 class Shell:
     """The blocking shell. Safe to use from many threads."""
 
-    def __init__(self, way: Transport, timeout: Timeout) -> None:
-        self._transport = way
+    def __init__(self, transport: Transport, timeout: Timeout) -> None:
+        self._transport = transport
         self._timeout = timeout
-        self._known = False  # the server has answered once
+        self._answered = False  # the server has answered once
 
-    def run(self, logic: Logic[T], waiting: Callable[[AdamdError], None] | None = None) -> T:
-        """Drive a logic to its end. ``waiting`` is told of each failure that another attempt follows."""
+    def run(self, logic: Logic[T], on_retry: Callable[[AdamdError], None] | None = None) -> T:
+        """Drive a logic to its end. ``on_retry`` gets each failure that another attempt follows."""
         outcome: Any = None
         try:
             while True:
-                wanted = logic.throw(outcome) if isinstance(outcome, AdamdError) else logic.send(outcome)
+                effect = logic.throw(outcome) if isinstance(outcome, AdamdError) else logic.send(outcome)
                 try:
-                    outcome = wanted.run() if isinstance(wanted, Work) else self._call(wanted, waiting)
+                    outcome = effect.run() if isinstance(effect, Work) else self._call(effect, on_retry)
                 except AdamdError as error:
                     outcome = error
         except StopIteration as end:
@@ -44,9 +44,9 @@ class Shell:
         finally:
             logic.close()
 
-    def _call(self, operation: Operation, waiting: Callable[[AdamdError], None] | None = None) -> Any:
+    def _call(self, operation: Operation, on_retry: Callable[[AdamdError], None] | None = None) -> Any:
         """Drive one operation to its result, sleeping and sending as the flow asks."""
-        flow = retry.call(operation, self._timeout, time.monotonic, random.random, known=self._known)
+        flow = retry.call(operation, self._timeout, time.monotonic, random.random, answered=self._answered)
         outcome: Got | AdamdError | None = None
         try:
             while True:
@@ -54,12 +54,12 @@ class Shell:
                 if isinstance(event, Send):
                     outcome = self._attempt(event)
                 elif isinstance(event, Tell):
-                    if waiting is None:  # who watches is told otherwise
+                    if on_retry is None:  # a watch warns by itself
                         LOG.warning("%s: %s", self._transport.url, event.words)
                     outcome = None
                 else:
-                    if waiting is not None and isinstance(outcome, AdamdError):
-                        waiting(outcome)
+                    if on_retry is not None and isinstance(outcome, AdamdError):
+                        on_retry(outcome)
                     time.sleep(event.seconds)
                     outcome = None
         except StopIteration as end:
@@ -68,8 +68,8 @@ class Shell:
     def _attempt(self, event: Send) -> Got | AdamdError:
         outcome: Got | AdamdError
         try:
-            outcome = Got(self._transport.send(event.operation, event.deadline, Stop()))
+            outcome = Got(self._transport.send(event.operation, event.deadline, Cancellation()))
         except AdamdError as error:
             outcome = error
-        self._known = self._known or retry.replied(outcome)
+        self._answered = self._answered or retry.replied(outcome)
         return outcome

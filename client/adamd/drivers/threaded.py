@@ -1,4 +1,4 @@
-"""What drives the logic over a transport, for asyncio: the blocking transport in threads, with cancellation.
+"""Runs the logic for asyncio: the blocking transport in threads, with cancellation.
 
 A thread that sends or receives holds no interpreter lock, and fills the caller's memory straight from the socket;
 asyncio's own streams copy every piece, and gRPC's asyncio channel is slower than its blocking one (ARCHITECTURE.md).
@@ -21,7 +21,7 @@ from adamd.sansio import retry
 from adamd.sansio.operations import Operation, Watch
 from adamd.sansio.retry import Got, Send, Tell, Timeout
 from adamd.sansio.tracking import Logic, Work
-from adamd.transports.cancellation import Stop
+from adamd.transports.cancellation import Cancellation
 from adamd.transports.select import Transport
 
 T = TypeVar("T")
@@ -33,10 +33,10 @@ WATCHES = 256  # beside them: a watch over gRPC waits in its thread for seconds,
 class AsyncShell:
     """The asyncio shell. Its calls may run side by side."""
 
-    def __init__(self, way: Transport, timeout: Timeout) -> None:
-        self._transport = way
+    def __init__(self, transport: Transport, timeout: Timeout) -> None:
+        self._transport = transport
         self._timeout = timeout
-        self._known = False  # the server has answered once
+        self._answered = False  # the server has answered once
         self._closed = False
         self._threads = ThreadPoolExecutor(AT_ONCE, "adamd")
         self._watchers = ThreadPoolExecutor(WATCHES, "adamd-watch")
@@ -47,14 +47,14 @@ class AsyncShell:
         self._threads.shutdown(wait=False)
         self._watchers.shutdown(wait=False)
 
-    async def run(self, logic: Logic[T], waiting: Callable[[AdamdError], None] | None = None) -> T:
-        """Drive a logic to its end. ``waiting`` is told of each failure that another attempt follows."""
+    async def run(self, logic: Logic[T], on_retry: Callable[[AdamdError], None] | None = None) -> T:
+        """Drive a logic to its end. ``on_retry`` gets each failure that another attempt follows."""
         outcome: Any = None
         try:
             while True:
-                wanted = logic.throw(outcome) if isinstance(outcome, AdamdError) else logic.send(outcome)
+                effect = logic.throw(outcome) if isinstance(outcome, AdamdError) else logic.send(outcome)
                 try:
-                    outcome = await (self._work(wanted) if isinstance(wanted, Work) else self._call(wanted, waiting))
+                    outcome = await (self._work(effect) if isinstance(effect, Work) else self._call(effect, on_retry))
                 except AdamdError as error:
                     outcome = error
         except StopIteration as end:
@@ -63,9 +63,9 @@ class AsyncShell:
         finally:
             logic.close()
 
-    async def _call(self, operation: Operation, waiting: Callable[[AdamdError], None] | None = None) -> Any:
+    async def _call(self, operation: Operation, on_retry: Callable[[AdamdError], None] | None = None) -> Any:
         """Drive one operation to its result, sleeping and sending as the flow asks."""
-        flow = retry.call(operation, self._timeout, time.monotonic, random.random, known=self._known)
+        flow = retry.call(operation, self._timeout, time.monotonic, random.random, answered=self._answered)
         outcome: Got | AdamdError | None = None
         try:
             while True:
@@ -73,39 +73,39 @@ class AsyncShell:
                 if isinstance(event, Send):
                     outcome = await self._attempt(event)
                 elif isinstance(event, Tell):
-                    if waiting is None:  # who watches is told otherwise
+                    if on_retry is None:  # a watch warns by itself
                         LOG.warning("%s: %s", self._transport.url, event.words)
                     outcome = None
                 else:
-                    if waiting is not None and isinstance(outcome, AdamdError):
-                        waiting(outcome)
+                    if on_retry is not None and isinstance(outcome, AdamdError):
+                        on_retry(outcome)
                     await asyncio.sleep(event.seconds)
                     outcome = None
         except StopIteration as end:
             return end.value
 
     async def _attempt(self, event: Send) -> Got | AdamdError:
-        stop = Stop()
+        stop = Cancellation()
         outcome: Got | AdamdError
         try:
             threads = self._watchers if isinstance(event.operation, Watch) else self._threads
             send = partial(self._transport.send, event.operation, event.deadline, stop)
-            outcome = Got(await self._in_thread(threads, send, stop.set))
+            outcome = Got(await self._in_thread(threads, send, stop.cancel))
         except AdamdError as error:
             outcome = error
-        self._known = self._known or retry.replied(outcome)
+        self._answered = self._answered or retry.replied(outcome)
         return outcome
 
     async def _work(self, work: Work) -> Any:
         return await self._in_thread(self._threads, work.run, lambda: True)
 
     async def _in_thread(self, threads: ThreadPoolExecutor, run: Callable[[], T], give_up: Callable[[], bool]) -> T:
-        """Run something that blocks; where the caller is cancelled, return only when its memory is its own again.
+        """Run something that blocks. On cancellation, return only when nothing uses the caller's memory any more.
 
         Args:
             threads: one of which runs it.
             run: what blocks.
-            give_up: makes it end soon, and says whether it has to be waited for.
+            give_up: makes it end soon, and returns whether to wait for its end.
 
         """
         if self._closed:
@@ -115,14 +115,14 @@ class AsyncShell:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
             if not job.done() and give_up():
-                await _ended(job)
+                await _wait_for(job)
             raise
 
 
-async def _ended(job: Future[Any]) -> None:
-    """Wait until a thread comes back, however often the waiting is cancelled: it has been told to be quick."""
-    over, loop = asyncio.Event(), asyncio.get_running_loop()
-    job.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
-    while not over.is_set():
+async def _wait_for(job: Future[Any]) -> None:
+    """Wait until a job that was told to end has ended, however often the waiting is cancelled."""
+    done, loop = asyncio.Event(), asyncio.get_running_loop()
+    job.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    while not done.is_set():
         with suppress(asyncio.CancelledError):
-            await over.wait()
+            await done.wait()

@@ -23,7 +23,7 @@ from adamd.errors import InvalidRequest
 from adamd.optax.binding import HANDLE_BYTES, Desk, OptaxStep
 from adamd.optax.callback import call, placed, typed
 from adamd.optax.pytree import Form, form, leaves_of, update_dtype
-from adamd.sansio.options import Around, parted
+from adamd.sansio.options import Around, split_options
 from adamd.sansio.tracking import settings_document
 from adamd.session import OnBadGradient, Session
 
@@ -226,7 +226,7 @@ def _transformation(
     checked = {key: _number(_argument(key), value) for key, value in hyper.items()}
     # optax.inject_hyperparams passes a function's **around as one argument "around".
     nested, own = surroundings.get("around", {}), {k: v for k, v in surroundings.items() if k != "around"}
-    settings, travel = parted({**nested, **own}, name)
+    settings, travel = split_options({**nested, **own}, name)
     url, client, timeout = way
     if client is not None and (url is not None or timeout is not None):
         raise InvalidRequest("give a client, or a url and a timeout of a new one, not both")

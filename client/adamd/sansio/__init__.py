@@ -1,1 +1,1 @@
-"""The SDK's logic without I/O: operations, retries, what is known of a session, arrays in and out."""
+"""The SDK's logic without I/O: operations, retries, the state of a session, arrays in and out."""

@@ -1,6 +1,6 @@
 """Refuses arrays whose conversion would lose a mask, labels, a unit or an order.
 
-Nothing here is imported to be recognised: a kind is known by what it has.
+Kinds of other libraries are recognised by their attributes; nothing is imported for that.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from adamd.wire.dtypes import ITEMSIZE, Array
 
 Refusal: TypeAlias = tuple[type[RequestError], str]
 PLAIN = {int, float, np.ndarray}
-BYTES = "Bbc"  # formats of memory that nobody has said a number's type of
+BYTES = "Bbc"  # memoryview formats of plain bytes
 
 
 def check(value: Any, what: str) -> None:
-    """Refuse what NumPy would take without what it says: a mask, labels, a unit, an order that is none.
+    """Refuse a value of which NumPy would drop something: a mask, labels, a unit, or an order it never had.
 
     Raises:
-        InvalidRequest, WrongLayout, WrongDtype: it is told what would be lost, and what to give instead.
+        InvalidRequest, WrongLayout, WrongDtype: the words say what would be lost, and what to give instead.
 
     """
     if type(value) is np.ndarray or isinstance(value, int | float):
@@ -35,10 +35,10 @@ def check(value: Any, what: str) -> None:
                 if item is not None and not isinstance(item, str | np.generic):
                     check(item, f"{what}, or a part of it,")
         return
-    found = _array_refusal(value) if isinstance(value, np.ndarray) else _other_refusal(value)
-    if found is not None:
-        error, said = found
-        raise error(f"{what} {said}")
+    refusal = _array_refusal(value) if isinstance(value, np.ndarray) else _other_refusal(value)
+    if refusal is not None:
+        error, message = refusal
+        raise error(f"{what} {message}")
 
 
 def check_dtype(array: Array, kind: str, value: Any, what: str) -> None:
@@ -50,11 +50,11 @@ def check_dtype(array: Array, kind: str, value: Any, what: str) -> None:
     """
     if kind in ITEMSIZE:
         return
-    said = _of_kind(array, value)
-    if said is None:
-        wide = "float32" if kind.startswith("float8") else "float64"
-        said = f"{kind}; {', '.join(ITEMSIZE)} can be sent. Convert it: numpy.asarray(x, {wide!r})"
-    raise WrongDtype(f"{what} is {said}")
+    message = _of_kind(array, value)
+    if message is None:
+        target = "float32" if kind.startswith("float8") else "float64"
+        message = f"{kind}; {', '.join(ITEMSIZE)} can be sent. Convert it: numpy.asarray(x, {target!r})"
+    raise WrongDtype(f"{what} is {message}")
 
 
 def unreadable(value: Any, error: Exception, what: str) -> RequestError:
@@ -72,14 +72,14 @@ def unreadable(value: Any, error: Exception, what: str) -> RequestError:
 
 
 def number(name: str, value: Any) -> float | None:
-    """Return a metric as a number; one that is NaN or infinite is told as null, and must not cost the step.
+    """Return a metric as a number, and NaN or infinity as None, so that they do not cost the step.
 
     Raises:
         InvalidRequest: it is no single real number.
 
     """
     if type(value) is float:
-        return _told(value)
+        return _finite(value)
     where = f"metric {name!r}"
     if value is None or isinstance(value, str | bytes | bytearray | memoryview):
         raise InvalidRequest(f"{where} is {type(value).__name__}; wanted a number")
@@ -91,17 +91,17 @@ def number(name: str, value: Any) -> float | None:
     if isinstance(size, int) and size != 1:
         raise InvalidRequest(f"{where} has {size} elements; wanted one number: its mean(), say")
     try:
-        one = value.item() if hasattr(value, "item") else value
-        if isinstance(one, complex):
+        item = value.item() if hasattr(value, "item") else value
+        if isinstance(item, complex):
             raise InvalidRequest(f"{where} is complex; wanted a real number: abs(x), or its real part")
-        return _told(float(one))
+        return _finite(float(item))
     except OverflowError:
         return None
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidRequest(f"{where} is {type(value).__name__}; wanted a number: {_line(error)}") from None
 
 
-def _told(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) and abs(value) < 2.0**1023 else None
 
 
@@ -123,10 +123,10 @@ def _array_refusal(value: Any) -> Refusal | None:
     unit = getattr(value, "unit", None) or getattr(value, "units", None)
     if unit is not None and str(unit):
         return _unit(value, unit)
-    said = [name for name in getattr(value, "__dict__", ()) if not name.startswith("_")]
-    if said and not isinstance(value, np.memmap):
-        kind, beside = type(value).__name__, ", ".join(said[:4])
-        return InvalidRequest, f"is a {kind}, and what it has beside its numbers ({beside}) would be lost: give " + (
+    attributes = [name for name in getattr(value, "__dict__", ()) if not name.startswith("_")]
+    if attributes and not isinstance(value, np.memmap):
+        kind, names = type(value).__name__, ", ".join(attributes[:4])
+        return InvalidRequest, f"is a {kind}, and what it has beside its numbers ({names}) would be lost: give " + (
             "numpy.asarray(x) where the numbers are all that is meant"
         )
     return None

@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: what the caller holds against the flat vector of a layout. Nothing large is copied."""
+"""Converts a caller's arrays to the flat vector of a layout and back, without copying large ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adamd.wire.layout import Layout, Tensor, named_layout, vector_layout
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TensorPart:
     """One tensor as it will travel: C order, little-endian, in ``storage(dtype)``."""
 
     name: str
@@ -39,62 +39,62 @@ class Flat:
 
     def checked(self, layout: Layout, what: str) -> Flat:
         """Return it, if it is of this layout."""
-        wanted, came = layout.size * ITEMSIZE[self.dtype], sum(piece.nbytes for piece in self.pieces)
-        if (self.layout is not layout and self.layout != layout) or came != wanted:
-            raise WrongLayout(f"{what}: {came} bytes of another layout; wanted {wanted} bytes of this session's")
+        expected, nbytes = layout.size * ITEMSIZE[self.dtype], sum(piece.nbytes for piece in self.pieces)
+        if (self.layout is not layout and self.layout != layout) or nbytes != expected:
+            raise WrongLayout(f"{what}: {nbytes} bytes of another layout; wanted {expected} bytes of this session's")
         return self
 
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[TensorPart, ...]:
         """Return a copy of it, tensor by tensor."""
         flat = np.frombuffer(b"".join(self.pieces), storage(self.dtype))
         pairs = zip(self.layout.tensors, self.layout.bounds, self.layout.bounds[1:], strict=False)
-        return tuple(Part(t.name, self.dtype, flat[start:end].reshape(t.shape)) for t, start, end in pairs)
+        return tuple(TensorPart(t.name, self.dtype, flat[start:end].reshape(t.shape)) for t, start, end in pairs)
 
 
-class Before:
-    """What a caller's memory held before an answer came into it, so that it changes whole or not at all.
+class Backup:
+    """A copy of the caller's memory from before an answer, so that a failed answer changes nothing.
 
-    It is copied while the server works, when there is nothing else to do, and its own memory is used again.
+    It is made while the server works, when there is nothing else to do, and its own memory is used again.
     """
 
     def __init__(self) -> None:
         self._room = np.empty(0, np.uint8)
         self._views: tuple[memoryview, ...] = ()
-        self._kept = False
+        self._copied = False
 
     def of(self, views: tuple[memoryview, ...]) -> None:
-        """Say which memory an answer will come into; none of what was kept before is."""
-        self._views, self._kept = views, False
+        """Set the memory that the next answer will come into, and drop the copy before."""
+        self._views, self._copied = views, False
 
     def keep(self) -> None:
-        """Copy what is there, unless an attempt before this one did."""
-        if self._kept or not self._views:
+        """Copy the memory, unless an earlier attempt did."""
+        if self._copied or not self._views:
             return
         size = sum(view.nbytes for view in self._views)
         if len(self._room) != size:
             self._room = np.empty(size, np.uint8)
-        here = 0
+        offset = 0
         for view in self._views:
-            self._room[here : here + view.nbytes] = view
-            here += view.nbytes
-        self._kept = True
+            self._room[offset : offset + view.nbytes] = view
+            offset += view.nbytes
+        self._copied = True
 
     def restore(self) -> None:
-        """Bring it back, if an answer can have begun to come."""
-        if not self._kept:
+        """Write the copy back, if there is one: an answer may have begun to come."""
+        if not self._copied:
             return
-        here, room = 0, memoryview(self._room)
+        offset, room = 0, memoryview(self._room)
         for view in self._views:
-            view[:] = room[here : here + view.nbytes]
-            here += view.nbytes
+            view[:] = room[offset : offset + view.nbytes]
+            offset += view.nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """Where an answer's parameters go, and what the caller then gets.
+    """The memory for an answer's parameters, and the result for the caller.
 
-    ``copies`` are (target, source): the memory that the answer came into could not be the caller's own. A source of
-    uint16 is bfloat16. ``own`` is the caller's memory that the answer comes into itself.
+    ``copies`` are (target, source) where the answer cannot come into the caller's own memory. A source of uint16 is
+    bfloat16. ``own`` is the caller's memory where the answer comes into it directly.
     """
 
     result: Any
@@ -138,7 +138,7 @@ def _window(owner: Array, start: int, end: int) -> memoryview:
 
 def part(
     name: str, value: Any, what: str, dtype: str = "float64", overflow: type[RequestError] = InvalidRequest
-) -> Part:
+) -> TensorPart:
     """Read one array-like: NumPy, anything with ``__array__`` or dlpack, a torch tensor, or nested lists of numbers.
 
     Python's own numbers have no dtype that could be lost: they take ``dtype``, as JSON's do.
@@ -155,7 +155,7 @@ def part(
     if _plain(value):
         array, kind = _in_dtype(array, dtype, what, overflow), dtype
     array_checks.check_dtype(array, kind, value, what)
-    return Part(name, kind, np.asarray(array, dtype=storage(kind), order="C"))
+    return TensorPart(name, kind, np.asarray(array, dtype=storage(kind), order="C"))
 
 
 def _read(value: Any, what: str) -> tuple[Array, str]:
@@ -184,16 +184,16 @@ def _plain(value: Any) -> bool:
 def _in_dtype(array: Array, dtype: str, what: str, overflow: type[RequestError]) -> Array:
     """Round Python's numbers to a session's dtype, by way of float64 as JSON's readers do."""
     try:
-        wide = array.astype(np.float64)
+        doubles = array.astype(np.float64)
     except OverflowError:
         raise overflow(f"{what} has a whole number that no float64 holds") from None
     with np.errstate(over="ignore"):
-        made: Array = wide.astype(storage(dtype))
-    lost = np.flatnonzero(np.isinf(made) & np.isfinite(wide))
+        rounded: Array = doubles.astype(storage(dtype))
+    lost = np.flatnonzero(np.isinf(rounded) & np.isfinite(doubles))
     if lost.size:
         index = int(lost[0])
-        raise overflow(f"{what}: element {index} is {wide.flat[index]:g}, which no {dtype} holds", index=index)
-    return made
+        raise overflow(f"{what}: element {index} is {doubles.flat[index]:g}, which no {dtype} holds", index=index)
+    return rounded
 
 
 def _from_torch(tensor: Any) -> tuple[Array, str]:
@@ -207,7 +207,7 @@ def _from_torch(tensor: Any) -> tuple[Array, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Parameters:
     """Parameters as a caller gave them. ``dtype`` is the session's: the narrowest that takes all parts exactly.
 
     ``order`` has the names in the caller's order, where the layout has another.
@@ -215,11 +215,11 @@ class Given:
 
     layout: Layout
     dtype: str
-    parts: tuple[Part, ...]
+    parts: tuple[TensorPart, ...]
     order: tuple[str, ...] | None = None
 
 
-def parameters(values: Any, dtype: str | None = None) -> Given:
+def parameters(values: Any, dtype: str | None = None) -> Parameters:
     """Read parameters: one array, or a mapping of names to arrays (sorted by name, as the server does).
 
     Args:
@@ -233,29 +233,29 @@ def parameters(values: Any, dtype: str | None = None) -> Given:
     """
     if dtype not in (None, "float32", "float64"):
         raise WrongDtype(f"dtype is {dtype!r}; a session is 'float32' or 'float64' (narrower arrays widen into it)")
-    listed, order = dtype or "float64", None
+    list_dtype, order = dtype or "float64", None
     if isinstance(values, Mapping):
-        named = {name: part(name, value, f"parameter {name!r}", listed) for name, value in values.items()}
-        if not named:
+        by_name = {name: part(name, value, f"parameter {name!r}", list_dtype) for name, value in values.items()}
+        if not by_name:
             raise WrongLayout("the parameters have no tensors at all; give an array, or a dict with one at least")
-        if not all(isinstance(name, str) for name in named):
+        if not all(isinstance(name, str) for name in by_name):
             raise WrongLayout("the parameters' names are strings, as in {'w': w, 'b': b}")
-        layout = named_layout({name: item.array.shape for name, item in named.items()})
-        parts = tuple(named[name] for name in layout.names)
-        order = None if tuple(named) == layout.names else tuple(named)
+        layout = named_layout({name: item.array.shape for name, item in by_name.items()})
+        parts = tuple(by_name[name] for name in layout.names)
+        order = None if tuple(by_name) == layout.names else tuple(by_name)
     else:
-        one = part("parameters", values, "the parameter array", listed)
-        layout, parts = vector_layout(one.array.shape), (one,)
+        single = part("parameters", values, "the parameter array", list_dtype)
+        layout, parts = vector_layout(single.array.shape), (single,)
     if dtype is None:
         dtype = "float64" if any(item.dtype == "float64" for item in parts) else "float32"
     for item in parts:
         check_widens(item.dtype, dtype, f"parameter {item.name!r}")
-    return Given(layout, dtype, parts, order)
+    return Parameters(layout, dtype, parts, order)
 
 
 def matching(
     values: Any, layout: Layout, dtype: str, what: str, overflow: type[RequestError] = InvalidRequest
-) -> tuple[Part, ...]:
+) -> tuple[TensorPart, ...]:
     """Read arrays for a session's layout, in its order; those left out of a mapping, or None, are left out.
 
     Raises:
@@ -265,15 +265,15 @@ def matching(
 
     """
     if layout.vector == isinstance(values, Mapping):
-        wanted = "one array" if layout.vector else f"a dict of arrays ({', '.join(layout.names[:8])})"
-        raise WrongLayout(f"{what}: wanted {wanted}, as the parameters are; got {type(values).__name__}")
-    given = {layout.names[0]: values} if layout.vector else values
-    unknown = next((name for name in given if name not in layout.index), None)
+        expected = "one array" if layout.vector else f"a dict of arrays ({', '.join(layout.names[:8])})"
+        raise WrongLayout(f"{what}: wanted {expected}, as the parameters are; got {type(values).__name__}")
+    by_name = {layout.names[0]: values} if layout.vector else values
+    unknown = next((name for name in by_name if name not in layout.index), None)
     if unknown is not None:
         raise WrongLayout(f"{what}: this session has no tensor {unknown!r}; it has {', '.join(layout.names[:8])}")
     parts = []
     for tensor in layout.tensors:
-        value = given.get(tensor.name)
+        value = by_name.get(tensor.name)
         if value is None:
             continue
         place = what if layout.vector else f"{what} {tensor.name!r}"
@@ -291,7 +291,7 @@ def landing(
     layout: Layout,
     dtype: str,
     out: Any = None,
-    source: tuple[Part, ...] = (),
+    source: tuple[TensorPart, ...] = (),
     order: tuple[str, ...] | None = None,
 ) -> Landing:
     """Prepare the memory for an answer's parameters: fresh (a dict in this order of names), or the caller's ``out``.
@@ -305,10 +305,10 @@ def landing(
         WrongLayout, WrongDtype: ``out`` is not what a step returns: the same shapes, C order, writable.
 
     """
-    kept = "float32" if dtype == "bfloat16" else dtype
+    result_dtype = "float32" if dtype == "bfloat16" else dtype
     if out is None:
-        flat = np.empty(layout.size, storage(kept))
-        if kept == dtype:
+        flat = np.empty(layout.size, storage(result_dtype))
+        if result_dtype == dtype:
             return Landing(split(flat, layout, order), (raw_bytes(flat),))
         bits = np.empty(layout.size, storage(dtype))
         return Landing(split(flat, layout, order), (raw_bytes(bits),), ((flat, bits),))
@@ -321,8 +321,8 @@ def landing(
     targets = []
     for tensor in layout.tensors:
         target = out if layout.vector else out.get(tensor.name)
-        targets.append(_target(target, tensor, kept))
-    if kept == dtype and not _overlap(targets, source):
+        targets.append(_target(target, tensor, result_dtype))
+    if result_dtype == dtype and not _overlap(targets, source):
         into = pieces(targets)
         return Landing(out, into, own=into)
     flat = np.empty(layout.size, storage(dtype))
@@ -339,8 +339,8 @@ def split(flat: Array, layout: Layout, order: tuple[str, ...] | None = None) -> 
     ]
     if layout.vector:
         return views[0]
-    found = dict(zip(layout.names, views, strict=True))
-    return found if order is None else {name: found[name] for name in order}
+    by_name = dict(zip(layout.names, views, strict=True))
+    return by_name if order is None else {name: by_name[name] for name in order}
 
 
 def _target(target: Any, tensor: Tensor, dtype: str) -> Array:
@@ -357,7 +357,7 @@ def _target(target: Any, tensor: Tensor, dtype: str) -> Array:
     return target
 
 
-def _overlap(targets: list[Array], source: tuple[Part, ...]) -> bool:
+def _overlap(targets: list[Array], source: tuple[TensorPart, ...]) -> bool:
     """Say whether memory to write may be memory to send, by the arrays' outer bounds."""
     spans = [(*byte_bounds(target), True) for target in targets if target.size]
     spans += [(*byte_bounds(item.array), False) for item in source if item.array.size]

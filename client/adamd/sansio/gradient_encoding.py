@@ -1,4 +1,4 @@
-"""How a session's gradients are written, and what lossy encodings leave over: error feedback. Pure.
+"""Encoder: writes a session's gradients, and keeps what lossy encodings drop (error feedback). Pure.
 
     sent_t = C(g_t + e_t),        e_{t+1} = (g_t + e_t) - decode(sent_t),        e_1 = 0
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from adamd.errors import BadGradient, InvalidRequest, WrongDtype, WrongLayout
 from adamd.sansio import array_checks, arrays
-from adamd.sansio.arrays import Flat, Part, raw_bytes
+from adamd.sansio.arrays import Flat, TensorPart, raw_bytes
 from adamd.sansio.operations import Body, body_of
 from adamd.wire import encodings
 from adamd.wire.dtypes import Array, check_widens, narrow, storage, widen
@@ -68,8 +68,8 @@ ANSWERS = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True, slots=True)
-class Sending:
-    """How a session is to travel, as its maker chose it: see `Encoder`."""
+class EncodingOptions:
+    """How a session's gradients and parameters travel: see `Encoder` for the attributes."""
 
     encoding: Encoding
     error_feedback: bool
@@ -86,19 +86,19 @@ class Sending:
         return cls(checked(encoding), bool(error_feedback), checked_answer(answer_dtype, None))
 
     @classmethod
-    def taken(cls, options: dict[str, Any]) -> Self:
-        """Take the choice out of a call's options; raises as `of`."""
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """Take the encoding options out of a call's options; raises as `of`."""
         names = (field.name for field in fields(cls))
         return cls.of(**{name: options.pop(name) for name in names if name in options})
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A gradient as it is sent. ``parts`` are the caller's own arrays, where they are; ``left`` is the next e."""
+class EncodedGradient:
+    """A gradient as it is sent. ``parts`` are the caller's own arrays, if uncopied; ``residual`` is the next e."""
 
     body: Body
-    parts: tuple[Part, ...]
-    left: Array | None
+    parts: tuple[TensorPart, ...]
+    residual: Array | None
 
 
 class Encoder:
@@ -117,66 +117,68 @@ class Encoder:
         self.error_feedback = True
         self.answer_dtype: str | None = None
         self.in_doubt = False
-        self._left: Array | None = None
+        self._residual: Array | None = None
 
-    def choose(self, sending: Sending, dtype: str) -> None:
-        """Take over what was chosen for a session of ``dtype``."""
-        self.encoding, self.error_feedback = sending.encoding, sending.error_feedback
-        self.answer_dtype = checked_answer(sending.answer_dtype, dtype)
+    def choose(self, options: EncodingOptions, dtype: str) -> None:
+        """Set the options of a session of ``dtype``."""
+        self.encoding, self.error_feedback = options.encoding, options.error_feedback
+        self.answer_dtype = checked_answer(options.answer_dtype, dtype)
 
     @property
-    def chosen(self) -> Sending:
-        """What holds for a step that is asked for now."""
-        return Sending(self.encoding, self.error_feedback, self.answer_dtype)
+    def chosen(self) -> EncodingOptions:
+        """The present options."""
+        return EncodingOptions(self.encoding, self.error_feedback, self.answer_dtype)
 
-    def write(self, gradient: Any, layout: Layout, dtype: str, how: Sending | None = None) -> Written:
+    def write(
+        self, gradient: Any, layout: Layout, dtype: str, options: EncodingOptions | None = None
+    ) -> EncodedGradient:
         """Write a gradient for a session of ``layout`` and ``dtype``; nothing here changes until it is `sent`.
 
-        ``how`` is what was `chosen` when the step was asked for; None: now.
+        ``options`` are those `chosen` when the step was asked for; None: the present ones.
 
         Raises:
             WrongLayout, WrongDtype: it does not fit.
             BadGradient: it cannot be scaled (NaN, infinity), or has a Python number that is too large for ``dtype``.
 
         """
-        how = how or self.chosen
+        options = options or self.chosen
         if _is_sparse(gradient):
-            return Written(_sparse(gradient, layout, dtype), (), self._left)
+            return EncodedGradient(_sparse(gradient, layout, dtype), (), self._residual)
         if isinstance(gradient, Flat):
             check_widens(gradient.checked(layout, "gradient").dtype, dtype)
-            if how.encoding == "raw" and (self._left is None or not how.error_feedback):
-                return Written(Body(gradient.pieces, gradient.dtype), (), None)
+            if options.encoding == "raw" and (self._residual is None or not options.error_feedback):
+                return EncodedGradient(Body(gradient.pieces, gradient.dtype), (), None)
             parts = gradient.parts()
         else:
             parts = arrays.matching(gradient, layout, dtype, "gradient", BadGradient)
-        whole = len(parts) == len(layout.tensors)
-        left = self._left if how.error_feedback else None
-        if how.encoding == "raw" and (left is None or not whole):
-            return Written(body_of(parts, layout), parts, left)
-        if not whole:
+        complete = len(parts) == len(layout.tensors)
+        residual = self._residual if options.error_feedback else None
+        if options.encoding == "raw" and (residual is None or not complete):
+            return EncodedGradient(body_of(parts, layout), parts, residual)
+        if not complete:
             raise WrongLayout(
-                f"encoding {how.encoding!r} writes the gradient as one vector, so every tensor has to be there; set "
-                "session.encoding = 'raw' for a step that leaves some out"
+                f"encoding {options.encoding!r} writes the gradient as one vector, so every tensor has to be there; "
+                "set session.encoding = 'raw' for a step that leaves some out"
             )
-        total = _total(parts, layout, dtype, left)
-        body, rest = _compressed(total, how.encoding)
-        return Written(body, (), rest if how.error_feedback else None)
+        total = _total(parts, layout, dtype, residual)
+        body, rest = _compressed(total, options.encoding)
+        return EncodedGradient(body, (), rest if options.error_feedback else None)
 
-    def sent(self, written: Written) -> None:
+    def sent(self, encoded: EncodedGradient) -> None:
         """Note that a gradient was acknowledged."""
-        self._left = written.left
+        self._residual = encoded.residual
         self.in_doubt = False
 
     def forget(self) -> None:
-        """Drop what was left over: the history that it belongs to is no longer this session's."""
-        self._left = None
+        """Drop the residual: it belongs to a history that is no longer this session's."""
+        self._residual = None
         self.in_doubt = False
 
     def moved(self) -> None:
         """Note that the session went on without an acknowledgement of ours.
 
-        Where a gradient is in doubt, it may be what moved it: then what was left over before it has been applied, and
-        would count twice. So it is dropped, as what cannot be known.
+        A gradient in doubt may be what moved the session. Then its residual has been applied, and would count twice,
+        so the residual is dropped.
         """
         if self.in_doubt:
             self.forget()
@@ -206,14 +208,14 @@ def checked_answer(answer_dtype: Any, dtype: str | None) -> str | None:
     return None if answer_dtype == dtype else answer_dtype
 
 
-def _total(parts: tuple[Part, ...], layout: Layout, dtype: str, left: Array | None) -> Array:
+def _total(parts: tuple[TensorPart, ...], layout: Layout, dtype: str, residual: Array | None) -> Array:
     """Return g + e as a flat vector of its own, in the session's dtype."""
     total = np.empty(layout.size, storage(dtype))
     for part, start, end in zip(parts, layout.bounds, layout.bounds[1:], strict=False):
         widen(part.array.reshape(-1), part.dtype, dtype, total[start:end])
-    if left is not None:
+    if residual is not None:
         with np.errstate(over="ignore", invalid="ignore"):  # the server judges what comes of it
-            total += left
+            total += residual
     return total
 
 
@@ -245,10 +247,10 @@ def _compressed(total: Array, encoding: Encoding) -> tuple[Body, Array | None]:
 def _subtract(total: Array, decode: Callable[[int, Array], None]) -> None:
     decoded = np.empty(min(_SLICE, len(total)), total.dtype)
     for start in range(0, len(total), _SLICE):
-        here = total[start : start + _SLICE]
-        decode(start, decoded[: len(here)])
+        piece = total[start : start + _SLICE]
+        decode(start, decoded[: len(piece)])
         with np.errstate(over="ignore", invalid="ignore"):  # what is infinite is refused by the server
-            here -= decoded[: len(here)]
+            piece -= decoded[: len(piece)]
 
 
 def _is_sparse(gradient: Any) -> bool:
@@ -261,23 +263,23 @@ def _sparse(gradient: Any, layout: Layout, dtype: str) -> Body:
     """Write sparse tensors as one sparse vector."""
     if layout.vector == isinstance(gradient, Mapping):
         raise WrongLayout(f"gradient: wanted {'one' if layout.vector else 'a dict of'} adamd.Sparse")
-    given = {layout.names[0]: gradient} if layout.vector else {k: v for k, v in gradient.items() if v is not None}
-    unknown = next((name for name in given if name not in layout.index), None)
+    by_name = {layout.names[0]: gradient} if layout.vector else {k: v for k, v in gradient.items() if v is not None}
+    unknown = next((name for name in by_name if name not in layout.index), None)
     if unknown is not None:
         raise WrongLayout(f"gradient: this session has no tensor {unknown!r}; it has {', '.join(layout.names[:8])}")
-    if not all(isinstance(value, Sparse) for value in given.values()) or len({v.lazy for v in given.values()}) != 1:
+    if not all(isinstance(value, Sparse) for value in by_name.values()) or len({v.lazy for v in by_name.values()}) != 1:
         raise WrongLayout("gradient: wanted every tensor as adamd.Sparse, all of them lazy or none")
-    lazy = next(iter(given.values())).lazy
-    if not lazy and len(given) != len(layout.tensors):
-        missing = next(name for name in layout.names if name not in given)
+    lazy = next(iter(by_name.values())).lazy
+    if not lazy and len(by_name) != len(layout.tensors):
+        missing = next(name for name in layout.names if name not in by_name)
         raise WrongLayout(
             f"gradient: {missing!r} is missing; what a sparse gradient does not name counts as zero, so give it as "
             "adamd.Sparse([], []), or lazy=True to leave tensors untouched"
         )
     places, parts = [], []
     for tensor, start in zip(layout.tensors, layout.bounds, strict=False):
-        if tensor.name in given:
-            indices, part = _elements(given[tensor.name], tensor, dtype)
+        if tensor.name in by_name:
+            indices, part = _elements(by_name[tensor.name], tensor, dtype)
             places.append(indices + start)
             parts.append(part)
     kinds = {part.dtype for part in parts if part.array.size} or {dtype}
@@ -288,15 +290,15 @@ def _sparse(gradient: Any, layout: Layout, dtype: str) -> Body:
     return Body((raw_bytes(body),), kind, encodings.LAZY if lazy else encodings.SPARSE)
 
 
-def _elements(given: Sparse, tensor: Tensor, dtype: str) -> tuple[Array, Part]:
+def _elements(sparse: Sparse, tensor: Tensor, dtype: str) -> tuple[Array, TensorPart]:
     """Return the ascending places in one flattened tensor, and their values."""
     what = f"gradient {tensor.name!r}"
-    array_checks.check(given.indices, f"{what}: indices")
-    indices = np.asarray(given.indices)
+    array_checks.check(sparse.indices, f"{what}: indices")
+    indices = np.asarray(sparse.indices)
     indices = indices.astype(np.int64) if not indices.size else indices
-    some = np.size(given.values) > 0  # an empty array's dtype says nothing
-    came = given.values if some else np.empty(0, storage(dtype))
-    values = arrays.part(tensor.name, came, f"{what}: values", dtype, BadGradient)
+    some = np.size(sparse.values) > 0  # an empty array's dtype says nothing
+    raw_values = sparse.values if some else np.empty(0, storage(dtype))
+    values = arrays.part(tensor.name, raw_values, f"{what}: values", dtype, BadGradient)
     check_widens(values.dtype, dtype, f"{what}: values")
     array = values.array
     if indices.ndim != 1 or indices.dtype.kind not in "iu" or array.shape[:1] != indices.shape:
@@ -319,4 +321,4 @@ def _elements(given: Sparse, tensor: Tensor, dtype: str) -> tuple[Array, Part]:
     if rows:
         each = math.prod(tensor.shape[1:])
         indices = (indices[:, None] * each + np.arange(each)).reshape(-1)
-    return indices, Part(tensor.name, values.dtype, np.ascontiguousarray(array.reshape(-1)))
+    return indices, TensorPart(tensor.name, values.dtype, np.ascontiguousarray(array.reshape(-1)))

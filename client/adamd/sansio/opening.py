@@ -1,4 +1,4 @@
-"""How a client comes to a session: make it, find it, restore it. Written once, for every shell; see `_track`."""
+"""Creates, finds and restores sessions: the logic of a client's calls, shared by all shells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from adamd.errors import AdamdError, InvalidRequest, SessionDeleted, SessionExists, UnknownSession, WrongLayout
 from adamd.sansio import arrays, operations, settings_match
-from adamd.sansio.arrays import Given
+from adamd.sansio.arrays import Parameters
 from adamd.sansio.operations import (
     Create,
     Info,
@@ -58,11 +58,11 @@ def create(
     given = {"name": optimizer, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     settings = settings_document(given | {"amsgrad": amsgrad, "maximize": maximize, "groups": groups} | others)
     document = {"name": name, "optimizer": settings, "durability": durability, "labels": labels_document(labels or {})}
-    asked = arrays.parameters(parameters, dtype)
-    standing: Standing = yield Create(asked, document, secrets.token_hex(16))
-    if _said(standing) != _said(asked):  # the order is the server's: arrays are found by name
+    initial = arrays.parameters(parameters, dtype)
+    standing: Standing = yield Create(initial, document, secrets.token_hex(16))
+    if _signature(standing) != _signature(initial):  # the order is the server's: arrays are found by name
         raise operations.bad_answer("another session than the one asked for: its layout or dtype differs")
-    return Track(standing, on_bad_gradient, _order(standing, asked))
+    return Track(standing, on_bad_gradient, _order(standing, initial))
 
 
 def open_(
@@ -70,38 +70,38 @@ def open_(
 ) -> Logic[Track]:
     """Resume a session, or make it where there is none; see `Client.open`."""
     keep = settings_match.choice(options.pop("on_other_settings", "raise")) == "keep"
-    given = None if parameters is None else arrays.parameters(parameters, options.get("dtype"))
+    initial = None if parameters is None else arrays.parameters(parameters, options.get("dtype"))
 
     def check(standing: Standing) -> Logic[None]:
         if not keep:
             yield from check_settings(standing, lr, options)
 
     try:
-        return (yield from attach(name, given, on_bad_gradient, check))
+        return (yield from attach(name, initial, on_bad_gradient, check))
     except (UnknownSession, SessionDeleted):
-        if given is None:
+        if initial is None:
             raise
     try:
         return (yield from create(parameters, lr, name=name, **options, on_bad_gradient=on_bad_gradient))
     except SessionExists as taken:  # another client was faster
-        return (yield from attach(str(taken.extra.get("id", name)), given, on_bad_gradient, check))
+        return (yield from attach(str(taken.extra.get("id", name)), initial, on_bad_gradient, check))
 
 
 def attach(
     ref: str,
-    given: Given | None,
+    initial: Parameters | None,
     on_bad_gradient: OnBadGradient,
     check: Callable[[Standing], Logic[None]] | None = None,
 ) -> Logic[Track]:
-    """Find a session; where parameters are ``given``, they must fit it, and become its first if it has none yet."""
+    """Find a session. ``initial`` parameters must fit it, and are sent if it has none yet."""
     standing: Standing = yield View(operations.reference(ref))
-    if given is not None:
-        _check_same(standing, given)
+    if initial is not None:
+        _check_same(standing, initial)
     if check is not None:
         yield from check(standing)
-    if given is not None and standing.document.get("parameters_missing"):  # whoever made it did not come to send them
-        standing = yield SetParameters(standing.id, body_of(given.parts, given.layout))
-    return Track(standing, on_bad_gradient, _order(standing, given))
+    if initial is not None and standing.document.get("parameters_missing"):  # its creator did not send them
+        standing = yield SetParameters(standing.id, body_of(initial.parts, initial.layout))
+    return Track(standing, on_bad_gradient, _order(standing, initial))
 
 
 def restore(
@@ -123,31 +123,31 @@ def restore(
 
 def page(size: int, token: str | None) -> Logic[Page]:
     """Read a page of the list."""
-    found: Page = yield ListSessions(size, token)
-    return found
+    result: Page = yield ListSessions(size, token)
+    return result
 
 
 def info() -> Logic[dict[str, Any]]:
     """Read what the server says of itself."""
-    told: dict[str, Any] = yield Info()
-    return told
+    document: dict[str, Any] = yield Info()
+    return document
 
 
 def watch(ref: str, since: str | None) -> Logic[dict[str, Any] | None]:
     """Look where a session stands; None where it has not moved."""
-    seen: dict[str, Any] | None = yield Watch(operations.reference(ref), since)
-    return None if seen is None or seen["chain"] == since else seen
+    document: dict[str, Any] | None = yield Watch(operations.reference(ref), since)
+    return None if document is None or document["chain"] == since else document
 
 
 class Absence:
-    """Whether a watched server is away: it is told once, and again only after it was back."""
+    """Tells once that a watched server is away, and again only after it was back."""
 
     def __init__(self, url: str, tell: Callable[[AdamdError], None] | None) -> None:
         self._url = url
         self._tell = tell
         self._away = False
 
-    def waiting(self, error: AdamdError) -> None:
+    def note_failure(self, error: AdamdError) -> None:
         """Note that an attempt failed, and that another one follows."""
         if self._away:
             return
@@ -155,27 +155,27 @@ class Absence:
         if self._tell is not None:
             self._tell(error)
         else:
-            said = f"no answer from {self._url} ({error}); it is tried again until the client's time-out"
-            warnings.warn(said, RuntimeWarning, stacklevel=2)
+            message = f"no answer from {self._url} ({error}); it is tried again until the client's time-out"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    def over(self) -> bool:
+    def note_answer(self) -> bool:
         """Note an answer, and say whether the server had been away."""
         was, self._away = self._away, False
         return was
 
 
-def choice(given: str) -> OnBadGradient:
-    """Check what is to be done with a bad gradient.
+def choice(value: str) -> OnBadGradient:
+    """Check an ``on_bad_gradient``.
 
     Raises:
         InvalidRequest: something else.
 
     """
-    if given == "raise":
+    if value == "raise":
         return "raise"
-    if given == "skip":
+    if value == "skip":
         return "skip"
-    raise InvalidRequest(f"on_bad_gradient is {given!r}; wanted 'raise' or 'skip'")
+    raise InvalidRequest(f"on_bad_gradient is {value!r}; wanted 'raise' or 'skip'")
 
 
 def _renamed(
@@ -190,8 +190,8 @@ def _renamed(
     """
     header = safetensors.read_header(body)
     try:
-        told = json.loads(header.metadata["adamd"])
-        document = {name: told[name] for name in RESTORED if name in told}
+        exported = json.loads(header.metadata["adamd"])
+        document = {name: exported[name] for name in RESTORED if name in exported}
         document["optimizer"] = {**document["optimizer"], **settings}
         _ = document["state"], document["dtype"]
     except (KeyError, TypeError, ValueError):
@@ -205,37 +205,39 @@ def _renamed(
     return memoryview(head), body[header.data_start :]
 
 
-def _said(one: Standing | Given) -> tuple[Any, ...]:
-    return one.dtype, one.layout.vector, {tensor.name: tensor.shape for tensor in one.layout.tensors}
+def _signature(source: Standing | Parameters) -> tuple[Any, ...]:
+    return source.dtype, source.layout.vector, {tensor.name: tensor.shape for tensor in source.layout.tensors}
 
 
-def _order(standing: Standing, given: Given | None) -> tuple[str, ...] | None:
-    """Return the caller's order of the names, where the session's is another: a zip over two dicts goes by it."""
-    if given is None or given.layout.vector:
+def _order(standing: Standing, initial: Parameters | None) -> tuple[str, ...] | None:
+    """Return the caller's order of the names, or None if it is the session's. Answers keep it, for zip over dicts."""
+    if initial is None or initial.layout.vector:
         return None
-    mine = given.order or given.layout.names
-    return None if mine == standing.layout.names else mine
+    order = initial.order or initial.layout.names
+    return None if order == standing.layout.names else order
 
 
-def _check_same(standing: Standing, given: Given) -> None:
+def _check_same(standing: Standing, initial: Parameters) -> None:
     """Refuse to resume a session that these parameters do not fit."""
     who = f"session {standing.name or standing.id!r} at step {standing.step}"
-    if standing.layout.vector != given.layout.vector:
-        wanted = "one array" if standing.layout.vector else f"a dict of {', '.join(standing.layout.names[:8])}"
-        raise WrongLayout(f"{who} has {wanted}; give parameters like that, or choose another name", step=standing.step)
-    theirs = {t.name: t.shape for t in standing.layout.tensors}
-    mine = {t.name: t.shape for t in given.layout.tensors}
-    for name in sorted(theirs.keys() | mine.keys()):
-        if theirs.get(name) != mine.get(name):
+    if standing.layout.vector != initial.layout.vector:
+        expected = "one array" if standing.layout.vector else f"a dict of {', '.join(standing.layout.names[:8])}"
+        raise WrongLayout(
+            f"{who} has {expected}; give parameters like that, or choose another name", step=standing.step
+        )
+    session_shapes = {t.name: t.shape for t in standing.layout.tensors}
+    shapes = {t.name: t.shape for t in initial.layout.tensors}
+    for name in sorted(session_shapes.keys() | shapes.keys()):
+        if session_shapes.get(name) != shapes.get(name):
             raise WrongLayout(
-                f"{who}: tensor {name!r} is {_shape(theirs, name)} there and {_shape(mine, name)} here; give the "
-                "session's parameters, or choose another name",
+                f"{who}: tensor {name!r} is {_shape(session_shapes, name)} there and {_shape(shapes, name)} here; give "
+                "the session's parameters, or choose another name",
                 step=standing.step,
             )
-    if standing.dtype != given.dtype:
+    if standing.dtype != initial.dtype:
         raise WrongLayout(
-            f"{who} is {standing.dtype}, these parameters are {given.dtype}; give dtype={standing.dtype!r} parameters, "
-            "or choose another name",
+            f"{who} is {standing.dtype}, these parameters are {initial.dtype}; give dtype={standing.dtype!r} "
+            "parameters, or choose another name",
             step=standing.step,
         )
 
@@ -245,7 +247,7 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
 
 
 def _bytes_of(source: Source) -> memoryview:
-    """Return bytes as they are, and a file mapped, so that a large one is not read twice."""
+    """Return bytes as they are, and a file as a memory map, so that a large one is not read twice."""
     if isinstance(source, bytes | bytearray | memoryview):
         return memoryview(source).cast("B")
     path = Path(source)

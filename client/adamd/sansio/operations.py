@@ -1,4 +1,4 @@
-"""What can be asked of a server, and what comes of it: typed, and the same over every transport.
+"""Operations and their results as records, the same over every transport.
 
 A transport takes an operation and returns its result, or raises an `AdamdError`. Every operation is safe to repeat: a
 step carries its number and its history, a creation its key.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from adamd.errors import InvalidRequest, TransportError, UnknownSession, clean
-from adamd.sansio.arrays import Given, Part, pieces
+from adamd.sansio.arrays import Parameters, TensorPart, pieces
 from adamd.wire import headers, safetensors
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import Layout
@@ -51,7 +51,7 @@ class Stall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Where an answer with parameters stands; the parameters are where the operation said."""
+    """The step, chain and flags of an answer with parameters, which are in the operation's ``into``."""
 
     step: int
     chain: str
@@ -82,23 +82,23 @@ class Body:
         dtype: of the vector's elements; None where it has none.
         encoding: how a gradient's body is written.
         parts: where tensors are left out, or come in several dtypes: those that are there, instead of ``pieces``.
-        whole: no tensor is left out.
+        complete: no tensor is left out.
 
     """
 
     pieces: tuple[memoryview, ...] = ()
     dtype: str | None = None
     encoding: str = "raw"
-    parts: tuple[Part, ...] = ()
-    whole: bool = True
+    parts: tuple[TensorPart, ...] = ()
+    complete: bool = True
 
 
-def body_of(parts: tuple[Part, ...], layout: Layout) -> Body:
+def body_of(parts: tuple[TensorPart, ...], layout: Layout) -> Body:
     """Return the flat vector where all tensors are there in one dtype, else the tensors by name."""
     kinds = {item.dtype for item in parts}
     if len(parts) == len(layout.tensors) and len(kinds) <= 1:
         return Body(pieces(item.array for item in parts), kinds.pop() if kinds else None)
-    return Body(parts=parts, whole=len(parts) == len(layout.tensors))
+    return Body(parts=parts, complete=len(parts) == len(layout.tensors))
 
 
 # -- operations
@@ -112,7 +112,7 @@ def _nothing() -> None:
 class Create:
     """Make a session. ``document`` is its name, optimizer, durability and labels; ``key`` makes it safe to repeat."""
 
-    given: Given
+    parameters: Parameters
     document: Mapping[str, Any]
     key: str
 
@@ -172,7 +172,7 @@ class ReadParameters:
     into: tuple[memoryview, ...]
     rounded: bool = False
     at: str | None = None
-    left: Callable[[], None] = _nothing
+    on_sent: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +197,12 @@ class Export:
         return 2 * self.expected + safetensors.MAX_HEADER + 8
 
 
-class Base(NamedTuple):
-    """What a gradient without a number was taken at, and how many steps of others may have come since (None: any)."""
+class PushBase(NamedTuple):
+    """The step and chain that a push's gradient was taken at, and its largest staleness (None: any)."""
 
     step: int
     chain: str
-    most: int | None
+    max_staleness: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +214,13 @@ class Step:
         chain: the history at ``number - 1`` that it builds on; None: whatever it is.
         body: the gradient.
         dtype: of the answer's parameters.
-        rounded: the dtype is asked for, and not the session's own.
+        rounded: ``dtype`` is not the session's own, and has to be asked for.
         into: memory of exactly the answer's length.
         settings: that count with this step and stay.
         metrics: names to finite numbers; None for a number that is not.
         key: makes it safe to repeat where it has no number.
         base: what it was taken at, where it has no number.
-        left: is called when it has left, before anything comes into ``into``; of a repeated one again.
+        on_sent: is called when the request has left, before anything comes into ``into``; at each attempt.
 
     """
 
@@ -234,8 +234,8 @@ class Step:
     metrics: Mapping[str, float | None]
     rounded: bool = False
     key: str | None = None
-    base: Base | None = None
-    left: Callable[[], None] = _nothing
+    base: PushBase | None = None
+    on_sent: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +271,8 @@ RETRIED: Mapping[type[Operation], frozenset[str]] = {Update: frozenset({"setting
 DONE: Mapping[type[Operation], frozenset[str]] = {Delete: frozenset({"session_deleted"})}
 
 
-def said(operation: Operation) -> str:
-    """Return what an operation is, in an error's words."""
+def describe(operation: Operation) -> str:
+    """Describe an operation for an error's text."""
     match operation:
         case Step(ref, number):
             return f"{'a gradient' if number is None else f'step {number}'} of session {ref}"
@@ -335,7 +335,7 @@ def export(now: Standing, into: BinaryIO | None) -> Export:
     return Export(now.id, into, ARRAYS * now.layout.size * ITEMSIZE[now.dtype])
 
 
-def bad_answer(came: str) -> TransportError:
+def bad_answer(what: str) -> TransportError:
     """Return the error for an answer that no adamd server gives."""
-    said = f"the server answered with {clean(came)}. Is this an adamd server, of this version?"
-    return TransportError(said, phase="answer", permanent=True)
+    message = f"the server answered with {clean(what)}. Is this an adamd server, of this version?"
+    return TransportError(message, phase="answer", permanent=True)

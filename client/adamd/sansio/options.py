@@ -1,4 +1,4 @@
-"""What surrounds each update at a server, and how numbers travel there and back: one list, for every adapter."""
+"""Around: the keyword arguments that all optimizers of the adapters share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypedDict
 
-from adamd.sansio.gradient_encoding import Encoding, Sending
+from adamd.sansio.gradient_encoding import Encoding, EncodingOptions
 
 
 class Around(TypedDict, total=False):
@@ -45,21 +45,21 @@ class Around(TypedDict, total=False):
     answer_dtype: str | None
 
 
-TRAVEL = tuple(field.name for field in fields(Sending))
+TRAVEL = tuple(field.name for field in fields(EncodingOptions))
 SETTINGS = tuple(name for name in Around.__annotations__ if name not in TRAVEL)
 
 
-def parted(given: Mapping[str, Any], who: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings among an adapter's keyword arguments, and how gradients and parameters travel.
+def split_options(keywords: Mapping[str, Any], who: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split an adapter's keyword arguments into settings and encoding options.
 
     Raises:
         TypeError: there is no such argument.
         InvalidRequest, WrongDtype: there is no such encoding, or dtype.
 
     """
-    unknown = next((name for name in given if name not in Around.__annotations__), None)
+    unknown = next((name for name in keywords if name not in Around.__annotations__), None)
     if unknown is not None:
         raise TypeError(f"{who}() got an unexpected keyword argument {unknown!r}; known are {', '.join(SETTINGS)}")
-    travel = {name: given[name] for name in TRAVEL if name in given}
-    Sending.of(**travel)
-    return {name: given[name] for name in SETTINGS if given.get(name) is not None}, travel
+    encoding_options = {name: keywords[name] for name in TRAVEL if name in keywords}
+    EncodingOptions.of(**encoding_options)
+    return {name: keywords[name] for name in SETTINGS if keywords.get(name) is not None}, encoding_options

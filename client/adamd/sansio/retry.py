@@ -1,11 +1,11 @@
-"""One operation's way to its result, as a generator: attempt, back off, wait as told, replay, give up.
+"""Retries one operation as a generator: attempts, pauses, replays, and gives up.
 
 No I/O, no sleep, no protocol; the clock and the randomness are given. A shell (blocking or asyncio, over HTTP or gRPC)
 drives it:
 
     yield Send(operation, deadline)   the shell answers with a Got, or with the AdamdError that the attempt ended in
     yield Wait(seconds)               the shell sleeps
-    yield Tell(words)                 the shell tells the user
+    yield Tell(words)                 the shell logs a warning
 
 Every operation that goes in is safe to repeat: a step carries its number, a creation its key.
 """
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from adamd.errors import AdamdError, InvalidRequest, RetriesExhausted, TransportError, Unavailable, UploadTimeout
-from adamd.sansio.operations import DONE, RETRIED, Operation, said
+from adamd.sansio.operations import DONE, RETRIED, Operation, describe
 
-QUIET = 3.0  # seconds without an answer before it is told
+QUIET = 3.0  # seconds without an answer before the user is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class Timeout:
     first: float = 10.0
 
     @classmethod
-    def of(cls, given: Timeout | float | None) -> Timeout:
-        """Return what a caller meant: a number is the overall one."""
-        if isinstance(given, Timeout):
-            return given
-        return cls() if given is None else cls(total=given)
+    def of(cls, value: Timeout | float | None) -> Timeout:
+        """Return a Timeout; a number is the total."""
+        if isinstance(value, Timeout):
+            return value
+        return cls() if value is None else cls(total=value)
 
     def __post_init__(self) -> None:
         """Refuse what no clock can count."""
@@ -92,7 +92,7 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """What an attempt brought."""
+    """The result of a successful attempt."""
 
     result: Any
 
@@ -106,7 +106,7 @@ def call(
     clock: Callable[[], float],
     jitter: Callable[[], float],
     *,
-    known: bool = True,
+    answered: bool = True,
     backoff: Backoff | None = None,
 ) -> Attempts:
     """Bring one operation to its result.
@@ -116,7 +116,7 @@ def call(
         timeout: the budget.
         clock: monotonic seconds.
         jitter: uniform in [0, 1).
-        known: this server has answered before, so that a refused connection means that it restarts.
+        answered: this server has answered before, so that a refused connection means that it restarts.
         backoff: the pauses.
 
     Raises:
@@ -128,31 +128,32 @@ def call(
     started, pauses, attempt = clock(), backoff or Backoff(), 0
     deadline = started + timeout.total
     away: float | None = None  # since when attempts fail
-    told = False
+    warned = False
     while True:
         attempt += 1
         outcome = yield Send(operation, deadline)
         assert outcome is not None
         if isinstance(outcome, Got):
-            if told and away is not None:
-                yield Tell(f"{said(operation)}: the server answered again, after {clock() - away:.0f} s")
+            if warned and away is not None:
+                yield Tell(f"{describe(operation)}: the server answered again, after {clock() - away:.0f} s")
             return outcome.result
         if attempt > 1 and outcome.code in DONE.get(type(operation), ()):
             return None
         if not _worth_another(outcome, operation):
             raise outcome
-        known = known or replied(outcome) or outcome.extra.get("phase") != "connect"
+        answered = answered or replied(outcome) or outcome.extra.get("phase") != "connect"
         pause = pauses.pause(attempt, jitter()) + (outcome.retry_after or 0.0)
-        end = deadline if known else min(deadline, started + timeout.first)
+        end = deadline if answered else min(deadline, started + timeout.first)
         if clock() + pause >= end:
             raise _exhausted(operation, attempt, clock() - started, outcome) from None  # its words are in it
         if away is None:
             away = clock()
-        elif not told and clock() - away >= QUIET:
-            told = True
-            left = "until it answers" if math.isinf(end) else f"for {max(0.0, end - clock()):.0f} s more"
+        elif not warned and clock() - away >= QUIET:
+            warned = True
+            remaining = "until it answers" if math.isinf(end) else f"for {max(0.0, end - clock()):.0f} s more"
             yield Tell(
-                f"{said(operation)}: no answer for {clock() - away:.0f} s ({outcome.detail}); it is tried again {left}"
+                f"{describe(operation)}: no answer for {clock() - away:.0f} s ({outcome.detail}); it is tried "
+                f"again {remaining}"
             )
         yield Wait(pause)
 
@@ -171,7 +172,7 @@ def _worth_another(error: AdamdError, operation: Operation) -> bool:
 def _exhausted(operation: Operation, attempt: int, elapsed: float, error: AdamdError) -> RetriesExhausted:
     times = "1 attempt" if attempt == 1 else f"{attempt} attempts"
     return RetriesExhausted(
-        f"{said(operation)}: given up after {times} in {elapsed:.1f} s; the last: {error.detail}",
+        f"{describe(operation)}: given up after {times} in {elapsed:.1f} s; the last: {error.detail}",
         step=error.step,
         retry_after=error.retry_after,
         last=error,

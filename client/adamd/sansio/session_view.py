@@ -1,4 +1,4 @@
-"""What the sessions of both shells tell of themselves."""
+"""SessionView: read-only properties shared by Session and AsyncSession."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from adamd.sansio.tracking import Track
 from adamd.wire.layout import Layout
 
 
-class Seen(Protocol):
-    """What a client has seen of a session; `Session` and `AsyncSession` have it."""
+class SessionView(Protocol):
+    """The properties of `Session` and `AsyncSession`, as this client has seen the session."""
 
     _track: Track
 

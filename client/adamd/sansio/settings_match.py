@@ -1,4 +1,4 @@
-"""What a caller gives for a session that is there: what the session has, or it is refused by name."""
+"""Compares the settings of `Client.open` with those of a session that exists."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ SHOWN: Final = 200  # characters of a setting in a message
 Differing: TypeAlias = tuple[str, Any, Any]  # a setting, the session's, the caller's
 
 
-def choice(given: str) -> OnOtherSettings:
-    """Check what is to be done with other settings than the session's.
+def choice(value: str) -> OnOtherSettings:
+    """Check an ``on_other_settings``.
 
     Raises:
         InvalidRequest: something else.
 
     """
-    if given == "raise":
+    if value == "raise":
         return "raise"
-    if given == "keep":
+    if value == "keep":
         return "keep"
-    raise InvalidRequest(f"on_other_settings is {given!r}; wanted 'raise' or 'keep'")
+    raise InvalidRequest(f"on_other_settings is {value!r}; wanted 'raise' or 'keep'")
 
 
 def check_settings(standing: Standing, lr: float | None, options: Mapping[str, Any]) -> Logic[None]:
@@ -41,36 +41,36 @@ def check_settings(standing: Standing, lr: float | None, options: Mapping[str, A
         InvalidSettings: a setting differs, or the session's optimizer has none of this name.
 
     """
-    wanted = {key: value for key, value in options.items() if key not in (*BESIDE, "optimizer")}
-    given = settings_document({"optimizer": options.get("optimizer"), "lr": lr, **wanted})
+    own_options = {key: value for key, value in options.items() if key not in (*BESIDE, "optimizer")}
+    settings = settings_document({"optimizer": options.get("optimizer"), "lr": lr, **own_options})
     name = standing.settings["name"]
-    asked = given.pop("optimizer", name)
-    if asked != name:
-        raise _differ(standing, [("optimizer", name, asked)])
-    theirs = {**standing.settings, **{key: standing.document[key] for key in ("dtype", "durability")}}
-    if not given.keys() <= theirs.keys():  # unknown, or at a default that the document does not tell
-        told: dict[str, Any] = yield Info()
-        known = told["settings"].get(name, {})
-        _check_names(standing, given, {*known, *standing.settings})
-        theirs = {**known, **theirs}
-    given |= {key: options[key] for key in ("dtype", "durability") if options.get(key) is not None}
-    found = differing(given, theirs)
-    if found:
-        raise _differ(standing, found)
+    optimizer = settings.pop("optimizer", name)
+    if optimizer != name:
+        raise _differ(standing, [("optimizer", name, optimizer)])
+    current = {**standing.settings, **{key: standing.document[key] for key in ("dtype", "durability")}}
+    if not settings.keys() <= current.keys():  # unknown, or at a default that the document does not tell
+        server: dict[str, Any] = yield Info()
+        defaults = server["settings"].get(name, {})
+        _check_names(standing, settings, {*defaults, *standing.settings})
+        current = {**defaults, **current}
+    settings |= {key: options[key] for key in ("dtype", "durability") if options.get(key) is not None}
+    differences = differing(settings, current)
+    if differences:
+        raise _differ(standing, differences)
 
 
-def differing(given: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Differing]:
-    """Return which settings that are given are not as a session has them; what it does not tell is None."""
-    pairs = ((key, theirs.get(key), value) for key, value in given.items())
-    return [(key, has, value) for key, has, value in pairs if not _alike(key, value, has)]
+def differing(settings: Mapping[str, Any], current: Mapping[str, Any]) -> list[Differing]:
+    """Return the settings that differ from a session's; one that the session does not tell counts as None."""
+    pairs = ((key, current.get(key), value) for key, value in settings.items())
+    return [(key, stored, value) for key, stored, value in pairs if not _alike(key, value, stored)]
 
 
-def _check_names(standing: Standing, given: Iterable[str], known: set[str]) -> None:
-    for key in given:
-        if key in known:
+def _check_names(standing: Standing, names: Iterable[str], known_names: set[str]) -> None:
+    for key in names:
+        if key in known_names:
             continue
-        near = difflib.get_close_matches(key.lower(), sorted(known), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known - {'name'}))}"
+        near = difflib.get_close_matches(key.lower(), sorted(known_names), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known_names - {'name'}))}"
         raise InvalidSettings(
             f"{_who(standing)} is {standing.settings['name']}, which has no setting {key!r}; {hint}",
             step=standing.step,
@@ -78,44 +78,44 @@ def _check_names(standing: Standing, given: Iterable[str], known: set[str]) -> N
         )
 
 
-def _alike(key: str, mine: Any, theirs: Any) -> bool:
-    if theirs == "array" and isinstance(mine, list | dict):
+def _alike(key: str, value: Any, stored: Any) -> bool:
+    if stored == "array" and isinstance(value, list | dict):
         return True
-    if key == "schedule" and theirs is None:
-        return bool(mine == {"name": "constant"})
-    return _within(mine, theirs, whole=key in ("groups", "stop"))
+    if key == "schedule" and stored is None:
+        return bool(value == {"name": "constant"})
+    return _within(value, stored, exact=key in ("groups", "stop"))
 
 
-def _within(mine: Any, theirs: Any, *, whole: bool) -> bool:
-    """Say whether what is given is as it is there; ``whole``: and nothing else is there, in the outermost objects."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        if whole and mine.keys() != theirs.keys():
+def _within(expected: Any, actual: Any, *, exact: bool) -> bool:
+    """Say whether ``expected`` is part of ``actual``; ``exact``: the outermost objects have the same members."""
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        if exact and expected.keys() != actual.keys():
             return False
-        return all(key in theirs and _within(value, theirs[key], whole=False) for key, value in mine.items())
-    if isinstance(mine, list) and isinstance(theirs, list):
-        pairs = zip(mine, theirs, strict=False)
-        return len(mine) == len(theirs) and all(_within(one, other, whole=whole) for one, other in pairs)
-    return bool(mine == theirs)
+        return all(key in actual and _within(value, actual[key], exact=False) for key, value in expected.items())
+    if isinstance(expected, list) and isinstance(actual, list):
+        pairs = zip(expected, actual, strict=False)
+        return len(expected) == len(actual) and all(_within(item, other, exact=exact) for item, other in pairs)
+    return bool(expected == actual)
 
 
-def said(found: Iterable[Differing]) -> list[str]:
-    """Return in words what is there and here."""
-    return [f"{key} is {_shown(theirs)} there and {_shown(mine)} here" for key, theirs, mine in found]
+def describe(differences: Iterable[Differing]) -> list[str]:
+    """Describe each difference for an error's text."""
+    return [f"{key} is {_shown(stored)} there and {_shown(value)} here" for key, stored, value in differences]
 
 
-def _differ(standing: Standing, found: list[Differing]) -> InvalidSettings:
-    leave = "leave it out" if len(found) == 1 else "leave them out"
+def _differ(standing: Standing, differences: list[Differing]) -> InvalidSettings:
+    leave = "leave it out" if len(differences) == 1 else "leave them out"
     ways = [f"{leave} to go on with the session's"]
-    changing = {key: mine for key, _, mine in found if key not in (*BESIDE, "optimizer")}
+    changing = {key: value for key, _, value in differences if key not in (*BESIDE, "optimizer")}
     if changing:
         words = ", ".join(f"{key}={_shown(value, python=True)}" for key, value in changing.items())
         ways.append(f"change them by client.session({(standing.name or standing.id)!r}).update({words})")
     return InvalidSettings(
-        f"{_who(standing)} has other settings than these: {'; '.join(said(found))}. "
+        f"{_who(standing)} has other settings than these: {'; '.join(describe(differences))}. "
         f"{', '.join(ways).capitalize()}, or choose another name; on_other_settings='keep' takes the session's "
         "without a word",
         step=standing.step,
-        path=f"optimizer.{found[0][0]}" if found[0][0] not in BESIDE else found[0][0],
+        path=f"optimizer.{differences[0][0]}" if differences[0][0] not in BESIDE else differences[0][0],
         id=standing.id,
     )
 
@@ -125,5 +125,5 @@ def _who(standing: Standing) -> str:
 
 
 def _shown(value: Any, *, python: bool = False) -> str:
-    said = repr(value) if python else json.dumps(value)
-    return said if len(said) <= SHOWN else f"{said[:SHOWN]}…"
+    text = repr(value) if python else json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -1,7 +1,7 @@
-"""What a client knows of one session, and what each call makes of it. Written once, for every shell.
+"""Track: one session as a client knows it, with the logic of each call, shared by all shells.
 
 The calls are generators: they yield the operations that they need, and get their results; an error comes in where the
-result would have. They hold no lock and do no I/O: `_shell` drives them.
+result would have. They hold no lock and do no I/O: a shell of `adamd.drivers` drives them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from adamd.errors import (
     StepSuperseded,
 )
 from adamd.sansio import array_checks, arrays, operations
-from adamd.sansio.gradient_encoding import Encoder, Sending, Written
+from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, EncodingOptions
 from adamd.sansio.operations import Operation, Stall, Standing, Stepped, body_of
 from adamd.wire import safetensors
 
-NONE = {"lower": -math.inf, "upper": math.inf}  # bounds that bound nothing
-WHY = {
+UNBOUNDED = {"lower": -math.inf, "upper": math.inf}  # bounds that bound nothing
+STALL_REASONS = {
     "gradient_below_eps": "the gradient is far below eps, and steps are that small a part of lr",
     "second_moment_underflow": "the gradient's square is nothing in this dtype, and the second moment stays 0",
 }
@@ -85,7 +85,7 @@ class Track:
         self.left_open: int | None = None
         self.staleness: int | None = None
         self.encoder = Encoder()
-        self._before = arrays.Before()
+        self._backup = arrays.Backup()
         self._warned = set[str]()
         self._on_bad_gradient = on_bad_gradient
 
@@ -97,50 +97,50 @@ class Track:
         settings: Mapping[str, Any] | None,
         metrics: Mapping[str, Any] | None,
         out: Any,
-        sending: Sending | None = None,
+        encoding_options: EncodingOptions | None = None,
         key: str | None = None,
-        most: int | None = None,
+        max_staleness: int | None = None,
     ) -> Logic[Any]:
         """Take the next step: its number and the chain that it builds on make it safe to repeat.
 
-        ``sending`` is what was chosen when the step was asked for; None: what holds when it begins. With a ``key`` it
-        is whichever step comes next at the server, and the key makes it safe; ``most`` bounds its staleness.
+        ``encoding_options``: those of the moment when it was asked for; None: those of its beginning. With a ``key`` it
+        has no number: it becomes whichever is next. ``max_staleness`` bounds the steps of others before it.
         """
-        how = sending or self.encoder.chosen
-        carried = settings_document(settings or {}) | settings_document({"lr": lr})
+        options = encoding_options or self.encoder.chosen
+        changes = settings_document(settings or {}) | settings_document({"lr": lr})
         if metrics is not None and not isinstance(metrics, Mapping):
             raise InvalidRequest(f"metrics is {metrics!r:.60}; wanted a dict of numbers, as {{'accuracy': 0.9}}")
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
-        now, answered = self.now, how.answer_dtype
-        doubtful, open_before = self.encoder.in_doubt, self.left_open
+        now, answer_dtype = self.now, options.answer_dtype
+        doubt_before, open_before = self.encoder.in_doubt, self.left_open
         try:
-            written = self.encoder.write(gradient, now.layout, now.dtype, how)
-            land = arrays.landing(now.layout, answered or now.dtype, out, written.parts, self.order)
-            asked = operations.Step(
+            encoded = self.encoder.write(gradient, now.layout, now.dtype, options)
+            landing = arrays.landing(now.layout, answer_dtype or now.dtype, out, encoded.parts, self.order)
+            operation = operations.Step(
                 ref=now.id,
                 number=now.step + 1 if key is None else None,
                 chain=now.chain if key is None else None,
-                body=written.body,
-                dtype=answered or now.dtype,
-                rounded=answered is not None,
-                into=land.buffers,
-                settings=carried,
+                body=encoded.body,
+                dtype=answer_dtype or now.dtype,
+                rounded=answer_dtype is not None,
+                into=landing.buffers,
+                settings=changes,
                 metrics={name: array_checks.number(name, value) for name, value in measured.items()},
                 key=key,
-                base=None if key is None else operations.Base(now.step, now.chain, most),
-                left=self._before.keep,
+                base=None if key is None else operations.PushBase(now.step, now.chain, max_staleness),
+                on_sent=self._backup.keep,
             )
-            self.encoder.in_doubt, self.left_open = True, asked.number or open_before
-            return self._take((yield from self._landed(asked, land)), carried, land, written)
+            self.encoder.in_doubt, self.left_open = True, operation.number or open_before
+            return self._take((yield from self._receive(operation, landing)), changes, landing, encoded)
         except (StepConflict, StepSuperseded) as error:
             self.left_open = open_before
             if not error.extra.get("applied"):  # not this gradient; one before it, whose answer was lost, perhaps
-                self.encoder.in_doubt = doubtful
+                self.encoder.in_doubt = doubt_before
                 if open_before is not None:
                     raise _left_open(error, open_before) from None
             raise
         except (BadGradient, IdempotencyMismatch) as error:
-            self.encoder.in_doubt, self.left_open = doubtful, open_before
+            self.encoder.in_doubt, self.left_open = doubt_before, open_before
             if self._on_bad_gradient == "raise" or isinstance(error, IdempotencyMismatch):
                 raise
             self.skipped += 1
@@ -159,100 +159,106 @@ class Track:
         metrics: Mapping[str, Any] | None,
         out: Any,
         key: str | None,
-        most: int | None,
+        max_staleness: int | None,
     ) -> Logic[Any]:
         """Have a gradient applied at whatever step is next: its key makes it safe to repeat."""
-        if most is not None and not (type(most) is int and 0 <= most < 1_000_000_000):
-            raise InvalidRequest(f"max_staleness is {most!r}; wanted a number of steps, 0 or more")
-        named = secrets.token_hex(16) if key is None else operations.idempotency_key(key)
+        if max_staleness is not None and not (type(max_staleness) is int and 0 <= max_staleness < 1_000_000_000):
+            raise InvalidRequest(f"max_staleness is {max_staleness!r}; wanted a number of steps, 0 or more")
+        push_key = secrets.token_hex(16) if key is None else operations.idempotency_key(key)
         try:
-            return (yield from self.step(gradient, loss, lr, settings, metrics, out, key=named, most=most))
+            return (yield from self.step(gradient, loss, lr, settings, metrics, out, None, push_key, max_staleness))
         except RetriesExhausted as error:
-            told = f"{error.detail}; it may have counted: the same push with key={named!r} is safe, and tells"
+            message = f"{error.detail}; it may have counted: the same push with key={push_key!r} is safe, and tells"
             raise RetriesExhausted(
-                told, step=error.step, retry_after=error.retry_after, key=named, last=error.extra.get("last")
+                message, step=error.step, retry_after=error.retry_after, key=push_key, last=error.extra.get("last")
             ) from None
 
     def parameters(self, out: Any, at: str | None = None) -> Logic[Any]:
         """Read the parameters, and go on from their step; or others beside them (``at``), which change nothing here."""
         now = self.now
-        answered = self.encoder.answer_dtype
-        land = arrays.landing(now.layout, answered or now.dtype, out, order=self.order)
-        asked = operations.ReadParameters(
-            now.id, answered or now.dtype, land.buffers, rounded=answered is not None, at=at, left=self._before.keep
+        dtype = self.encoder.answer_dtype
+        landing = arrays.landing(now.layout, dtype or now.dtype, out, order=self.order)
+        operation = operations.ReadParameters(
+            now.id, dtype or now.dtype, landing.buffers, rounded=dtype is not None, at=at, on_sent=self._backup.keep
         )
-        told = yield from self._landed(asked, land)
-        return land.finish() if at is not None else self._take(told, {}, land)
+        answer = yield from self._receive(operation, landing)
+        return landing.finish() if at is not None else self._take(answer, {}, landing)
 
-    def _landed(self, asked: operations.Step | operations.ReadParameters, land: arrays.Landing) -> Logic[Stepped]:
-        """Have an answer come into its memory. Where it does not come as it should, ``out`` is what it was."""
-        self._before.of(land.own)
+    def _receive(self, operation: Operation, landing: arrays.Landing) -> Logic[Stepped]:
+        """Receive an answer into its memory. If it fails, ``out`` is restored."""
+        self._backup.of(landing.own)
         try:
-            told: Stepped = yield asked
-            self._check_kept(told)
+            answer: Stepped = yield operation
+            self._check_history(answer)
         except BaseException:
-            self._before.restore()
+            self._backup.restore()
             raise
         finally:
-            self._before.of(())
-        return told
+            self._backup.of(())
+        return answer
 
     def _take(
-        self, told: Stepped, carried: Mapping[str, Any], land: arrays.Landing, sent: Written | None = None
+        self, answer: Stepped, changes: Mapping[str, Any], landing: arrays.Landing, sent: EncodedGradient | None = None
     ) -> Any:
         """Take an answer over, and return the caller's arrays.
 
-        In this order: whoever is interrupted on the way (by Ctrl-C, or a warning that is an error) has a session that
-        stands before the answer still. Its next step is refused, and says why; none is taken at other parameters than
-        its caller's.
+        The session moves on last. If Ctrl-C, or a warning turned into an error, interrupts this method, the session
+        still stands before the answer, and its next step is refused with the reason. So no step is ever taken at
+        parameters that the caller does not have.
         """
-        result, moved = land.finish(), told.step != self.now.step
-        self._tell(told)
+        result, moved = landing.finish(), answer.step != self.now.step
+        self._warn_of(answer)
         if sent is not None:
             self.encoder.sent(sent)
-            self.staleness = None if told.replayed else told.step - self.now.step - 1
+            self.staleness = None if answer.replayed else answer.step - self.now.step - 1
         elif moved:
             self.encoder.moved()
-        self._advance(told, carried)
+        self._advance(answer, changes)
         if moved:
             self.left_open = None
         return result
 
-    def _check_kept(self, told: Stepped) -> None:
+    def _check_history(self, answer: Stepped) -> None:
         """Refuse to go on where what was seen acknowledged is no longer there."""
         now = self.now
-        if told.step < now.step or (told.step == now.step and told.chain != now.chain):
-            what = "another history" if told.step == now.step else "it went back"
+        if answer.step < now.step or (answer.step == now.step and answer.chain != now.chain):
+            what = "another history" if answer.step == now.step else "it went back"
             raise HistoryLost(
-                f"you have seen step {now.step} acknowledged; the server is at {told.step}: {what}. "
+                f"you have seen step {now.step} acknowledged; the server is at {answer.step}: {what}. "
                 f"session.refresh() accepts it; then go on from session.parameters()",
-                step=told.step,
+                step=answer.step,
             )
 
-    def _tell(self, told: Stepped) -> None:
-        """Warn of what an answer says of its parameters."""
-        if told.overflowed:
+    def _warn_of(self, answer: Stepped) -> None:
+        """Warn of overflowed parameters and of stalls that an answer reports."""
+        if answer.overflowed:
             warnings.warn(
-                f"{told.overflowed} parameters of session {self.now.id} at step {told.step} are too large for "
+                f"{answer.overflowed} parameters of session {self.now.id} at step {answer.step} are too large for "
                 f"{self.encoder.answer_dtype} and came as infinity; session.answer_dtype = None reads them exactly",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        for stall in told.stalls:
-            self._warn(stall, told.step)
+        for stall in answer.stalls:
+            self._warn(stall, answer.step)
 
-    def _advance(self, told: Stepped, carried: Mapping[str, Any]) -> None:
+    def _advance(self, answer: Stepped, changes: Mapping[str, Any]) -> None:
         now = self.now
-        settings = now.settings if not carried else {**now.settings, **carried}
-        diverged = now.diverged or told.diverged
-        self.now = replace(now, step=told.step, chain=told.chain, settings=settings, diverged=diverged, stop=told.stop)
+        settings = now.settings if not changes else {**now.settings, **changes}
+        self.now = replace(
+            now,
+            step=answer.step,
+            chain=answer.chain,
+            settings=settings,
+            diverged=now.diverged or answer.diverged,
+            stop=answer.stop,
+        )
 
     def _warn(self, stall: Stall, step: int) -> None:
         """Warn once of each."""
         if stall.code in self._warned:
             return
         self._warned.add(stall.code)
-        why = WHY.get(stall.code, stall.code)
+        why = STALL_REASONS.get(stall.code, stall.code)
         remedy = "a gradient_scale" if stall.eps is None else f"eps={stall.eps:g}, or a gradient_scale,"
         warnings.warn(
             f"session {self.now.name or self.now.id} at step {step}: {why} ({stall.code}); {remedy} would help: "
@@ -261,9 +267,9 @@ class Track:
             stacklevel=2,
         )
 
-    def _check_same(self, told: Standing) -> None:
+    def _check_same(self, standing: Standing) -> None:
         now = self.now
-        if (told.id, told.layout, told.dtype) != (now.id, now.layout, now.dtype):
+        if (standing.id, standing.layout, standing.dtype) != (now.id, now.layout, now.dtype):
             raise operations.bad_answer(f"another session than {now.id}, or one of another layout")
 
     def set_parameters(self, parameters: Any) -> Logic[None]:
@@ -273,34 +279,34 @@ class Track:
         missing = set(now.layout.names) - {item.name for item in parts}
         if missing:
             raise InvalidRequest(f"the parameters lack {', '.join(sorted(missing)[:8])}; set all of them at once")
-        told: Standing = yield operations.SetParameters(now.id, body_of(parts, now.layout))
-        self._check_same(told)
-        self.now = told
+        standing: Standing = yield operations.SetParameters(now.id, body_of(parts, now.layout))
+        self._check_same(standing)
+        self.now = standing
 
     def update(self, labels: Mapping[str, str] | None, settings: Mapping[str, Any]) -> Logic[dict[str, Any]]:
         """Change settings or labels; this client's own step stays what it is."""
-        optimizer = settings_document(settings)
-        if not optimizer and labels is None:
+        document = settings_document(settings)
+        if not document and labels is None:
             raise InvalidRequest("nothing to update; give settings, as lr=1e-4, or labels")
-        told: Standing = yield operations.Update(
-            self.now.id, optimizer or None, None if labels is None else labels_document(labels)
+        standing: Standing = yield operations.Update(
+            self.now.id, document or None, None if labels is None else labels_document(labels)
         )
-        self._check_same(told)
-        self.now = replace(self.now, settings=told.settings, document=told.document, stop=told.stop)
-        return told.document
+        self._check_same(standing)
+        self.now = replace(self.now, settings=standing.settings, document=standing.document, stop=standing.stop)
+        return standing.document
 
     def info(self) -> Logic[dict[str, Any]]:
         """Read the session's document; this client's own step stays what it is."""
-        told: Standing = yield operations.View(self.now.id)
-        return told.document
+        standing: Standing = yield operations.View(self.now.id)
+        return standing.document
 
     def refresh(self) -> Logic[dict[str, Any]]:
         """Accept what the server has now."""
-        told: Standing = yield operations.View(self.now.id)
-        self._check_same(told)
+        standing: Standing = yield operations.View(self.now.id)
+        self._check_same(standing)
         self.encoder.forget()
-        self.now, self.left_open = told, None
-        return told.document
+        self.now, self.left_open = standing, None
+        return standing.document
 
     def delete(self, *, anyway: bool) -> Logic[None]:
         """End the session, as it was seen last; ``anyway``: whatever others did meanwhile."""
@@ -320,17 +326,17 @@ class Track:
             body = yield operations.export(self.now, None)
             _check_state(memoryview(body))
             return bytes(body)
-        wanted = Path(path)
-        beside = wanted.with_name(f".{wanted.name}.{secrets.token_hex(4)}.part")
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
-            with beside.open("xb+") as file:
+            with partial.open("xb+") as file:
                 yield operations.export(self.now, file)
-                yield Work(lambda: _settled(file, beside))
-            beside.replace(wanted)
+                yield Work(lambda: _settled(file, partial))
+            partial.replace(target)
         finally:
             with suppress(FileNotFoundError):
-                beside.unlink()
-        return wanted
+                partial.unlink()
+        return target
 
 
 def _left_open(error: StepConflict | StepSuperseded, number: int) -> AdamdError:
@@ -345,34 +351,34 @@ def _left_open(error: StepConflict | StepSuperseded, number: int) -> AdamdError:
     )
 
 
-def settings_document(given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_document(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as JSON values; those that are None are the server's default, and an infinite bound is null.
 
     Raises:
         InvalidSettings: one is NaN or infinity, or something that JSON cannot say; ``extra["path"]`` names it.
 
     """
-    if not isinstance(given, Mapping):
-        raise InvalidRequest(f"settings is {given!r:.60}; wanted a dict, as {{'lr': 1e-4}}")
-    return {name: _setting(name, _bound(name, value)) for name, value in given.items() if value is not None}
+    if not isinstance(settings, Mapping):
+        raise InvalidRequest(f"settings is {settings!r:.60}; wanted a dict, as {{'lr': 1e-4}}")
+    return {name: _setting(name, _bound(name, value)) for name, value in settings.items() if value is not None}
 
 
 def _setting(name: str, value: Any) -> Any:
-    """Return one setting as JSON has it; the one that is wrong is the one that is blamed."""
+    """Return one setting as a JSON value; an error names this setting."""
     if type(value) is float and math.isfinite(value):
         return value
     try:
         return json.loads(json.dumps(value, allow_nan=False, default=_plain))
     except (AdamdError, TypeError, ValueError, OverflowError, RecursionError, RuntimeError) as error:
-        said = "wanted finite numbers" if isinstance(error, ValueError) else "wanted numbers and plain values"
+        expectation = "wanted finite numbers" if isinstance(error, ValueError) else "wanted numbers and plain values"
         why = f": {error.detail}" if isinstance(error, AdamdError) else ""
         shown = " ".join(repr(value).split())
-        raise InvalidSettings(f"{name} is {shown:.80}; {said}{why}", path=name) from None
+        raise InvalidSettings(f"{name} is {shown:.80}; {expectation}{why}", path=name) from None
 
 
 def _bound(name: str, value: Any) -> Any:
-    """JSON has no infinity: a bound that bounds nothing is null there."""
-    return None if isinstance(value, float | np.floating) and value == NONE.get(name) else value
+    """Turn an infinite bound into None, because JSON has no infinity."""
+    return None if isinstance(value, float | np.floating) and value == UNBOUNDED.get(name) else value
 
 
 def _plain(value: Any) -> Any:
@@ -397,18 +403,18 @@ def _check_state(body: memoryview) -> None:
         raise operations.bad_answer(f"no exported state: {error.detail}") from error
 
 
-def labels_document(given: Mapping[str, str]) -> dict[str, str]:
+def labels_document(labels: Mapping[str, str]) -> dict[str, str]:
     """Return labels, which are texts by name; JSON and protobuf would each say something else of others.
 
     Raises:
         InvalidRequest: one is none.
 
     """
-    if not isinstance(given, Mapping):
-        raise InvalidRequest(f"labels is {given!r:.60}; wanted a dict of texts, as {{'team': 'blue'}}")
-    for name, value in given.items():
+    if not isinstance(labels, Mapping):
+        raise InvalidRequest(f"labels is {labels!r:.60}; wanted a dict of texts, as {{'team': 'blue'}}")
+    for name, value in labels.items():
         if not isinstance(name, str):
             raise InvalidRequest(f"labels has the name {name!r:.60}; wanted a text")
         if not isinstance(value, str):
             raise InvalidRequest(f"labels.{name[:64]} is {value!r:.60}; wanted a text")
-    return dict(given)
+    return dict(labels)

@@ -15,7 +15,7 @@ import torch
 
 from adamd.client import Client, Durability, connect
 from adamd.errors import InvalidRequest, InvalidState
-from adamd.sansio.options import Around, parted
+from adamd.sansio.options import Around, split_options
 from adamd.session import OnBadGradient, Session
 from adamd.torch import group_settings, kinds, parameters, resuming, schedulers, state_dicts
 from adamd.torch.binding import Binding, Metrics
@@ -60,7 +60,7 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         process_group: Any = None,
         **around: Unpack[Around],
     ) -> None:
-        self._surroundings, travel = parted(around, type(self).__name__)
+        self._surroundings, travel = split_options(around, type(self).__name__)
         self._binding: AnyBinding | None = None  # None: the next step restores a session
         self._constructed = False
         self._replaced: Session | None = None  # the session before load_state_dict or add_param_group

@@ -104,4 +104,4 @@ def _surrounding_differences(client: Client, session: Session, surroundings: Map
     if not settings_match.differing(passed, current):
         return []
     defaults = client.info()["settings"][current["name"]]
-    return settings_match.said(settings_match.differing(passed, {**defaults, **current}))
+    return settings_match.describe(settings_match.differing(passed, {**defaults, **current}))

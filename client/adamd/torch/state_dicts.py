@@ -19,7 +19,7 @@ from adamd.errors import InvalidState
 from adamd.torch.kinds import BUFFER, Kind, has_momentum_buffer
 from adamd.torch.parameters import BY_NAME, NARROW, ParameterPlace
 from adamd.wire import export_format
-from adamd.wire.export_format import PARAMETERS, Draft, Export
+from adamd.wire.export_format import PARAMETERS, Draft, ExportedState
 
 MASTER = "master_param"  # as transformer_engine's FusedAdam calls it
 EMA = "ema"  # the parameters' moving average; torch ignores it in a state
@@ -48,7 +48,7 @@ def unpack(body: bytes, places: Sequence[ParameterPlace], kind: Kind, *, rounded
 
 
 def torch_state(
-    exported: Export,
+    exported: ExportedState,
     places: Sequence[ParameterPlace],
     kind: Kind,
     *,

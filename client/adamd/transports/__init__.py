@@ -1,1 +1,1 @@
-"""How operations reach a server: HTTP or gRPC, both blocking, both to be ended from another thread."""
+"""Transports send operations over HTTP or gRPC. They block, and another thread can cancel them."""

@@ -1,4 +1,4 @@
-"""Where a server is, and how to get there: URL, proxies, TLS, sockets."""
+"""Route: a server's URL with its proxy, TLS and sockets."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Route:
 
     @property
     def loopback(self) -> bool:
-        """It is this machine; no proxy elsewhere can reach that."""
+        """The server is on this machine, which no proxy elsewhere can reach."""
         return _is_loopback(self.host)
 
     @property
@@ -63,36 +63,38 @@ class Route:
         """The server's URL."""
         return f"{self.scheme}://{self.authority}{self.prefix}"
 
-    def told(self, error: TransportError) -> TransportError:
-        """Return an attempt's error; one that met another protocol at this port with the address that would do."""
+    def explain(self, error: TransportError) -> TransportError:
+        """Return an attempt's error; if another protocol answered at this port, name the URL to use."""
         if error.extra.get("phase") != OTHER_PROTOCOL:
             return error
         if error.extra.get("tls"):
             words = f"{self.url}: TLS is spoken at port {self.port}; use {self.scheme}s://"
             return TransportError(words, phase=OTHER_PROTOCOL, permanent=True)
-        mine, other, usual = ("HTTP", "gRPC", 8000) if self.scheme.startswith("http") else ("gRPC", "HTTP", GRPC_PORT)
+        protocol, other, usual = (
+            ("HTTP", "gRPC", 8000) if self.scheme.startswith("http") else ("gRPC", "HTTP", GRPC_PORT)
+        )
         host = f"[{self.host}]" if ":" in self.host else self.host
-        scheme = self.scheme.replace(mine.lower(), other.lower())
+        scheme = self.scheme.replace(protocol.lower(), other.lower())
         return TransportError(
-            f"{self.url}: {other} is spoken at port {self.port}, not {mine}; use {scheme}://{host}:{self.port}, or the "
-            f"server's port for {mine}: {usual}, unless its ready line says another",
+            f"{self.url}: {other} is spoken at port {self.port}, not {protocol}; use {scheme}://{host}:{self.port}, or "
+            f"the server's port for {protocol}: {usual}, unless its ready line says another",
             phase=OTHER_PROTOCOL,
             permanent=True,
         )
 
     @property
     def target(self) -> str:
-        """What stands before a path in a request line: a proxy for plain HTTP wants the whole URL."""
+        """The prefix of a path in a request line. A proxy for plain HTTP wants the whole URL."""
         return self.url if self.proxy is not None and self.scheme == "http" else self.prefix
 
     @property
     def extra_headers(self) -> Mapping[str, str]:
-        """Headers that this way needs on every request."""
+        """Headers for a proxy, on every request."""
         return self.proxy.headers if self.proxy is not None and self.scheme == "http" else {}
 
     @cached_property
     def tls(self) -> ssl.SSLContext:
-        """The system's trust, or what SSL_CERT_FILE names."""
+        """TLS with the system's certificates, or those that SSL_CERT_FILE names."""
         return ssl.create_default_context()
 
     def open(self, timeout: float) -> socket.socket:
@@ -139,8 +141,8 @@ class Route:
         else:
             connection = http.client.HTTPConnection(host, port, timeout=timeout)
         connection.connect()  # also sets TCP_NODELAY
-        made: socket.socket = connection.sock
-        return made
+        sock: socket.socket = connection.sock
+        return sock
 
 
 def route(url: str | None, proxies: Mapping[str, str] | None = None) -> Route:
@@ -154,24 +156,24 @@ def route(url: str | None, proxies: Mapping[str, str] | None = None) -> Route:
         InvalidRequest: no such URL.
 
     """
-    given = url or os.environ.get("ADAMD_URL") or DEFAULT_URL
+    address = url or os.environ.get("ADAMD_URL") or DEFAULT_URL
     try:
-        parts = urlsplit(given if "://" in given else f"http://{given}")
+        parts = urlsplit(address if "://" in address else f"http://{address}")
     except ValueError as error:
-        raise InvalidRequest(f"{given!r} is no server's URL: {error}") from None
-    if parts.scheme not in PORTS or not parts.hostname or any(c.isspace() for c in given):
+        raise InvalidRequest(f"{address!r} is no server's URL: {error}") from None
+    if parts.scheme not in PORTS or not parts.hostname or any(c.isspace() for c in address):
         raise InvalidRequest(
-            f"{given!r} is no server's URL; wanted something as http://localhost:8000 or grpc://localhost:{GRPC_PORT}"
+            f"{address!r} is no server's URL; wanted something as http://localhost:8000 or grpc://localhost:{GRPC_PORT}"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InvalidRequest("a server's URL has no user, query or fragment; an API key goes into ADAMD_API_KEY")
     port = _port(parts, PORTS[parts.scheme])
     if parts.scheme in ("grpc", "grpcs"):
         if parts.path.strip("/"):
-            raise InvalidRequest(f"{given!r}: over gRPC a server lies under no path")
+            raise InvalidRequest(f"{address!r}: over gRPC a server lies under no path")
         return Route(parts.scheme, parts.hostname, port)
-    found = _proxy(parts.scheme, parts.hostname, port, getproxies() if proxies is None else proxies)
-    return Route(parts.scheme, parts.hostname, port, parts.path.rstrip("/"), found)
+    proxy = _proxy(parts.scheme, parts.hostname, port, getproxies() if proxies is None else proxies)
+    return Route(parts.scheme, parts.hostname, port, parts.path.rstrip("/"), proxy)
 
 
 def _port(parts: SplitResult, default: int) -> int:

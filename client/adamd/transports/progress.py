@@ -1,4 +1,4 @@
-"""A bar for transfers that take long enough to wonder about. rich is imported when there is one to draw."""
+"""Draws progress bars for long transfers. rich is imported only when there is one to draw."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-LARGE = 64 * 1024 * 1024  # bytes from which a bar is drawn
+LARGE_BYTES = 64 * 1024 * 1024  # bytes from which a bar is drawn
 Advance = Callable[[int], None]
 Meter = Callable[[int, int], AbstractContextManager[tuple[Advance, Advance]]]
 
 
-def meter(wanted: bool | None) -> Meter:
-    """Return what measures an exchange of (bytes sent, bytes received): bars on stderr, or nothing.
+def meter(show: bool | None) -> Meter:
+    """Return a meter of exchanges of (bytes sent, bytes received): bars on stderr, or nothing.
 
     Args:
-        wanted: True and False are obeyed; None draws large transfers where stderr is a terminal.
+        show: True and False are obeyed; None draws large transfers where stderr is a terminal.
 
     """
 
     def measure(up: int, down: int) -> AbstractContextManager[tuple[Advance, Advance]]:
         large = max(up, down)
-        drawn = large > 0 if wanted else wanted is None and large >= LARGE and sys.stderr.isatty()
-        return _bars(up, down) if drawn else nullcontext((_nothing, _nothing))
+        draw = large > 0 if show else show is None and large >= LARGE_BYTES and sys.stderr.isatty()
+        return _bars(up, down) if draw else nullcontext((_nothing, _nothing))
 
     return measure
 

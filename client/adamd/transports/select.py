@@ -1,4 +1,4 @@
-"""What a transport is, and which one a URL asks for. gRPC is an extra, and is imported when it is asked for."""
+"""Transport: the protocol of all transports, and the choice of one by URL. gRPC is imported on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from adamd.errors import InvalidRequest
 from adamd.sansio.operations import Operation
 from adamd.sansio.retry import Timeout
-from adamd.transports.cancellation import Stop
+from adamd.transports.cancellation import Cancellation
 from adamd.transports.endpoint import route
 from adamd.transports.http.pool import HttpTransport
 from adamd.transports.progress import meter
@@ -22,7 +22,7 @@ class Transport(Protocol):
 
     url: str
 
-    def send(self, operation: Operation, deadline: float, stop: Stop) -> Any:
+    def send(self, operation: Operation, deadline: float, stop: Cancellation) -> Any:
         """Try one operation once, until ``deadline`` (monotonic seconds), and return its result.
 
         Raises:
@@ -37,32 +37,32 @@ class Transport(Protocol):
 
 
 def transport(url: str | None, timeout: Timeout, api_key: str | None, progress: bool | None) -> Transport:
-    """Return the way to a server that its URL asks for.
+    """Return the transport that a URL asks for.
 
     Raises:
         InvalidRequest: no such URL or key.
         ModuleNotFoundError: gRPC's packages are not there.
 
     """
-    way, bars = route(url), meter(progress)
+    server, bars = route(url), meter(progress)
     key = api_key or os.environ.get("ADAMD_API_KEY")
     if key and not (key.isascii() and key.isprintable()):
         raise InvalidRequest("the API key would have characters that are not printable ASCII")
-    if way.scheme in ("http", "https"):
+    if server.scheme in ("http", "https"):
         _tell(key)
-        return HttpTransport(way, timeout, time.monotonic, bars, key)
+        return HttpTransport(server, timeout, time.monotonic, bars, key)
     try:
         with chosen():
             from adamd.transports.grpc.transport import GrpcTransport
     except ModuleNotFoundError as error:
-        said = f"{way.url} needs {error.name}: pip install 'adamd[grpc]', or use the server's http:// address"
-        raise ModuleNotFoundError(said, name=error.name) from error
+        message = f"{server.url} needs {error.name}: pip install 'adamd[grpc]', or use the server's http:// address"
+        raise ModuleNotFoundError(message, name=error.name) from error
     _tell(key)
-    return GrpcTransport(way, timeout, time.monotonic, bars, key)
+    return GrpcTransport(server, timeout, time.monotonic, bars, key)
 
 
 def _tell(key: str | None) -> None:
-    """Say what a key is worth so far: a server of adamd's has none to compare it with."""
+    """Warn that no adamd server checks an API key so far."""
     if key:
         logging.getLogger("adamd").warning(
             "an API key is sent as a bearer token, and no adamd server checks it so far: it protects nothing, unless a "

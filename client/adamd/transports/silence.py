@@ -1,4 +1,4 @@
-"""Warns once that a server takes its time over a request that it has, and says when its answer came."""
+"""Silence: warns once that a server is slow to answer, and says when its answer came."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from adamd.sansio.operations import Operation, Watch, said
+from adamd.sansio.operations import Operation, Watch, describe
 
 LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 PATIENCE = 5.0  # seconds without a byte before the first warning
 
 
 class Silence:
-    """What one client tells of its servers' silence.
+    """Warns of one client's slow server.
 
-    Each warning that an answer followed makes it more patient: twice as long as that answer took. So a server that is
-    always slow is told once, and not at every step.
+    If an answer follows a warning, the patience becomes twice what that answer took. So a server that is always slow
+    causes one warning, and not one at every step.
 
     Args:
         url: the server.
@@ -30,37 +30,37 @@ class Silence:
         self._patience = PATIENCE
 
     @contextmanager
-    def over(self, operation: Operation) -> Iterator[Attempt]:
+    def attempt(self, operation: Operation) -> Iterator[Attempt]:
         """Surround an attempt."""
         patience = float("inf") if isinstance(operation, Watch) else self._patience  # a watch is silent by its nature
         attempt = Attempt(patience, lambda left: self._warn(operation, patience, left))
         began = self._clock()
         yield attempt
-        if attempt.told:
+        if attempt.warned:
             took = self._clock() - began
             self._patience = max(self._patience, 2 * took)
-            LOG.warning("%s: %s: the server answered, after %.0f s", self._url, said(operation), took)
+            LOG.warning("%s: %s: the server answered, after %.0f s", self._url, describe(operation), took)
 
-    def _warn(self, operation: Operation, waited: float, left: float) -> None:
+    def _warn(self, operation: Operation, waited: float, remaining: float) -> None:
         words = "%s: %s: no answer for %.0f s; it is waited for %.0f s more"
-        LOG.warning(words, self._url, said(operation), waited, left)
+        LOG.warning(words, self._url, describe(operation), waited, remaining)
 
 
 class Attempt:
-    """One attempt, which is told at most once.
+    """One attempt, with at most one warning.
 
     Attributes:
-        patience: seconds without a byte before it is told.
-        told: it was.
+        patience: seconds without a byte before the warning.
+        warned: the warning was given.
 
     """
 
     def __init__(self, patience: float, warn: Callable[[float], None]) -> None:
         self.patience = patience
-        self.told = False
+        self.warned = False
         self._warn = warn
 
-    def tell(self, left: float) -> None:
+    def warn(self, remaining: float) -> None:
         """Warn that nothing came for ``patience`` seconds; ``left`` are those until the attempt is given up."""
-        self.told = True
-        self._warn(left)
+        self.warned = True
+        self._warn(remaining)

@@ -1,1 +1,1 @@
-"""The contract that client and server share: layouts, dtypes, encodings. Bytes to typed records; no I/O."""
+"""The contract of client and server: layouts, dtypes, encodings, bytes to records. No I/O."""

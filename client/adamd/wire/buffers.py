@@ -1,4 +1,4 @@
-"""Reused buffers that come back by themselves, and only when nobody can see them any more.
+"""BufferPool: buffers that return to the pool when their last view is gone.
 
 Fresh pages cost as much as the loopback network, so a large buffer is worth keeping. But a transport that
 returns from ``send()`` has not sent: uvicorn keeps the memoryview until the socket takes it. So a lease ends not
@@ -111,4 +111,4 @@ def when_gone(array: NDArray[Any], call: Callable[[], None]) -> None:
 
 
 class _Loan(np.ndarray[Any, np.dtype[np.uint8]]):
-    """Where NumPy's collapsing of views ends."""
+    """The array class at which NumPy stops to collapse views."""

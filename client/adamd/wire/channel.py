@@ -1,4 +1,4 @@
-"""What both ends of a gRPC channel have to agree upon: names, sizes, and how often they ask whether the other lives."""
+"""Constants of a gRPC channel that both ends agree on: names, sizes, keepalive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dtypes that travel, and which widen exactly into which (DESIGN section 3)."""
+"""The dtypes that travel, and exact widening and rounding between them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from adamd.errors import WrongDtype, WrongLength
 Array = NDArray[Any]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
+SLICE = 65_536  # elements: a slice widened to float32 is 256 KiB, still in the L2 cache when a kernel reads it
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 SESSION_DTYPES = ("float32", "float64")
 # What each session dtype takes without rounding.

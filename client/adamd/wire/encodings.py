@@ -1,4 +1,4 @@
-"""How a gradient's body is written: the normative text of each encoding, and what writes and reads it. No I/O.
+"""Gradient encodings: their normative text, and the functions that write and read them. No I/O.
 
 A gradient has n elements, the flat vector in the order of the layout. Everything is little-endian. A body's length is
 exact; nothing follows it, nothing is padded.
@@ -126,16 +126,16 @@ def encode_int8(values: Floats) -> Bytes:
     scales, quantized = int8_parts(body, values.size)
     for start in range(0, values.size, _SLICE):
         part = values[start : start + _SLICE]
-        here = scales[start // BLOCK : scales_of(start + len(part))]
+        block_scales = scales[start // BLOCK : scales_of(start + len(part))]
         starts = np.arange(0, len(part), BLOCK)
         with np.errstate(over="ignore"):
             largest = np.maximum(np.maximum.reduceat(part, starts), -np.minimum.reduceat(part, starts))
-            here[:] = largest / part.dtype.type(LEVELS)
-            fits = np.isfinite(here * np.float32(LEVELS)).all()  # not NaN, nor beyond what float32 holds
+            block_scales[:] = largest / part.dtype.type(LEVELS)
+            fits = np.isfinite(block_scales * np.float32(LEVELS)).all()  # not NaN, nor beyond what float32 holds
         if not fits:
             _refuse(part, start)
-        here[here < np.finfo(np.float32).smallest_normal] = 0  # -0 too: a scale's sign bit is clear
-        divisors = np.where(here == 0, part.dtype.type(np.inf), here)
+        block_scales[block_scales < np.finfo(np.float32).smallest_normal] = 0  # -0 too: a scale's sign bit is clear
+        divisors = np.where(block_scales == 0, part.dtype.type(np.inf), block_scales)
         quotients = part / np.repeat(divisors, BLOCK)[: len(part)]
         quantized[start : start + len(part)] = np.rint(quotients, out=quotients)
     return body
@@ -171,9 +171,9 @@ def decode_int8(scales: NDArray[np.float32], quantized: NDArray[np.int8], start:
             _product(scales[block : block + 1], q[:head], out[:head])
             block += 1
         if tail > head:
-            whole = scales[block : block + (tail - head) // BLOCK, None]
-            _product(whole, q[head:tail].reshape(-1, BLOCK), out[head:tail].reshape(-1, BLOCK))
-            block += len(whole)
+            block_scales = scales[block : block + (tail - head) // BLOCK, None]
+            _product(block_scales, q[head:tail].reshape(-1, BLOCK), out[head:tail].reshape(-1, BLOCK))
+            block += len(block_scales)
         if len(out) > tail:
             _product(scales[block : block + 1], q[tail:], out[tail:])
 

@@ -1,4 +1,4 @@
-"""A session's exported state: read, and written for a session to be restored from. Pure; the arrays are not copied.
+"""Reads and writes a session's exported state. Pure; arrays are not copied.
 
 Safetensors with ``param:<name>`` and, for each state array, ``<array>:<name>``; in the metadata, under ``adamd``, the
 session's document with ``state``: the step, each tensor's count of updates, and the numbers that it carries.
@@ -20,7 +20,7 @@ PARAMETERS = "param"
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class ExportedState:
     """What an export holds.
 
     Attributes:
@@ -42,22 +42,22 @@ class Export:
     arrays: Mapping[str, Mapping[str, Array]]
 
 
-def read(export: bytes) -> Export:
+def read(export: bytes) -> ExportedState:
     """Read an export."""
     body = memoryview(bytearray(export))  # writable, which torch wants of memory that it looks at
     header = safetensors.read_header(body)
-    told = json.loads(header.metadata["adamd"])
+    document = json.loads(header.metadata["adamd"])
     arrays: dict[str, dict[str, Array]] = {}
     for item in header.tensors:
         array, _, name = item.tensor.name.partition(":")
         raw = body[header.data_start + item.start : header.data_start + item.end]
         arrays.setdefault(array, {})[name] = np.frombuffer(raw, storage(item.dtype)).reshape(item.tensor.shape)
-    state = told["state"]
-    return Export(
+    state = document["state"]
+    return ExportedState(
         step=state["step"],
-        chain=told["chain"],
-        dtype=told["dtype"],
-        settings=told["optimizer"],
+        chain=document["chain"],
+        dtype=document["dtype"],
+        settings=document["optimizer"],
         counts=state["counts"],
         carried=state.get("carried", {}),
         arrays=arrays,
@@ -93,10 +93,10 @@ class Draft:
         ``Client.restore`` takes the body.
         """
         step = max(self.step, *self.counts.values(), 0)
-        told: dict[str, Any] = {"step": step, "counts": dict(self.counts)}
+        state: dict[str, Any] = {"step": step, "counts": dict(self.counts)}
         if self.carried:
-            told["carried"] = {number: dict(values) for number, values in self.carried.items()}
-        document = {"optimizer": dict(self.settings), "dtype": self.dtype, "state": told}
+            state["carried"] = {number: dict(values) for number, values in self.carried.items()}
+        document = {"optimizer": dict(self.settings), "dtype": self.dtype, "state": state}
         arrays = (PARAMETERS, *self.names)
         tensors = [(f"{array}:{name}", self.dtype, shape) for array in arrays for name, shape in self.shapes.items()]
         head = safetensors.write_header(tensors, {"adamd": json.dumps(document, allow_nan=False)})

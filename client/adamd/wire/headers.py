@@ -1,4 +1,4 @@
-"""The names that both sides write: headers and media types (DESIGN section 5)."""
+"""Names that both sides write: headers, media types, patterns of references (docs/protocol.md)."""
 
 from __future__ import annotations
 

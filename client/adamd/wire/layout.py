@@ -100,10 +100,10 @@ def check_tensors(tensors: tuple[Tensor, ...], most: int = MAX_TENSORS, longest:
     """Check what every collection of tensors keeps, a file's too: ``checked`` without what only a layout is held to."""
     if len(tensors) > most:
         raise WrongLayout(f"{len(tensors)} tensors; at most {most} are possible")
-    seen: set[str] = set()
+    names: set[str] = set()
     total = 0
     for tensor in tensors:
-        _check_name(tensor.name, seen, longest)
+        _check_name(tensor.name, names, longest)
         _check_shape(tensor)
         total += tensor.size
         if total > MAX_ELEMENTS:
@@ -141,14 +141,14 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
-def _check_name(name: object, seen: set[str], longest: int) -> None:
+def _check_name(name: object, names: set[str], longest: int) -> None:
     if not isinstance(name, str) or not name or len(name) > longest:
         raise WrongLayout(f"a tensor's name is a string of 1 to {longest} characters, not {shown(name)}")
     if not name.isprintable():
         raise WrongLayout(f"the tensor name {shown(name)} has unprintable characters")
-    if name in seen:
+    if name in names:
         raise WrongLayout(f"the tensor name {shown(name)} comes twice")
-    seen.add(name)
+    names.add(name)
 
 
 def _check_shape(tensor: Tensor) -> None:
@@ -166,5 +166,5 @@ def _check_shape(tensor: Tensor) -> None:
 
 def some(names: tuple[str, ...]) -> str:
     """Return a few names, short enough for an error's words."""
-    told = ", ".join(name if len(name) <= 64 else f"{name[:63]}…" for name in names[:8])
-    return f"{told}, …" if len(names) > 8 else told
+    text = ", ".join(name if len(name) <= 64 else f"{name[:63]}…" for name in names[:8])
+    return f"{text}, …" if len(names) > 8 else text

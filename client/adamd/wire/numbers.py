@@ -30,16 +30,16 @@ def array_from_json(raw: Any, dtype: str, where: str, *, finite: bool = True) ->
     """
     shape = _shape(raw, where)
     _check(raw, shape, 0, where)  # before anything has the size that the first branch claims
-    wide = np.empty(math.prod(shape), dtype=np.float64)
-    _fill(raw, len(shape), wide, 0)
+    doubles = np.empty(math.prod(shape), dtype=np.float64)
+    _fill(raw, len(shape), doubles, 0)
     with np.errstate(over="ignore"):
-        flat = wide.astype(storage(dtype), copy=False)
+        flat = doubles.astype(storage(dtype), copy=False)
     if finite:
         bad = np.flatnonzero(~np.isfinite(flat))
         if bad.size:
             index = int(bad[0])
-            came = "a number that is too large" if math.isinf(wide[index]) else repr(float(wide[index]))
-            raise InvalidRequest(f"{where}: element {index} ({came}) is not a finite {dtype}", index=index)
+            value = "a number that is too large" if math.isinf(doubles[index]) else repr(float(doubles[index]))
+            raise InvalidRequest(f"{where}: element {index} ({value}) is not a finite {dtype}", index=index)
     return flat.reshape(shape)
 
 

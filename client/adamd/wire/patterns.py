@@ -1,4 +1,4 @@
-"""Which group a tensor is in: by its exact name, or by a pattern of names.
+"""Finds the parameter group of a tensor, by its exact name or by a pattern of names.
 
 In a pattern `*` stands for any characters, dots among them, and `?` for one; everything else for itself (there are no
 character classes: names have brackets), as `fnmatch.fnmatchcase` has it. An exact name wins over a pattern, wherever
@@ -32,11 +32,11 @@ class GroupsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The groups' entries, and where each tensor that was asked for has been found."""
+    """The groups' entries, with a cache of the group of each tensor."""
 
     exact: Mapping[str, int]
     patterns: tuple[tuple[re.Pattern[str], int], ...]
-    known: dict[str, int | None] = field(default_factory=dict)  # at most the layout's names
+    cache: dict[str, int | None] = field(default_factory=dict)  # at most the layout's names
 
     def of(self, tensor: str) -> int | None:
         """The group of a tensor of the layout; None: it is in none."""
@@ -44,15 +44,15 @@ class Places:
             return self.exact[tensor]
         if not self.patterns:
             return None
-        if tensor not in self.known:
-            self.known[tensor] = next((group for pattern, group in self.patterns if pattern.match(tensor)), None)
-        return self.known[tensor]
+        if tensor not in self.cache:
+            self.cache[tensor] = next((group for pattern, group in self.patterns if pattern.match(tensor)), None)
+        return self.cache[tensor]
 
 
 def places(entries: Entries) -> Places:
     """Read the groups' entries. Raises GroupsError where they have too many patterns, or one that is too long."""
     patterns: list[tuple[re.Pattern[str], int]] = []
-    for group, index, entry in _listed(entries):
+    for group, index, entry in _entries_of(entries):
         if not is_pattern(entry):
             continue
         path = f"groups[{group}].tensors[{index}]"
@@ -61,7 +61,7 @@ def places(entries: Entries) -> Places:
         if len(entry) > LONGEST:
             raise GroupsError(path, f"{path} has {len(entry)} characters; wanted at most {LONGEST} in a pattern")
         patterns.append((re.compile(fnmatch.translate(entry.replace("[", "[[]"))), group))
-    return Places({entry: group for group, _, entry in reversed(_listed(entries))}, tuple(patterns))
+    return Places({entry: group for group, _, entry in reversed(_entries_of(entries))}, tuple(patterns))
 
 
 def is_pattern(entry: str) -> bool:
@@ -69,12 +69,12 @@ def is_pattern(entry: str) -> bool:
     return "*" in entry or "?" in entry
 
 
-def check(entries: Entries, found: Places, names: Sequence[str]) -> None:
+def check(entries: Entries, matches: Places, names: Sequence[str]) -> None:
     """Raise GroupsError where a group is empty, an entry fits to nothing in `names`, or a name stands in two places."""
-    known = frozenset(names)
-    taken: dict[str, str] = {}
+    layout_names = frozenset(names)
+    paths: dict[str, str] = {}
     _check_work(entries, names)
-    patterns = iter(found.patterns)
+    patterns = iter(matches.patterns)
     for group, tensors in enumerate(entries):
         if not tensors:  # any number of them would fit into a head that is written with every step
             path = f"groups[{group}].tensors"
@@ -87,26 +87,26 @@ def check(entries: Entries, found: Places, names: Sequence[str]) -> None:
                     raise GroupsError(
                         path, f"{path} is {_shown(entry)}, which no tensor matches; {_near(entry, names)}"
                     )
-            elif entry not in known:
+            elif entry not in layout_names:
                 raise GroupsError(
                     path, f"{path} is {_shown(entry)}, which the layout does not have; {_near(entry, names)}"
                 )
-            if entry in taken:
+            if entry in paths:
                 raise GroupsError(
                     path,
-                    f"{path} is {_shown(entry)}, already at {taken[entry]}; wanted each tensor in one group at most",
+                    f"{path} is {_shown(entry)}, already at {paths[entry]}; wanted each tensor in one group at most",
                 )
-            taken[entry] = path
+            paths[entry] = path
 
 
 def _check_work(entries: Entries, names: Sequence[str]) -> None:
     """Behind a star, all that follows in the pattern may be compared at each character of a name."""
-    work = sum(len(entry) for _, _, entry in _listed(entries) if is_pattern(entry)) * sum(map(len, names))
+    work = sum(len(entry) for _, _, entry in _entries_of(entries) if is_pattern(entry)) * sum(map(len, names))
     if work > WORK:
         raise GroupsError("groups", f"groups have too many patterns, or too long ones, for {len(names)} tensors")
 
 
-def _listed(entries: Entries) -> list[tuple[int, int, str]]:
+def _entries_of(entries: Entries) -> list[tuple[int, int, str]]:
     return [(group, place, entry) for group, tensors in enumerate(entries) for place, entry in enumerate(tensors)]
 
 

@@ -1,8 +1,8 @@
-"""Messages that are mostly bytes, read and written without protobuf's copies of those bytes.
+"""Reads and writes bulk messages without protobuf's copies of their bytes.
 
-Each has the same form: a small message in field 1, perhaps an offset in field 2, and then the bytes. What is written
-in that order (as every protobuf library does) is read by hand, its bytes as a view into what came; anything else that
-the format allows is left to protobuf. https://protobuf.dev/programming-guides/encoding/
+Each has the same form: a small message in field 1, perhaps an offset in field 2, and then the bytes. Messages in that
+order, which every protobuf library writes, are read by hand, with the bytes as a view. Protobuf reads any other order.
+https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ class Codec(Generic[Head]):
 def _varint(value: int) -> bytes:
     if value < 0x80:
         return bytes((value,))
-    made = bytearray()
+    encoded = bytearray()
     while value >= 0x80:
-        made.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    made.append(value)
-    return bytes(made)
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def _read_varint(raw: bytes, at: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Which of gRPC's two ways to wait for its sockets is taken: chosen before gRPC is loaded, because it asks only then.
+"""Chooses how gRPC waits for its sockets, before gRPC is imported: it asks only then.
 
 From grpcio 1.80 on, gRPC's event engine waits for the sockets in threads of its own, and hands every read from one to
 the next until it reaches the thread that has been waiting for the answer. Its older way, which the same core still

@@ -107,10 +107,10 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise MalformedBody("safetensors: a name comes twice in the header")
-    return found
+    return members
 
 
 def _no_constant(name: str) -> Any:
@@ -153,9 +153,9 @@ def _stored(name: str, item: Any) -> Stored:
         raise MalformedBody(f"safetensors: tensor {shown(name)}: data_offsets are not offsets")
     tensor = Tensor(name, tuple(shape))
     check_tensors((tensor,), MOST, LONGEST)
-    wanted = tensor.size * ITEMSIZE[SAFETENSORS[dtype]]
-    if offsets[1] - offsets[0] != wanted:
+    nbytes = tensor.size * ITEMSIZE[SAFETENSORS[dtype]]
+    if offsets[1] - offsets[0] != nbytes:
         raise MalformedBody(
-            f"safetensors: tensor {shown(name)} has {offsets[1] - offsets[0]} bytes; its shape and dtype need {wanted}"
+            f"safetensors: tensor {shown(name)} has {offsets[1] - offsets[0]} bytes; its shape and dtype need {nbytes}"
         )
     return Stored(tensor, SAFETENSORS[dtype], offsets[0], offsets[1])

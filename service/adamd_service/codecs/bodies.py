@@ -1,4 +1,4 @@
-"""Bodies to typed calls: JSON, safetensors and octet-stream, each checked before anything uses it."""
+"""Reads bodies into typed calls: JSON, safetensors and flat vectors, each checked before use."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
 from adamd.errors import InvalidRequest, InvalidState, WrongLayout
-from adamd.wire import headers, layout, numbers, safetensors
+from adamd.wire import headers, numbers, safetensors
+from adamd.wire import layout as layouts
 from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import Array, check_widens, storage, vector, widen
 from adamd.wire.layout import Layout, Tensor, shown, some
 from adamd_service.codecs.checks import MAX_LABEL, MAX_LABEL_NAME, MAX_LABELS, metrics, parse_json, settings, validated
-from adamd_service.engine import CreateCall, Gradient, Kept
+from adamd_service.engine import CreateCall, Gradient, SavedState
 from adamd_service.optim import ARRAY, BEST, BOUNDS, FAMILY, NONE, SURROUNDING, progress_from_json
 from adamd_service.records import Spec
 
@@ -98,34 +99,34 @@ def create_from_json(body: memoryview, key: str | None) -> CreateCall:
         raise InvalidRequest("state: a state is restored from safetensors", path="state")
     dtype = document.dtype or "float64"
     if document.parameters is not None:
-        made, flat = _arrays(document.parameters, dtype)
-        if document.vector not in (None, made.vector):
+        layout, flat = _arrays(document.parameters, dtype)
+        if document.vector not in (None, layout.vector):
             raise InvalidRequest("vector: parameters say by themselves whether they are one array", path="vector")
         if document.layout is not None:
-            wanted = _layout_beside(document, made)
-            made, flat = wanted, _ordered(made, flat, wanted)
+            target = _layout_beside(document, layout)
+            layout, flat = target, _ordered(layout, flat, target)
     elif document.layout is not None:
         if document.dtype is None:
             raise InvalidRequest("dtype: a layout without parameters needs one", path="dtype")
-        made, flat = _layout(document), None
+        layout, flat = _layout(document), None
     else:
         raise InvalidRequest("parameters: missing; give them, or a layout with a dtype", path="parameters")
-    sorted_here = document.layout is None and isinstance(document.parameters, dict)
-    given = tuple(document.parameters) if sorted_here else ()
-    return replace(_call(document, made, dtype, flat, None, key, body), given=given)
+    is_sorted = document.layout is None and isinstance(document.parameters, dict)
+    order = tuple(document.parameters) if is_sorted else ()
+    return replace(_call(document, layout, dtype, flat, None, key, body), sent_order=order)
 
 
-def _layout_beside(document: CreateDocument, made: Layout) -> Layout:
+def _layout_beside(document: CreateDocument, layout: Layout) -> Layout:
     """Return the document's layout, which says the order of the tensors in its parameters."""
-    if made.vector:
+    if layout.vector:
         raise InvalidRequest("layout: one array has no order to keep; leave it out", path="layout")
-    wanted = _layout(document)
-    given, named = ({t.name: t.shape for t in one.tensors} for one in (made, wanted))
-    for name in (*given, *named):
-        if given.get(name) != named.get(name):
-            shapes = (f"of shape {list(one[name])}" if name in one else "absent" for one in (named, given))
-            raise WrongLayout("tensor {} is {} in layout and {} in parameters".format(shown(name), *shapes))
-    return wanted
+    target = _layout(document)
+    shapes, target_shapes = ({t.name: t.shape for t in side.tensors} for side in (layout, target))
+    for name in (*shapes, *target_shapes):
+        if shapes.get(name) != target_shapes.get(name):
+            words = (f"of shape {list(side[name])}" if name in side else "absent" for side in (target_shapes, shapes))
+            raise WrongLayout("tensor {} is {} in layout and {} in parameters".format(shown(name), *words))
+    return target
 
 
 def create_from_vector(
@@ -139,10 +140,10 @@ def create_from_vector(
     if document.dtype is None or document.layout is None:
         missing = "dtype" if document.dtype is None else "layout"
         raise InvalidRequest(f"{missing}: missing; a session has a layout, and is float32 or float64", path=missing)
-    made, flat = _layout(document), None
+    layout, flat = _layout(document), None
     if parameters is not None:
-        flat = vector(memoryview(parameters), made.size, dtype, document.dtype)
-    return replace(_call(document, made, document.dtype, flat, None, key, memoryview(b"")), digest=digest)
+        flat = vector(memoryview(parameters), layout.size, dtype, document.dtype)
+    return replace(_call(document, layout, document.dtype, flat, None, key, memoryview(b"")), digest=digest)
 
 
 def create_from_safetensors(body: memoryview, key: str | None) -> CreateCall:
@@ -153,21 +154,23 @@ def create_from_safetensors(body: memoryview, key: str | None) -> CreateCall:
         raw = {name: value for name, value in raw.items() if name not in EXPORTED}
     document = _document(raw)
     data = body[header.data_start :]
-    every = {stored.tensor.name: (stored, _view(data, stored)) for stored in header.tensors}
+    tensors = {stored.tensor.name: (stored, _view(data, stored)) for stored in header.tensors}
     if document.parameters is not None:
         raise InvalidRequest("parameters: they are the tensors of this body", path="parameters")
     if document.state is not None:
-        return _restore(document, document.state, every, key, body)
-    named = {name: one for name, one in every.items() if side_of(document.optimizer, name) is not None}
-    arrays = {name: one for name, one in every.items() if name not in named}
+        return _restore(document, document.state, tensors, key, body)
+    bound_arrays = {name: array for name, array in tensors.items() if side_of(document.optimizer, name) is not None}
+    arrays = {name: array for name, array in tensors.items() if name not in bound_arrays}
     if not arrays:
         raise InvalidRequest("the body has no tensors")
     dtype = document.dtype or ("float64" if any(s.dtype == "float64" for s, _ in arrays.values()) else "float32")
-    made = _layout_of(document, {name: stored.tensor.shape for name, (stored, _) in arrays.items()})
-    flat = _joined(made, {name: _widened(s.dtype, array, dtype) for name, (s, array) in arrays.items()}, dtype)
-    given = {name: _widened(stored.dtype, array, dtype) for name, (stored, array) in named.items()}
-    call = _call(document, made, dtype, flat, None, key, body, named_bounds(document.optimizer, made, dtype, given))
-    return call if document.layout is not None else replace(call, given=tuple(arrays))
+    layout = _layout_of(document, {name: stored.tensor.shape for name, (stored, _) in arrays.items()})
+    flat = _joined(layout, {name: _widened(s.dtype, array, dtype) for name, (s, array) in arrays.items()}, dtype)
+    bounds = {name: _widened(stored.dtype, array, dtype) for name, (stored, array) in bound_arrays.items()}
+    call = _call(
+        document, layout, dtype, flat, None, key, body, named_bounds(document.optimizer, layout, dtype, bounds)
+    )
+    return call if document.layout is not None else replace(call, sent_order=tuple(arrays))
 
 
 def _restore(
@@ -175,59 +178,59 @@ def _restore(
 ) -> CreateCall:
     if document.dtype is None:
         raise InvalidRequest("dtype: an exported state says its own", path="dtype")
-    known = {PARAMS, BEST, *SURROUNDING, *(array for optimizer in FAMILY.values() for _, array in optimizer.arrays)}
+    prefixes = {PARAMS, BEST, *SURROUNDING, *(array for optimizer in FAMILY.values() for _, array in optimizer.arrays)}
     groups: dict[str, dict[str, Array]] = {PARAMS: {}}
     for full, (stored, array) in arrays.items():
         prefix, _, name = full.partition(":")
-        if prefix not in known or not name:
-            raise WrongLayout(f"tensor {shown(full)}: a state has {', '.join(f'{p}:<name>' for p in sorted(known))}")
+        if prefix not in prefixes or not name:
+            raise WrongLayout(f"tensor {shown(full)}: a state has {', '.join(f'{p}:<name>' for p in sorted(prefixes))}")
         if stored.dtype != document.dtype:
             raise InvalidState(f"tensor {shown(full)} is {stored.dtype}; the state is {document.dtype}")
         groups.setdefault(prefix, {})[name] = array.reshape(stored.tensor.shape)
-    made = _layout_of(document, {name: array.shape for name, array in groups[PARAMS].items()})
-    if set(state.counts) != set(made.names):
+    layout = _layout_of(document, {name: array.shape for name, array in groups[PARAMS].items()})
+    if set(state.counts) != set(layout.names):
         raise InvalidState("state.counts: wanted one count for each tensor")
-    if any(set(numbers) != set(made.names) for numbers in state.carried.values()):
+    if any(set(numbers) != set(layout.names) for numbers in state.carried.values()):
         raise InvalidState("state.carried: wanted one number for each tensor")
     try:
         progress_from_json(state.progress)
     except ValueError as error:
         raise InvalidState(f"state.progress: {error}") from None
-    flats = {prefix: _joined(made, group, document.dtype) for prefix, group in groups.items()}
-    kept = Kept(
+    flats = {prefix: _joined(layout, group, document.dtype) for prefix, group in groups.items()}
+    saved = SavedState(
         step=state.step,
-        counts=tuple(state.counts[name] for name in made.names),
+        counts=tuple(state.counts[name] for name in layout.names),
         slots={prefix: flat for prefix, flat in flats.items() if prefix != PARAMS},
-        carried={what: tuple(numbers[name] for name in made.names) for what, numbers in state.carried.items()},
+        carried={what: tuple(numbers[name] for name in layout.names) for what, numbers in state.carried.items()},
         progress=state.progress,
     )
-    return _call(document, made, document.dtype, flats[PARAMS], kept, key, body)
+    return _call(document, layout, document.dtype, flats[PARAMS], saved, key, body)
 
 
 def _call(
     document: CreateDocument,
-    made: Layout,
+    layout: Layout,
     dtype: Literal["float32", "float64"],
     flat: Array | None,
-    kept: Kept | None,
+    saved: SavedState | None,
     key: str | None,
     body: memoryview,
-    named: dict[str, Array] | None = None,
+    bounds_by_side: dict[str, Array] | None = None,
 ) -> CreateCall:
-    if not made.names:
+    if not layout.names:
         raise WrongLayout("a session has at least one tensor, of no elements perhaps; this one would have none at all")
     # Without parameters they are refused: a layout alone may name any size.
-    listed = {} if flat is None else listed_bounds(document.optimizer, made, dtype)
+    element_bounds = {} if flat is None else listed_bounds(document.optimizer, layout, dtype)
     return CreateCall(
-        layout=made,
+        layout=layout,
         dtype=dtype,
-        optimizer={**document.optimizer, **dict.fromkeys(bound_sides(document.optimizer, made), ARRAY)},
-        bounds={**(named or {}), **listed},
+        optimizer={**document.optimizer, **dict.fromkeys(bound_sides(document.optimizer, layout), ARRAY)},
+        bounds={**(bounds_by_side or {}), **element_bounds},
         parameters=flat,
         name=document.name,
         durability=document.durability,
         labels=document.labels,
-        kept=kept,
+        saved=saved,
         key=key,
         digest=xxhash.xxh3_128_hexdigest(body),
     )
@@ -236,16 +239,16 @@ def _call(
 def _layout_of(document: CreateDocument, shapes: dict[str, tuple[int, ...]]) -> Layout:
     """Return the document's layout where it gives one (it keeps an order), else the names sorted."""
     if document.layout is not None:
-        made = _layout(document)
-        if {t.name: t.shape for t in made.tensors} != shapes:
+        layout = _layout(document)
+        if {t.name: t.shape for t in layout.tensors} != shapes:
             raise WrongLayout("the layout in the metadata is not that of the tensors")
-        return made
-    made = layout.named_layout(shapes)
-    return layout.checked(made.tensors, vector=document.vector is True)
+        return layout
+    layout = layouts.named_layout(shapes)
+    return layouts.checked(layout.tensors, vector=document.vector is True)
 
 
 def _layout(document: CreateDocument) -> Layout:
-    return layout.from_json(document.layout, vector=document.vector is True)
+    return layouts.from_json(document.layout, vector=document.vector is True)
 
 
 def parameters_from_json(body: memoryview, spec: Spec) -> Array:
@@ -259,20 +262,20 @@ def parameters_from_safetensors(body: memoryview, spec: Spec) -> Array:
 
 
 def _match(read: tuple[Layout, Array], spec: Spec) -> Array:
-    made, flat = read
-    if spec.layout.vector and made.vector:  # a plain array has no name to match
-        made = Layout((Tensor(spec.layout.names[0], made.tensors[0].shape),), vector=True)
-    if {t.name: t.shape for t in made.tensors} != {t.name: t.shape for t in spec.layout.tensors}:
+    layout, flat = read
+    if spec.layout.vector and layout.vector:  # a plain array has no name to match
+        layout = Layout((Tensor(spec.layout.names[0], layout.tensors[0].shape),), vector=True)
+    if {t.name: t.shape for t in layout.tensors} != {t.name: t.shape for t in spec.layout.tensors}:
         raise WrongLayout("the names and shapes are not those of this session's layout")
-    return _ordered(made, flat, spec.layout)
+    return _ordered(layout, flat, spec.layout)
 
 
-def _ordered(made: Layout, flat: Array, wanted: Layout) -> Array:
+def _ordered(layout: Layout, flat: Array, target: Layout) -> Array:
     """Return a flat vector in the order of another layout of the same tensors."""
-    if made.names == wanted.names:
+    if layout.names == target.names:
         return flat
-    parts = {t.name: flat[made.bounds[i] : made.bounds[i + 1]] for i, t in enumerate(made.tensors)}
-    return np.concatenate([parts[name] for name in wanted.names])
+    parts = {t.name: flat[layout.bounds[i] : layout.bounds[i + 1]] for i, t in enumerate(layout.tensors)}
+    return np.concatenate([parts[name] for name in target.names])
 
 
 def gradient_from_json(body: memoryview, spec: Spec) -> Gradient:
@@ -280,22 +283,22 @@ def gradient_from_json(body: memoryview, spec: Spec) -> Gradient:
     raw = parse_json(body)
     if not isinstance(raw, dict) or "gradient" not in raw or not set(raw) <= STEP_KEYS:
         raise InvalidRequest('wanted {"gradient": …} and, if you like, "metrics" and "settings"')
-    carried, measured = settings(raw.get("settings")), metrics(raw.get("metrics"))
-    given = raw["gradient"]
+    step_settings, step_metrics = settings(raw.get("settings")), metrics(raw.get("metrics"))
+    gradient = raw["gradient"]
     if spec.layout.vector:
-        given = {spec.layout.names[0]: given}
-    if not isinstance(given, dict):
+        gradient = {spec.layout.names[0]: gradient}
+    if not isinstance(gradient, dict):
         raise WrongLayout(f"gradient: wanted an object with the tensors {some(spec.layout.names)}")
     arrays = {
         name: numbers.array_from_json(
             value, spec.dtype, "gradient" if spec.layout.vector else f"gradient.{name[:64]}", finite=False
         )
-        for name, value in given.items()
+        for name, value in gradient.items()
         if value is not None
     }
     present = _present(spec, {name: array.shape for name, array in arrays.items()})
     flat = _flat([arrays[spec.layout.names[i]] for i in present], spec.dtype)
-    return Gradient(spec.dtype, flat, _all_or(present, spec), carried, measured)
+    return Gradient(spec.dtype, flat, _all_or(present, spec), step_settings, step_metrics)
 
 
 def gradient_from_safetensors(body: memoryview, spec: Spec) -> Gradient:
@@ -325,9 +328,9 @@ def _present(spec: Spec, shapes: dict[str, tuple[int, ...]]) -> list[int]:
         index = spec.layout.index.get(name)
         if index is None:
             raise WrongLayout(f"this session has no tensor {shown(name)}; it has {some(spec.layout.names)}")
-        wanted = spec.layout.tensors[index].shape
-        if shape != wanted:
-            raise WrongLayout(f"tensor {shown(name)} has shape {list(shape)}; this session's has {list(wanted)}")
+        expected = spec.layout.tensors[index].shape
+        if shape != expected:
+            raise WrongLayout(f"tensor {shown(name)} has shape {list(shape)}; this session's has {list(expected)}")
     if not shapes and spec.layout.tensors:
         raise WrongLayout("the gradient has no tensors at all: that would be no step")
     return sorted(spec.layout.index[name] for name in shapes)
@@ -346,34 +349,34 @@ def _flat(arrays: list[Array], dtype: str) -> Bytes:
 def _arrays(raw: Any, dtype: str) -> tuple[Layout, Array]:
     if isinstance(raw, dict):
         arrays = {n: numbers.array_from_json(value, dtype, f"parameters.{n[:64]}") for n, value in raw.items()}
-        made = layout.named_layout({name: array.shape for name, array in arrays.items()})
-        return made, _joined(made, arrays, dtype)
+        layout = layouts.named_layout({name: array.shape for name, array in arrays.items()})
+        return layout, _joined(layout, arrays, dtype)
     array = numbers.array_from_json(raw, dtype, "parameters")
-    return layout.vector_layout(array.shape), array.reshape(-1)
+    return layouts.vector_layout(array.shape), array.reshape(-1)
 
 
 def _from_safetensors(body: memoryview, dtype: str) -> tuple[Layout, Array]:
     header = safetensors.read_header(body)
     data = body[header.data_start :]
     arrays = {s.tensor.name: _widened(s.dtype, _view(data, s), dtype) for s in header.tensors}
-    made = layout.named_layout({s.tensor.name: s.tensor.shape for s in header.tensors})
-    return made, _joined(made, arrays, dtype)
+    layout = layouts.named_layout({s.tensor.name: s.tensor.shape for s in header.tensors})
+    return layout, _joined(layout, arrays, dtype)
 
 
-def _joined(made: Layout, arrays: dict[str, Array], dtype: str) -> Array:
+def _joined(layout: Layout, arrays: dict[str, Array], dtype: str) -> Array:
     """Join tensors into one flat vector in layout order.
 
     Raises:
         WrongLayout: a tensor is missing or has another size.
 
     """
-    flat = np.empty(made.size, storage(dtype))
-    for i, tensor in enumerate(made.tensors):
+    flat = np.empty(layout.size, storage(dtype))
+    for i, tensor in enumerate(layout.tensors):
         array = arrays.get(tensor.name)
         if array is None or array.size != tensor.size:
             raise WrongLayout(f"tensor {shown(tensor.name)} is missing or has another size than its parameters")
-        flat[made.bounds[i] : made.bounds[i + 1]] = array.reshape(-1)
-    if len(arrays) != len(made.tensors):
+        flat[layout.bounds[i] : layout.bounds[i + 1]] = array.reshape(-1)
+    if len(arrays) != len(layout.tensors):
         raise WrongLayout("there are tensors that the parameters do not have")
     return flat
 
@@ -395,51 +398,51 @@ def side_of(optimizer: Mapping[str, Any], name: str) -> str | None:
 
 
 def named_bounds(
-    optimizer: Mapping[str, Any], made: Layout, dtype: str, given: Mapping[str, Array]
+    optimizer: Mapping[str, Any], layout: Layout, dtype: str, tensors: Mapping[str, Array]
 ) -> dict[str, Array]:
     """Join the tensors `lower:NAME` and `upper:NAME` of a creation."""
     flats = {}
     for side in BOUNDS:
-        arrays = {name.partition(":")[2]: array for name, array in given.items() if side_of(optimizer, name) == side}
+        arrays = {name.partition(":")[2]: array for name, array in tensors.items() if side_of(optimizer, name) == side}
         if arrays:
-            flats[side] = _flat_bound(side, made, dtype, arrays)
+            flats[side] = _flat_bound(side, layout, dtype, arrays)
     return flats
 
 
-def bound_sides(optimizer: Mapping[str, Any], made: Layout) -> list[str]:
+def bound_sides(optimizer: Mapping[str, Any], layout: Layout) -> list[str]:
     """Return which bounds the settings give by element."""
-    return [side for side in BOUNDS if isinstance(optimizer.get(side), (dict, list) if made.vector else dict)]
+    return [side for side in BOUNDS if isinstance(optimizer.get(side), (dict, list) if layout.vector else dict)]
 
 
-def listed_bounds(optimizer: Mapping[str, Any], made: Layout, dtype: str) -> dict[str, Array]:
+def listed_bounds(optimizer: Mapping[str, Any], layout: Layout, dtype: str) -> dict[str, Array]:
     """Read bounds that are numbers by tensor in the optimizer's settings, or a list for the one that a vector is."""
     flats = {}
-    for side in bound_sides(optimizer, made):
-        given, where = optimizer[side], f"optimizer.{side}"
-        if isinstance(given, list):
-            given = {made.names[0]: given}
-        arrays = {name: numbers.array_from_json(value, dtype, f"{where}.{name[:64]}") for name, value in given.items()}
-        flats[side] = _flat_bound(side, made, dtype, arrays)
+    for side in bound_sides(optimizer, layout):
+        values, where = optimizer[side], f"optimizer.{side}"
+        if isinstance(values, list):
+            values = {layout.names[0]: values}
+        arrays = {name: numbers.array_from_json(value, dtype, f"{where}.{name[:64]}") for name, value in values.items()}
+        flats[side] = _flat_bound(side, layout, dtype, arrays)
     return flats
 
 
-def _flat_bound(side: str, made: Layout, dtype: str, given: Mapping[str, Array]) -> Array:
+def _flat_bound(side: str, layout: Layout, dtype: str, tensors: Mapping[str, Array]) -> Array:
     """Return a bound for each element; a tensor may have one number, and one that is not named has none.
 
     Raises:
         WrongLayout: a tensor that there is not, or another shape.
 
     """
-    flat = np.full(made.size, NONE[side], storage(dtype))
-    for name, array in given.items():
-        index = made.index.get(name)
+    flat = np.full(layout.size, NONE[side], storage(dtype))
+    for name, array in tensors.items():
+        index = layout.index.get(name)
         if index is None:
-            raise WrongLayout(f"{side}: there is no tensor {shown(name)}; there are {some(made.names)}")
-        shape = made.tensors[index].shape
+            raise WrongLayout(f"{side}: there is no tensor {shown(name)}; there are {some(layout.names)}")
+        shape = layout.tensors[index].shape
         if array.shape not in ((), shape):
             raise WrongLayout(
                 f"{side}: tensor {shown(name)} has shape {list(shape)}, its bounds {list(array.shape)}; "
                 "wanted the same, or one number"
             )
-        flat[made.bounds[index] : made.bounds[index + 1]] = array.reshape(-1)
+        flat[layout.bounds[index] : layout.bounds[index + 1]] = array.reshape(-1)
     return flat

@@ -1,4 +1,4 @@
-"""Checks JSON, settings, metrics, keys and chains for every transport, and says in the same words what is wrong."""
+"""Checks JSON, settings, metrics, keys and chains for every transport, with the same error texts."""
 
 from __future__ import annotations
 
@@ -28,64 +28,64 @@ AT = ("average", "ema", "best")  # parameters beside those that gradients are ta
 _REF = re.compile(headers.REF_PATTERN)
 
 
-def session_ref(given: str) -> str:
+def session_ref(value: str) -> str:
     """Return what names a session: its id or its name.
 
     Raises:
         UnknownSession: it can be neither.
 
     """
-    if _REF.fullmatch(given) is None:
-        raise UnknownSession(f"{shown(given)} is neither a session's id nor a name ({headers.NAME_WORDS})")
-    return given
+    if _REF.fullmatch(value) is None:
+        raise UnknownSession(f"{shown(value)} is neither a session's id nor a name ({headers.NAME_WORDS})")
+    return value
 
 
-def at(given: str | None) -> str | None:
+def at(value: str | None) -> str | None:
     """Return which parameters are asked for: None for those that gradients are taken at.
 
     Raises:
         InvalidRequest: there are none such.
 
     """
-    if given is None or given in AT:
-        return given
-    raise InvalidRequest(f"at is {shown(given)}; known are {', '.join(AT)}, or nothing", path="at")
+    if value is None or value in AT:
+        return value
+    raise InvalidRequest(f"at is {shown(value)}; known are {', '.join(AT)}, or nothing", path="at")
 
 
-def chain(given: str, where: str) -> str:
+def chain(value: str, where: str) -> str:
     """Return a chain.
 
     Raises:
         InvalidRequest: it is none.
 
     """
-    if _CHAIN.fullmatch(given) is None:
-        raise InvalidRequest(f"{where}: {shown(given)} is no chain of a session: 64 hexadecimal digits")
-    return given
+    if _CHAIN.fullmatch(value) is None:
+        raise InvalidRequest(f"{where}: {shown(value)} is no chain of a session: 64 hexadecimal digits")
+    return value
 
 
-def key(given: str, where: str) -> str:
+def key(value: str, where: str) -> str:
     """Return an idempotency key.
 
     Raises:
         InvalidRequest: empty, longer than 255, or unprintable.
 
     """
-    if not 1 <= len(given) <= 255 or not given.isascii() or not given.isprintable():
+    if not 1 <= len(value) <= 255 or not value.isascii() or not value.isprintable():
         raise InvalidRequest(f"{where}: wanted 1 to 255 printable ASCII characters")
-    return given
+    return value
 
 
-def step_number(given: int) -> int:
+def step_number(value: int) -> int:
     """Return a step's number.
 
     Raises:
         InvalidRequest: not 1 to 2^53.
 
     """
-    if not 1 <= given <= headers.MAX_STEP:
-        raise InvalidRequest(f"step {given}: wanted a number from 1 to 2^53; step 1 is the first update")
-    return given
+    if not 1 <= value <= headers.MAX_STEP:
+        raise InvalidRequest(f"step {value}: wanted a number from 1 to 2^53; step 1 is the first update")
+    return value
 
 
 def parse_json(data: bytes | memoryview) -> Any:
@@ -136,11 +136,11 @@ def settings(raw: Any) -> Mapping[str, Any] | None:
         raise InvalidSettings("settings: a number is too large; wanted finite ones", path="settings") from None
     if length > MAX_SETTINGS:
         raise InvalidSettings(f"settings: {length} bytes; at most {MAX_SETTINGS}", path="settings")
-    whole: dict[str, Any] = _whole(raw)
-    return whole
+    integers: dict[str, Any] = _with_integers(raw)
+    return integers
 
 
-def _whole(value: Any) -> Any:
+def _with_integers(value: Any) -> Any:
     """Write whole numbers as integers: 1 and 1.0 are one number, and protobuf has no integers in its objects.
 
     The digest covers the settings, so a step that is sent again by another transport has to give the same text.
@@ -148,8 +148,8 @@ def _whole(value: Any) -> Any:
     if type(value) is float and value.is_integer() and abs(value) < 2.0**53:
         return int(value)
     if type(value) is dict:
-        return {name: _whole(item) for name, item in value.items()}
-    return [_whole(item) for item in value] if type(value) is list else value
+        return {name: _with_integers(item) for name, item in value.items()}
+    return [_with_integers(item) for item in value] if type(value) is list else value
 
 
 def metrics(raw: Any) -> Mapping[str, Any] | None:
@@ -172,7 +172,7 @@ def metrics(raw: Any) -> Mapping[str, Any] | None:
 
 
 Model = TypeVar("Model", bound=BaseModel)
-WANTED = {
+EXPECTED = {
     "": "a JSON object",
     "name": headers.NAME_WORDS,
     "optimizer": 'an object such as {"name": "adam", "lr": 0.001}',
@@ -202,17 +202,17 @@ def validated(model: type[Model], raw: Any) -> Model:
     # A name that came from outside may be of any length, and half a character.
     where = ".".join(str(part)[:64] for part in place).encode(errors="backslashreplace").decode()[:256]
     if fault["type"] == "extra_forbidden":
-        known = list(model.model_fields)
-        near = get_close_matches(str(place[-1])[:64], known, n=1)
-        if "optimizer" in known and any(place[-1] in settings_of(optimizer) for optimizer in FAMILY.values()):
+        names = list(model.model_fields)
+        near = get_close_matches(str(place[-1])[:64], names, n=1)
+        if "optimizer" in names and any(place[-1] in settings_of(optimizer) for optimizer in FAMILY.values()):
             near = [f"optimizer.{where}"]
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
         raise InvalidRequest(f"{where}: unknown; {hint}", path=where)
     first = str(place[0]) if place else ""
-    wanted = WANTED.get(f"{first}[]" if place[1:] else first) or WANTED[first]
-    came = "missing" if fault["type"] == "missing" else _came(fault["input"])
-    raise InvalidRequest(f"{where or 'the body'} is {came}; wanted {wanted}", path=where)
+    expected = EXPECTED.get(f"{first}[]" if place[1:] else first) or EXPECTED[first]
+    actual = "missing" if fault["type"] == "missing" else _shown_input(fault["input"])
+    raise InvalidRequest(f"{where or 'the body'} is {actual}; wanted {expected}", path=where)
 
 
-def _came(value: object) -> str:
+def _shown_input(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)

@@ -1,4 +1,4 @@
-"""The documents that every transport tells: of sessions, of the server, and problems (RFC 9457), which are bounded."""
+"""Documents that every transport sends: sessions, the server, and problems (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from adamd.wire.encodings import ENCODINGS
 from adamd.wire.layout import Layout, some
 from adamd_service.codecs.bodies import check_labels
 from adamd_service.codecs.checks import MAX_LABELS, parse_json, validated
-from adamd_service.engine import Advice, Engine, advice_of
-from adamd_service.optim import FAMILY, NUMERICS_ID, lr_at, parse_settings, settings_of
+from adamd_service.engine import Advice, Engine
+from adamd_service.optim import FAMILY, NUMERICS_ID, Settings, lr_at, settings_of
 from adamd_service.records import Broken, Head
 
 SORTED = "sorted_by_name"  # a creation's warning: its flat vector has another order than its body had
@@ -55,11 +55,11 @@ def change(raw: Any) -> PatchDocument:
 
 
 def summary(head: Head | Broken) -> dict[str, Any]:
-    """Return one line of the list; of a damaged session nothing is known but its id, and what is wrong."""
+    """Return one session of the list; a damaged one has only its id, its age, and what is wrong."""
     if isinstance(head, Broken):
         nothing = dict.fromkeys(("name", "step", "optimizer", "parameters", "dtype", "durability"))
-        known = {"labels": {}, "created_at": head.created_at, "damaged": head.detail}
-        return {"id": head.id, **nothing, **known}
+        rest = {"labels": {}, "created_at": head.created_at, "damaged": head.detail}
+        return {"id": head.id, **nothing, **rest}
     return {
         "id": head.spec.id,
         "name": head.spec.name,
@@ -73,9 +73,9 @@ def summary(head: Head | Broken) -> dict[str, Any]:
     }
 
 
-def document(head: Head, *, diverged: bool) -> dict[str, Any]:
+def document(head: Head, settings: Settings, advice: Advice, *, diverged: bool) -> dict[str, Any]:
     """Return a session as JSON."""
-    spec, advice = head.spec, advice_of(head)
+    spec = head.spec
     return {
         "id": spec.id,
         "name": spec.name,
@@ -83,7 +83,7 @@ def document(head: Head, *, diverged: bool) -> dict[str, Any]:
         "chain": head.chain,
         "incarnation": head.incarnation,
         "optimizer": head.settings,
-        "lr": lr_at(parse_settings(head.settings), head.step + 1),
+        "lr": lr_at(settings, head.step + 1),
         "settings_revision": head.settings_revision,
         "layout": spec.layout.to_json(),
         "vector": spec.layout.vector,
@@ -100,20 +100,20 @@ def document(head: Head, *, diverged: bool) -> dict[str, Any]:
     }
 
 
-def order_notice(given: Sequence[str], layout: Layout) -> list[dict[str, Any]]:
+def order_notice(order: Sequence[str], layout: Layout) -> list[dict[str, Any]]:
     """Return a warning where the tensors' order is not that in which they were given, else none."""
-    if not given or tuple(given) == layout.names:
+    if not order or tuple(order) == layout.names:
         return []
     detail = (
-        f"the tensors are sorted by name: {some(layout.names)}; they were given as {some(tuple(given))}. The flat "
+        f"the tensors are sorted by name: {some(layout.names)}; they were given as {some(tuple(order))}. The flat "
         "vector (octet-stream, gRPC) has the order of layout. To keep yours, give a layout beside the parameters"
     )
     return [{"code": SORTED, "detail": detail, "eps": None}]
 
 
 def warnings(advice: Advice) -> list[dict[str, Any]]:
-    """Return what a session is warned of, as JSON."""
-    return [{"code": one.code, "detail": one.detail, "eps": one.eps} for one in advice.warnings]
+    """Return a session's warnings as JSON."""
+    return [{"code": warning.code, "detail": warning.detail, "eps": warning.eps} for warning in advice.warnings]
 
 
 MAX_JSON = 32 * 1024 * 1024  # programs send bytes
@@ -155,8 +155,8 @@ def problem_document(error: AdamdError, longest: int) -> dict[str, Any]:
     document = error.problem()
     if len(error.detail) > longest:
         document["detail"] = f"{error.detail[:longest]}…"
-    made: dict[str, Any] = _finite(document)
-    return made
+    finite: dict[str, Any] = _finite(document)
+    return finite
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A whole state as safetensors, piece by piece, without a copy."""
+"""Writes a whole state as safetensors, piece by piece, without a copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from adamd.wire import safetensors
 from adamd_service.codecs.documents import document
-from adamd_service.engine import Exported
+from adamd_service.engine import Exported, advice_of
 
 PREFIX = {"params": "param"}
 
@@ -30,9 +30,9 @@ def state_pieces(exported: Exported) -> list[memoryview]:
     if exported.carried:
         names = head.spec.layout.names
         state["carried"] = {n: dict(zip(names, values, strict=True)) for n, values in exported.carried.items()}
-    told = document(head, diverged=False) | {"state": state}
-    del told["diverged"]  # the arrays say it
-    header = safetensors.write_header(tensors, {"adamd": json.dumps(told)})
+    metadata = document(head, exported.settings, advice_of(head, exported.settings), diverged=False) | {"state": state}
+    del metadata["diverged"]  # the arrays say it
+    header = safetensors.write_header(tensors, {"adamd": json.dumps(metadata)})
     return [memoryview(header), *pieces]
 
 

@@ -1,12 +1,21 @@
-"""The only orchestrator: lock, load, decide, commit, apply, answer."""
+"""Orchestrates sessions: lock, load, decide, commit, apply, answer."""
 
 from adamd_service.advice import Advice, advice_of
 from adamd_service.engine.admission import Limits
-from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Gradient, Kept, StepCall, View
+from adamd_service.engine.calls import (
+    Answer,
+    CreateCall,
+    Exported,
+    Gradient,
+    RequestBody,
+    SavedState,
+    SessionView,
+    StepCall,
+)
 from adamd_service.engine.directory import ASKED
 from adamd_service.engine.engine import Engine
 from adamd_service.engine.readiness import LIFE
-from adamd_service.engine.watching import Seen
+from adamd_service.engine.watching import WatchEvent
 from adamd_service.engine.workers import to_its_end
 
 __all__ = [
@@ -14,16 +23,16 @@ __all__ = [
     "LIFE",
     "Advice",
     "Answer",
-    "Body",
     "CreateCall",
     "Engine",
     "Exported",
     "Gradient",
-    "Kept",
     "Limits",
-    "Seen",
+    "RequestBody",
+    "SavedState",
+    "SessionView",
     "StepCall",
-    "View",
+    "WatchEvent",
     "advice_of",
     "to_its_end",
 ]

@@ -1,6 +1,6 @@
-"""Admission by bytes in flight: what cannot be held is refused before it is read (laws 6 and 7).
+"""Bounds on memory: the limits, budgets of bytes, and how many bytes each thing takes.
 
-The limits of law 7 stand here, and how many bytes things take, known before any of them exists.
+A request that cannot be held is refused before its body is read (laws 6 and 7).
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from adamd.errors import Busy, TooLarge
 from adamd.wire.buffers import when_gone
 from adamd.wire.dtypes import ITEMSIZE, check_narrows
-from adamd.wire.layout import Layout
 from adamd_service.engine.calls import CreateCall, StepCall
-from adamd_service.optim import Settings, parse_settings
-from adamd_service.records import Head, Spec
+from adamd_service.optim import Settings
+from adamd_service.records import Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +63,11 @@ class Budget:
 
         """
         self.take(nbytes)
-        held = Hold(self, nbytes)
+        hold = Hold(self, nbytes)
         try:
-            yield held
+            yield hold
         finally:
-            self.give(held.nbytes)
+            self.give(hold.nbytes)
 
     def take(self, nbytes: int) -> None:
         """Hold ``nbytes`` until `give`; raises as `hold` does."""
@@ -88,25 +87,28 @@ class Budget:
 
 
 class Hold:
-    """What one call holds of a budget."""
+    """The bytes of a budget that one call holds."""
 
     def __init__(self, budget: Budget, nbytes: int) -> None:
         self.nbytes = nbytes
         self._budget = budget
 
     def leave(self, array: NDArray[Any] | None) -> None:
-        """Let an answer's array keep its share until nobody can see it any more: a slow reader holds memory too."""
+        """Leave an array its share of the budget until its last view is gone: a slow reader holds memory."""
         if array is not None and 0 < array.nbytes <= self.nbytes:
             self.nbytes -= array.nbytes
             when_gone(array, partial(self._budget.give, array.nbytes))
 
 
-AROUND, AROUND_TENSOR = 128 * 1024, 1024  # bytes: head, ring, keys; a tensor's name, shape, place and count
+OVERHEAD_BYTES, TENSOR_OVERHEAD_BYTES = (
+    128 * 1024,
+    1024,
+)  # bytes: head, ring, keys; a tensor's name, shape, place and count
 
 
-def check_kept(call: CreateCall, settings: Settings, limits: Limits) -> None:
-    """Raise TooLarge where this server keeps less in memory than a session that is to be made would take."""
-    nbytes = state_bytes(call.layout, call.dtype, settings)
+def check_state_size(call: CreateCall, settings: Settings, limits: Limits) -> None:
+    """Raise TooLarge if the state of a new session exceeds what this server keeps in memory."""
+    nbytes = state_bytes(call, settings)
     limit = limits.memory_sessions if call.durability == "memory" else limits.hot
     if nbytes > limit:
         raise TooLarge(f"a state of {nbytes} bytes; this server keeps at most {limit} in memory")
@@ -136,12 +138,10 @@ def parameter_bytes(spec: Spec, answer_dtype: str | None) -> int:
     return spec.layout.size * ITEMSIZE[answer_dtype or spec.dtype]
 
 
-def state_bytes(layout: Layout, dtype: str, settings: Settings) -> int:
+def state_bytes(spec: Spec | CreateCall, settings: Settings) -> int:
     """Return what a session takes in memory: its arrays, or what surrounds them where that is more."""
     arrays = 1 + len(settings.arrays) + settings.keep_best  # the parameters, the optimizer's own, the best parameters
-    return max(layout.size * ITEMSIZE[dtype] * arrays, AROUND + AROUND_TENSOR * len(layout.tensors))
-
-
-def head_bytes(head: Head) -> int:
-    """Return what the session of a head takes in memory."""
-    return state_bytes(head.spec.layout, head.spec.dtype, parse_settings(head.settings))
+    return max(
+        spec.layout.size * ITEMSIZE[spec.dtype] * arrays,
+        OVERHEAD_BYTES + TENSOR_OVERHEAD_BYTES * len(spec.layout.tensors),
+    )

@@ -1,4 +1,4 @@
-"""Hot sessions: a cache of states, bounded in bytes, that may be dropped and rebuilt at any time (law 2)."""
+"""Cache of sessions in memory, bounded in bytes; each may be dropped and rebuilt from the store."""
 
 from __future__ import annotations
 
@@ -12,67 +12,80 @@ from typing import Any
 import numpy as np
 
 from adamd.errors import Busy, TooLarge
-from adamd_service.optim import Settings, State, parse_settings
+from adamd_service.optim import Settings, State
 from adamd_service.records import RING, Entry, Head, Record
 
 
 @dataclass(slots=True, eq=False)
-class Hot:
-    """One session in memory. ``lock`` guards all of it; ``pins`` counts the calls that use it now.
+class LoadedSession:
+    """A session as the store has it: where it stands, its state, and what follows from both.
 
-    ``head`` is None where the cache was dropped (or never filled): the next user rebuilds it from the store.
+    Attributes:
+        state: None where the parameters are missing.
+        metrics: of the last step; None where it was not taken here.
+        snapshot_step: the newest snapshot's step.
+        log_bytes: bodies in the log after the newest snapshot.
+        replaced: the newest snapshot's id, where it is damaged: a new one is due, and takes its place.
+
+    """
+
+    head: Head
+    settings: Settings
+    state: State | None
+    ring: dict[int, Entry] = field(default_factory=dict)
+    diverged: bool = False
+    metrics: Mapping[str, Any] | None = None
+    snapshot_step: int = 0
+    log_bytes: int = 0
+    replaced: str = ""
+
+    def __post_init__(self) -> None:
+        self.note_snapshots(self.head)
+
+    def note_snapshots(self, head: Head) -> None:
+        """Take the newest snapshot's step, and the log's length since, from a head of the store."""
+        self.snapshot_step = head.snapshots[-1].step if head.snapshots else head.step
+        self.log_bytes = head.log_bytes
+
+    def advance(self, entry: Entry, settings: Settings, head: Head, record: Record) -> None:
+        """Move on by one committed step."""
+        self.metrics = record.metrics  # before the head, which says that they are there
+        self.ring[entry.step] = entry
+        self.ring.pop(entry.step - RING, None)
+        self.settings = settings
+        self.head = replace(head, step=entry.step, chain=entry.chain, prev_chain=head.chain)
+        self.log_bytes += record.nbytes
+
+
+@dataclass(slots=True, eq=False)
+class Hot:
+    """One session in memory.
+
+    Attributes:
+        lock: guards all of it.
+        pins: how many calls use it now.
+        loaded: None where the cache was dropped, or never filled: the next user rebuilds it from the store.
+        keys: Idempotency-Key to digest and step; memory sessions only.
+        charged: bytes, of the cache's limit.
+
     """
 
     id: str
     durable: bool
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     pins: int = 0
-    head: Head | None = None
-    state: State | None = None  # None where the parameters are missing
-    settings: Settings | None = None
-    ring: dict[int, Entry] = field(default_factory=dict)
-    keys: OrderedDict[str, tuple[str, int]] = field(default_factory=OrderedDict)  # memory sessions only
-    diverged: bool = False
-    metrics: Mapping[str, Any] | None = None  # of the last step; None where it was not taken here
+    loaded: LoadedSession | None = None
+    keys: OrderedDict[str, tuple[str, int]] = field(default_factory=OrderedDict)
     charged: int = 0
-    snapshot_step: int = 0
-    log_bytes: int = 0
     snapshotting: bool = False
-    replaced: str = ""  # the newest snapshot's id, where it is damaged: a new one is due, and takes its place
 
     def drop(self) -> None:
         """Forget everything that the store can tell better."""
-        self.head = self.state = self.settings = None
-        self.ring = {}
-        self.diverged = False
-        self.metrics = None
-        self.replaced = ""
-
-    def install(self, head: Head, state: State | None, ring: dict[int, Entry], *, diverged: bool) -> None:
-        """Fill the cache with what the store says."""
-        self.head, self.state, self.ring, self.diverged = head, state, ring, diverged
-        self.metrics = None
-        self.settings = parse_settings(head.settings)
-        self.snapshot_step = head.snapshots[-1].step if head.snapshots else head.step
-        self.log_bytes = head.log_bytes
-        self.replaced = ""
-
-    def remember(self, entry: Entry) -> None:
-        """Add to the ring, and let the oldest go."""
-        self.ring[entry.step] = entry
-        self.ring.pop(entry.step - RING, None)
-
-    def advance(self, entry: Entry, settings: Settings, head: Head, record: Record) -> None:
-        """Move on by one committed step."""
-        self.metrics = record.metrics  # before the head, which says that they are there
-        self.remember(entry)
-        self.settings = settings
-        self.head = replace(head, step=entry.step, chain=entry.chain, prev_chain=head.chain)
-        self.log_bytes += record.nbytes
+        self.loaded = None
 
 
 class HotSessions:
-    """Least recently used first. Used on the event loop only."""
+    """Sessions in memory, least recently used first. Used on the event loop only."""
 
     def __init__(self, limit: int, memory_limit: int) -> None:
         self.limit = limit
@@ -83,7 +96,7 @@ class HotSessions:
 
     @contextmanager
     def use(self, session_id: str) -> Iterator[Hot]:
-        """Pin a durable session for the duration: what is pinned is not evicted."""
+        """Pin a durable session for the duration: a pinned session is not evicted."""
         hot = self._sessions.get(session_id)
         if hot is None:
             hot = self._sessions[session_id] = Hot(session_id, durable=True)
@@ -93,7 +106,7 @@ class HotSessions:
             yield hot
         finally:
             hot.pins -= 1
-            if hot.durable and not hot.pins and (hot.head is None or self.used > self.limit):
+            if hot.durable and not hot.pins and (hot.loaded is None or self.used > self.limit):
                 self._evict(hot)
 
     def find(self, session_id: str) -> Hot | None:
@@ -101,7 +114,7 @@ class HotSessions:
         return self._sessions.get(session_id)
 
     def memory_sessions(self) -> list[Hot]:
-        """Return those that live nowhere else, oldest first."""
+        """Return the memory sessions, oldest first."""
         return [hot for hot in self._sessions.values() if not hot.durable]
 
     def add_memory(self, hot: Hot, nbytes: int) -> None:
@@ -125,7 +138,7 @@ class HotSessions:
         self._sessions[hot.id] = hot
 
     def charge(self, hot: Hot, nbytes: int) -> None:
-        """Make room for a state of ``nbytes``, evicting what nobody uses.
+        """Make room for a state of ``nbytes``, evicting sessions that no call uses.
 
         Raises:
             TooLarge: it would not fit alone.

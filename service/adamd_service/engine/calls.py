@@ -1,4 +1,4 @@
-"""What a transport asks of the engine, and what it gets: typed, and free of any protocol."""
+"""Typed calls and answers between the transports and the engine, free of any protocol."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from adamd.wire.buffers import Bytes
 from adamd.wire.encodings import RAW
 from adamd.wire.layout import Layout
 from adamd_service.advice import NOTHING, Advice
+from adamd_service.optim import Settings
 from adamd_service.records import Base, Carried, Durability, Head, Spec
 
 Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
-    """A body on its way.
+class RequestBody:
+    """A body that arrives: as ``chunks``, by ``fill``, or ``whole``. One of the three is used, once.
 
-    ``declared`` is its length in bytes, None where the sender does not know it. ``limit`` is what a body of its kind
-    may have, whatever the server's own bound; ``weight``, how many bytes of memory each of its bytes may become.
-    ``fill`` is the short way for a body whose length is known: straight into memory of exactly that length, telling
-    how much of it is filled. ``whole`` is a body that is here already, of the
-    declared length. One of the three is used, once.
+    Attributes:
+        declared: its length in bytes; None where the sender does not know it.
+        chunks: its bytes.
+        limit: bytes that a body of its kind may have, besides the server's own bound.
+        weight: bytes of memory that each of its bytes may become.
+        fill: reads a body of declared length directly into memory; yields how many bytes are filled.
+        whole: all of it, of the declared length.
+
     """
 
     declared: int | None
@@ -69,7 +73,7 @@ class StepCall:
 
     ref: str
     number: int | None
-    body: Body
+    body: RequestBody
     dtype: str | None = None
     decode: Decode | None = None
     encoding: str = RAW
@@ -85,9 +89,16 @@ class StepCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What a restored session brings besides its parameters: flat state arrays by name, each tensor's count of updates,
-    what its optimizer carries along, and what it remembers (`optim.progress`). Best parameters are among the arrays.
+class SavedState:
+    """State of a restored session besides its parameters.
+
+    Attributes:
+        step: how many steps it has made.
+        counts: updates of each tensor, in layout order.
+        slots: flat state arrays by name, the best parameters among them.
+        carried: numbers that the optimizer carries along, by name and tensor.
+        progress: losses and norms so far, as JSON.
+
     """
 
     step: int
@@ -99,9 +110,9 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class CreateCall:
-    """A session to be made. ``parameters`` is flat, in ``dtype``; None: they are PUT later.
+    """A creation. ``parameters`` is flat, in ``dtype``; None: they are PUT later.
 
-    ``given`` has the tensors' names in the order in which they came, where the layout is sorted and that may differ.
+    ``sent_order`` has the tensors' names in the order in which they were sent, where the layout is sorted by name.
     """
 
     layout: Layout
@@ -111,18 +122,19 @@ class CreateCall:
     name: str | None = None
     durability: Durability = "committed"
     labels: Mapping[str, str] = field(default_factory=dict)
-    kept: Kept | None = None
+    saved: SavedState | None = None
     bounds: Mapping[str, Floats] = field(default_factory=dict)  # lower and upper, where each element has its own
     key: str | None = None
     digest: str = ""  # of the whole request, for the Idempotency-Key
-    given: tuple[str, ...] = ()
+    sent_order: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """A session as it stands."""
+class SessionView:
+    """A session as it stands. ``settings`` are the head's, parsed."""
 
     head: Head
+    settings: Settings
     diverged: bool
     repeated: bool = False  # a repeated creation
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of the last step, where the session is only looked at
@@ -154,17 +166,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A whole state at one step: copies."""
+    """A whole state at one step: copies. ``settings`` are the head's, parsed."""
 
     head: Head
+    settings: Settings
     counts: tuple[int, ...]
     carried: Carried
     arrays: Mapping[str, Floats]
 
 
 @contextmanager
-def told(head: Head) -> Iterator[None]:
-    """Every problem of a session tells where it stands."""
+def step_in_errors(head: Head) -> Iterator[None]:
+    """Put the session's step into errors that lack one."""
     try:
         yield
     except AdamdError as error:

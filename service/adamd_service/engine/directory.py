@@ -1,4 +1,4 @@
-"""From what a client calls a session to its id: durable ones in the store, `memory` ones in this process."""
+"""Resolves ids and names of sessions: durable ones in the store, memory ones in this process."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from adamd.errors import (
     WrongReplica,
 )
 from adamd_service.engine.cache import Hot, HotSessions
-from adamd_service.engine.calls import View
+from adamd_service.engine.calls import SessionView
 from adamd_service.engine.workers import Workers
 from adamd_service.records import Broken, Head, IdempotencyKey
 from adamd_service.store import RedisStore
 from adamd_service.store.index import place
 from adamd_service.store.index import token as index_token
 
-ASKED: ContextVar[str] = ContextVar("adamd_session_asked_for", default="")  # by the call under way: for the log
+ASKED: ContextVar[str] = ContextVar("adamd_session_asked_for", default="")  # of the current call, for the log
 REMEMBERED = 4096  # keys of memory sessions' creations, and deleted memory sessions
 
 
@@ -70,7 +70,7 @@ class Directory:
         owner = self._names.get(name or "")
         if owner is not None:
             hot = self._hot.find(owner)
-            step = hot.head.step if hot is not None and hot.head is not None else None
+            step = hot.loaded.head.step if hot is not None and hot.loaded is not None else None
             raise SessionExists(f"the name {name!r} is taken by the memory session {owner}", id=owner, step=step)
 
     async def claim(self, name: str | None) -> None:
@@ -83,7 +83,7 @@ class Directory:
             raise SessionExists(f"the name {name!r} is taken by session {owner}", id=owner)
         self.require_free(name)
 
-    def repeated(self, key: IdempotencyKey | None) -> View | None:
+    def repeated(self, key: IdempotencyKey | None) -> SessionView | None:
         """Return the memory session that this very creation made before.
 
         Raises:
@@ -91,16 +91,16 @@ class Directory:
             SessionDeleted: it is gone.
 
         """
-        known = None if key is None else self._keys.get(key.key)
-        if key is None or known is None:
+        earlier = None if key is None else self._keys.get(key.key)
+        if key is None or earlier is None:
             return None
-        digest, session_id = known
+        digest, session_id = earlier
         if digest != key.digest:
             raise IdempotencyMismatch("this Idempotency-Key was used to create another session; use a new key")
         hot = self._hot.find(session_id)
-        if hot is None or hot.head is None:
+        if hot is None or hot.loaded is None:
             raise SessionDeleted(f"the session {session_id} that this Idempotency-Key created is deleted")
-        return View(hot.head, hot.diverged, repeated=True)
+        return SessionView(hot.loaded.head, hot.loaded.settings, hot.loaded.diverged, repeated=True)
 
     def with_memory(
         self, heads: list[Head | Broken], size: int, after: str | None, token: str | None
@@ -108,8 +108,10 @@ class Directory:
         """Merge this replica's memory sessions into a page of the store's, whose next page has ``token``."""
         first, last = place(after), place(token)
         for hot in self._hot.memory_sessions():
-            head = hot.head
-            if head is None or (first and _place_of(head) <= first) or (last and _place_of(head) > last):
+            if hot.loaded is None:
+                continue
+            head = hot.loaded.head
+            if (first and _place_of(head) <= first) or (last and _place_of(head) > last):
                 continue
             heads.append(head)
         heads.sort(key=_place_of)

@@ -1,4 +1,4 @@
-"""The asynchronous shell: admission, locks, threads and tasks around the synchronous work.
+"""The engine: admission, locks, threads and tasks around the synchronous work.
 
 A call's critical section is a task of its own, shielded from the caller's cancellation: a client that goes away
 after its record was committed leaves a session that is whole.
@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,19 +22,28 @@ from adamd.wire.buffers import BufferPool
 from adamd_service.engine import admission
 from adamd_service.engine.admission import Budget, Limits
 from adamd_service.engine.answers import Copies
-from adamd_service.engine.cache import Hot, HotSessions
-from adamd_service.engine.calls import Answer, Body, CreateCall, Exported, Floats, StepCall, View, told
+from adamd_service.engine.cache import Hot, HotSessions, LoadedSession
+from adamd_service.engine.calls import (
+    Answer,
+    CreateCall,
+    Exported,
+    Floats,
+    RequestBody,
+    SessionView,
+    StepCall,
+    step_in_errors,
+)
 from adamd_service.engine.directory import Directory
 from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
 from adamd_service.engine.readiness import LIFE, Readiness
 from adamd_service.engine.receiving import receive_all
 from adamd_service.engine.recovery import Rebuilder, settings_of
 from adamd_service.engine.snapshots import Snapshots
-from adamd_service.engine.step import Step, Stepper, is_small
-from adamd_service.engine.uploads import INLINE_BODY, Uploads, flat_parameters
-from adamd_service.engine.watching import Seen, Watchers
+from adamd_service.engine.step import ReceivedStep, Stepper, is_small
+from adamd_service.engine.uploads import INLINE_BODY_BYTES, Uploads, flat_parameters
+from adamd_service.engine.watching import Watchers, WatchEvent
 from adamd_service.engine.workers import Workers
-from adamd_service.optim import Cpu, Device, State
+from adamd_service.optim import Cpu, Device, Settings, State
 from adamd_service.records import Broken, Head, IdempotencyKey, Spec
 from adamd_service.rules import foresee
 from adamd_service.store import RedisStore
@@ -72,7 +82,9 @@ class Engine:
         self._directory = Directory(store, self.hot, self._workers, replica, TENANT)
         self._rebuilder = Rebuilder(store, self.device, self.pool)
         self._copies = Copies(self.pool, self.device)
-        self._stepper = Stepper(store, self._rebuilder, self.device, updates, self._copies, INLINE_BODY)
+        self._stepper = Stepper(
+            store, self._rebuilder, self.device, updates, self._copies, self._workers, INLINE_BODY_BYTES
+        )
         self._lifecycle = Lifecycle(store, self._rebuilder, self.device)
         self._snapshots = Snapshots(
             store,
@@ -88,11 +100,11 @@ class Engine:
 
     # -- sessions
 
-    async def create(self, call: CreateCall) -> View:
+    async def create(self, call: CreateCall) -> SessionView:
         """Make a session; see `Lifecycle.create` for what is refused."""
         self._refuse_when_draining()
         settings = check_create(call)
-        admission.check_kept(call, settings, self.limits)
+        admission.check_state_size(call, settings, self.limits)
         key = None if call.key is None else IdempotencyKey(call.key, call.digest)
         repeated = self._directory.repeated(key)
         if repeated is not None:
@@ -100,15 +112,17 @@ class Engine:
         state = await self._workers.run(state_of, call, settings, self.device)
         if call.durability == "memory":
             head = first_head(call, settings, state, f"m_{self.replica}_{secrets.token_hex(10)}")
-            return _created(await self._create_memory(head, state, key))
+            return _created(await self._create_memory(head, settings, state, key))
         self._directory.require_free(call.name)
         head = first_head(call, settings, state, f"s_{secrets.token_hex(10)}")
-        create = partial(self._lifecycle.create, restored=call.kept is not None)
+        create = partial(self._lifecycle.create, restored=call.saved is not None)
         return _created(await self._workers.guard(self._workers.ask(create, head, state, key)))
 
-    async def _create_memory(self, head: Head, state: State | None, key: IdempotencyKey | None) -> View:
+    async def _create_memory(
+        self, head: Head, settings: Settings, state: State | None, key: IdempotencyKey | None
+    ) -> SessionView:
         spec = head.spec
-        hot = await self._workers.run(memory_hot, head, state)
+        hot, loaded = await self._workers.run(memory_hot, head, settings, state)
         try:
             await self._directory.claim(spec.name)
         except SessionExists:
@@ -119,17 +133,19 @@ class Engine:
         repeated = self._directory.repeated(key)
         if repeated is not None:
             return repeated
-        self.hot.add_memory(hot, admission.head_bytes(head))
+        self.hot.add_memory(hot, admission.state_bytes(spec, settings))
         self._directory.add(hot, spec.name, key)
-        return View(head, hot.diverged)
+        return SessionView(head, settings, loaded.diverged)
 
-    async def view(self, ref: str) -> View:
+    async def view(self, ref: str) -> SessionView:
         """Return a session as it stands in the store."""
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            head, metrics = await self._locked(hot, self._rebuilder.current_with_metrics, hot)
+            # A copy, made under the lock: the next step changes all of it.
+            loaded = await self._locked(hot, lambda: replace(self._rebuilder.current(hot)))
+            metrics = loaded.metrics
             if metrics is None:  # the step was not taken here
-                metrics = await self._watchers.measured(head) if hot.durable else {}
-            return View(head, hot.diverged, metrics=metrics)
+                metrics = await self._watchers.measured(loaded.head) if hot.durable else {}
+            return SessionView(loaded.head, loaded.settings, loaded.diverged, metrics=metrics)
 
     async def list(self, page_size: int, after: str | None) -> tuple[list[Head | Broken], str | None]:
         """Return a page of heads, oldest first, and the token of the next page; of `memory` sessions this replica's."""
@@ -142,7 +158,7 @@ class Engine:
         optimizer: Mapping[str, Any] | None,
         labels: Mapping[str, str] | None,
         if_match: str | None = None,
-    ) -> View:
+    ) -> SessionView:
         """Change settings from the next step on, and labels; see `Lifecycle.patch` for what is refused."""
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(ref)) as hot:
@@ -156,7 +172,7 @@ class Engine:
         self._refuse_when_draining()
         session_id = await self._directory.resolve(ref)
         with self.hot.use(session_id) as hot:
-            await self._locked(hot, self._lifecycle.end, hot, if_match, charged=False)  # a damaged one cannot be
+            await self._locked(hot, self._lifecycle.end, hot, if_match, charged=False)  # a damaged session cannot be
             if hot.durable:
                 self._workers.spawn(self._collect(session_id))
             self._directory.forget(hot)
@@ -171,22 +187,22 @@ class Engine:
             log.warning("garbage is left for later", session=session_id, reason=error.detail)
 
     async def set_parameters(
-        self, ref: str, body: Body, dtype: str | None, decode: Callable[[memoryview, Spec], Floats] | None
-    ) -> View:
+        self, ref: str, body: RequestBody, dtype: str | None, decode: Callable[[memoryview, Spec], Floats] | None
+    ) -> SessionView:
         """Set the parameters before step 1. Without ``decode`` the body is the flat vector itself, in ``dtype``."""
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            head = await self._known(hot)
+            head = (await self._loaded(hot)).head
             if head.step > 0:  # refused before the body is read, but not on the word of a cache
-                require_unfixed(await self._locked(hot, self._rebuilder.current, hot))
-            with told(head):
+                require_unfixed((await self._locked(hot, self._rebuilder.current, hot)).head)
+            with step_in_errors(head):
                 limit = self._uploads.most_parameters(head.spec, body, dtype, flat=decode is None)
                 with self.in_flight.hold(body.weight * (limit if body.declared is None else body.declared)):
                     raw = await receive_all(body, limit, self.pool, self.limits.upload_gap, self._is_draining)
                     read = decode or partial(flat_parameters, dtype=dtype)
                     flat = await self._workers.run(read, memoryview(raw), head.spec)
                 view = await self._locked(hot, self._lifecycle.set_parameters, hot, flat)
-                if hot.durable:  # those before them
+                if hot.durable:  # the parameters before these are garbage now
                     self._workers.spawn(self._collect(hot.id))
                 self._watchers.moved(hot.id)
                 return view
@@ -203,13 +219,14 @@ class Engine:
         """
 
         def copy(hot: Hot) -> Answer:
-            spec = self._require_parameters(hot).spec
+            loaded = self._require_parameters(hot)
+            spec = loaded.head.spec
             nbytes = admission.parameter_bytes(spec, answer_dtype)
             if at is not None:  # made in the session's dtype before it is rounded
                 nbytes += admission.parameter_bytes(spec, None)
-            with self.in_flight.hold(nbytes) as held:
-                answer = self._copies.answer(hot, answer_dtype=answer_dtype, at=at)
-                held.leave(answer.parameters)
+            with self.in_flight.hold(nbytes) as hold:
+                answer = self._copies.answer(loaded, answer_dtype=answer_dtype, at=at)
+                hold.leave(answer.parameters)
                 return answer
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
@@ -219,19 +236,21 @@ class Engine:
         """Return a copy of the whole state."""
 
         def copy(hot: Hot) -> Exported:
-            head = self._require_parameters(hot)
-            with self.in_flight.hold(admission.head_bytes(head)) as held:
+            loaded = self._require_parameters(hot)
+            with self.in_flight.hold(admission.state_bytes(loaded.head.spec, loaded.settings)) as hold:
                 copied = self._snapshots.copy(hot)
                 for array in copied.state.kept.values():
-                    held.leave(array)
-                return Exported(copied.head, tuple(copied.state.counts), copied.state.numbers, copied.state.kept)
+                    hold.leave(array)
+                return Exported(
+                    copied.head, loaded.settings, tuple(copied.state.counts), copied.state.numbers, copied.state.kept
+                )
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
             return await self._locked(hot, copy, hot)
 
     @asynccontextmanager
-    async def whole(self, body: Body) -> AsyncGenerator[memoryview]:
-        """Hold a whole body that is read before anything is known about it, for as long as it is used.
+    async def read_body(self, body: RequestBody) -> AsyncGenerator[memoryview]:
+        """Receive a whole body; its share of the budget is held while it is used.
 
         Raises:
             TooLarge: by what is declared, or by counting.
@@ -244,13 +263,13 @@ class Engine:
             read = await receive_all(body, most, self.pool, self.limits.upload_gap, self._is_draining)
             yield memoryview(read)
 
-    def _require_parameters(self, hot: Hot) -> Head:
+    def _require_parameters(self, hot: Hot) -> LoadedSession:
         """Bring the cache up to the store; raise ParametersMissing where there are none yet."""
-        head = self._rebuilder.current(hot)
-        blocked = foresee(head, None, None)
+        loaded = self._rebuilder.current(hot)
+        blocked = foresee(loaded.head, None, None)
         if blocked is not None:
             raise blocked
-        return head
+        return loaded
 
     # -- steps
 
@@ -264,64 +283,67 @@ class Engine:
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(call.ref)) as hot:
             head = await self._foreseen(hot, call)
-            with told(head):
+            with step_in_errors(head):
                 expected = self._uploads.expected(head, call)
-                answered = admission.answer_bytes(head.spec, call)
-                with self.in_flight.hold(expected * call.body.weight + answered) as held:
+                answer_nbytes = admission.answer_bytes(head.spec, call)
+                with self.in_flight.hold(expected * call.body.weight + answer_nbytes) as hold:
                     step = await self._uploads.receive(hot, head, call, expected)
                     answer = await self._finish(hot, step)
-                    held.leave(answer.parameters)
+                    hold.leave(answer.parameters)
             self._watchers.moved(hot.id)
             self._snapshot_if_due(hot)
             return answer
 
     async def _foreseen(self, hot: Hot, call: StepCall) -> Head:
         """Refuse before the body is read; but never on the word of a cache that may be behind the store."""
-        head = await self._known(hot)
-        # A POST that is repeated is answered by its key, whatever has become of the session: only the body tells.
-        if_match, diverged = (None, False) if call.number is None else (call.if_match, hot.diverged)
-        if foresee(head, call.number, if_match, diverged=diverged) is not None:
-            head = await self._locked(hot, self._rebuilder.current, hot)
-            diverged = diverged and hot.diverged
-            error = foresee(head, call.number, if_match, diverged=diverged)
+
+        def refusal(loaded: LoadedSession) -> AdamdError | None:
+            if call.number is None:  # a repeated POST is answered by its key, whatever has become of the session
+                return foresee(loaded.head, None, None)
+            return foresee(loaded.head, call.number, call.if_match, diverged=loaded.diverged)
+
+        loaded = await self._loaded(hot)
+        if refusal(loaded) is not None:
+            loaded = await self._locked(hot, self._rebuilder.current, hot)
+            error = refusal(loaded)
             if error is not None:
                 raise error
-        return head
+        return loaded.head
 
-    async def _finish(self, hot: Hot, step: Step) -> Answer:
+    async def _finish(self, hot: Hot, step: ReceivedStep) -> Answer:
         if hot.lock.locked() or not (self.device.inline and is_small(hot, step)):
             return await self._locked(hot, self._stepper.run, hot, step)
         if hot.durable:
             return await self._workers.guard(self._soon(hot, step))
         async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop
-            return self._stepper.run(hot, step, inline=True)
+            return self._stepper.run_in_turn(hot, step)
 
-    async def _soon(self, hot: Hot, step: Step) -> Answer:
-        if self.store.lines.wanted:
+    async def _soon(self, hot: Hot, step: ReceivedStep) -> Answer:
+        if self.store.lines.should_grow:
             self._workers.spawn(self.store.lines.grow(self._workers.ask))
         async with hot.lock:
-            # Small still: somebody else may have come between. And what would wait for a thread later waits before it
-            # has made anything.
-            if is_small(hot, step) and self.store.lines.at_hand:
-                return await self._stepper.run_soon(hot, step, self._workers.ask)
+            # Checked again under the lock: another step may have changed the session. A step that needs a thread (for
+            # its key, or to commit) waits for it now, before it holds a record.
+            if step.call.key is None and is_small(hot, step) and self.store.lines.at_hand:
+                return await self._stepper.run_on_loop(hot, step)
             return await self._workers.ask(self._stepper.run, hot, step)
 
-    async def watch(self, ref: str) -> AsyncGenerator[Seen]:
-        """Tell where a session stands: at once, and again when it has moved; steps that follow fast are told together.
+    async def watch(self, ref: str) -> AsyncGenerator[WatchEvent]:
+        """Yield where a session stands: at once, and whenever it has moved; steps in quick succession make one event.
 
         Raises:
             UnknownSession, SessionDeleted: there is none, or no more.
             ShuttingDown: the server goes down.
 
         """
-        async with aclosing(self._watchers.watch(await self._directory.resolve(ref))) as seen:
-            async for one in seen:
-                yield one
+        async with aclosing(self._watchers.watch(await self._directory.resolve(ref))) as events:
+            async for event in events:
+                yield event
 
     # -- snapshots
 
     def _snapshot_if_due(self, hot: Hot) -> None:
-        # Sessions that find no place are due again at their next step.
+        # A session that finds no place is due again at its next step.
         if self._snapshotting < SNAPSHOTS and self._snapshots.due(hot) and not self.draining:
             hot.snapshotting = True
             self._snapshotting += 1
@@ -341,18 +363,18 @@ class Engine:
             self._snapshotting -= 1
 
     def _pointless(self, hot: Hot) -> str:
-        """Say why a snapshot under way is for nothing; "" where it is not."""
+        """Return the reason to give up a snapshot under way; "" if there is none."""
         if self.draining:
             return "the server is shutting down"
         return "" if self.hot.find(hot.id) is hot else "the session is deleted"  # pinned, so not evicted
 
     # -- locking
 
-    async def _known(self, hot: Hot) -> Head:
-        """Return the head that the cache knows; fill the cache first where it is empty."""
-        if hot.head is None:
+    async def _loaded(self, hot: Hot) -> LoadedSession:
+        """Return what the cache has; fill it first where it is empty."""
+        if hot.loaded is None:
             return await self._locked(hot, self._rebuilder.current, hot)
-        return hot.head
+        return hot.loaded
 
     async def _locked(self, hot: Hot, work: Callable[..., T], *args: Any, charged: bool = True) -> T:
         """Run ``work`` in a thread under the session's lock, to its end even if the caller goes away."""
@@ -373,8 +395,7 @@ class Engine:
         """Charge a session's state before it is loaded (law 6)."""
         if hot.durable and not hot.charged:
             head = await self._workers.ask(self.store.load_head, hot.id)
-            settings_of(head)  # raises Damaged
-            self.hot.charge(hot, admission.head_bytes(head))
+            self.hot.charge(hot, admission.state_bytes(head.spec, settings_of(head)))
 
     # -- bounds and shutdown
 
@@ -397,23 +418,23 @@ class Engine:
             )
         try:
             async with asyncio.timeout(READY):
-                await self._readiness.known()
+                await self._readiness.check()
         except TimeoutError:
             raise StoreUnavailable(f"the store has not answered for {READY:g} s", retry_after=1.0) from None
 
     async def keep_house(self) -> None:
         """Give a sign of life, and raise as `ready`; sweep what deleted sessions left."""
-        await self._readiness.known()
+        await self._readiness.check()
         await self._workers.ask(self.store.sweep, TENANT)
 
     async def close(self) -> None:
-        """Finish what was committed, give up what was not begun, and let the store go."""
+        """Wait for the work that has begun, and close the store."""
         self.draining = True
         await self._workers.close()
         self.store.close()
 
 
-def _created(view: View) -> View:
+def _created(view: SessionView) -> SessionView:
     spec = view.head.spec
     log.debug(
         "session created",

@@ -1,4 +1,4 @@
-"""Making, changing and ending sessions. Synchronous: it runs in worker threads."""
+"""Creates, changes and deletes sessions. Synchronous: it runs in worker threads."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from adamd.errors import (
 )
 from adamd.wire.dtypes import storage
 from adamd.wire.layout import Layout
-from adamd_service.engine.cache import Hot, is_finite
-from adamd_service.engine.calls import CreateCall, Floats, Kept, View
-from adamd_service.engine.recovery import Rebuilder
-from adamd_service.engine.step import carried
+from adamd_service.engine.cache import Hot, LoadedSession, is_finite
+from adamd_service.engine.calls import CreateCall, Floats, SavedState, SessionView
+from adamd_service.engine.recovery import Rebuilder, settings_of
+from adamd_service.engine.step import settings_with
 from adamd_service.optim import (
     BEST,
     BOUNDS,
@@ -66,7 +66,7 @@ def check_create(call: CreateCall) -> Settings:
     except SettingsError as error:
         raise InvalidSettings(error.message, path=error.path) from None
     for name in each(settings):
-        if call.kept is None and (name not in call.bounds or call.parameters is None):
+        if call.saved is None and (name not in call.bounds or call.parameters is None):
             raise InvalidSettings(
                 f'{name} is "array": its numbers and the parameters come with the creation, or in a restored state',
                 path=name,
@@ -85,15 +85,15 @@ def state_of(call: CreateCall, settings: Settings, device: Device) -> State | No
         return None
     device.prepare(settings, storage(call.dtype))
     state = State.fresh(call.parameters, len(call.layout.tensors), settings)
-    if call.kept is not None:
-        _install(state, call.kept, settings, call.layout.names)
-    state.slots |= {name: call.bounds[name] for name in each(settings) if call.kept is None}
-    _require_sound(state, settings, call.layout, first=call.kept is None)
+    if call.saved is not None:
+        _install(state, call.saved, settings, call.layout.names)
+    state.slots |= {name: call.bounds[name] for name in each(settings) if call.saved is None}
+    _require_sound(state, settings, call.layout, first=call.saved is None)
     return state
 
 
 def _require_sound(state: State, settings: Settings, layout: Layout, *, first: bool) -> None:
-    """Refuse a state that no optimizer could have, or one to begin with (``first``) that its bounds do not hold."""
+    """Refuse a state that no optimizer could have, or a ``first`` one outside of its bounds."""
     try:
         check_state(state)
         check_bounds(state, settings, layout.names, layout.bounds, inside=first)
@@ -103,8 +103,8 @@ def _require_sound(state: State, settings: Settings, layout: Layout, *, first: b
         raise InvalidState(str(error)) from None
 
 
-def _install(state: State, kept: Kept, settings: Settings, names: Sequence[str]) -> None:
-    slots = dict(kept.slots)
+def _install(state: State, saved: SavedState, settings: Settings, names: Sequence[str]) -> None:
+    slots = dict(saved.slots)
     best = slots.pop(BEST, None) if state.best is not None else None  # a session may begin to keep them
     if state.counts and set(slots) != set(state.slots):  # without tensors there is nothing to tell arrays by
         raise InvalidState(
@@ -113,11 +113,11 @@ def _install(state: State, kept: Kept, settings: Settings, names: Sequence[str])
         )
     state.slots |= slots
     state.best = state.best if best is None else best
-    state.counts = list(kept.counts)
-    if any(count > kept.step for count in kept.counts):
-        raise InvalidState(f"a tensor was updated {max(kept.counts)} times in {kept.step} steps")
+    state.counts = list(saved.counts)
+    if any(count > saved.step for count in saved.counts):
+        raise InvalidState(f"a tensor was updated {max(saved.counts)} times in {saved.step} steps")
     try:
-        state.carry(kept.carried)
+        state.carry(saved.carried)
         if state.carried is not None:  # an update must follow from what is carried, whatever anyone wrote there
             plan(settings, names, state.counts, [True] * len(names), state.params.dtype, state.carried)
     except ValueError as error:
@@ -137,7 +137,7 @@ def first_head(call: CreateCall, settings: Settings, state: State | None, sessio
         created_at=time.time(),
     )
     incarnation = secrets.token_hex(16)
-    step = 0 if call.kept is None else call.kept.step
+    step = 0 if call.saved is None else call.saved.step
     chain = _first_chain(spec, incarnation, step, state)
     return Head(
         spec=spec,
@@ -148,16 +148,17 @@ def first_head(call: CreateCall, settings: Settings, state: State | None, sessio
         settings=to_json(settings),
         settings_revision=0,
         parameters_missing=state is None,
-        progress={} if call.kept is None else _remembered(call.kept, settings),
+        progress={} if call.saved is None else _first_progress(call.saved, settings),
     )
 
 
-def _remembered(kept: Kept, settings: Settings) -> dict[str, Any]:
-    """Return what a restored session remembers of its steps: nothing of none, and no lowest loss whose parameters, to
-    be kept from now on, did not come along.
+def _first_progress(saved: SavedState, settings: Settings) -> dict[str, Any]:
+    """Return the progress that a restored session begins with.
+
+    Before the first step there is none. A lowest loss is dropped if its parameters are to be kept but were not sent.
     """
-    unknown = {"lowest", "lowest_step"} if settings.keep_best and BEST not in kept.slots else set()
-    return {} if kept.step == 0 else {name: value for name, value in kept.progress.items() if name not in unknown}
+    unknown = {"lowest", "lowest_step"} if settings.keep_best and BEST not in saved.slots else set()
+    return {} if saved.step == 0 else {name: value for name, value in saved.progress.items() if name not in unknown}
 
 
 def _first_chain(spec: Spec, incarnation: str, step: int, state: State | None) -> str:
@@ -183,7 +184,7 @@ class Lifecycle:
         self._rebuilder = rebuilder
         self._device = device
 
-    def create(self, head: Head, state: State | None, key: IdempotencyKey | None, *, restored: bool) -> View:
+    def create(self, head: Head, state: State | None, key: IdempotencyKey | None, *, restored: bool) -> SessionView:
         """Write a new session; a repeated creation answers the session that there is.
 
         Raises:
@@ -192,7 +193,7 @@ class Lifecycle:
 
         """
         counts = () if state is None else tuple(state.counts)
-        arrays = written(state, restored=restored)
+        arrays = first_arrays(state, restored=restored)
         outcome = self._store.create(head, arrays, counts, key, None if state is None else state.numbers)
         if isinstance(outcome, Taken):
             if outcome.reason == "idempotency":
@@ -204,8 +205,10 @@ class Lifecycle:
                 id=outcome.id,
             )
         if isinstance(outcome, Repeated):
-            return View(self._store.load_head(outcome.id), diverged=False, repeated=True)
-        return View(self._store.load_head(head.spec.id), diverged=False)
+            head = self._store.load_head(outcome.id)
+            return SessionView(head, settings_of(head), diverged=False, repeated=True)
+        head = self._store.load_head(head.spec.id)
+        return SessionView(head, settings_of(head), diverged=False)
 
     def patch(
         self,
@@ -213,7 +216,7 @@ class Lifecycle:
         optimizer: Mapping[str, Any] | None,
         labels: Mapping[str, str] | None,
         if_match: str | None = None,
-    ) -> View:
+    ) -> SessionView:
         """Change settings (they count from the next step) and labels.
 
         Raises:
@@ -223,20 +226,21 @@ class Lifecycle:
 
         """
         for _ in range(RACES):
-            head = self._rebuilder.current(hot)
+            loaded = self._rebuilder.current(hot)
+            head = loaded.head
             require_chain(head, if_match)
-            settings = carried(parse_settings(head.settings), optimizer, head)
+            settings = settings_with(loaded.settings, optimizer, head)
             spec = head.spec if labels is None else replace(head.spec, labels=dict(labels))
             after = replace(head, spec=spec, settings=to_json(settings), settings_revision=head.settings_revision + 1)
             step = self._store.patch(hot.id, head, after, if_match) if hot.durable else head.step
             if step is None:
                 continue
             if step == head.step:
-                hot.head, hot.settings = after, settings
+                loaded.head, loaded.settings = after, settings
             else:  # another replica has made steps meanwhile: the cache follows them
-                after = self._rebuilder.current(hot)
+                loaded = self._rebuilder.current(hot)
             self._device.prepare(settings, storage(head.spec.dtype))
-            return View(after, hot.diverged)
+            return SessionView(loaded.head, loaded.settings, loaded.diverged)
         raise SettingsConflict("others changed this session every time; try again", step=head.step, retry_after=0.2)
 
     def end(self, hot: Hot, if_match: str | None = None) -> None:
@@ -255,7 +259,7 @@ class Lifecycle:
                 return
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
 
-    def set_parameters(self, hot: Hot, flat: Floats) -> View:
+    def set_parameters(self, hot: Hot, flat: Floats) -> SessionView:
         """Set the parameters of a session that has made no step.
 
         Raises:
@@ -264,23 +268,24 @@ class Lifecycle:
 
         """
         for _ in range(RACES):
-            head = self._rebuilder.current(hot)
+            loaded = self._rebuilder.current(hot)
+            head, settings = loaded.head, loaded.settings
             require_unfixed(head)
-            settings = parse_settings(head.settings)
             self._device.prepare(settings, storage(head.spec.dtype))
             state = State.fresh(flat, len(head.spec.layout.tensors), settings)
             if each(settings):  # they were given at creation, and parameters can be set again before step 1
-                assert hot.state is not None
-                state.slots |= {name: hot.state.slots[name] for name in each(settings)}
+                assert loaded.state is not None
+                state.slots |= {name: loaded.state.slots[name] for name in each(settings)}
             _require_sound(state, settings, head.spec.layout, first=True)
             chain = _first_chain(head.spec, head.incarnation, 0, state)
             after = replace(head, chain=chain, parameters_missing=False)
             if not hot.durable:
-                hot.install(after, state, {}, diverged=False)
-                return View(after, diverged=False)
-            if self._store.put_parameters(head, after, written(state, restored=False), tuple(state.counts)):
+                hot.loaded = LoadedSession(after, settings, state)
+                return SessionView(after, settings, diverged=False)
+            if self._store.put_parameters(head, after, first_arrays(state, restored=False), tuple(state.counts)):
                 hot.drop()
-                return View(self._rebuilder.current(hot), diverged=False)
+                del loaded, state  # or they stay in memory while they are read back
+                return SessionView(self._rebuilder.current(hot).head, settings, diverged=False)
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
 
 
@@ -302,8 +307,8 @@ def require_unfixed(head: Head) -> None:
         )
 
 
-def written(state: State | None, *, restored: bool) -> Mapping[str, Floats]:
-    """Return the arrays that a first snapshot needs: a new session's arrays are as they begin, and stay unwritten."""
+def first_arrays(state: State | None, *, restored: bool) -> Mapping[str, Floats]:
+    """Return the arrays of a first snapshot: a new session's optimizer arrays follow from its settings."""
     if state is None:
         return {}
     if restored:  # at step 0 too its arrays may be any
@@ -311,11 +316,10 @@ def written(state: State | None, *, restored: bool) -> Mapping[str, Floats]:
     return {name: array for name, array in state.arrays.items() if name in ("params", *BOUNDS)}
 
 
-def memory_hot(head: Head, state: State | None) -> Hot:
-    """Return a session that lives here alone."""
-    hot = Hot(head.spec.id, durable=False)
-    hot.install(head, state, {}, diverged=state is not None and not is_finite(state))
-    return hot
+def memory_hot(head: Head, settings: Settings, state: State | None) -> tuple[Hot, LoadedSession]:
+    """Return a memory session."""
+    loaded = LoadedSession(head, settings, state, diverged=state is not None and not is_finite(state))
+    return Hot(head.spec.id, durable=False, loaded=loaded), loaded
 
 
 def snapshot_ref(head: Head, state: State) -> SnapshotRef:

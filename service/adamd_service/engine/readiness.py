@@ -1,4 +1,4 @@
-"""Whether this process can serve, asked of the store no more often than makes sense."""
+"""Asks the store whether this process can serve, at most once a second."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LIFE = 30.0  # seconds that a sign of life lasts
 
 
 class Readiness:
-    """Asks ``probe``, once for all who want to know at the same time. Used on the event loop only.
+    """Asks ``probe`` once for all concurrent callers. Used on the event loop only.
 
     Args:
         probe: raises where sessions cannot be served.
@@ -24,18 +24,18 @@ class Readiness:
         self._clock = clock
         self._asking: asyncio.Task[tuple[float, Exception | None]] | None = None
 
-    async def known(self) -> None:
-        """Raise what the last probe raised, if that is not long ago; else what a new one does."""
+    async def check(self) -> None:
+        """Raise what the last probe raised, if it is younger than `FRESH`; else what a new one raises."""
         asking = self._asking
         if asking is None or (asking.done() and self._clock() - asking.result()[0] >= FRESH):
-            asking = self._asking = asyncio.create_task(self._asked())
+            asking = self._asking = asyncio.create_task(self._probed())
         _, error = await asyncio.shield(asking)
         if error is not None:
             raise error.with_traceback(None)
 
-    async def _asked(self) -> tuple[float, Exception | None]:
+    async def _probed(self) -> tuple[float, Exception | None]:
         try:
             await self._probe()
-        except Exception as error:  # told to whoever asked
+        except Exception as error:  # raised in every caller
             return self._clock(), error
         return self._clock(), None

@@ -1,4 +1,4 @@
-"""A body on its way in: into one leased buffer, hashed, checked and logged while the rest still arrives."""
+"""Receives bodies into one leased buffer; they are hashed, checked and logged while the rest arrives."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import xxhash
 
 from adamd.errors import ShuttingDown, TooLarge, UploadTimeout, WrongLength
 from adamd.wire.buffers import BufferPool, Bytes
-from adamd_service.engine.calls import Body
+from adamd_service.engine.calls import RequestBody
 from adamd_service.engine.workers import settled
 from adamd_service.optim import Encoded
 from adamd_service.store import Staging
 
-PIECE = 512 * 1024  # bytes handed to a thread at once; also a chunk in the store
-INLINE = 128 * 1024  # below this a hop to a thread costs more than decoding
-QUICK = 512 * 1024  # below this a hop to a thread, 0.1 ms, costs as much as hashing and checking
-SLOWEST = 8 * 1024  # bytes a second that an upload must have on the whole: a byte now and then would hold its room
+PIECE_BYTES = 512 * 1024  # bytes handed to a thread at once; also a chunk in the store
+DECODE_INLINE_BYTES = 128 * 1024  # below this a hop to a thread costs more than decoding
+HASH_INLINE_BYTES = 512 * 1024  # below this a hop to a thread, 0.1 ms, costs as much as hashing and checking
+SLOWEST_RATE = 8 * 1024  # bytes a second, on average: a sender of a byte now and then would hold its memory
 
 
 class Reception:
@@ -31,7 +31,7 @@ class Reception:
         dtype: of their values.
         buffer: where they go; may be filled already.
         gradient: what they mean.
-        digest: begun by `session.digest_start`; every piece is fed to it in order.
+        digest: started by `rules.digest_start`; every piece is fed to it in order.
         staging: where the pieces are logged; None: not yet, or not at all.
 
     """
@@ -55,8 +55,8 @@ class Reception:
 
     @property
     def piece(self) -> int:
-        """Bytes to be handed over at once: a chunk, or a very large body would have more of them than it should."""
-        return PIECE if self.staging is None else self.staging.piece
+        """Bytes to hash at once. For a staged body it is the chunk's length, which grows with very large bodies."""
+        return PIECE_BYTES if self.staging is None else self.staging.piece
 
     def digest(self) -> str:
         """XXH3-128 (hex), once everything was taken."""
@@ -79,7 +79,7 @@ class Reception:
 
 
 async def receive_exactly(
-    body: Body, reception: Reception, executor: Executor, gap: float, draining: Callable[[], bool]
+    body: RequestBody, reception: Reception, executor: Executor, gap: float, draining: Callable[[], bool]
 ) -> None:
     """Fill the buffer from the body, working on whole pieces in a thread while the next ones arrive.
 
@@ -98,22 +98,22 @@ async def receive_exactly(
         return
     loop = asyncio.get_running_loop()
     started = loop.time()
-    here = done = 0
+    filled = done = 0
     work: asyncio.Future[None] | None = None
     arrivals = _copied(body.chunks, buffer) if body.fill is None or not total else body.fill(memoryview(buffer))
     try:
         async with aclosing(arrivals), _patience(gap) as patience:
-            async for here in arrivals:
-                _still_coming(patience, gap, draining, started + here / SLOWEST)
+            async for filled in arrivals:
+                _still_coming(patience, gap, draining, started + filled / SLOWEST_RATE)
                 if work is not None and work.done():
                     work.result()
                     work = None
-                ready = here - here % reception.piece
+                ready = filled - filled % reception.piece
                 if work is None and ready > done:
                     work = loop.run_in_executor(executor, reception.take, ready)
                     done = ready
-        if here < total:
-            raise WrongLength(f"the body ended after {here} bytes; this gradient has {total}")
+        if filled < total:
+            raise WrongLength(f"the body ended after {filled} bytes; this gradient has {total}")
         if work is not None:
             await asyncio.wait([work])
             work.result()
@@ -124,9 +124,9 @@ async def receive_exactly(
 
 
 async def _take_rest(reception: Reception, executor: Executor, done: int) -> None:
-    """Work on what is in and was not worked on: in a thread where it is much, or has to be logged."""
+    """Take the rest of the buffer, in a thread where it is large or has to be logged."""
     total = reception.buffer.nbytes
-    if total - done <= QUICK and reception.staging is None:
+    if total - done <= HASH_INLINE_BYTES and reception.staging is None:
         reception.take(total)
         return
     work = asyncio.get_running_loop().run_in_executor(executor, reception.take, total)
@@ -137,7 +137,9 @@ async def _take_rest(reception: Reception, executor: Executor, done: int) -> Non
         await settled(work)  # it must not write into memory that is used again
 
 
-async def receive_all(body: Body, limit: int, pool: BufferPool, gap: float, draining: Callable[[], bool]) -> Bytes:
+async def receive_all(
+    body: RequestBody, limit: int, pool: BufferPool, gap: float, draining: Callable[[], bool]
+) -> Bytes:
     """Return a whole body of unknown shape, at most ``limit`` bytes: refused by its declared length, then by counting.
 
     Raises:
@@ -148,47 +150,47 @@ async def receive_all(body: Body, limit: int, pool: BufferPool, gap: float, drai
     if body.declared is not None and body.declared > limit:
         raise TooLarge(f"a body of {body.declared} bytes; at most {limit} are accepted")
     buffer = pool.lease(65_536 if body.declared is None else body.declared)
-    here = 0
+    filled = 0
     started = asyncio.get_running_loop().time()
     async with _patience(gap) as patience:
         if body.fill is not None and body.declared:
             async with aclosing(body.fill(memoryview(buffer))) as arrivals:
-                async for here in arrivals:
-                    _still_coming(patience, gap, draining, started + here / SLOWEST)
-            return buffer[:here]
+                async for filled in arrivals:
+                    _still_coming(patience, gap, draining, started + filled / SLOWEST_RATE)
+            return buffer[:filled]
         async for chunk in body.chunks:
-            _still_coming(patience, gap, draining, started + here / SLOWEST)
-            end = here + len(chunk)
+            _still_coming(patience, gap, draining, started + filled / SLOWEST_RATE)
+            end = filled + len(chunk)
             if end > limit:
                 raise TooLarge(f"more than {limit} bytes came; no more are accepted")
             if end > buffer.nbytes:
                 larger = pool.lease(min(limit, max(end, 2 * buffer.nbytes)))
-                larger[:here] = buffer[:here]
+                larger[:filled] = buffer[:filled]
                 buffer = larger
-            buffer[here:end] = np.frombuffer(chunk, dtype=np.uint8)
-            here = end
-    if body.declared is not None and here != body.declared:
-        raise WrongLength(f"{body.declared} bytes were declared, {here} came")
-    return buffer[:here]
+            buffer[filled:end] = np.frombuffer(chunk, dtype=np.uint8)
+            filled = end
+    if body.declared is not None and filled != body.declared:
+        raise WrongLength(f"{body.declared} bytes were declared, {filled} came")
+    return buffer[:filled]
 
 
 async def _copied(chunks: AsyncGenerator[bytes | memoryview], buffer: Bytes) -> AsyncGenerator[int]:
     """Copy chunks into the buffer; yields how much of it is filled."""
-    here = 0
+    filled = 0
     async for chunk in chunks:
-        if here + len(chunk) > buffer.nbytes:
+        if filled + len(chunk) > buffer.nbytes:
             raise WrongLength(f"more than {buffer.nbytes} bytes came; this gradient has exactly {buffer.nbytes}")
-        buffer[here : here + len(chunk)] = np.frombuffer(chunk, dtype=np.uint8)
-        here += len(chunk)
-        yield here
+        buffer[filled : filled + len(chunk)] = np.frombuffer(chunk, dtype=np.uint8)
+        filled += len(chunk)
+        yield filled
 
 
 @asynccontextmanager
 async def _patience(gap: float) -> AsyncGenerator[asyncio.Timeout]:
-    """Wait for ``gap`` seconds, and as long again whenever something came: one timer for a body, not one for a piece.
+    """Time out after ``gap`` seconds without a byte; `_still_coming` moves this one timer of a body.
 
     Raises:
-        UploadTimeout: nothing did, or too little on the whole.
+        UploadTimeout: nothing came, or too little on average.
 
     """
     try:
@@ -200,12 +202,13 @@ async def _patience(gap: float) -> AsyncGenerator[asyncio.Timeout]:
         if late.__cause__ is not None:
             late.__cause__.__traceback__ = None  # or Python keeps the frames, and the buffer, in a cycle
         raise UploadTimeout(
-            f"nothing came for {gap:g} s, or less than {SLOWEST} bytes a second on the whole; the upload was given up"
+            f"nothing came for {gap:g} s, or less than {SLOWEST_RATE} bytes a second on the whole; "
+            "the upload was given up"
         ) from None
 
 
 def _still_coming(patience: asyncio.Timeout, gap: float, draining: Callable[[], bool], due: float) -> None:
-    """Go on waiting; not beyond ``due``, when even a slow sender would have sent what came, and the gap after it."""
+    """Extend the timeout, but at most to ``gap`` after ``due``: a sender at SLOWEST_RATE would be here by then."""
     if draining():
         raise ShuttingDown("the server is shutting down; send the step again, to this address", retry_after=1.0)
     patience.reschedule(min(asyncio.get_running_loop().time(), due) + gap)

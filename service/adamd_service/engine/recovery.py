@@ -1,8 +1,8 @@
-"""State is the fold of the log (law 1): from the store's snapshot and records back to arrays, checked on the way."""
+"""Rebuilds a session from snapshot and log, and checks digests and chains on the way (law 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from adamd.wire.dtypes import storage
 from adamd.wire.encodings import LAZY, RAW
 from adamd.wire.layout import Layout
 from adamd_service.advice import progress_of
-from adamd_service.engine.cache import Hot, is_finite
+from adamd_service.engine.cache import Hot, LoadedSession, is_finite
 from adamd_service.optim import (
     BEST,
     NUMERICS_ID,
@@ -47,8 +47,8 @@ class Rebuilder:
         self._device = device
         self._pool = pool
 
-    def current(self, hot: Hot) -> Head:
-        """Bring the session to where the store says that it stands, and return its head.
+    def current(self, hot: Hot) -> LoadedSession:
+        """Bring the session to where the store says that it stands, and return it.
 
         Raises:
             UnknownSession, SessionDeleted, StoreUnavailable: and the cache is dropped.
@@ -56,38 +56,34 @@ class Rebuilder:
 
         """
         if not hot.durable:
-            if hot.head is None:  # deleted meanwhile, or a kernel error: no store can rebuild it
+            if hot.loaded is None:  # deleted meanwhile, or a kernel error: no store can rebuild it
                 raise SessionDeleted(f"the memory session {hot.id} is no more; create it again")
-            return hot.head
+            return hot.loaded
         try:
-            head = self._store.load_head(hot.id) if hot.head is None else self._moved(hot.head)
+            head = self._store.load_head(hot.id) if hot.loaded is None else self._moved(hot.loaded.head)
             if head is not None:
                 self._follow(hot, head)
         except BaseException:
             hot.drop()
             raise
-        assert hot.head is not None
-        return hot.head
+        assert hot.loaded is not None
+        return hot.loaded
 
-    def current_with_metrics(self, hot: Hot) -> tuple[Head, Mapping[str, Any] | None]:
-        """Return what `current` does, and what its last step carried, where that is known here."""
-        return self.current(hot), hot.metrics
-
-    def _moved(self, known: Head) -> Head | None:
-        standing = self._store.standing(known.spec.id)
-        return None if standing.is_of(known) else self._store.load_head(known.spec.id)
+    def _moved(self, cached: Head) -> Head | None:
+        standing = self._store.standing(cached.spec.id)
+        return None if standing.is_of(cached) else self._store.load_head(cached.spec.id)
 
     def head(self, hot: Hot) -> Head:
         """Return where the session stands, as `current` does, without its state."""
-        return self._store.load_head(hot.id) if hot.durable else self.current(hot)
+        return self._store.load_head(hot.id) if hot.durable else self.current(hot).head
 
     def _follow(self, hot: Hot, head: Head) -> None:
-        """Fold what the head names. What is missing may have been collected: then the head names something else now."""
+        """Fold what the head names. If a chunk is missing, the head may have moved meanwhile, and is read again."""
         lost = set[str]()
         for _ in range(TRIES):
             try:
                 with self._store.lease(hot.id):
-                    self._fold(hot, head, lost)
+                    hot.loaded = self._fold(hot.loaded, head, lost)
                 return
             except ChunkMissing as missing:
                 hot.drop()
@@ -101,29 +97,31 @@ class Rebuilder:
                 head = now
         raise StoreUnavailable("the session was changed each time while it was read; try again", retry_after=0.2)
 
-    def _fold(self, hot: Hot, head: Head, lost: set[str]) -> None:
+    def _fold(self, cached: LoadedSession | None, head: Head, lost: set[str]) -> LoadedSession:
+        """Return the session at ``head``: the log folded into the cached state, or into a snapshot's."""
+        settings = settings_of(head)
         if head.parameters_missing:
-            hot.install(head, None, {}, diverged=False)
-            return
-        settings, _ = settings_of(head), progress_of(head)  # which raises too where it is none
-        if hot.head is None or hot.head.settings != head.settings:  # the next step may be the event loop's
+            return LoadedSession(head, settings, None)
+        progress_of(head)  # raises where it is none
+        if cached is None or cached.head.settings != head.settings:  # the next step may be the event loop's
             self._device.prepare(settings, storage(head.spec.dtype))
-        start, replaced = self._resume(hot, head), hot.replaced
-        if start is None:
-            state, chain, step, replaced = self._snapshot(head, lost)
-            before = None
+        if cached is not None and cached.state is not None and self._continues(cached.head, head):
+            before: Head | None = cached.head
+            state, chain, step, replaced = cached.state, cached.head.chain, cached.head.step, cached.replaced
         else:
-            (state, chain, step), before = start, hot.head
+            state, chain, step, replaced = self._snapshot(head, settings, lost)
+            before = None
         last: Record | None = None
         for last in self._records(head, step):
             chain = self._replay(head, last, chain, state)
         if chain != head.chain:
-            raise Damaged(f"session {hot.id}: the log folds to chain {chain[:12]}…, the head says {head.chain[:12]}…")
+            raise Damaged(
+                f"session {head.spec.id}: the log folds to chain {chain[:12]}…, the head says {head.chain[:12]}…"
+            )
         self._check_before(head, last, before)
         ring = self._ring(head)
         self._device.fetch(state)
-        hot.install(head, state, ring, diverged=not is_finite(state))
-        hot.replaced = replaced
+        return LoadedSession(head, settings, state, ring, diverged=not is_finite(state), replaced=replaced)
 
     def _ring(self, head: Head) -> dict[int, Entry]:
         ring = {entry.step: entry for entry in self._store.ring(head.spec.id)}
@@ -135,24 +133,25 @@ class Rebuilder:
     def _check_before(self, head: Head, last: Record | None, before: Head | None) -> None:
         """Check the one field of a head that the log's chain does not cover: the chain before its step."""
         if last is None and head.step > head.snapshots[0].step and (before is None or before.step != head.step):
-            found = self._store.records(head.spec.id, head.step, head.step)
-            if not found:
+            records = self._store.records(head.spec.id, head.step, head.step)
+            if not records:
                 raise ChunkMissing(f"the record of step {head.step} is not there")
-            last = found[0]
-        known = last or before
-        if (known.prev_chain if known is not None else "") != head.prev_chain:
+            last = records[0]
+        previous = last or before
+        if (previous.prev_chain if previous is not None else "") != head.prev_chain:
             raise Damaged(f"session {head.spec.id}: the head names another chain before step {head.step} than the log")
 
-    def _snapshot(self, head: Head, lost: set[str]) -> tuple[State, str, int, str]:
-        """Return the state of the newest snapshot that is whole, its chain and its step, and the id of the newest where
-        that is another one: the next snapshot takes its place.
+    def _snapshot(self, head: Head, settings: Settings, lost: set[str]) -> tuple[State, str, int, str]:
+        """Return the state of the newest whole snapshot, its chain and step, and the id of a damaged newer one, or "".
+
+        The next snapshot takes the damaged one's place.
         """
         newest, why = head.snapshots[-1], list[str]()
         for ref in reversed(head.snapshots):
             try:
                 if ref.damage or ref.id in lost:
                     raise Damaged(ref.damage or f"a chunk of snapshot {ref.id} is not there")
-                state = self._read_snapshot(head, ref)
+                state = self._read_snapshot(head.spec, settings, ref)
             except ChunkMissing as missing:
                 missing.snapshot = ref.id
                 raise
@@ -164,19 +163,14 @@ class Rebuilder:
             return state, ref.chain, ref.step, "" if ref is newest else newest.id
         raise Damaged(f"session {head.spec.id}: {'; '.join(why)}; {Damaged.ADVICE}")
 
-    def _resume(self, hot: Hot, head: Head) -> tuple[State, str, int] | None:
-        """Go on from the cache where it is a place in the head's own history."""
-        known = hot.head
-        if known is None or hot.state is None or known.incarnation != head.incarnation:
-            return None
-        if known.step > head.step or known.step < head.snapshots[0].step:
-            return None
-        if known.step == head.step and known.chain != head.chain:
-            return None
-        following = self._store.records(hot.id, known.step + 1, known.step + 1)
-        if known.step < head.step and (not following or following[0].prev_chain != known.chain):
-            return None
-        return hot.state, known.chain, known.step
+    def _continues(self, cached: Head, head: Head) -> bool:
+        """Say whether a cached head is a place in the head's own history, from which the log goes on."""
+        if cached.incarnation != head.incarnation or not head.snapshots[0].step <= cached.step <= head.step:
+            return False
+        if cached.step == head.step:
+            return cached.chain == head.chain
+        following = self._store.records(head.spec.id, cached.step + 1, cached.step + 1)
+        return bool(following) and following[0].prev_chain == cached.chain
 
     def _records(self, head: Head, after: int) -> Iterator[Record]:
         for first in range(after + 1, head.step + 1, PAGE):
@@ -186,8 +180,7 @@ class Rebuilder:
                 raise ChunkMissing(f"one of the records {first} to {last} is not there")
             yield from page
 
-    def _read_snapshot(self, head: Head, snapshot: SnapshotRef) -> State:
-        spec = head.spec
+    def _read_snapshot(self, spec: Spec, settings: Settings, snapshot: SnapshotRef) -> State:
         arrays = {}
         for ref in snapshot.arrays:
             flat = np.empty(spec.layout.size, storage(spec.dtype))
@@ -195,7 +188,6 @@ class Rebuilder:
             arrays[ref.name] = flat
         if "params" not in arrays or len(snapshot.counts) != len(spec.layout.tensors):
             raise Damaged(f"session {spec.id}: snapshot {snapshot.id} lacks parameters or counts")
-        settings = settings_of(head)
         state = State.fresh(arrays["params"], len(snapshot.counts), settings)
         state.params = arrays.pop("params")
         if state.best is not None:  # step 0's has only parameters
@@ -243,13 +235,13 @@ def settings_of(head: Head) -> Settings:
         raise Damaged(f"session {head.spec.id}: the settings in the store are damaged: {error.message}") from None
 
 
-def _names_the_same(one: Head, other: Head) -> bool:
+def _names_the_same(first: Head, second: Head) -> bool:
     """Say whether two heads name the same records and snapshots."""
 
-    def named(head: Head) -> tuple[Any, ...]:
+    def names(head: Head) -> tuple[Any, ...]:
         return head.incarnation, head.step, head.chain, head.snapshots
 
-    return named(one) == named(other)
+    return names(first) == names(second)
 
 
 def updates_of(record: Record, state: State) -> tuple[Update, ...]:
@@ -273,7 +265,7 @@ def check_digest(record: Record, updates: tuple[Update, ...], layout: Layout, bo
 
     """
     covered = _covered(updates)
-    # What a lazy one covers is said by its body.
+    # The body of a lazy one says what it covers.
     present = None if len(covered) == len(layout.tensors) or record.encoding == LAZY else covered
     digest = digest_start(record.encoding, record.dtype, present, record.settings)
     digest.update(body)

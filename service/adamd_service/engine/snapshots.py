@@ -1,4 +1,4 @@
-"""Snapshots: in the background, paced, from a consistent copy, when the log has outgrown the state."""
+"""Writes snapshots in the background, paced, from a copy, when the log has outgrown the state."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from adamd.errors import StoreUnavailable
 from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import storage
-from adamd_service.engine.cache import Hot
+from adamd_service.engine.cache import Hot, LoadedSession
 from adamd_service.engine.calls import Floats
 from adamd_service.engine.lifecycle import snapshot_ref
 from adamd_service.optim import Device, State
 from adamd_service.records import ArrayRef, Head, SnapshotRef
 from adamd_service.store import RedisStore
 
-SMALL = 4 * 1024 * 1024  # a log below this is read back in no time, whatever the ratio
+SMALL_LOG_BYTES = 4 * 1024 * 1024  # a log below this is read back in no time, whatever the ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Copy:
 
 
 class Snapshots:
-    """Decides when, copies, writes, and collects what no reader needs any more."""
+    """Decides when a snapshot is due, copies the state, writes it, and collects garbage."""
 
     def __init__(
         self, store: RedisStore, pool: BufferPool, device: Device, *, ratio: float, records: int, pace: float
@@ -47,27 +47,27 @@ class Snapshots:
 
     def due(self, hot: Hot) -> bool:
         """Say whether the log has outgrown the state by the ratio, or has too many records to replay quickly."""
-        return hot.durable and not hot.snapshotting and self._outgrown(hot)
+        return hot.durable and not hot.snapshotting and hot.loaded is not None and self._outgrown(hot.loaded)
 
-    def _outgrown(self, hot: Hot) -> bool:
-        if hot.head is None or hot.state is None:
+    def _outgrown(self, loaded: LoadedSession) -> bool:
+        if loaded.state is None:
             return False
-        if hot.replaced:
+        if loaded.replaced:
             return True
-        if hot.head.step - hot.snapshot_step >= self._records:
+        if loaded.head.step - loaded.snapshot_step >= self._records:
             return True
-        return hot.log_bytes >= max(SMALL, self._ratio * hot.state.nbytes)
+        return loaded.log_bytes >= max(SMALL_LOG_BYTES, self._ratio * loaded.state.nbytes)
 
     def still_due(self, hot: Hot) -> bool:
         """Ask the store whether another replica took the snapshot already. Runs under the session's lock."""
-        head = self._store.load_head(hot.id)
-        if hot.head is not None:
-            hot.head = replace(hot.head, snapshots=head.snapshots)
-        hot.snapshot_step = head.snapshots[-1].step if head.snapshots else head.step
-        hot.log_bytes = head.log_bytes
-        if not head.snapshots or head.snapshots[-1].id != hot.replaced:
-            hot.replaced = ""
-        return self._outgrown(hot)
+        head, loaded = self._store.load_head(hot.id), hot.loaded
+        if loaded is None:
+            return False
+        loaded.head = replace(loaded.head, snapshots=head.snapshots)
+        loaded.note_snapshots(head)
+        if not head.snapshots or head.snapshots[-1].id != loaded.replaced:
+            loaded.replaced = ""
+        return self._outgrown(loaded)
 
     def copy(self, hot: Hot) -> Copy:
         """Copy the state into pooled memory. Runs under the session's lock.
@@ -76,10 +76,10 @@ class Snapshots:
             StoreUnavailable: the cache was dropped meanwhile.
 
         """
-        head, state = hot.head, hot.state
-        if head is None or state is None:
+        loaded = hot.loaded
+        if loaded is None or loaded.state is None:
             raise StoreUnavailable("the session is being reloaded; try again", retry_after=0.5)
-        kind = storage(head.spec.dtype)
+        head, state, kind = loaded.head, loaded.state, storage(loaded.head.spec.dtype)
 
         def clone(array: Floats) -> Floats:
             into = self._pool.lease(array.nbytes).view(kind)
@@ -87,13 +87,13 @@ class Snapshots:
             return into
 
         self._device.fetch(state)
-        return Copy(head, state.copy(clone), snapshot_ref(head, state), hot.log_bytes, hot.replaced)
+        return Copy(head, state.copy(clone), snapshot_ref(head, state), loaded.log_bytes, loaded.replaced)
 
     def write(self, copy: Copy, pointless: Callable[[], str]) -> bool:
         """Write a copy, paced, and make it the newest snapshot; False where the history went another way.
 
         Raises:
-            InterruptedError: ``pointless`` said why, between two chunks; "" goes on.
+            InterruptedError: ``pointless`` returned a reason, between two chunks.
 
         """
         spec = copy.head.spec
@@ -102,11 +102,11 @@ class Snapshots:
         def pace(nbytes: int) -> None:
             nonlocal written
             written += nbytes
-            ahead = written / self._pace - (time.monotonic() - started)
+            early = written / self._pace - (time.monotonic() - started)
             if why := pointless():
                 raise InterruptedError(why)
-            if ahead > 0:
-                time.sleep(min(ahead, 1.0))
+            if early > 0:
+                time.sleep(min(early, 1.0))
 
         refs: list[ArrayRef] = []
         try:

@@ -1,22 +1,21 @@
-"""One step, in one place and in order: decide, commit, apply, answer (law 2).
+"""Takes a step in a fixed order: decide, commit, apply, answer.
 
-A step is a generator. It yields the commit that it wants made, and is sent its outcome, or thrown UnknownOutcome; it
-yields None before whatever else waits for the store, which must not happen on the loop. It runs in a worker thread from
-its beginning to its end, or on the event loop where it is small: a hop to a thread and back costs as much as it does.
+A step is a coroutine that waits only through its `Io`. In a worker thread (`_ThreadIo`) it never suspends. On the event
+loop (`_LoopIo`), which takes small steps itself because a hop to a thread and back costs as much as they do, calls
+that wait for the store are moved to threads.
 
-All of it runs in one worker thread under the session's lock. The loop around it is law 5: a replica that loses
-the compare-and-set reloads and decides again; a replay or a refusal is answered only after the store was asked.
+All of it happens under the session's lock. A replica that loses the compare-and-set reloads and decides again. A
+replay or a refusal is answered only after the store was asked.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
@@ -26,17 +25,19 @@ from adamd.errors import (
     InvalidSettings,
     StoreUnavailable,
 )
+from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import ITEMSIZE, storage
-from adamd_service.advice import advice_of, noted
+from adamd_service.advice import advice_of, notes_of
 from adamd_service.engine.answers import Copies, rounded
-from adamd_service.engine.cache import Hot
-from adamd_service.engine.calls import Answer
-from adamd_service.engine.receiving import Reception
+from adamd_service.engine.cache import Hot, LoadedSession
+from adamd_service.engine.calls import Answer, StepCall
 from adamd_service.engine.recovery import Rebuilder
+from adamd_service.engine.workers import Workers
 from adamd_service.optim import (
     NUMERICS_ID,
     WARM,
     Device,
+    Encoded,
     Settings,
     SettingsError,
     State,
@@ -49,93 +50,108 @@ from adamd_service.optim import (
     to_json,
     updates_to_json,
 )
-from adamd_service.records import Base, Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
+from adamd_service.records import Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
 from adamd_service.rules import Apply, Refuse, Replay, StepRequest, decide, next_chain
 from adamd_service.store import RedisStore, UnknownOutcome
 
-Asked: TypeAlias = Commit | None
-Told: TypeAlias = CommitOutcome | None
-Taking: TypeAlias = Generator[Asked, Told, Answer]
-Committing: TypeAlias = Callable[[Commit], CommitOutcome]
-InThread: TypeAlias = Callable[[Callable[[], Answer]], Awaitable[Answer]]  # runs blocking work in a thread, to its end
+T = TypeVar("T")
 
 
-def to_the_end(taking: Taking, commit: Committing) -> Answer:
-    """Drive a step in this thread. Raises what it raises."""
-    return _driven(taking, commit, lambda: next(taking))
+class Io(Protocol):
+    """What a step waits for. ``permit`` is held while the arrays change."""
+
+    permit: AbstractContextManager[object]
+
+    async def blocking(self, work: Callable[..., T], *args: Any) -> T:
+        """Run work that may wait for the store."""
+
+    async def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
+        """Commit a record."""
 
 
-def _driven(taking: Taking, commit: Committing, begin: Callable[[], Asked]) -> Answer:
+class _ThreadIo:
+    """Waits where it is called."""
+
+    def __init__(self, store: RedisStore, permit: AbstractContextManager[object]) -> None:
+        self.permit = permit
+        self._store = store
+
+    async def blocking(self, work: Callable[..., T], *args: Any) -> T:
+        return work(*args)
+
+    async def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
+        return self._store.commit(session_id, commit)
+
+
+class _LoopIo:
+    """Keeps the event loop free: commits over the loop's own connections, and moves blocking work to a thread."""
+
+    permit: AbstractContextManager[object] = nullcontext()  # the loop must not wait for one
+
+    def __init__(self, store: RedisStore, workers: Workers) -> None:
+        self._store = store
+        self.blocking = workers.ask
+
+    async def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
+        outcome = await self._store.commit_soon(session_id, commit)
+        if outcome is None:  # no connection of the loop could take it
+            return await self.blocking(self._store.commit, session_id, commit)
+        return outcome
+
+
+def run_here(step: Coroutine[Any, Any, T]) -> T:
+    """Run a step that never suspends in this thread. Raises what it raises."""
     try:
-        asked = begin()
-        while True:
-            told: Told = None
-            if asked is not None:
-                try:
-                    told = commit(asked)
-                except BaseException as error:
-                    asked = taking.throw(error)
-                    continue
-            asked = taking.send(told)
-    except StopIteration as done:
-        answer: Answer = done.value
+        step.send(None)
+    except StopIteration as stop:
+        answer: T = stop.value
         return answer
-
-
-async def soon(
-    taking: Taking,
-    commit_soon: Callable[[Commit], Awaitable[CommitOutcome | None]],
-    commit: Committing,
-    in_thread: InThread,
-) -> Answer:
-    """Drive a step on the event loop to its first commit and, once that is done, on; in a thread where it blocks.
-
-    Raises what the step raises.
-    """
-    try:
-        asked = next(taking)
-        if asked is not None:
-            try:
-                told = await commit_soon(asked)
-            except BaseException as error:
-                asked = taking.throw(error)
-            else:
-                if told is not None:  # else it could not be sent from here, and is still to be made
-                    asked = taking.send(told)
-    except StopIteration as done:
-        answer: Answer = done.value
-        return answer
-    return await in_thread(lambda: _driven(taking, commit, lambda: asked))
+    step.close()
+    raise AssertionError("a step over _ThreadIo suspended")
 
 
 RACES = 64  # compare-and-set races lost in a row before a client is told to come back
-Permit: TypeAlias = AbstractContextManager[object]
 KEYS = 4096  # Idempotency-Keys that a memory session remembers
 
 
-@dataclass(slots=True, eq=False)
-class Step:
-    """A step whose body is in."""
+class StepBody(Protocol):
+    """The gradient that a step applies, whole and checked, and its bytes as the log keeps them."""
 
-    number: int | None
-    reception: Reception
+    encoding: str
+    dtype: str
+    buffer: Bytes
+    gradient: Encoded
+
+    def digest(self) -> str:
+        """XXH3-128 (hex), as `rules.digest_start` says."""
+
+
+@dataclass(slots=True, eq=False)
+class ReceivedStep:
+    """A step whose body is in.
+
+    Attributes:
+        call: as it was asked for; its settings and metrics may have come in the body.
+        present: the tensors that the body has, by index; None: all of them.
+        attempt: names this try in the store.
+        chunks: lengths of what is staged there under the attempt's name.
+        committed: the staged chunks must stay, as far as anyone knows.
+        landed: the step that a POST was committed as, where only `resolve` knows it.
+
+    """
+
+    call: StepCall
+    body: StepBody
     present: tuple[int, ...] | None
-    settings: Mapping[str, Any] | None
-    metrics: Mapping[str, Any]
-    if_match: str | None
-    base: Base | None
-    key: str | None
-    minimal: bool
-    answer_dtype: str | None
     attempt: str
     chunks: tuple[int, ...] | None = None
     committed: bool = False
-    landed: int | None = None  # the step that a POST was committed as, where only `resolve` knows it
+    landed: int | None = None
 
     @property
     def request(self) -> StepRequest:
-        """What the rules see of it."""
-        return StepRequest(self.number, self.reception.digest(), self.if_match, self.base)
+        """The part that the rules decide by."""
+        return StepRequest(self.call.number, self.body.digest(), self.call.if_match, self.call.base)
 
 
 class Stepper:
@@ -148,153 +164,149 @@ class Stepper:
         device: Device,
         updates: threading.Semaphore,
         copies: Copies,
+        workers: Workers,
         inline: int,
     ) -> None:
         self._store = store
         self._rebuilder = rebuilder
         self._device = device
-        self._updates = updates
         self._copies = copies
         self._inline = inline
+        self._in_thread = _ThreadIo(store, updates)
+        self._in_turn = _ThreadIo(store, nullcontext())
+        self._on_loop = _LoopIo(store, workers)
 
-    def run(self, hot: Hot, step: Step, *, inline: bool = False) -> Answer:
-        """Take the step and answer it. ``inline``: on the event loop, which must not wait for a permit to update.
+    def run(self, hot: Hot, step: ReceivedStep) -> Answer:
+        """Take the step and answer it, in a worker thread.
 
         Raises:
             AdamdError: it was refused, or the store could not be asked; then nothing was applied here.
 
         """
-        return to_the_end(self._taken(hot, step, nullcontext() if inline else self._updates), self._commit_of(hot))
+        return run_here(self._take(hot, step, self._in_thread))
 
-    async def run_soon(self, hot: Hot, step: Step, in_thread: InThread) -> Answer:
-        """`run` on the event loop, as far as nothing in it waits for anything but the commit's answer; the rest, where
-        there is one, in a thread.
-        """
-        taking = self._taken(hot, step, nullcontext())
-        return await soon(taking, partial(self._store.commit_soon, hot.id), self._commit_of(hot), in_thread)
+    def run_in_turn(self, hot: Hot, step: ReceivedStep) -> Answer:
+        """Take a step of a memory session, which waits for nothing, in one turn of the event loop."""
+        return run_here(self._take(hot, step, self._in_turn))
 
-    def _commit_of(self, hot: Hot) -> Callable[[Commit], CommitOutcome]:
-        return partial(self._store.commit, hot.id)
+    async def run_on_loop(self, hot: Hot, step: ReceivedStep) -> Answer:
+        """Take a step on the event loop; only what waits for the store, except for the commit, moves to a thread."""
+        return await self._take(hot, step, self._on_loop)
 
-    def _taken(self, hot: Hot, step: Step, permit: Permit) -> Taking:
+    async def _take(self, hot: Hot, step: ReceivedStep, io: Io) -> Answer:
         try:
-            return (yield from self._run(hot, step, permit))
+            return await self._run(hot, step, io)
         finally:
             if step.chunks and not step.committed:
                 self._discard(hot.id, step)
 
-    def _run(self, hot: Hot, step: Step, permit: Permit) -> Taking:
-        asked = hot.head is None
-        if asked:
-            yield None
-            self._rebuilder.current(hot)
+    async def _run(self, hot: Hot, step: ReceivedStep, io: Io) -> Answer:
+        loaded, reloaded = hot.loaded, False
         for _ in range(RACES):
-            assert hot.head is not None
-            if step.key is not None and hot.durable:
-                yield None
-            repeated = self._by_key(hot, step)
+            if loaded is None:
+                loaded, reloaded = await io.blocking(self._rebuilder.current, hot), True
+            repeated = None if step.call.key is None else await io.blocking(self._by_key, hot, step)
             if repeated is not None:
                 return repeated
             if step.landed is not None:  # its key was not kept, and it must not be applied again
-                return replace(self._known(hot, step, replayed=False), applied_step=step.landed)
-            decision = decide(hot.head, hot.ring, step.request, diverged=hot.diverged)
+                return replace(self._current(loaded, step, replayed=False), applied_step=step.landed)
+            decision = decide(loaded.head, loaded.ring, step.request, diverged=loaded.diverged)
             if isinstance(decision, Apply):
-                assert hot.state is not None
-                with self._device.ready(hot.state):  # before the commit: memory must not be lacking after it
-                    answer = yield from self._apply(hot, step, decision.step, permit)
+                assert loaded.state is not None
+                with self._device.ready(loaded.state):  # before the commit: memory must not run out after it
+                    answer = await self._apply(hot, loaded, step, decision.step, io)
                 if answer is not None:
                     return answer
-                yield None
-                self._rebuilder.current(hot)
-            elif not asked:
-                yield None
-                self._rebuilder.current(hot)
-            else:
-                return self._answer_known(hot, step, decision)
-            asked = True
+            elif reloaded:
+                return self._answer_known(loaded, step, decision)
+            loaded = None  # or a state that was dropped stays in memory while it is rebuilt
         raise StoreUnavailable("other writers were faster every time; try again", retry_after=0.2)
 
-    def _answer_known(self, hot: Hot, step: Step, decision: Replay | Refuse) -> Answer:
+    def _answer_known(self, loaded: LoadedSession, step: ReceivedStep, decision: Replay | Refuse) -> Answer:
         if isinstance(decision, Refuse):
             raise decision.error
-        mine = hot.ring[decision.step].attempt == step.attempt
-        return self._known(hot, step, replayed=not mine)
+        own = loaded.ring[decision.step].attempt == step.attempt
+        return self._current(loaded, step, replayed=not own)
 
-    def _by_key(self, hot: Hot, step: Step) -> Answer | None:
+    def _by_key(self, hot: Hot, step: ReceivedStep) -> Answer | None:
         """Answer a repeated POST with the current parameters, and the step that its gradient was applied as.
 
         A PUT has its number, so there the key only has to agree with it.
         """
-        if step.key is None:
+        assert step.call.key is not None
+        earlier = self._store.idempotent(hot.id, step.call.key) if hot.durable else hot.keys.get(step.call.key)
+        if earlier is None:
             return None
-        known = self._store.idempotent(hot.id, step.key) if hot.durable else hot.keys.get(step.key)
-        if known is None:
-            return None
-        digest, applied = known
-        if digest != step.reception.digest() or step.number not in (None, applied):
+        digest, applied = earlier
+        if digest != step.body.digest() or step.call.number not in (None, applied):
             raise IdempotencyMismatch(
                 f"this Idempotency-Key was used for step {applied} with another request; use a new key",
-                step=hot.head.step if hot.head else None,
+                step=hot.loaded.head.step if hot.loaded else None,
             )
-        if step.number is not None:
+        if step.call.number is not None:
             return None
-        self._rebuilder.current(hot)
-        entry = hot.ring.get(applied)
-        mine = entry is not None and entry.attempt == step.attempt
-        return replace(self._known(hot, step, replayed=not mine), applied_step=applied)
+        loaded = self._rebuilder.current(hot)
+        entry = loaded.ring.get(applied)
+        own = entry is not None and entry.attempt == step.attempt
+        return replace(self._current(loaded, step, replayed=not own), applied_step=applied)
 
-    def _known(self, hot: Hot, step: Step, *, replayed: bool) -> Answer:
-        return self._copies.answer(hot, minimal=step.minimal, replayed=replayed, answer_dtype=step.answer_dtype)
+    def _current(self, loaded: LoadedSession, step: ReceivedStep, *, replayed: bool) -> Answer:
+        return self._copies.answer(
+            loaded, minimal=step.call.minimal, replayed=replayed, answer_dtype=step.call.answer_dtype
+        )
 
-    def _apply(self, hot: Hot, step: Step, number: int, permit: Permit) -> Generator[Asked, Told, Answer | None]:
+    async def _apply(self, hot: Hot, loaded: LoadedSession, step: ReceivedStep, number: int, io: Io) -> Answer | None:
         """Commit and apply; None where another writer was first and the decision must be made again."""
-        head, state = hot.head, hot.state
-        assert head is not None and state is not None and hot.settings is not None
+        head, state = loaded.head, loaded.state
+        assert state is not None
         if hot.durable:
             self._store.require_kept()
-        settings = carried(hot.settings, step.settings, head)
+        settings = settings_with(loaded.settings, step.call.settings, head)
         updates = _plan(settings, state, head, step, number)
-        note = noted(head, number, settings, state, step.reception.gradient, step.metrics, updates, self._device.fetch)
-        record = self._record(head, step, number, updates, best=note.best)
+        notes = notes_of(
+            head, number, settings, state, step.body.gradient, step.call.metrics, updates, self._device.fetch
+        )
+        record = self._record(head, step, number, updates, best=notes.best)
         entry = Entry(number, record.digest, step.attempt, record.chain)
         after = replace(
             head,
             settings=to_json(settings),
-            settings_revision=head.settings_revision + (settings != hot.settings),
-            progress=note.progress.to_json(),
+            settings_revision=head.settings_revision + (settings != loaded.settings),
+            progress=notes.progress.to_json(),
         )
-        # Before the commit: whatever could fail must not come between it and the answer.
-        dtype = step.answer_dtype or head.spec.dtype
-        out = None if step.minimal else self._copies.lease(head.spec.layout.size, dtype)
+        # Leased before the commit: nothing that could fail may come between it and the answer.
+        dtype = step.call.answer_dtype or head.spec.dtype
+        out = None if step.call.minimal else self._copies.lease(head.spec.layout.size, dtype)
         if hot.durable:
-            if not (yield from self._commit(hot, step, head, after, record)):
+            if not await self._commit(hot, step, head, after, record, io):
                 return None
-        elif step.key is not None:
-            hot.keys[step.key] = (record.digest, number)
+        elif step.call.key is not None:
+            hot.keys[step.call.key] = (record.digest, number)
             if len(hot.keys) > KEYS:
                 hot.keys.popitem(last=False)
-        overflowed = self._change(hot, state, step, updates, out, permit, best=note.best)
-        hot.advance(entry, settings, after, record)
+        overflowed = self._change(hot, loaded, step, updates, out, io.permit, best=notes.best)
+        loaded.advance(entry, settings, after, record)
         advice = advice_of(after, settings, number)
-        answer = Answer(head.spec, number, record.chain, out, hot.diverged, advice=advice)
-        return replace(answer, answer_dtype=step.answer_dtype, overflowed=overflowed)
+        answer = Answer(head.spec, number, record.chain, out, loaded.diverged, advice=advice)
+        return replace(answer, answer_dtype=step.call.answer_dtype, overflowed=overflowed)
 
     def _change(
         self,
         hot: Hot,
-        state: State,
-        step: Step,
+        loaded: LoadedSession,
+        step: ReceivedStep,
         updates: tuple[Update, ...],
         out: NDArray[Any] | None,
-        permit: Permit,
+        permit: AbstractContextManager[object],
         *,
         best: bool,
     ) -> int:
         """Apply what is committed; returns how many parameters the answer's dtype could not hold.
 
-        An error in the middle leaves arrays that no one may see: drop them.
+        An error in the middle leaves half-changed arrays, which are dropped.
         """
-        assert hot.head is not None
+        state, spec = loaded.state, loaded.head.spec
+        assert state is not None
         same = out is None or out.dtype == state.params.dtype  # then the kernel writes the answer in its own pass
         overflowed = 0
         try:
@@ -302,21 +314,23 @@ class Stepper:
                 if best:
                     self._device.fetch(state)
                     state.take_best()
-                gradient, bounds = step.reception.gradient, hot.head.spec.layout.bounds
+                gradient, bounds = step.body.gradient, spec.layout.bounds
                 diverged = self._device.apply(state, gradient, updates, bounds, out if same else None)
                 if out is not None and not same:
                     self._device.fetch(state)
-                    overflowed = rounded(state.params, step.answer_dtype or hot.head.spec.dtype, out)
+                    overflowed = rounded(state.params, step.call.answer_dtype or spec.dtype, out)
         except BaseException:
             hot.drop()
             raise
-        hot.diverged = hot.diverged or diverged
+        loaded.diverged = loaded.diverged or diverged
         return overflowed
 
-    def _record(self, head: Head, step: Step, number: int, updates: tuple[Update, ...], *, best: bool) -> Record:
+    def _record(
+        self, head: Head, step: ReceivedStep, number: int, updates: tuple[Update, ...], *, best: bool
+    ) -> Record:
         scalars = updates_to_json(updates)
-        digest = step.reception.digest()
-        body = step.reception.buffer
+        digest = step.body.digest()
+        body = step.body.buffer
         inline = body.tobytes() if head.spec.durability == "committed" and body.nbytes <= self._inline else None
         if head.spec.durability == "committed" and inline is None and step.chunks is None:
             step.chunks = self._stage(head.spec.id, step)
@@ -326,20 +340,20 @@ class Stepper:
             digest=digest,
             prev_chain=head.chain,
             chain=next_chain(head.chain, number, digest, scalars, NUMERICS_ID),
-            dtype=step.reception.dtype,
-            encoding=step.reception.encoding,
+            dtype=step.body.dtype,
+            encoding=step.body.encoding,
             updates=scalars,
             chunks=step.chunks or (),
             inline=inline,
-            settings=None if step.settings is None else dict(step.settings),
-            metrics=dict(step.metrics),
+            settings=None if step.call.settings is None else dict(step.call.settings),
+            metrics=dict(step.call.metrics),
             numerics=NUMERICS_ID,
             best=best,
         )
 
-    def _stage(self, session_id: str, step: Step) -> tuple[int, ...]:
+    def _stage(self, session_id: str, step: ReceivedStep) -> tuple[int, ...]:
         """Log a body that was not logged while it arrived: it looked like a replay, or came in another encoding."""
-        body = step.reception.buffer
+        body = step.body.buffer
         staging = self._store.stage(session_id, step.attempt, body.nbytes)
         try:
             staging.write(memoryview(body))
@@ -348,8 +362,8 @@ class Stepper:
             staging.abort()
             raise
 
-    def _commit(self, hot: Hot, step: Step, head: Head, after: Head, record: Record) -> Generator[Asked, Told, bool]:
-        key = None if step.key is None else IdempotencyKey(step.key, record.digest)
+    async def _commit(self, hot: Hot, step: ReceivedStep, head: Head, after: Head, record: Record, io: Io) -> bool:
+        key = None if step.call.key is None else IdempotencyKey(step.call.key, record.digest)
         commit = Commit(
             incarnation=head.incarnation,
             expect_revision=head.settings_revision,
@@ -360,10 +374,9 @@ class Stepper:
             progress=None if after.progress == head.progress else after.progress,
         )
         try:
-            outcome = yield commit
+            outcome = await io.commit(hot.id, commit)
         except UnknownOutcome:
-            yield None
-            self._resolve(hot, step, record.step)
+            await io.blocking(self._resolve, hot, step, record.step)
             return False
         except InternalError:  # no refusal that is known: it may have run, so its chunks stay (their TTL takes them)
             step.committed = True
@@ -372,31 +385,30 @@ class Stepper:
         except BaseException:
             hot.drop()
             raise
-        assert outcome is not None
         if isinstance(outcome, Committed):
             step.committed = True
             return True
         self._after_loss(step, outcome)
         return False
 
-    def _after_loss(self, step: Step, outcome: Lost) -> None:
+    def _after_loss(self, step: ReceivedStep, outcome: Lost) -> None:
         if outcome.reason == "fenced" or outcome.reason == "chunks":
             # The attempt is dead, or its chunks outlived their TTL: the next commit needs a new one.
             step.attempt, step.chunks = secrets.token_hex(8), None
 
-    def _resolve(self, hot: Hot, step: Step, number: int) -> None:
+    def _resolve(self, hot: Hot, step: ReceivedStep, number: int) -> None:
         """Find out what became of a commit without an answer; the cache is rebuilt either way, by `_run` (law 2)."""
         hot.drop()
         step.committed = True  # as far as anyone knows: its chunks must not be unlinked
         verdict = self._store.resolve(hot.id, step.attempt, number)
-        if verdict == "committed" and step.number is None:
+        if verdict == "committed" and step.call.number is None:
             step.landed = number
         if verdict == "fenced":
             step.committed = False
             self._discard(hot.id, step)
             step.attempt, step.chunks = secrets.token_hex(8), None
 
-    def _discard(self, session_id: str, step: Step) -> None:
+    def _discard(self, session_id: str, step: ReceivedStep) -> None:
         """Unlink an attempt that can no longer commit. Its TTL does the same, later, where this fails."""
         try:
             self._store.discard(session_id, step.attempt, len(step.chunks or ()))
@@ -404,7 +416,7 @@ class Stepper:
             return
 
 
-def carried(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:
+def settings_with(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:
     """Return the settings that count from now on.
 
     Raises:
@@ -426,44 +438,44 @@ def _checked(make: Callable[[], Settings], head: Head) -> Settings:
     return settings
 
 
-def _plan(settings: Settings, state: State, head: Head, step: Step, number: int) -> tuple[Update, ...]:
+def _plan(settings: Settings, state: State, head: Head, step: ReceivedStep, number: int) -> tuple[Update, ...]:
     layout, present, dtype = head.spec.layout, step.present, storage(head.spec.dtype)
-    here = [True] * len(layout.tensors)
+    is_present = [True] * len(layout.tensors)
     if present is not None:
-        here = [False] * len(layout.tensors)
+        is_present = [False] * len(layout.tensors)
         for index in present:
-            here[index] = True
+            is_present[index] = True
     try:
-        at = at_step(settings, number, step.reception.gradient, dtype)
-        return plan(settings, layout.names, state.counts, here, dtype, state.carried, at)
+        at = at_step(settings, number, step.body.gradient, dtype)
+        return plan(settings, layout.names, state.counts, is_present, dtype, state.carried, at)
     except SettingsError as error:  # of a later update than `check_scalars` looked at
         raise InvalidSettings(error.message, step=head.step, path=error.path) from None
 
 
-SMALL: Final = 512 * 1024  # bytes of a gradient, and of the parameters
+SMALL_BYTES: Final = 512 * 1024  # bytes of a gradient, and of the parameters
 TENSORS: Final = 64  # each may want an update, scalars and a place in the record of its own: 40 µs in Python
-SAME_KERNEL: Final = {"lr", "schedule", "gradient_scale", "clip_norm"}  # settings whose change asks for no other kernel
+SAME_KERNEL: Final = {"lr", "schedule", "gradient_scale", "clip_norm"}  # settings whose change needs no other kernel
 OTHER_KERNEL: Final = {
     "clip_value",
     "lower",
     "upper",
     "ema_decay",
     "groups",
-}  # and those that ask even Adam for another
+}  # settings for which even Adam needs another kernel
 
 
-def is_small(hot: Hot, step: Step) -> bool:
-    """Say whether a step takes so little that the event loop may make it, and waits for no compiler."""
-    if hot.head is None or may_compile(hot, step):
+def is_small(hot: Hot, step: ReceivedStep) -> bool:
+    """Say whether a step is small enough for the event loop, and waits for no compiler."""
+    if hot.loaded is None or may_compile(hot.loaded.settings, step):
         return False
-    spec = hot.head.spec  # by the whole vector: the answer has all of it, however few tensors the gradient names
+    spec = hot.loaded.head.spec  # by the whole vector: the answer has all of it, however few tensors the gradient names
     if len(spec.layout.tensors) > TENSORS:
         return False
-    return max(spec.layout.size * ITEMSIZE[spec.dtype], step.reception.buffer.nbytes) <= SMALL
+    return max(spec.layout.size * ITEMSIZE[spec.dtype], step.body.buffer.nbytes) <= SMALL_BYTES
 
 
-def may_compile(hot: Hot, step: Step) -> bool:
-    """Say whether a step's settings may ask for a variant of the optimizer that was not compiled with the session."""
-    if not step.settings or hot.settings is None or step.settings.keys() <= SAME_KERNEL:
+def may_compile(settings: Settings, step: ReceivedStep) -> bool:
+    """Say whether a step's settings may need a kernel that was not compiled with the session."""
+    if not step.call.settings or step.call.settings.keys() <= SAME_KERNEL:
         return False
-    return hot.settings.optimizer.name not in WARM or not step.settings.keys().isdisjoint(OTHER_KERNEL)
+    return settings.optimizer.name not in WARM or not step.call.settings.keys().isdisjoint(OTHER_KERNEL)

@@ -1,10 +1,11 @@
-"""A step's body: what it must be, and its way from the socket into a buffer and, meanwhile, into the store."""
+"""Receives the bodies of steps: checks lengths, reads or decodes, and stages large ones."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from adamd.errors import AdamdError, InvalidRequest, TooLarge, WrongLayout, WrongLength
@@ -15,18 +16,18 @@ from adamd.wire.encodings import LAZY, RAW, SPARSE
 from adamd.wire.layout import Layout, shown
 from adamd_service.engine.admission import Limits
 from adamd_service.engine.cache import Hot
-from adamd_service.engine.calls import Body, Gradient, StepCall
-from adamd_service.engine.receiving import INLINE, Reception, receive_all, receive_exactly
-from adamd_service.engine.step import Step
+from adamd_service.engine.calls import Gradient, RequestBody, StepCall
+from adamd_service.engine.receiving import DECODE_INLINE_BYTES, Reception, receive_all, receive_exactly
+from adamd_service.engine.step import ReceivedStep
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import FAMILY, Lazy, encoded
 from adamd_service.records import Head, Spec
 from adamd_service.rules import digest_start
 from adamd_service.store import RedisStore, Staging
 
-INLINE_BODY = 512 * 1024  # a body up to this travels inside the commit, which spares a round trip and an fsync
-PER_ELEMENT = 32  # bytes of the longest JSON number with its comma; safetensors need 8
-HEADER = 16 * 1024 * 1024  # names, shapes, metrics, settings
+INLINE_BODY_BYTES = 512 * 1024  # a body up to this travels inside the commit, which spares a round trip and an fsync
+ELEMENT_BYTES = 32  # bytes of the longest JSON number with its comma; safetensors need 8
+HEADER_BYTES = 16 * 1024 * 1024  # names, shapes, metrics, settings
 
 
 class Uploads:
@@ -71,19 +72,19 @@ class Uploads:
             raise WrongLength(_explain(declared, dtype, spec, size), step=head.step)
         return expected
 
-    def most(self, spec: Spec, body: Body) -> int:
+    def most(self, spec: Spec, body: RequestBody) -> int:
         """Return the most bytes that a body with all of a session's tensors can have, in any encoding.
 
         Raises:
             TooLarge: more are declared.
 
         """
-        limit = min(self._limits.body, body.limit or self._limits.body, spec.layout.size * PER_ELEMENT + HEADER)
+        limit = min(self._limits.body, body.limit or self._limits.body, spec.layout.size * ELEMENT_BYTES + HEADER_BYTES)
         if body.declared is not None and body.declared > limit:
             raise TooLarge(f"a body of {body.declared} bytes; at most {limit} are accepted here")
         return limit
 
-    def most_parameters(self, spec: Spec, body: Body, dtype: str | None, *, flat: bool) -> int:
+    def most_parameters(self, spec: Spec, body: RequestBody, dtype: str | None, *, flat: bool) -> int:
         """Return the most bytes that a body of parameters can have; a flat vector has exactly so many.
 
         Raises:
@@ -99,7 +100,7 @@ class Uploads:
             raise WrongLength(f"{body.declared} bytes; {spec.layout.size} {dtype or spec.dtype} are {expected}")
         return expected
 
-    async def receive(self, hot: Hot, head: Head, call: StepCall, expected: int) -> Step:
+    async def receive(self, hot: Hot, head: Head, call: StepCall, expected: int) -> ReceivedStep:
         """Receive, hash, check and (for a large durable one) log the body of a step."""
         attempt = secrets.token_hex(8)
         counted = call.encoding in (SPARSE, LAZY) and call.body.declared is None
@@ -107,19 +108,19 @@ class Uploads:
             return await self._octets(hot, head, call, expected, attempt)
         raw = await receive_all(call.body, expected, self._pool, self._limits.upload_gap, self._draining)
         if call.decode is not None:
-            return await self._taken(head, call, await self._decoded(call.decode, raw, head.spec), attempt)
+            return await self._decoded_step(head, call, await self._decoded(call.decode, raw, head.spec), attempt)
         dtype = call.dtype or head.spec.dtype
         encodings.check_length(call.encoding, raw.nbytes, head.spec.layout.size, dtype)
-        return await self._taken(head, call, Gradient(dtype, raw), attempt)
+        return await self._decoded_step(head, call, Gradient(dtype, raw), attempt)
 
-    async def _octets(self, hot: Hot, head: Head, call: StepCall, expected: int, attempt: str) -> Step:
+    async def _octets(self, hot: Hot, head: Head, call: StepCall, expected: int, attempt: str) -> ReceivedStep:
         dtype = encodings.body_dtype(call.encoding, call.dtype, head.spec.dtype)
         buffer = self._pool.lease(expected)
         staging = None
-        if hot.durable and expected > INLINE_BODY and call.number in (None, head.step + 1):
+        if hot.durable and expected > INLINE_BODY_BYTES and call.number in (None, head.step + 1):
             staging = self._store.stage(hot.id, attempt, expected)
         present = present_of(head.spec.layout, call.tensors)
-        reception = _reception(head.spec, call, dtype, buffer, present, call.settings, staging)
+        reception = _reception(head.spec, call, dtype, buffer, present, staging)
         chunks = None
         try:
             gap = self._limits.upload_gap
@@ -131,31 +132,32 @@ class Uploads:
             if staging is not None:
                 self._workers.spawn(self._workers.ask(self._give_up, hot.id, attempt, staging))
             raise
-        present = present if present is not None else _named(reception, head.spec)
-        return _step(call, reception, present, call.settings, call.metrics, attempt, chunks)
+        present = present if present is not None else _tensors_of(reception, head.spec)
+        return ReceivedStep(call, reception, present, attempt, chunks)
 
     def _give_up(self, session_id: str, attempt: str, staging: Staging) -> None:
-        """Take what was logged of an upload that will not commit out of the store; its TTL does the same, later."""
+        """Unlink the staged chunks of an upload that will not commit. Their TTL would do it later."""
         with suppress(AdamdError):
             self._store.discard(session_id, attempt, len(staging.finish()))
 
     async def _decoded(self, decode: Callable[[memoryview, Spec], Gradient], raw: Bytes, spec: Spec) -> Gradient:
-        if raw.nbytes <= INLINE:
+        if raw.nbytes <= DECODE_INLINE_BYTES:
             return decode(memoryview(raw), spec)
         return await self._workers.run(decode, memoryview(raw), spec)
 
-    async def _taken(self, head: Head, call: StepCall, gradient: Gradient, attempt: str) -> Step:
+    async def _decoded_step(self, head: Head, call: StepCall, gradient: Gradient, attempt: str) -> ReceivedStep:
         """Hash and check a gradient that had to be decoded first; it is logged when it is committed."""
         check_widens(gradient.dtype, head.spec.dtype)
-        settings = _one_of("settings", call.settings, gradient.settings)
-        metrics = _one_of("metrics", call.metrics or None, gradient.metrics) or {}
-        reception = _reception(head.spec, call, gradient.dtype, gradient.data, gradient.present, settings, None)
-        if gradient.data.nbytes <= INLINE:
+        settings = _either("settings", call.settings, gradient.settings)
+        metrics = _either("metrics", call.metrics or None, gradient.metrics) or {}
+        call = replace(call, settings=settings, metrics=metrics)
+        reception = _reception(head.spec, call, gradient.dtype, gradient.data, gradient.present, None)
+        if gradient.data.nbytes <= DECODE_INLINE_BYTES:
             reception.take(gradient.data.nbytes)
         else:
             await self._workers.run(reception.take, gradient.data.nbytes)
-        present = gradient.present if gradient.present is not None else _named(reception, head.spec)
-        return _step(call, reception, present, settings, metrics, attempt, None)
+        present = gradient.present if gradient.present is not None else _tensors_of(reception, head.spec)
+        return ReceivedStep(call, reception, present, attempt)
 
 
 def _require_lazy(head: Head) -> None:
@@ -171,49 +173,25 @@ def _reception(
     dtype: str,
     buffer: Bytes,
     present: tuple[int, ...] | None,
-    settings: Mapping[str, Any] | None,
     staging: Staging | None,
 ) -> Reception:
     gradient = encoded(call.encoding, dtype, buffer, spec.layout.size, storage(spec.dtype))
-    digest = digest_start(call.encoding, dtype, present, settings)
+    digest = digest_start(call.encoding, dtype, present, call.settings)
     return Reception(call.encoding, dtype, buffer, gradient, digest, staging)
 
 
-def _named(reception: Reception, spec: Spec) -> tuple[int, ...] | None:
+def _tensors_of(reception: Reception, spec: Spec) -> tuple[int, ...] | None:
     """Return the tensors that a body brings: all of them (None), or those in which a lazy one names an element."""
     gradient = reception.gradient
     return gradient.touched(spec.layout.bounds) if isinstance(gradient, Lazy) else None
 
 
-def _one_of(what: str, beside: Mapping[str, Any] | None, inside: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    if beside is not None and inside is not None:
+def _either(
+    what: str, from_headers: Mapping[str, Any] | None, from_body: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    if from_headers is not None and from_body is not None:
         raise InvalidRequest(f"{what} come both in a header and in the body; send them once", path=what)
-    return beside if inside is None else inside
-
-
-def _step(
-    call: StepCall,
-    reception: Reception,
-    present: tuple[int, ...] | None,
-    settings: Mapping[str, Any] | None,
-    metrics: Mapping[str, Any],
-    attempt: str,
-    chunks: tuple[int, ...] | None,
-) -> Step:
-    return Step(
-        number=call.number,
-        reception=reception,
-        present=present,
-        settings=settings,
-        metrics=metrics,
-        if_match=call.if_match,
-        base=call.base,
-        key=call.key,
-        minimal=call.minimal,
-        answer_dtype=call.answer_dtype,
-        attempt=attempt,
-        chunks=chunks,
-    )
+    return from_headers if from_body is None else from_body
 
 
 def flat_parameters(body: memoryview, spec: Spec, *, dtype: str | None) -> Array:
@@ -249,11 +227,11 @@ def sizes_of(layout: Layout, present: tuple[int, ...] | None) -> int:
 def _explain(declared: int, dtype: str, spec: Spec, size: int) -> str:
     """Say what came and what was wanted: `8000000 bytes = 1000000 float64; this session is float32 (4000000 bytes)`."""
     expected = size * ITEMSIZE[dtype]
-    came = f"{declared} bytes"
+    actual = f"{declared} bytes"
     for other in ("float64", "float32", "float16"):
         if declared == size * ITEMSIZE[other]:
-            came = f"{declared} bytes = {size} {other}"
+            actual = f"{declared} bytes = {size} {other}"
             break
     if dtype == spec.dtype:
-        return f"{came}; this session is {spec.dtype} ({expected} bytes)"
-    return f"{came}; {size} {dtype} are {expected} bytes"
+        return f"{actual}; this session is {spec.dtype} ({expected} bytes)"
+    return f"{actual}; {size} {dtype} are {expected} bytes"

@@ -1,4 +1,4 @@
-"""Who wants to know when a session moves, and what they are told."""
+"""Yields events to watchers when a session moves."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from adamd.errors import SessionDeleted
-from adamd_service.engine.cache import HotSessions
+from adamd_service.engine.cache import HotSessions, LoadedSession
 from adamd_service.engine.workers import Workers
 from adamd_service.records import Head
 from adamd_service.store import RedisStore
 
-POLL = 1.0  # seconds after which the store is asked: other replicas step the session too
-LEAST = 0.05  # seconds between two tellings
+POLL_SECONDS = 1.0  # between two looks at the store: other replicas step the session too
+MIN_GAP_SECONDS = 0.05  # between two events of one watcher
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class WatchEvent:
     """Where a session stands. ``metrics`` are those of its last step; ``diverged``, as far as its state is here."""
 
     head: Head
@@ -28,7 +28,7 @@ class Seen:
 
 
 class Watchers:
-    """Tells of sessions that move. Used on the event loop only."""
+    """Yields where sessions stand, to many watchers at once. Used on the event loop only."""
 
     def __init__(self, store: RedisStore, hot: HotSessions, workers: Workers, draining: Callable[[], None]) -> None:
         self._store = store
@@ -38,54 +38,58 @@ class Watchers:
         self._events: dict[str, set[asyncio.Event]] = {}
 
     def moved(self, session_id: str) -> None:
-        """Wake those who watch this session."""
+        """Wake the watchers of this session."""
         if self._events:
             for event in self._events.get(session_id, ()):
                 event.set()
 
-    async def watch(self, session_id: str) -> AsyncGenerator[Seen]:
-        """Tell where a session stands: at once, and again when it has moved; see `Engine.watch`."""
-        told: Head | None = None
+    async def watch(self, session_id: str) -> AsyncGenerator[WatchEvent]:
+        """Yield where a session stands, at once and whenever it has moved; see `Engine.watch`."""
+        last: Head | None = None
         with self._listening(session_id) as moved:
             while True:
                 self._draining()
                 moved.clear()
-                seen = await self._look(session_id, told)
-                if seen is not None:
-                    told = seen.head
-                    yield seen
-                    await asyncio.sleep(LEAST)
+                event = await self._look(session_id, last)
+                if event is not None:
+                    last = event.head
+                    yield event
+                    await asyncio.sleep(MIN_GAP_SECONDS)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL):
+                    async with asyncio.timeout(POLL_SECONDS):
                         await moved.wait()
 
     @contextmanager
     def _listening(self, session_id: str) -> Iterator[asyncio.Event]:
         event = asyncio.Event()
-        here = self._events.setdefault(session_id, set())
-        here.add(event)
+        listeners = self._events.setdefault(session_id, set())
+        listeners.add(event)
         try:
             yield event
         finally:
-            here.discard(event)
-            if not here and self._events.get(session_id) is here:
+            listeners.discard(event)
+            if not listeners and self._events.get(session_id) is listeners:
                 del self._events[session_id]
 
-    async def _look(self, session_id: str, told: Head | None) -> Seen | None:
-        """Return where the session stands, None where that was told; a state that is not here is not loaded for it."""
-        hot = self._hot.find(session_id)
+    async def _look(self, session_id: str, last: Head | None) -> WatchEvent | None:
+        """Return where the session stands; None if ``last`` says so. Its state is not loaded for that."""
         if session_id.startswith("m_"):
-            if hot is None or hot.head is None:
+            loaded = self._loaded(session_id)
+            if loaded is None:
                 raise SessionDeleted(f"the memory session {session_id} is no more")
-            return None if hot.head is told else Seen(hot.head, hot.metrics or {}, hot.diverged)
+            return None if loaded.head is last else WatchEvent(loaded.head, loaded.metrics or {}, loaded.diverged)
         standing = await self._workers.ask(self._store.standing, session_id)
-        if told is not None and standing.is_of(told):
+        if last is not None and standing.is_of(last):
             return None
-        hot = self._hot.find(session_id)
-        if hot is not None and hot.head is not None and hot.metrics is not None and standing.is_of(hot.head):
-            return Seen(hot.head, hot.metrics, hot.diverged)
+        loaded = self._loaded(session_id)
+        if loaded is not None and loaded.metrics is not None and standing.is_of(loaded.head):
+            return WatchEvent(loaded.head, loaded.metrics, loaded.diverged)
         head = await self._workers.ask(self._store.load_head, session_id)
-        return Seen(head, await self.measured(head), diverged=False)
+        return WatchEvent(head, await self.measured(head), diverged=False)
+
+    def _loaded(self, session_id: str) -> LoadedSession | None:
+        hot = self._hot.find(session_id)
+        return None if hot is None else hot.loaded
 
     async def measured(self, head: Head) -> Mapping[str, Any]:
         """Return what the last step of a stored session carried, from its record."""

@@ -1,4 +1,4 @@
-"""Threads for blocking work, and tasks that outlive their caller."""
+"""Thread pools for blocking work, and tasks that outlive their caller."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ log = structlog.get_logger()
 class Workers:
     """Bounded thread pools, and the tasks under way. Used on the event loop only.
 
-    What waits for the store has threads of its own: a store that stands still takes all of them, and those that compute
-    go on.
+    Work that waits for the store has threads of its own: a store that hangs blocks all of them, but not those that
+    compute.
     """
 
     def __init__(self, threads: int) -> None:
@@ -37,37 +37,37 @@ class Workers:
         return await self._run(self.threads, work, args, after)
 
     async def ask(self, work: Callable[..., T], *args: Any, after: Callable[[], object] | None = None) -> T:
-        """Run what may wait for the store; as `run` in all else."""
+        """Run work that may wait for the store; otherwise as `run`."""
         return await self._run(self.waiting, work, args, after)
 
     async def look(self, work: Callable[..., T], *args: Any) -> T:
-        """Run a question about the store's health; as `run` in all else."""
+        """Run a question about the store's health; otherwise as `run`."""
         return await self._run(self._looking, work, args, None)
 
     async def _run(
         self, where: Executor, work: Callable[..., T], args: tuple[Any, ...], after: Callable[[], object] | None
     ) -> T:
         try:
-            begun = asyncio.get_running_loop().run_in_executor(where, work, *args)
+            future = asyncio.get_running_loop().run_in_executor(where, work, *args)
         except BaseException:
             if after is not None:
                 after()
             raise
-        self._tasks.add(begun)
-        begun.add_done_callback(self._tasks.discard)
+        self._tasks.add(future)
+        future.add_done_callback(self._tasks.discard)
         if after is not None:
-            begun.add_done_callback(lambda _: after())
-        return await to_its_end(begun)
+            future.add_done_callback(lambda _: after())
+        return await to_its_end(future)
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a task to its end even if the caller is cancelled; see `to_its_end`."""
-        return await to_its_end(self._begun(work))
+        return await to_its_end(self._task(work))
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run a task in the background. A failure that it does not tell itself is logged."""
-        self._begun(work).add_done_callback(_told)
+        """Run a task in the background. Its failure is logged."""
+        self._task(work).add_done_callback(_log_failure)
 
-    def _begun(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -83,24 +83,24 @@ class Workers:
 
 
 async def to_its_end(work: asyncio.Future[T]) -> T:
-    """Wait for what cannot be cut off. A caller that is cancelled is so only when it is over.
+    """Wait for work that cannot be interrupted; a cancellation of the caller takes effect only when it is over.
 
-    Until then the work uses memory that the caller holds of a budget, and takes one of the places for calls: one that
-    left at once would give both back too early, and the next would be let in beside it, without end.
+    Until then the work uses memory of the caller's budget and one of the places for calls. A caller that left at once
+    would give both back too early, and abandoned work could pile up without bound.
     """
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         await settled(work)
         if not work.cancelled() and not isinstance(work.exception(), AdamdError):
-            _told(work)  # its caller is gone
+            _log_failure(work)  # its caller is gone
         raise
     finally:
         await settled(work)
 
 
 async def settled(work: asyncio.Future[Any]) -> None:
-    """Wait until work is over, however often the waiting is cancelled; its outcome is looked at."""
+    """Wait until work is over, however often the waiting is cancelled, and retrieve its outcome."""
     while not work.done():
         try:
             await asyncio.wait([work])
@@ -110,12 +110,12 @@ async def settled(work: asyncio.Future[Any]) -> None:
 
 
 def _observed(task: asyncio.Future[Any]) -> None:
-    """Look at the outcome, so that asyncio does not complain where the caller went away."""
+    """Retrieve the outcome, so that asyncio does not complain where the caller went away."""
     if not task.cancelled():
         task.exception()
 
 
-def _told(task: asyncio.Future[Any]) -> None:
+def _log_failure(task: asyncio.Future[Any]) -> None:
     """Log the failure of a task that nobody waits for."""
     error = None if task.cancelled() else task.exception()
     if isinstance(error, AdamdError):

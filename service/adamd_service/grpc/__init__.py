@@ -1,1 +1,1 @@
-"""gRPC: decode, call the engine, encode, as HTTP does. Every rule stands elsewhere."""
+"""The gRPC API: it decodes, calls the engine and encodes, as HTTP does. It has no rules of its own."""

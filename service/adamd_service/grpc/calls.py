@@ -1,9 +1,8 @@
-"""Around every call: how many there may be, what their errors become, and how long they took.
+"""Guard: bounds and counts calls, and turns their errors into statuses.
 
 gRPC for Python ends a call whose message cannot be parsed, or whose handler raises, with a traceback in the log and
-UNKNOWN for the client. So the deserializers here return what is wrong instead of raising it, and every method is
-served as one that reads its messages itself: a single message too is then waited for within a bound, and refused with
-details.
+UNKNOWN for the client. So the deserializers here return an error instead of raising it. And every method is served
+as one that reads its messages itself, so that a single message too has a time limit, and is refused with details.
 """
 
 from __future__ import annotations
@@ -81,11 +80,11 @@ class Guard:
         """Serve a method that takes one message."""
 
         async def call(_messages: Any, context: Context) -> Any:
-            return await self._run(name, self._one(work, context), context)
+            return await self._run(name, self._single_message(work, context), context)
 
         return call
 
-    async def _one(self, work: Single, context: Context) -> Any:
+    async def _single_message(self, work: Single, context: Context) -> Any:
         return await work(await self.first(context), context)
 
     async def first(self, context: Context) -> Any:

@@ -1,4 +1,4 @@
-"""Typed results to messages, and what messages say to what the engine is asked."""
+"""Converts results to messages, and fields of messages to the engine's terms."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import Struct
 
 from adamd.errors import InvalidRequest, InvalidSettings, WrongLayout
 from adamd.wire.layout import MAX_TENSORS
+from adamd.wire.protobuf_tables import (
+    DTYPE_NAMES,
+    DTYPES,
+    DURABILITIES,
+    DURABILITY_NAMES,
+    ENCODING_NAMES,
+    layout_message,
+    plain,
+    struct,
+)
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.engine import Advice, Answer, advice_of, to_its_end
-from adamd_service.optim import lr_at, parse_settings
+from adamd_service.optim import Settings, lr_at
 from adamd_service.records import Broken, Head, Spec
 
 QUICK = 32 * 1024  # bytes of settings up to which a hop to a thread costs more than unfolding them
-_DTYPES = {1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
-_TO_DTYPE = {
-    "float16": pb.DTYPE_FLOAT16,
-    "bfloat16": pb.DTYPE_BFLOAT16,
-    "float32": pb.DTYPE_FLOAT32,
-    "float64": pb.DTYPE_FLOAT64,
-}
-_DURABILITIES = {0: "committed", 1: "committed", 2: "memory"}
-_TO_DURABILITY = {"committed": pb.DURABILITY_COMMITTED, "memory": pb.DURABILITY_MEMORY}
-_ENCODINGS = {0: "raw", 1: "raw", 2: "int8", 3: "sparse", 4: "sparse-lazy"}
 
 
 def short(head: Head | Broken) -> pb.Session:
     """Return one session of the list."""
     if isinstance(head, Head):
-        return session(head, diverged=False, layout=False)
-    made = pb.Session(id=head.id, damaged=head.detail)
-    made.created_at.FromMicroseconds(round(head.created_at * 1e6))
-    return made
+        return session(head, None, diverged=False)
+    message = pb.Session(id=head.id, damaged=head.detail)
+    message.created_at.FromMicroseconds(round(head.created_at * 1e6))
+    return message
 
 
-def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
-    """Return a session as it stands."""
+def session(head: Head, settings: Settings | None, *, diverged: bool) -> pb.Session:
+    """Return a session as it stands; without its parsed settings, the short form for the list."""
     spec = head.spec
-    made = pb.Session(
+    message = pb.Session(
         id=spec.id,
         name=spec.name or "",
         step=head.step,
@@ -49,26 +49,24 @@ def session(head: Head, *, diverged: bool, layout: bool = True) -> pb.Session:
         incarnation=head.incarnation,
         optimizer=struct(head.settings),
         settings_revision=head.settings_revision,
-        dtype=_TO_DTYPE[spec.dtype],
-        durability=_TO_DURABILITY[spec.durability],
+        dtype=DTYPES[spec.dtype],
+        durability=DURABILITIES[spec.durability],
         labels=spec.labels,
         parameters_missing=head.parameters_missing,
         diverged=diverged,
         elements=spec.layout.size,
     )
-    made.created_at.FromMicroseconds(round(spec.created_at * 1e6))
+    message.created_at.FromMicroseconds(round(spec.created_at * 1e6))
     if head.snapshots:
-        made.snapshot_step = head.snapshots[-1].step
-    if layout:  # and with it what takes time, which a page of a thousand sessions leaves out
-        settings = parse_settings(head.settings)
-        made.lr, advice = lr_at(settings, head.step + 1), advice_of(head, settings)
-        made.stop = advice.stop or ""
-        made.warnings.extend(warnings(advice))
+        message.snapshot_step = head.snapshots[-1].step
+    if settings is not None:  # what takes time, which a page of a thousand sessions leaves out
+        message.lr, advice = lr_at(settings, head.step + 1), advice_of(head, settings)
+        message.stop = advice.stop or ""
+        message.warnings.extend(warnings(advice))
         if head.progress:
-            made.progress.update(head.progress)
-        made.layout.vector = spec.layout.vector
-        made.layout.tensors.extend(pb.Tensor(name=t.name, shape=t.shape) for t in spec.layout.tensors)
-    return made
+            message.progress.update(head.progress)
+        message.layout.CopyFrom(layout_message(spec.layout))
+    return message
 
 
 def standing(answer: Answer) -> pb.Standing:
@@ -76,8 +74,8 @@ def standing(answer: Answer) -> pb.Standing:
     return pb.Standing(
         step=answer.step,
         chain=answer.chain,
-        durability=_TO_DURABILITY[answer.spec.durability],
-        dtype=_TO_DTYPE[answer.dtype],
+        durability=DURABILITIES[answer.spec.durability],
+        dtype=DTYPES[answer.dtype],
         nbytes=0 if answer.parameters is None else answer.parameters.nbytes,
         replayed=answer.replayed,
         diverged=answer.diverged,
@@ -90,7 +88,7 @@ def standing(answer: Answer) -> pb.Standing:
 
 def warnings(advice: Advice) -> list[pb.Stall]:
     """Return what a session is warned of."""
-    return [pb.Stall(code=one.code, detail=one.detail, eps=one.eps) for one in advice.warnings]
+    return [pb.Stall(code=stall.code, detail=stall.detail, eps=stall.eps) for stall in advice.warnings]
 
 
 def standing_of(spec: Spec, step: int, chain: str, nbytes: int = 0, *, diverged: bool = False) -> pb.Standing:
@@ -98,18 +96,11 @@ def standing_of(spec: Spec, step: int, chain: str, nbytes: int = 0, *, diverged:
     return pb.Standing(
         step=step,
         chain=chain,
-        durability=_TO_DURABILITY[spec.durability],
-        dtype=_TO_DTYPE[spec.dtype],
+        durability=DURABILITIES[spec.durability],
+        dtype=DTYPES[spec.dtype],
         nbytes=nbytes,
         diverged=diverged,
     )
-
-
-def struct(value: Mapping[str, Any]) -> Struct:
-    """Return an object as a Struct, whose numbers are all doubles."""
-    made = Struct()
-    made.update(value)
-    return made
 
 
 async def unfolded(value: Struct, where: str) -> dict[str, Any]:
@@ -149,20 +140,6 @@ def labels(value: Mapping[str, str]) -> dict[str, str]:
     return dict(value)
 
 
-def plain(value: Struct) -> dict[str, Any]:
-    """Return a Struct as JSON's parser would give it. Protobuf's own parser bounds how deep it goes."""
-    return {name: _plain(item) for name, item in value.fields.items()}
-
-
-def _plain(value: Value) -> Any:
-    kind = value.WhichOneof("kind")
-    if kind == "struct_value":
-        return plain(value.struct_value)
-    if kind == "list_value":
-        return [_plain(item) for item in value.list_value.values]
-    return None if kind in (None, "null_value") else getattr(value, kind)
-
-
 def dtype(value: int, where: str) -> str | None:
     """Return a dtype's name; None where it is not specified.
 
@@ -170,9 +147,7 @@ def dtype(value: int, where: str) -> str | None:
         InvalidRequest: a number that this version does not know.
 
     """
-    if value not in _DTYPES and value != 0:
-        raise InvalidRequest(f"{where}: {value} is no dtype that this server knows", path=where)
-    return _DTYPES.get(value)
+    return _name(DTYPE_NAMES, value, where, "no dtype") if value else None
 
 
 def durability(value: int) -> str:
@@ -182,9 +157,7 @@ def durability(value: int) -> str:
         InvalidRequest: a number that this version does not know.
 
     """
-    if value not in _DURABILITIES:
-        raise InvalidRequest(f"durability: {value} is none that this server knows", path="durability")
-    return _DURABILITIES[value]
+    return _name(DURABILITY_NAMES, value or pb.DURABILITY_COMMITTED, "durability")
 
 
 def encoding(value: int) -> str:
@@ -194,9 +167,13 @@ def encoding(value: int) -> str:
         InvalidRequest: a number that this version does not know.
 
     """
-    if value not in _ENCODINGS:
-        raise InvalidRequest(f"encoding: {value} is none that this server knows", path="encoding")
-    return _ENCODINGS[value]
+    return _name(ENCODING_NAMES, value or pb.ENCODING_RAW, "encoding")
+
+
+def _name(names: Mapping[int, str], number: int, where: str, none: str = "none") -> str:
+    if number not in names:
+        raise InvalidRequest(f"{where}: {number} is {none} that this server knows", path=where)
+    return names[number]
 
 
 def key(value: str) -> str | None:

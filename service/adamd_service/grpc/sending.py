@@ -1,4 +1,4 @@
-"""Bodies in pieces: on their way in, and on their way out, where each piece has to be taken within the gap."""
+"""Receives and sends bodies in pieces; a reader has to take each piece within the gap."""
 
 from __future__ import annotations
 
@@ -147,27 +147,28 @@ async def pieces(message: Piece[Any], total: int | None, context: Context) -> As
         InvalidRequest: they are not.
 
     """
-    here, count = 0, 1
+    received, count = 0, 1
     while True:
-        if message.offset != here:
-            what = "a hole, or a piece is missing" if message.offset > here else "an overlap, or a piece comes twice"
-            raise InvalidRequest(f"offset {message.offset}: the body goes on at {here}: {what}", path="offset")
-        here += len(message.data)
-        if total is not None and here > total:
+        if message.offset != received:
+            hole = message.offset > received
+            what = "a hole, or a piece is missing" if hole else "an overlap, or a piece comes twice"
+            raise InvalidRequest(f"offset {message.offset}: the body goes on at {received}: {what}", path="offset")
+        received += len(message.data)
+        if total is not None and received > total:
             raise InvalidRequest(f"more than the {total} bytes came that nbytes tells", path="nbytes")
-        if count > most_pieces(here):
+        if count > most_pieces(received):
             raise InvalidRequest(
-                f"{here} bytes in {count} pieces; send larger ones, best 256 KiB to 1 MiB", path="data"
+                f"{received} bytes in {count} pieces; send larger ones, best 256 KiB to 1 MiB", path="data"
             )
         if message.data:
             yield message.data
-        if here == total:
+        if received == total:
             return
         following = await read(context)
         if following is None:
             return
         message, count = following, count + 1
         if message.head is not None:
-            raise InvalidRequest(f"another head after {here} bytes; the first message alone has one", path="header")
+            raise InvalidRequest(f"another head after {received} bytes; the first message alone has one", path="header")
         if not message.data:
             raise InvalidRequest("data: an empty piece", path="data")

@@ -18,9 +18,9 @@ from adamd.wire.channel import SERVICE
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.engine import Engine
 from adamd_service.grpc.calls import Guard, Single, Streaming, reading
-from adamd_service.grpc.sessions import Sessions, Watch
-from adamd_service.grpc.steps import Steps
-from adamd_service.grpc.transfers import Bulk, read_parameters, read_state
+from adamd_service.grpc.sessions import SessionMethods, WatchMethod
+from adamd_service.grpc.steps import StepMethods
+from adamd_service.grpc.transfers import TransferMethods, read_parameters, read_state
 from adamd_service.telemetry import Telemetry
 
 SPARE = 16  # calls beyond the bound that are still heard, to be refused with details
@@ -68,7 +68,7 @@ class GrpcServer:
         self.port = bound
 
     async def serving(self, well: bool) -> None:
-        """Tell whoever asks for our health."""
+        """Set the answer to health checks."""
         status = health_pb2.HealthCheckResponse.SERVING if well else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", SERVICE):
             await self._health.set(name, status)
@@ -88,7 +88,8 @@ class GrpcServer:
 
 
 def _methods(engine: Engine, guard: Guard) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    sessions, steps, bulk, watch = Sessions(engine), Steps(engine, guard), Bulk(engine, guard), Watch(engine, guard)
+    sessions, steps = SessionMethods(engine), StepMethods(engine, guard)
+    transfers, watch = TransferMethods(engine, guard), WatchMethod(engine, guard)
 
     def single(
         name: str, work: Single, read: Callable[[bytes], Any], write: Callable[[Any], bytes]
@@ -115,15 +116,15 @@ def _methods(engine: Engine, guard: Guard) -> dict[str, grpc.RpcMethodHandler[An
         "GetServerInfo": plain("GetServerInfo", sessions.info),
         "GetParameters": stream(
             "GetParameters",
-            bulk.get_parameters,
+            transfers.get_parameters,
             pb.GetParametersRequest.FromString,
             pieces.PARAMETERS_RESPONSE.write,
         ),
-        "SetParameters": single("SetParameters", bulk.set_parameters, read_parameters, _serialized),
+        "SetParameters": single("SetParameters", transfers.set_parameters, read_parameters, _serialized),
         "ExportState": stream(
-            "ExportState", bulk.export_state, pb.ExportStateRequest.FromString, pieces.STATE_RESPONSE.write
+            "ExportState", transfers.export_state, pb.ExportStateRequest.FromString, pieces.STATE_RESPONSE.write
         ),
-        "RestoreSession": single("RestoreSession", bulk.restore, read_state, _serialized),
+        "RestoreSession": single("RestoreSession", transfers.restore, read_state, _serialized),
         "WatchSession": stream("WatchSession", watch.watch_session, pb.WatchSessionRequest.FromString, _serialized),
         "Step": single("Step", steps.step, pieces.STEP_REQUEST.read, pieces.STEP_RESPONSE.write),
         "StepStream": stream("StepStream", steps.step_stream, pieces.STREAM_REQUEST.read, pieces.STREAM_RESPONSE.write),

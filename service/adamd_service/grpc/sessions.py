@@ -1,4 +1,4 @@
-"""Sessions: make, find, list, change, watch, end."""
+"""Methods of sessions: create, get, list, update, watch, delete."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import xxhash
 
 from adamd.errors import InvalidRequest
 from adamd.wire.channel import UNARY
+from adamd.wire.protobuf_tables import struct
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.documents import change, server_info
-from adamd_service.engine import Engine, Seen
+from adamd_service.engine import Engine, WatchEvent
 from adamd_service.grpc import messages
 from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import write
 from adamd_service.optim import lr_at, parse_settings
 
 
-class Sessions:
+class SessionMethods:
     """Serves the methods with one message each way over one engine."""
 
     def __init__(self, engine: Engine) -> None:
@@ -28,20 +29,20 @@ class Sessions:
     async def create(self, request: pb.CreateSessionRequest, _context: Context) -> pb.CreateSessionResponse:
         """Make a session, with its parameters or without."""
         key = messages.key(request.idempotency_key)
-        given = request.parameters if request.HasField("parameters") else None
+        parameters = request.parameters if request.HasField("parameters") else None
         digest = xxhash.xxh3_128_hexdigest(request.SerializeToString(deterministic=True))
-        size = 0 if given is None else len(given)
+        size = 0 if parameters is None else len(parameters)
         with self._engine.in_flight.hold(bodies.SAFETENSORS_WEIGHT * size):
             kind = messages.dtype(request.parameters_dtype, "parameters_dtype")
-            call = bodies.create_from_vector(await _creation(request), given, kind, key, digest)
+            call = bodies.create_from_vector(await _creation(request), parameters, kind, key, digest)
             view = await self._engine.create(call)
-        made = messages.session(view.head, diverged=view.diverged)
-        return pb.CreateSessionResponse(session=made, replayed=view.repeated)
+        session = messages.session(view.head, view.settings, diverged=view.diverged)
+        return pb.CreateSessionResponse(session=session, replayed=view.repeated)
 
     async def get(self, request: pb.GetSessionRequest, _context: Context) -> pb.GetSessionResponse:
         """Return a session as it stands."""
         view = await self._engine.view(checks.session_ref(request.session))
-        return pb.GetSessionResponse(session=messages.session(view.head, diverged=view.diverged))
+        return pb.GetSessionResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
 
     async def list(self, request: pb.ListSessionsRequest, _context: Context) -> pb.ListSessionsResponse:
         """Return a page of sessions."""
@@ -52,8 +53,8 @@ class Sessions:
             raise InvalidRequest("page_token: it comes from the page before, as it is", path="page_token")
         while True:
             heads, token = await self._engine.list(size, request.page_token or None)
-            made = [messages.short(head) for head in heads]
-            response = pb.ListSessionsResponse(sessions=made, next_page_token=token or "")
+            sessions = [messages.short(head) for head in heads]
+            response = pb.ListSessionsResponse(sessions=sessions, next_page_token=token or "")
             if response.ByteSize() <= UNARY or size == 1:
                 return response
             size = max(1, size // 2)  # long labels: the page ends where the message would be too long
@@ -68,7 +69,7 @@ class Sessions:
             document["labels"] = messages.labels(request.labels.labels)
         patch = change(document)
         view = await self._engine.patch(ref, patch.optimizer, patch.labels)
-        return pb.UpdateSessionResponse(session=messages.session(view.head, diverged=view.diverged))
+        return pb.UpdateSessionResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
 
     async def delete(self, request: pb.DeleteSessionRequest, _context: Context) -> pb.DeleteSessionResponse:
         """End a session."""
@@ -78,22 +79,22 @@ class Sessions:
 
     async def info(self, _request: pb.GetServerInfoRequest, _context: Context) -> pb.GetServerInfoResponse:
         """Tell the version, the numerics, the bounds, and what the store promises."""
-        told = server_info(self._engine)
-        limits, channel = told["limits"], told["grpc"]
+        document = server_info(self._engine)
+        limits, channel = document["limits"], document["grpc"]
         return pb.GetServerInfoResponse(
-            version=told["version"],
-            replica=told["replica"],
-            numerics=told["numerics"],
-            store=told["store"],
+            version=document["version"],
+            replica=document["replica"],
+            numerics=document["numerics"],
+            store=document["store"],
             max_message_bytes=channel["message_bytes"],
             max_body_bytes=limits["body_bytes"],
             max_in_flight_bytes=limits["in_flight_bytes"],
             max_concurrent_calls=channel["calls"],
-            dtypes=told["dtypes"],
-            optimizers=told["optimizers"],
-            encodings=told["encodings"],
-            settings=messages.struct(told["settings"]),
-            device=told["device"],
+            dtypes=document["dtypes"],
+            optimizers=document["optimizers"],
+            encodings=document["encodings"],
+            settings=struct(document["settings"]),
+            device=document["device"],
         )
 
 
@@ -114,8 +115,8 @@ async def _creation(request: pb.CreateSessionRequest) -> dict[str, Any]:
     return document
 
 
-class Watch:
-    """Serves it over one engine."""
+class WatchMethod:
+    """Serves WatchSession over one engine."""
 
     def __init__(self, engine: Engine, guard: Guard) -> None:
         self._engine = engine
@@ -124,16 +125,16 @@ class Watch:
     async def watch_session(self, context: Context) -> None:
         """Tell where a session stands until it is deleted, which ends the stream with NOT_FOUND."""
         request: pb.WatchSessionRequest = await self._guard.first(context)
-        async with aclosing(self._engine.watch(checks.session_ref(request.session))) as seen:
-            async for one in seen:
-                await write(context, _told(one), self._engine.limits.upload_gap)
+        async with aclosing(self._engine.watch(checks.session_ref(request.session))) as states:
+            async for state in states:
+                await write(context, _watch_response(state), self._engine.limits.upload_gap)
 
 
-def _told(seen: Seen) -> pb.WatchSessionResponse:
-    head = seen.head
+def _watch_response(state: WatchEvent) -> pb.WatchSessionResponse:
+    head = state.head
     return pb.WatchSessionResponse(
-        standing=messages.standing_of(head.spec, head.step, head.chain, diverged=seen.diverged),
-        optimizer=messages.struct(head.settings),
-        metrics={name: value for name, value in seen.metrics.items() if value is not None},
+        standing=messages.standing_of(head.spec, head.step, head.chain, diverged=state.diverged),
+        optimizer=struct(head.settings),
+        metrics={name: value for name, value in state.metrics.items() if value is not None},
         lr=lr_at(parse_settings(head.settings), head.step + 1),
     )

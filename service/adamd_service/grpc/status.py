@@ -1,4 +1,4 @@
-"""From the error tree to gRPC's statuses, with the whole problem document in the details."""
+"""Converts errors to gRPC statuses, with the problem document in the details."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step and StepStream: the gradient at step n-1's parameters in, the parameters at step n out."""
+"""Methods Step and StepStream: take a gradient, and return the parameters after the step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adamd.wire.pieces import Piece
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
 from adamd_service.codecs.states import raw
-from adamd_service.engine import Body, Engine, StepCall
+from adamd_service.engine import Engine, RequestBody, StepCall
 from adamd_service.grpc import messages
 from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import INLINE, Sender, pieces
@@ -20,7 +20,7 @@ from adamd_service.records import Base
 Message = Piece[pb.StepHeader]
 
 
-class Steps:
+class StepMethods:
     """Serves both methods over one engine."""
 
     def __init__(self, engine: Engine, guard: Guard) -> None:
@@ -32,14 +32,14 @@ class Steps:
         header = _header(message)
         if header.nbytes not in (0, len(message.data)):
             raise InvalidRequest(f"nbytes: {header.nbytes} are told, {len(message.data)} came", path="nbytes")
-        body = Body(len(message.data), pieces(message, len(message.data), context), whole=message.data)
+        body = RequestBody(len(message.data), pieces(message, len(message.data), context), whole=message.data)
         answer = await self._engine.step(await step_call(header, body, UNARY))
         if answer.parameters is None:
             return Piece(messages.standing(answer), 0, b"")
         if answer.parameters.nbytes > INLINE:
             # It keeps its share of the bytes in flight until it has left; gRPC keeps the callback for longer.
-            kept = [answer.parameters]
-            context.add_done_callback(lambda _context: kept.clear())
+            answers = [answer.parameters]
+            context.add_done_callback(lambda _context: answers.clear())
         return Piece(messages.standing(answer), 0, raw(answer.parameters))
 
     async def step_stream(self, context: Context) -> None:
@@ -48,11 +48,11 @@ class Steps:
         try:
             while (first := await sender.unless_stuck(self._guard.idle(context))) is not None:
                 header = _header(first)
-                whole = first.data if len(first.data) == header.nbytes and first.offset == 0 else None
-                body = Body(header.nbytes, pieces(first, header.nbytes, context), whole=whole)
+                data = first.data if len(first.data) == header.nbytes and first.offset == 0 else None
+                body = RequestBody(header.nbytes, pieces(first, header.nbytes, context), whole=data)
                 answer = await sender.unless_stuck(self._engine.step(await step_call(header, body, None)))
                 await sender.send(answer)
-                del answer, first, whole, body  # a stream may be idle for ever, and keeps no message meanwhile
+                del answer, first, data, body  # a stream may be idle for ever, and keeps no message meanwhile
             await sender.done()
         except AdamdError:
             with suppress(AdamdError):  # the first fault is told; what was answered before it arrives first
@@ -69,14 +69,14 @@ def _header(message: Message) -> pb.StepHeader:
 
 
 def _base(header: pb.StepHeader) -> Base:
-    told = header.base
-    if told.step > headers.MAX_STEP:
-        raise InvalidRequest(f"base.step is {told.step}; wanted at most 2^53", path="base.step")
-    chain = checks.chain(told.chain, "base.chain") if told.chain else None
-    return Base(told.step, chain, told.most if told.HasField("most") else None)
+    base = header.base
+    if base.step > headers.MAX_STEP:
+        raise InvalidRequest(f"base.step is {base.step}; wanted at most 2^53", path="base.step")
+    chain = checks.chain(base.chain, "base.chain") if base.chain else None
+    return Base(base.step, chain, base.most if base.HasField("most") else None)
 
 
-async def step_call(header: pb.StepHeader, body: Body, answer_limit: int | None) -> StepCall:
+async def step_call(header: pb.StepHeader, body: RequestBody, answer_limit: int | None) -> StepCall:
     """Read a step's header.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Parameters and states, in pieces."""
+"""Methods that transfer parameters and states, in pieces."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.documents import order_notice
 from adamd_service.codecs.states import raw, state_pieces
-from adamd_service.engine import Body, Engine, to_its_end
+from adamd_service.engine import Engine, RequestBody, to_its_end
 from adamd_service.grpc import messages
 from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import pieces, write_all
 
 
-class Bulk:
-    """Serves them over one engine."""
+class TransferMethods:
+    """Serves these methods over one engine."""
 
     def __init__(self, engine: Engine, guard: Guard) -> None:
         self._engine = engine
@@ -49,22 +49,22 @@ class Bulk:
         if first.head is None:
             raise InvalidRequest("session: missing; the first message names it", path="session")
         dtype = messages.dtype(first.head.dtype, "dtype")
-        body = Body(None, pieces(first, None, context))
+        body = RequestBody(None, pieces(first, None, context))
         view = await self._engine.set_parameters(checks.session_ref(first.head.session), body, dtype, None)
-        return pb.SetParametersResponse(session=messages.session(view.head, diverged=view.diverged))
+        return pb.SetParametersResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
 
     async def restore(self, first: Piece[Any], context: Context) -> pb.RestoreSessionResponse:
         """Make a session from safetensors."""
         if first.head is None:
             raise InvalidRequest("nbytes: missing; the first message tells the length of the whole", path="nbytes")
         key, nbytes = messages.key(first.head.idempotency_key), first.head.nbytes
-        body = Body(nbytes, pieces(first, nbytes, context), weight=bodies.SAFETENSORS_WEIGHT)
-        async with self._engine.whole(body) as read:
+        body = RequestBody(nbytes, pieces(first, nbytes, context), weight=bodies.SAFETENSORS_WEIGHT)
+        async with self._engine.read_body(body) as read:
             call = await to_its_end(asyncio.ensure_future(asyncio.to_thread(bodies.create_from_safetensors, read, key)))
             view = await self._engine.create(call)
-        made = messages.session(view.head, diverged=view.diverged)
-        made.warnings.extend(pb.Stall(**one) for one in order_notice(call.given, call.layout))
-        return pb.RestoreSessionResponse(session=made, replayed=view.repeated)
+        session = messages.session(view.head, view.settings, diverged=view.diverged)
+        session.warnings.extend(pb.Stall(**notice) for notice in order_notice(call.sent_order, call.layout))
+        return pb.RestoreSessionResponse(session=session, replayed=view.repeated)
 
 
 def read_parameters(raw: bytes) -> Piece[Any]:

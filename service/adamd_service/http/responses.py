@@ -18,30 +18,33 @@ from adamd.errors import AdamdError
 from adamd.wire import headers, numbers, safetensors
 from adamd_service.codecs.documents import document, order_notice, problem_document
 from adamd_service.codecs.states import raw, state_pieces
-from adamd_service.engine import Advice, Answer, Exported, View, advice_of
+from adamd_service.engine import Advice, Answer, Exported, SessionView, advice_of
 
-SLICE = 1 << 20
-MAX_DETAIL = 2000  # characters of an error's words, whatever came
+SLICE_BYTES = 1 << 20  # of a safetensors answer, sent at once
+MAX_DETAIL_CHARACTERS = 2000  # of an error's detail
 
 
-def created(view: View, given: Sequence[str], prefix: str) -> Response:
+def created(view: SessionView, sent_order: Sequence[str], prefix: str) -> Response:
     """Answer with a new session: its address below ``prefix``, and a warning where its tensors were sorted."""
     address = {"Location": f"{prefix}/v1/sessions/{view.head.spec.id}"}
-    return session(view, 201, address, order_notice(given, view.head.spec.layout))
+    return session(view, 201, address, order_notice(sent_order, view.head.spec.layout))
 
 
 def session(
-    view: View, status: int = 200, more: Mapping[str, str] | None = None, notices: Sequence[dict[str, Any]] = ()
+    view: SessionView, status: int = 200, more: Mapping[str, str] | None = None, notices: Sequence[dict[str, Any]] = ()
 ) -> Response:
     """Answer with a session's document, with ``more`` headers, and ``notices`` among its warnings."""
     head = view.head
     extra = {**_standing(head.step, head.chain, head.spec.durability), **(more or {})}
     if view.repeated:
         extra[headers.REPLAYED] = "true"
-    extra |= _advised(advice_of(head))
-    told = document(head, diverged=view.diverged) | ({"metrics": view.metrics} if view.metrics else {})
-    told["warnings"] += notices
-    return JSONResponse(told, status, extra)
+    advice = advice_of(head, view.settings)
+    extra |= _advised(advice)
+    body = document(head, view.settings, advice, diverged=view.diverged)
+    if view.metrics:
+        body["metrics"] = view.metrics
+    body["warnings"] += notices
+    return JSONResponse(body, status, extra)
 
 
 def parameters(answer: Answer, kind: str) -> Response:
@@ -101,8 +104,8 @@ def state(exported: Exported) -> Response:
 def _pieces(pieces: list[memoryview], extra: dict[str, str]) -> Response:
     def stream() -> Iterator[memoryview]:
         for piece in pieces:
-            for start in range(0, piece.nbytes, SLICE):
-                yield piece[start : start + SLICE]
+            for start in range(0, piece.nbytes, SLICE_BYTES):
+                yield piece[start : start + SLICE_BYTES]
 
     length = sum(piece.nbytes for piece in pieces)
     return Pieces(stream, extra | {"Content-Length": str(length)}, headers.SAFETENSORS)
@@ -168,17 +171,17 @@ def problem(error: AdamdError, *, closing: bool = False) -> Response:
         extra[headers.STEP] = str(error.step)
     if closing or error.status == 413:
         extra["Connection"] = "close"  # so that nobody sends the rest
-    content = json.dumps(problem_document(error, MAX_DETAIL), allow_nan=False)
+    content = json.dumps(problem_document(error, MAX_DETAIL_CHARACTERS), allow_nan=False)
     return Response(content, error.status, extra, headers.PROBLEM)
 
 
 def _advised(advice: Advice) -> dict[str, str]:
     """Tell the rule that says stop, and each warning with the eps that would help."""
-    told = {} if advice.stop is None else {headers.STOP: advice.stop}
+    fields = {} if advice.stop is None else {headers.STOP: advice.stop}
     if advice.warnings:
-        one = (w.code if w.eps is None else f"{w.code};eps={w.eps:g}" for w in advice.warnings)
-        told[headers.WARNING] = ", ".join(one)
-    return told
+        warnings = (w.code if w.eps is None else f"{w.code};eps={w.eps:g}" for w in advice.warnings)
+        fields[headers.WARNING] = ", ".join(warnings)
+    return fields
 
 
 def _standing(step: int, chain: str, durability: str) -> dict[str, str]:

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from adamd.wire.dtypes import Floats
-from adamd_service.optim.gradients.encoded import SLICE, Encoded, Raw
+from adamd.wire.dtypes import SLICE, Floats
+from adamd_service.optim.gradients.encoded import Encoded, Raw
 from adamd_service.optim.recurrence.wrapping import ARRAY, BOUNDS
 from adamd_service.optim.scalars import Update
 from adamd_service.optim.settings import Settings, resolve

@@ -1,8 +1,8 @@
 """Compiles a loop, given as source text, by Numba, and keeps the machine code on disk where that is possible.
 
 Numba caches by file and its time, and cannot see that a function which it inlines has changed. So the text goes to a
-file of its own whose name is the hash of it and of the compiler's options, which Numba does not look at either: a
-changed recurrence or option is another file, never a stale kernel.
+file of its own whose name is the hash of it, of this module's name and of the compiler's options, which Numba does not
+look at either: a changed recurrence or option is another file, never a stale kernel.
 """
 
 import contextlib
@@ -50,7 +50,8 @@ def _written(source: str, name: str) -> Path | None:
     directory = cache_directory()
     if directory is None:
         return None
-    text = f"{OPTIONS}\n{source}".encode()
+    # Numba's entry names the module that the loop is in: one of a module that has moved could never be read again.
+    text = f"{__name__}\n{OPTIONS}\n{source}".encode()
     path = directory / f"{name}_{hashlib.sha256(text).hexdigest()[:16]}.py"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

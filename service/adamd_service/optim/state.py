@@ -9,9 +9,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from adamd.wire.dtypes import Floats
+from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.optim.family import Optimizer
-from adamd_service.optim.gradients.encoded import SLICE, Encoded, Lazy, Raw
+from adamd_service.optim.gradients.encoded import Encoded, Lazy, Raw
 from adamd_service.optim.kernels.protocol import Block, Kernel
 from adamd_service.optim.recurrence.wrapping import BOUNDS
 from adamd_service.optim.scalars import Update

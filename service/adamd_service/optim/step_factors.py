@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from adamd.errors import BadGradient
+from adamd.wire.dtypes import SLICE
 from adamd_service.optim.family import Hyper
-from adamd_service.optim.gradients.encoded import SLICE, Encoded
+from adamd_service.optim.gradients.encoded import Encoded
 from adamd_service.optim.gradients.norm import clip_factor, gradient_norm
 from adamd_service.optim.recurrence.wrapping import AtStep
 from adamd_service.optim.schedules import factor

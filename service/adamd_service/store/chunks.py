@@ -22,12 +22,12 @@ from adamd_service.store.connection.failures import translated
 from adamd_service.store.outcomes import ChunkMissing, Connection
 from adamd_service.store.scripts import script
 
-CHUNK = 1024 * 1024  # bytes; larger vectors take larger chunks, so that a record has at most MOST
-MOST = 1000
-TTL = 900  # seconds that an uncommitted chunk lives, and one more for each MiB: large ones take long to write
-WINDOW = 16  # chunks asked for before the first is read
-BATCH = 64  # keys unlinked by one script: it frees at most as many MiB at once, or larger chunks of larger vectors
-UPLOADS = 256  # bodies on their way into the store at once, each on a connection of its own
+CHUNK_BYTES = 1024 * 1024  # larger vectors take larger chunks, so that a body has at most MAX_CHUNKS
+MAX_CHUNKS = 1000
+CHUNK_TTL_SECONDS = 900  # of an uncommitted chunk; one more for each MiB, since large bodies take long to write
+READ_AHEAD_CHUNKS = 16  # requested before the first is read
+UNLINK_KEYS = 64  # unlinked by one script, so that it blocks the store only briefly
+MAX_UPLOADS = 256  # at once, each on a connection of its own
 
 
 def _anything(nbytes: int) -> None:
@@ -36,12 +36,12 @@ def _anything(nbytes: int) -> None:
 
 def chunk_size(nbytes: int) -> int:
     """Return the length of a chunk of a body or array of ``nbytes``: 1 MiB, or what keeps it below 1,000 chunks."""
-    return max(CHUNK, -(-nbytes // MOST // CHUNK) * CHUNK)
+    return max(CHUNK_BYTES, -(-nbytes // MAX_CHUNKS // CHUNK_BYTES) * CHUNK_BYTES)
 
 
 def lifetime(nbytes: int) -> int:
     """Return the seconds that the chunks of a body or array of ``nbytes`` live uncommitted."""
-    return TTL + nbytes // 2**20
+    return CHUNK_TTL_SECONDS + nbytes // 2**20
 
 
 class Staging:
@@ -122,7 +122,7 @@ class Staging:
         try:
             with self._turn, translated(), refreshing(self._client):
                 try:
-                    yield self._held()
+                    yield self._open_connection()
                 except BaseException:
                     self._end("given up")
                     raise
@@ -133,7 +133,7 @@ class Staging:
             if self._state == "given up":
                 self.abort()
 
-    def _held(self) -> Connection:
+    def _open_connection(self) -> Connection:
         if self._state != "open":
             raise StoreUnavailable("this upload has ended already", retry_after=0.5)
         if self._connection is None:
@@ -201,8 +201,8 @@ def discard(client: Client, keys: Sequence[str]) -> None:
     Those that a script has named after all have no TTL any more, and stay.
     """
     with suppress(AdamdError), translated():
-        for start in range(0, len(keys), BATCH):
-            script("discard")(client, list(keys[start : start + BATCH]))
+        for start in range(0, len(keys), UNLINK_KEYS):
+            script("discard")(client, list(keys[start : start + UNLINK_KEYS]))
 
 
 def read_array(client: Client, key_of: Callable[[int], str], ref: ArrayRef, into: Bytes) -> None:
@@ -231,17 +231,17 @@ def read_chunks(client: Client, keys: Sequence[str], lengths: Sequence[int], int
         return
     with translated(), borrowed(client, keys[0]) as connection:
         start = 0
-        for chunk, length in zip(_asked(connection, keys), lengths, strict=True):
+        for chunk, length in zip(_pipelined_gets(connection, keys), lengths, strict=True):
             if chunk is None or len(chunk) != length:
                 raise ChunkMissing("a chunk that the head names is not there, or not as long as it was")
             memoryview(into)[start : start + length] = chunk
             start += length
 
 
-def _asked(connection: Connection, keys: Sequence[str]) -> Iterator[bytes | None]:
+def _pipelined_gets(connection: Connection, keys: Sequence[str]) -> Iterator[bytes | None]:
     sent = 0
     for done in range(len(keys)):
-        while sent < min(len(keys), done + WINDOW):
+        while sent < min(len(keys), done + READ_AHEAD_CHUNKS):
             connection.send_command("GET", keys[sent])
             sent += 1
         yield cast("bytes | None", connection.read_response(disable_decoding=True))

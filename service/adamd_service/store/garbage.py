@@ -23,15 +23,15 @@ from adamd_service.store.connection.failures import refused
 from adamd_service.store.keys import IndexKeys, SessionKeys
 from adamd_service.store.scripts import script
 
-LEASE = 120  # seconds that a reader's lease lasts
-ENTRIES = 16  # of the garbage list, looked at in one go
-LONGEST = 10**7  # records that one entry may name: more than any log has, and no damaged number makes an endless loop
+LEASE_SECONDS = 120  # that a reader's lease lasts
+MAX_ENTRIES = 16  # of the garbage list, read by one call
+MAX_RECORDS = 10**7  # that one entry may name: more than any log has, so that a damaged number makes no endless loop
 EVERYTHING = serialization.dumps({"kind": "everything", "at": 0})
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class GarbagePart:
     """What `unlink.lua` unlinks: ``keys``, if the record that names them (if one does) is ``attempt``'s.
 
     ``whole``: nothing that they name is left behind.
@@ -40,32 +40,32 @@ class Part:
     keys: Sequence[str]
     record: str = ""
     attempt: str = ""
-    whole: bool = True
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GarbageEntry:
     """One entry of the garbage list. ``named``: the snapshot's id, or the last record's step."""
 
     kind: str
-    named: str = ""
+    name: str = ""
     first: int = 0
     arrays: tuple[tuple[str, int], ...] = ()  # (name, how many chunks)
 
 
 def collect(client: Client, keys: SessionKeys) -> int:
     """Unlink what may go; returns the number of keys. Whoever dies in between leaves the entry to the next one."""
-    unlinked, seen = 0, set[bytes]()  # what the head still names stays in the list, and is not tried again and again
-    while entries := _listed(client, keys, seen):
+    unlinked, tried = 0, set[bytes]()  # what the head still names stays in the list, and is not tried again and again
+    while entries := _entries(client, keys, tried):
         for raw in entries:
-            seen.add(raw)
+            tried.add(raw)
             unlinked += _collected(client, keys, raw)
     return unlinked
 
 
-def _listed(client: Client, keys: SessionKeys, seen: set[bytes]) -> list[bytes]:
-    found = script("collect")(client, [keys.garbage, keys.readers], LEASE, ENTRIES)
-    return [entry for entry in found if entry not in seen]
+def _entries(client: Client, keys: SessionKeys, tried: set[bytes]) -> list[bytes]:
+    entries = script("collect")(client, [keys.garbage, keys.readers], LEASE_SECONDS, MAX_ENTRIES)
+    return [entry for entry in entries if entry not in tried]
 
 
 def _collected(client: Client, keys: SessionKeys, raw: bytes) -> int:
@@ -74,88 +74,97 @@ def _collected(client: Client, keys: SessionKeys, raw: bytes) -> int:
         entry = _entry(raw)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         log.warning("damaged garbage: what it named stays until the session is deleted", key=keys.garbage)
-        _unlinked(client, keys, raw, Entry("damaged"), (), EVERYTHING)
+        _unlinked(client, keys, raw, GarbageEntry("damaged"), (), EVERYTHING)
         return 0
     count, then = 0, "done"
     for batch in _batches(_parts(client, keys, entry)):
         if not _unlinked(client, keys, raw, entry, batch, ""):
             return count
         count += sum(len(part.keys) for part in batch)
-        then = then if all(part.whole for part in batch) else EVERYTHING
+        then = then if all(part.complete for part in batch) else EVERYTHING
     _unlinked(client, keys, raw, entry, (), then)
     return count
 
 
-def _unlinked(client: Client, keys: SessionKeys, raw: bytes, entry: Entry, parts: Sequence[Part], then: str) -> bool:
+def _unlinked(
+    client: Client, keys: SessionKeys, raw: bytes, entry: GarbageEntry, parts: Sequence[GarbagePart], then: str
+) -> bool:
     """Unlink some of it; False where it is no garbage there. ``then``: see `unlink.lua`."""
-    of = [part for part in parts if part.record]
-    named = [keys.head, keys.garbage, *(part.record for part in of), *(key for part in parts for key in part.keys)]
-    attempts = [part.attempt for part in of]
-    return script("unlink")(client, named, raw, entry.kind, entry.named, then, *attempts)[0] == b"unlinked"
+    with_record = [part for part in parts if part.record]
+    script_keys = [
+        keys.head,
+        keys.garbage,
+        *(part.record for part in with_record),
+        *(key for part in parts for key in part.keys),
+    ]
+    attempts = [part.attempt for part in with_record]
+    return script("unlink")(client, script_keys, raw, entry.kind, entry.name, then, *attempts)[0] == b"unlinked"
 
 
-def _entry(raw: bytes) -> Entry:
+def _entry(raw: bytes) -> GarbageEntry:
     """Read an entry; raises what the wrong kind of value raises."""
-    found = json.loads(raw)
-    if found["kind"] == "everything":
-        return Entry("everything")
-    if found["kind"] == "snapshot":
-        snapshot = found["snapshot"]
-        arrays = tuple((serialization.array_name(one["name"]), len(one["chunks"])) for one in snapshot["arrays"] or ())
-        return Entry("snapshot", serialization.identifier(snapshot["id"]), arrays=arrays)
-    first, last = int(found["first"]), int(found["last"])
-    if found["kind"] != "records" or not 0 < first <= last + 1 <= first + LONGEST:
-        raise ValueError(found["kind"])
-    return Entry("records", str(last), first=first)
+    document = json.loads(raw)
+    if document["kind"] == "everything":
+        return GarbageEntry("everything")
+    if document["kind"] == "snapshot":
+        snapshot = document["snapshot"]
+        arrays = tuple(
+            (serialization.array_name(array["name"]), len(array["chunks"])) for array in snapshot["arrays"] or ()
+        )
+        return GarbageEntry("snapshot", serialization.identifier(snapshot["id"]), arrays=arrays)
+    first, last = int(document["first"]), int(document["last"])
+    if document["kind"] != "records" or not 0 < first <= last + 1 <= first + MAX_RECORDS:
+        raise ValueError(document["kind"])
+    return GarbageEntry("records", str(last), first=first)
 
 
-def _parts(client: Client, keys: SessionKeys, entry: Entry) -> Iterator[Part]:
+def _parts(client: Client, keys: SessionKeys, entry: GarbageEntry) -> Iterator[GarbagePart]:
     if entry.kind == "snapshot":
-        yield from _pieces(keys.snapshot_chunks(entry.named, entry.arrays))
+        yield from _pieces(keys.snapshot_chunks(entry.name, entry.arrays))
     elif entry.kind == "records":
-        for step in range(entry.first, int(entry.named) + 1):
+        for step in range(entry.first, int(entry.name) + 1):
             yield from _record(client, keys, step)
     else:
         yield from _pieces(_everything(client, keys))
 
 
-def _record(client: Client, keys: SessionKeys, step: int) -> Iterator[Part]:
+def _record(client: Client, keys: SessionKeys, step: int) -> Iterator[GarbagePart]:
     """Yield a record and its body, the body first: a record that is left names it again."""
     record = keys.record(step)
     try:
-        meta, said = cast("list[bytes | None]", client.hmget(record, ["meta", "attempt"]))
-        if meta is None and said is None:
+        meta, stored_attempt = cast("list[bytes | None]", client.hmget(record, ["meta", "attempt"]))
+        if meta is None and stored_attempt is None:
             return
-        attempt = (said or b"").decode()
-        count = len(serialization.record_from(step, meta or b"", b"", said).chunks)
+        attempt = (stored_attempt or b"").decode()
+        count = len(serialization.record_from(step, meta or b"", b"", stored_attempt).chunks)
     except (redis.ResponseError, InternalError, UnicodeDecodeError) as error:
         if not _damage(error):
             raise
-        yield Part([record], whole=False)  # nobody knows any more where its body is
+        yield GarbagePart([record], complete=False)  # nobody knows any more where its body is
         return
     for part in _pieces(keys.body(attempt, count)):
-        yield Part(part.keys, record, attempt)
-    yield Part([record], record, attempt)
+        yield GarbagePart(part.keys, record, attempt)
+    yield GarbagePart([record], record, attempt)
 
 
 def _everything(client: Client, keys: SessionKeys) -> list[str]:
     """Return every key of a session that ended damaged, so that nobody knows what it named."""
     pattern = re.sub(r"([*?\[\]\\])", r"\\\1", keys.prefix) + "*"
-    kept = {keys.garbage.encode(), keys.gone.encode()}
-    found = (cast(bytes, name) for name in client.scan_iter(match=pattern, count=1000))
-    return [name.decode(errors="surrogateescape") for name in found if name not in kept]
+    spared = {keys.garbage.encode(), keys.gone.encode()}
+    names = (cast(bytes, name) for name in client.scan_iter(match=pattern, count=1000))
+    return [name.decode(errors="surrogateescape") for name in names if name not in spared]
 
 
-def _pieces(names: Sequence[str]) -> Iterator[Part]:
-    for start in range(0, len(names), chunks.BATCH):
-        yield Part(names[start : start + chunks.BATCH])
+def _pieces(names: Sequence[str]) -> Iterator[GarbagePart]:
+    for start in range(0, len(names), chunks.UNLINK_KEYS):
+        yield GarbagePart(names[start : start + chunks.UNLINK_KEYS])
 
 
-def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
-    """Put parts together: each batch is one call, and holds the store up for no longer than `chunks.BATCH` keys do."""
-    batch, count = list[Part](), 0
+def _batches(parts: Iterator[GarbagePart]) -> Iterator[list[GarbagePart]]:
+    """Group parts into batches of at most `chunks.UNLINK_KEYS` keys. Each batch is one call, and blocks the store."""
+    batch, count = list[GarbagePart](), 0
     for part in parts:
-        if batch and count + len(part.keys) > chunks.BATCH:
+        if batch and count + len(part.keys) > chunks.UNLINK_KEYS:
             yield batch
             batch, count = [], 0
         batch.append(part)
@@ -185,7 +194,7 @@ def sweep(client: Client, tenant: str) -> int:
     """
     unlinked, index = 0, IndexKeys(tenant)
     for names in (index.deleted, index.littered):
-        for member in cast("list[bytes]", client.srandmember(names, ENTRIES)):
+        for member in cast("list[bytes]", client.srandmember(names, MAX_ENTRIES)):
             try:
                 unlinked += _swept(client, index, names, member.decode())
             except (redis.ResponseError, InternalError, UnicodeDecodeError) as error:

@@ -21,15 +21,15 @@ from adamd_service.store.keys import IndexKeys, SessionKeys
 from adamd_service.store.outcomes import Repeated, Taken
 from adamd_service.store.scripts import script
 
-DAY = 86_400
-MOST = 100_000  # sessions of a tenant
-PATIENCE = 5.0  # seconds before a claim without a session counts as abandoned, by the store's own clock
-TIES = 64  # sessions made in the same microsecond, which a page may have to skip
-TRIES = 8
-DELETED, NEVER = "deleted", "never made"  # what a tombstone says
+DAY_SECONDS = 86_400
+MAX_SESSIONS = 100_000  # of a tenant
+CLAIM_SECONDS = 5.0  # after which a claim without a session counts as abandoned, by the store's own clock
+SAME_TIME_SESSIONS = 64  # created in the same microsecond; a page may have to skip them
+CLAIM_TRIES = 8
+DELETED, NEVER_CREATED = "deleted", "never made"  # what a tombstone says
 
 
-def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MOST) -> Taken | Repeated | None:
+def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MAX_SESSIONS) -> Taken | Repeated | None:
     """Claim a session's name and key; None where it is ours now. ``most``: sessions that a tenant may have.
 
     Raises:
@@ -39,10 +39,18 @@ def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MO
     """
     keys = IndexKeys(spec.tenant)
     name, digest = spec.name or "", "" if key is None else key.digest
-    named = _named(keys, spec.id, name, key)
-    args: list[str | bytes | int] = [spec.id, name, repr(spec.created_at), digest, DAY, round(PATIENCE * 1000), most]
-    for _ in range(TRIES):
-        verdict = script("claim")(client, named, *args)
+    script_keys = _script_keys(keys, spec.id, name, key)
+    args: list[str | bytes | int] = [
+        spec.id,
+        name,
+        repr(spec.created_at),
+        digest,
+        DAY_SECONDS,
+        round(CLAIM_SECONDS * 1000),
+        most,
+    ]
+    for _ in range(CLAIM_TRIES):
+        verdict = script("claim")(client, script_keys, *args)
         if verdict[0] == b"claimed":
             return None
         if verdict[0] == b"full":
@@ -51,14 +59,14 @@ def claim(client: Client, spec: Spec, key: IdempotencyKey | None, most: int = MO
                 retry_after=5.0,
             )
         if verdict[0] == b"name":
-            taken = _owner(client, spec.tenant, verdict[1].decode(), name, None)
+            outcome = _owner(client, spec.tenant, verdict[1].decode(), name, None)
         else:
-            known, _, owner = verdict[1].decode().partition(" ")
-            if known != digest:
+            known_digest, _, owner = verdict[1].decode().partition(" ")
+            if known_digest != digest:
                 return Taken("idempotency", owner)
-            taken = _owner(client, spec.tenant, owner, name, key)
-        if taken is not None:
-            return taken
+            outcome = _owner(client, spec.tenant, owner, name, key)
+        if outcome is not None:
+            return outcome
     raise StoreUnavailable("others claim this name again and again; try again", retry_after=0.5)
 
 
@@ -67,10 +75,10 @@ def _owner(client: Client, tenant: str, owner: str, name: str, key: IdempotencyK
     keys = SessionKeys(owner)
     if client.exists(keys.head):
         return Taken("name", owner, _step(client, keys)) if key is None else Repeated(owner)
-    said = client.get(keys.gone)
-    if said == DELETED.encode() and key is not None:
+    tombstone = client.get(keys.gone)
+    if tombstone == DELETED.encode() and key is not None:
         raise SessionDeleted(f"the session {owner} that this Idempotency-Key created is deleted; use a new key")
-    if said is None and _under_way(client, tenant, owner):
+    if tombstone is None and _under_way(client, tenant, owner):
         raise Busy(f"session {owner} is being created with this name or key just now; try again", retry_after=1.0)
     if _ended(client, owner):
         release(client, tenant, owner, name, key)
@@ -86,8 +94,8 @@ def _step(client: Client, keys: SessionKeys) -> int:
 
 def name_of(client: Client, tenant: str, session_id: str) -> str:
     """Return the name that a session has in the index, "" if none: where its own head cannot say it."""
-    named = cast("Iterator[tuple[bytes, bytes]]", client.hscan_iter(IndexKeys(tenant).names))
-    return next((name.decode() for name, owner in named if owner == session_id.encode()), "")
+    owners = cast("Iterator[tuple[bytes, bytes]]", client.hscan_iter(IndexKeys(tenant).names))
+    return next((name.decode() for name, owner in owners if owner == session_id.encode()), "")
 
 
 def give_up(client: Client, spec: Spec, key: IdempotencyKey | None) -> None:
@@ -111,19 +119,19 @@ def _ended(client: Client, session_id: str) -> bool:
     keys = SessionKeys(session_id)
     if client.exists(keys.gone):
         return True
-    named = [keys.head, keys.gone, keys.garbage, keys.ring, keys.readers]
-    return script("delete")(client, named, DAY, NEVER, "absent", "", "")[0] == b"deleted"
+    script_keys = [keys.head, keys.gone, keys.garbage, keys.ring, keys.readers]
+    return script("delete")(client, script_keys, DAY_SECONDS, NEVER_CREATED, "absent", "", "")[0] == b"deleted"
 
 
 def release(
     client: Client, tenant: str, session_id: str, name: str, key: IdempotencyKey | None = None, remember: int = 0
 ) -> None:
     """Give back a session's name, and its place in the list. ``remember``: seconds that the name answers 410."""
-    named = _named(IndexKeys(tenant), session_id, name, key)
-    script("release")(client, named, session_id, name, remember, "" if key is None else key.digest)
+    script_keys = _script_keys(IndexKeys(tenant), session_id, name, key)
+    script("release")(client, script_keys, session_id, name, remember, "" if key is None else key.digest)
 
 
-def _named(keys: IndexKeys, session_id: str, name: str, key: IdempotencyKey | None) -> list[str]:
+def _script_keys(keys: IndexKeys, session_id: str, name: str, key: IdempotencyKey | None) -> list[str]:
     """Return the keys that claim.lua and release.lua declare."""
     client_key = keys.idempotency("" if key is None else key.key)
     return [keys.names, keys.sessions, keys.former(name), client_key, keys.claim(session_id)]
@@ -158,12 +166,12 @@ def place(token: str | None) -> tuple[float, str] | None:
         return None
     score, _, session_id = token.partition("~")
     try:
-        made = float(score)
+        created_at = float(score)
     except ValueError:
-        made = math.nan
-    if not math.isfinite(made) or not session_id:
+        created_at = math.nan
+    if not math.isfinite(created_at) or not session_id:
         raise InvalidRequest("page_token: wanted the next_page_token of an earlier answer", path="page_token")
-    return made, session_id
+    return created_at, session_id
 
 
 def token(last: tuple[str, float]) -> str:
@@ -174,16 +182,16 @@ def token(last: tuple[str, float]) -> str:
 def page(client: Client, tenant: str, size: int, after: tuple[float, str] | None) -> list[tuple[str, float]]:
     """Return (id, created_at) of the sessions after a place, oldest first; ``size`` + 1 where there are more."""
     low = "-inf" if after is None else repr(after[0])
-    listed: list[tuple[str, float]] = []
-    start, wanted = 0, size + 1 + TIES
-    while len(listed) <= size:
-        found = client.zrangebyscore(IndexKeys(tenant).sessions, low, "+inf", start=start, num=wanted, withscores=True)
+    sessions: list[tuple[str, float]] = []
+    start, count = 0, size + 1 + SAME_TIME_SESSIONS
+    while len(sessions) <= size:
+        members = client.zrangebyscore(IndexKeys(tenant).sessions, low, "+inf", start=start, num=count, withscores=True)
         rows = [
             (cast(bytes, member).decode(errors="backslashreplace"), float(score))
-            for member, score in cast("list[tuple[Any, Any]]", found)
+            for member, score in cast("list[tuple[Any, Any]]", members)
         ]
-        listed += [row for row in rows if after is None or (row[1], row[0]) > after]
-        if len(rows) < wanted:
+        sessions += [row for row in rows if after is None or (row[1], row[0]) > after]
+        if len(rows) < count:
             break
-        start += wanted
-    return listed[: size + 1]
+        start += count
+    return sessions[: size + 1]

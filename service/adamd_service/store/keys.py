@@ -17,9 +17,7 @@ class SessionKeys:
     id: str
 
     def _key(self, *parts: object) -> str:
-        # Ids that adamd makes are plain. One from outside may hold anything, and must not end the hash tag early.
-        tag = self.id.replace("%", "%25").replace("}", "%7D") or "%"
-        return ":".join(("adamd", "{" + tag + "}", *map(str, parts)))
+        return ":".join(("adamd", "{" + (_escaped(self.id) or "%") + "}", *map(str, parts)))
 
     @property
     def prefix(self) -> str:
@@ -87,7 +85,7 @@ class IndexKeys:
     tenant: str
 
     def _key(self, *parts: str) -> str:
-        return ":".join(("adamd", "{index." + self.tenant + "}", *parts))
+        return ":".join(("adamd", "{index." + _escaped(self.tenant) + "}", *parts))
 
     @property
     def names(self) -> str:
@@ -132,14 +130,19 @@ def slot(step: int) -> int:
     return step % RING
 
 
+def _escaped(name: str) -> str:
+    """Return an id or a tenant for a hash tag. One from outside may hold anything, and must not end the tag early."""
+    return name.replace("%", "%25").replace("}", "%7D")
+
+
 def _hashed(key: str) -> str:
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
 def snapshot_keys(names: SessionKeys, snapshots: tuple[SnapshotRef, ...]) -> list[str]:
     """Return the keys of all chunks of these snapshots."""
-    found = (names.snapshot_chunks(ref.id, ((a.name, len(a.chunks)) for a in ref.arrays)) for ref in snapshots)
-    return list(chain.from_iterable(found))
+    lists = (names.snapshot_chunks(ref.id, ((a.name, len(a.chunks)) for a in ref.arrays)) for ref in snapshots)
+    return list(chain.from_iterable(lists))
 
 
 def snapshot_lengths(snapshots: tuple[SnapshotRef, ...]) -> list[int]:

@@ -22,8 +22,8 @@ from adamd_service.store.connection.sockets import Plain, Unix
 from adamd_service.store.outcomes import Connection, UnknownOutcome
 from adamd_service.store.scripts import Script
 
-MOST: Final = 32  # connections of this kind; with more commits at once the rest go through threads
-PIECE: Final = 64 * 1024  # bytes of an answer read at once; they are far shorter
+MAX_CONNECTIONS: Final = 32  # for the event loop; with more commits at once the rest go through threads
+READ_BYTES: Final = 64 * 1024  # read from the socket at once; answers are far shorter
 
 
 class Lines:
@@ -47,13 +47,13 @@ class Lines:
         return bool(self._idle)
 
     @property
-    def wanted(self) -> bool:
+    def should_grow(self) -> bool:
         """Say whether one more connection would be of use: all are busy, and there may be more."""
-        return self._pool is not None and not self._idle and not self._growing and self._open < MOST
+        return self._pool is not None and not self._idle and not self._growing and self._open < MAX_CONNECTIONS
 
     async def grow(self, in_thread: Callable[[Callable[[], Line]], Awaitable[Line]]) -> None:
         """Make one more connection, if the store answers: whoever commits in a thread will tell where it does not."""
-        if not self.wanted:  # any more
+        if not self.should_grow:  # any more
             return
         self._growing = True
         try:
@@ -92,23 +92,23 @@ class Lines:
                     line.leave()
                 if not not_begun(str(answer)):
                     raise redis.ResponseError(str(answer))
-                said = None
+                result = None
             elif isinstance(answer, list) and answer and answer[0] == nonce.encode():
-                said = answer[1:]
+                result = answer[1:]
             else:
                 raise UnknownOutcome("the store answered another call's answer")
         except BaseException as error:
             self._drop(line)
             if isinstance(error, TimeoutError):
-                line.is_silent()
+                line.report_time_out()
             if isinstance(error, (OSError, TimeoutError, hiredis.HiredisError)):
                 raise UnknownOutcome(str(error)) from error
             raise
-        if line.left:
+        if line.stale:
             self._drop(line)
         else:
             self._idle.append(line)
-        return said
+        return result
 
     def close(self) -> None:
         """Close the idle ones: once nothing is under way, all of them."""
@@ -138,24 +138,24 @@ class Line:
         self._reader = hiredis.Reader()
 
     @property
-    def left(self) -> bool:
+    def stale(self) -> bool:
         """Say whether it leads to a process that has been left."""
-        left: bool = self._connection.left
-        return left
+        stale: bool = self._connection.stale
+        return stale
 
     def leave(self) -> None:
         """Have all connections to this process thrown away before they are used again."""
         self._connection.leave()
 
-    def is_silent(self) -> None:
+    def report_time_out(self) -> None:
         """Tell that an answer did not come in time."""
-        self._connection.is_silent()
+        self._connection.report_time_out()
 
     def is_quiet(self) -> bool:
         """Say whether the store answers, as far as is known, was not left, and nothing lies there to be read: neither
         its end, nor an answer that nobody waits for.
         """
-        if self.left or self._reader.has_data() or self._connection.silent:
+        if self.stale or self._reader.has_data() or self._connection.silent:
             return False
         try:
             self._socket.recv(1, socket.MSG_PEEK)
@@ -170,10 +170,10 @@ class Line:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self._socket, command)
         while (answer := self._reader.gets()) is False:
-            came = await loop.sock_recv(self._socket, PIECE)
-            if not came:
+            data = await loop.sock_recv(self._socket, READ_BYTES)
+            if not data:
                 raise ConnectionResetError("the store closed the connection")
-            self._reader.feed(came)
+            self._reader.feed(data)
         return answer
 
     def close(self) -> None:

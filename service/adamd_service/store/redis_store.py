@@ -29,11 +29,11 @@ from adamd_service.records import (
     Spec,
 )
 from adamd_service.store import chunks, garbage, index, keys, serialization
-from adamd_service.store.connection.connect import Link, connect, found
+from adamd_service.store.connection.connect import StoreLink, connect, node_settings
 from adamd_service.store.connection.durability import Terms
 from adamd_service.store.connection.failures import away, in_the_middle, no_permission, refused, translated
 from adamd_service.store.connection.silence import Silences, Silent
-from adamd_service.store.embedded.disk_room import Room
+from adamd_service.store.embedded.disk_room import DiskRoom
 from adamd_service.store.embedded.server import EmbeddedStore
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
 from adamd_service.store.loop_connections import Lines
@@ -42,8 +42,8 @@ from adamd_service.store.scripts import script
 
 Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
-AROUND = 4096  # bytes of a commit beside its body, at least
-REPEATS = 3  # how often a script that is safe to repeat is sent
+COMMIT_OVERHEAD_BYTES = 4096  # of a commit without its body, at least
+SCRIPT_TRIES = 3  # of a script that is safe to repeat
 
 
 class RedisStore:
@@ -53,24 +53,24 @@ class RedisStore:
     InternalError where what it holds is damaged.
     """
 
-    def __init__(self, link: Link, timeout: float) -> None:
+    def __init__(self, link: StoreLink, timeout: float) -> None:
         self._client = link.client
         self._trust = link.trust
         self.silences = Silences()
         self.silences.watch(link.client)
         self.lines = Lines(link.client, timeout)
-        self._uploads = threading.Semaphore(chunks.UPLOADS)
-        self._room: Room | None = None
-        self.most_sessions = index.MOST
+        self._uploads = threading.Semaphore(chunks.MAX_UPLOADS)
+        self._room: DiskRoom | None = None
+        self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
     def connect(cls, url: str, *, timeout: float, max_connections: int = 64) -> Self:
         """Return a store at a URL (see `connect.connect`). ``timeout``: seconds that any answer may take.
 
-        ``max_connections``: for calls, one for each thread at most; uploads have `chunks.UPLOADS` of their own, so
+        ``max_connections``: for calls, one for each thread at most; uploads have `chunks.MAX_UPLOADS` of their own, so
         that slow clients which send a body never keep the others from committing theirs.
         """
-        return cls(connect(url, timeout, max_connections + chunks.UPLOADS), timeout)
+        return cls(connect(url, timeout, max_connections + chunks.MAX_UPLOADS), timeout)
 
     @property
     def promise(self) -> str:
@@ -87,8 +87,8 @@ class RedisStore:
         """
         cluster = isinstance(self._client, RedisCluster)
         with translated():
-            seen = found(self._client)
-        self._trust.agree(Terms(allow_lossy=allow_lossy, trusted=trusted, cluster=cluster), seen)
+            nodes = node_settings(self._client)
+        self._trust.agree(Terms(allow_lossy=allow_lossy, trusted=trusted, cluster=cluster), nodes)
 
     def look(self) -> None:
         """Look again at what was checked: the store may be another process, or set otherwise.
@@ -101,10 +101,10 @@ class RedisStore:
             return
         try:
             with translated():
-                seen = found(self._client, all_of_them=False)
+                nodes = node_settings(self._client, all_of_them=False)
         except StoreRefused as error:
             raise StoreUnavailable(str(error), retry_after=5.0) from None
-        self._trust.see(seen)
+        self._trust.see(nodes)
 
     def require_kept(self) -> None:
         """Raise StoreUnavailable where the store was seen not to keep what adamd promises."""
@@ -168,8 +168,8 @@ class RedisStore:
             with self.lease(f"start-{replica}"):
                 return
         except AdamdError as error:
-            if isinstance(error.__cause__, redis.RedisError) and (said := no_permission(error.__cause__)):
-                raise StoreRefused(said) from None
+            if isinstance(error.__cause__, redis.RedisError) and (reason := no_permission(error.__cause__)):
+                raise StoreRefused(reason) from None
             raise
 
     # -- replicas
@@ -198,19 +198,19 @@ class RedisStore:
         """Write a first snapshot of ``arrays`` (flat, by name; none where the parameters come later), then the head."""
         self._trust.require()
         spec, names = head.spec, SessionKeys(head.spec.id)
-        self._grow(AROUND)
+        self._grow(COMMIT_OVERHEAD_BYTES)
         with translated():
             if arrays:
                 head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
             chunk_keys = snapshot_keys(names, head.snapshots)
             try:
-                taken = index.claim(self._client, spec, key, self.most_sessions)
+                outcome = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
                 chunks.discard(self._client, chunk_keys)  # nothing will ever name them
                 raise
-            if taken is not None:
+            if outcome is not None:
                 chunks.discard(self._client, chunk_keys)
-                return taken
+                return outcome
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
@@ -230,7 +230,7 @@ class RedisStore:
         """
         with translated(session_id):
             fields = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).head))
-            return serialization.head_from(session_id, fields) if fields else self._absent(session_id)
+            return serialization.head_from(session_id, fields) if fields else self._raise_absent(session_id)
 
     def load_spec(self, session_id: str) -> tuple[Spec, dict[str, Any]]:
         """Return what is fixed of a session, and its settings; raises as `load_head`."""
@@ -242,7 +242,7 @@ class RedisStore:
         with translated(session_id):
             values = self._client.hmget(SessionKeys(session_id).head, list(serialization.STANDING))
             standing = serialization.standing_from(session_id, cast("list[bytes | None]", values))
-            return self._absent(session_id) if standing is None else standing
+            return self._raise_absent(session_id) if standing is None else standing
 
     def find(self, tenant: str, name: str) -> str:
         """Return the id of the session with this name; raises as `index.find`."""
@@ -257,17 +257,17 @@ class RedisStore:
 
         """
         with translated():
-            listed = index.page(self._client, tenant, page_size, index.place(after))
+            rows = index.page(self._client, tenant, page_size, index.place(after))
             heads = list[Head | Broken]()
-            for session_id, created_at in listed[:page_size]:
+            for session_id, created_at in rows[:page_size]:
                 try:
                     heads.append(self.load_head(session_id))
                 except InternalError as error:
                     heads.append(Broken(session_id, created_at, error.detail))
                 except (UnknownSession, SessionDeleted):
                     index.tidy(self._client, tenant, session_id)
-            more = len(listed) > page_size
-            return heads, index.token(listed[page_size - 1]) if more else None
+            more = len(rows) > page_size
+            return heads, index.token(rows[page_size - 1]) if more else None
 
     def patch(self, session_id: str, head: Head, after: Head, chain: str | None = None) -> int | None:
         """Change settings and labels; None where someone else changed the settings first, or it is not at ``chain``.
@@ -275,7 +275,7 @@ class RedisStore:
         Returns the step after which they count: another replica may have moved the session on meanwhile.
         """
         self._trust.require()
-        self._grow(AROUND)
+        self._grow(COMMIT_OVERHEAD_BYTES)
         with translated():
             settings = serialization.dumps(after.settings)
             verdict = script("patch")(
@@ -316,11 +316,13 @@ class RedisStore:
             except Damaged:
                 name, damage = index.name_of(self._client, tenant, session_id), "damaged"
             garbage.remember(self._client, tenant, session_id)
-            named = [names.head, names.gone, names.garbage, names.ring, names.readers]
-            said = self._repeatable("delete", named, index.DAY, index.DELETED, "any", chain or "", damage)
-            if said[0] == b"moved":
+            script_keys = [names.head, names.gone, names.garbage, names.ring, names.readers]
+            verdict = self._repeatable(
+                "delete", script_keys, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
+            )
+            if verdict[0] == b"moved":
                 return False
-            index.release(self._client, tenant, session_id, name, remember=index.DAY)
+            index.release(self._client, tenant, session_id, name, remember=index.DAY_SECONDS)
             return True
 
     # -- steps
@@ -329,7 +331,7 @@ class RedisStore:
         """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives.
 
         Raises:
-            Busy: `chunks.UPLOADS` are under way.
+            Busy: `chunks.MAX_UPLOADS` are under way.
             StoreUnavailable: what is committed now would not be kept as promised.
 
         """
@@ -350,10 +352,10 @@ class RedisStore:
 
         """
         self._trust.require()
-        self._grow(AROUND + len(commit.record.inline or b""))
-        named, args = commit_call(session_id, commit)
+        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
+        script_keys, args = commit_call(session_id, commit)
         try:
-            verdict = script("commit")(self._client, named, *args)
+            verdict = script("commit")(self._client, script_keys, *args)
         except ResponseError as error:
             raise _failed(error) from error
         except Silent as error:  # nothing was sent
@@ -372,7 +374,7 @@ class RedisStore:
 
         """
         self._trust.require()
-        self._grow(AROUND + len(commit.record.inline or b""))
+        self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         try:
             verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
         except ResponseError as error:
@@ -385,30 +387,30 @@ class RedisStore:
         self._tidy()
         with translated():
             verdict = self._repeatable(
-                "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY
+                "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY_SECONDS
             )
             return cast(Verdict, verdict[0].decode())
 
     def idempotent(self, session_id: str, key: str) -> tuple[str, int] | None:
         """Return the digest and the step of a client's key, if it was used within a day."""
         with translated():
-            known = cast("bytes | None", self._client.get(SessionKeys(session_id).idempotency(key)))
-        if known is None:
+            value = cast("bytes | None", self._client.get(SessionKeys(session_id).idempotency(key)))
+        if value is None:
             return None
-        digest, _, step = known.decode().partition(" ")
+        digest, _, step = value.decode().partition(" ")
         return digest, int(step)
 
     # -- reading
 
     @contextmanager
     def lease(self, session_id: str) -> Iterator[None]:
-        """Keep garbage that is unnamed from now on until the reader is done (at most `garbage.LEASE` seconds)."""
+        """Keep garbage that is unnamed from now on until the reader is done, at most `garbage.LEASE_SECONDS`."""
         names, lease = SessionKeys(session_id), secrets.token_hex(8)
         if self._room is not None and self._room.is_full():  # then nothing is collected either
             yield
             return
         with translated():
-            script("lease")(self._client, [names.readers], lease, garbage.LEASE)
+            script("lease")(self._client, [names.readers], lease, garbage.LEASE_SECONDS)
         try:
             yield
         finally:
@@ -423,7 +425,7 @@ class RedisStore:
 
     def records(self, session_id: str, first: int, last: int) -> list[Record]:
         """Return the records from ``first`` to ``last``, as far as they are there without a gap."""
-        names, found = SessionKeys(session_id), []
+        names, records = SessionKeys(session_id), []
         with translated():
             pipeline = self._client.pipeline(transaction=False)
             for step in range(first, last + 1):
@@ -431,15 +433,15 @@ class RedisStore:
             for step, (meta, *rest) in zip(range(first, last + 1), pipeline.execute(), strict=True):
                 if meta is None:
                     break
-                found.append(serialization.record_from(step, meta, *(value or b"" for value in rest)))
-        return found
+                records.append(serialization.record_from(step, meta, *(value or b"" for value in rest)))
+        return records
 
     def read_body(self, session_id: str, record: Record, into: Bytes) -> None:
         """Fill ``into`` with a record's body; raises ChunkMissing."""
         if record.inline is not None:
             if len(record.inline) != into.nbytes:
-                came = len(record.inline)
-                raise Damaged(f"the record of step {record.step} has {came} bytes, not {into.nbytes}")
+                length = len(record.inline)
+                raise Damaged(f"the record of step {record.step} has {length} bytes, not {into.nbytes}")
             memoryview(into)[:] = record.inline
             return
         names = SessionKeys(session_id)
@@ -468,13 +470,13 @@ class RedisStore:
         newest snapshot, where it is damaged: the new one takes its place, and the one before it stays.
         """
         names = SessionKeys(spec.id)
-        named = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
+        script_keys = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
         self._tidy()
         with translated():
             text = serialization.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
             garbage.expect(self._client, spec.tenant, spec.id)
-            verdict = self._repeatable("snapshot", named, *args)
+            verdict = self._repeatable("snapshot", script_keys, *args)
             return verdict[0] == b"kept"
 
     def discard_snapshot(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
@@ -508,19 +510,19 @@ class RedisStore:
             raise
         return SnapshotRef(snapshot, head.step, head.chain, counts, tuple(refs), carried or {})
 
-    def _repeatable(self, name: str, named: list[str], *args: str | bytes | int) -> list[bytes]:
+    def _repeatable(self, name: str, script_keys: list[str], *args: str | bytes | int) -> list[bytes]:
         """Run a script that may safely run twice, again where the first answer did not come."""
-        for left in reversed(range(REPEATS)):
+        for tries_left in reversed(range(SCRIPT_TRIES)):
             try:
-                return script(name)(self._client, named, *args)
+                return script(name)(self._client, script_keys, *args)
             except (redis.ConnectionError, redis.TimeoutError):
-                if not left:
+                if not tries_left:
                     raise
         raise AssertionError("unreachable")
 
-    def _absent(self, session_id: str) -> Any:
-        said = cast("bytes | None", self._client.get(SessionKeys(session_id).gone))
-        if said == index.DELETED.encode():
+    def _raise_absent(self, session_id: str) -> Any:
+        tombstone = cast("bytes | None", self._client.get(SessionKeys(session_id).gone))
+        if tombstone == index.DELETED.encode():
             raise SessionDeleted(f"session {session_id} is deleted")
         raise UnknownSession(f"there is no session {session_id!r}")
 
@@ -535,7 +537,7 @@ def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
     names, record, key = SessionKeys(session_id), commit.record, commit.idempotency
     body = names.body(record.attempt, len(record.chunks))
     client_key = names.idempotency("" if key is None else key.key)
-    named = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
+    script_keys = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
     entry = Entry(record.step, record.digest, record.attempt, record.chain)
     settings = "" if commit.settings_revision == commit.expect_revision else serialization.dumps(commit.settings)
     args: Arguments = [
@@ -544,9 +546,9 @@ def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
         *(serialization.record_meta(record), record.inline or b""),
         *(settings, commit.settings_revision, record.nbytes),
         "" if key is None else f"{key.digest} {record.step}",
-        index.DAY,
+        index.DAY_SECONDS,
         "" if commit.progress is None else serialization.progress_text(commit.progress),
         serialization.seal(commit.incarnation, commit.settings_revision, settings) if settings else "",
         *record.chunks,
     ]
-    return named, args
+    return script_keys, args

@@ -55,8 +55,8 @@ def summed(value: Mapping[str, Any]) -> str:
 def unsummed(raw: Any) -> dict[str, Any]:
     """Return an object without its sum, which has to be its own; one of the version before has none."""
     value = dict(_object(raw))
-    said = value.pop(SUM, None)
-    if said is not None and said != sum_of(dumps(value)):
+    stored_sum = value.pop(SUM, None)
+    if stored_sum is not None and stored_sum != sum_of(dumps(value)):
         raise ValueError("its sum does not match")
     return value
 
@@ -88,9 +88,9 @@ def spec_text(spec: Spec) -> str:
 
 def snapshot_text(ref: SnapshotRef) -> str:
     """Return a snapshot's reference as text."""
-    told = asdict(ref)
-    left_out = {"damage"} if ref.carried else {"damage", "carried"}
-    return summed({name: told[name] for name in told if name not in left_out})
+    members = asdict(ref)
+    omitted = {"damage"} if ref.carried else {"damage", "carried"}
+    return summed({name: members[name] for name in members if name not in omitted})
 
 
 def progress_text(progress: Mapping[str, Any]) -> str:
@@ -104,10 +104,10 @@ def progress_text(progress: Mapping[str, Any]) -> str:
 
 
 def _progress(text: Mapping[str, str]) -> dict[str, Any]:
-    told = text.get("progress", "{}")  # the first heads had none
-    if told.startswith(" ") and text.get("progressed") != sum_of(told):
+    progress = text.get("progress", "{}")  # the first heads had none
+    if progress.startswith(" ") and text.get("progressed") != sum_of(progress):
         raise ValueError("the sum of the progress does not match")
-    return _object(json.loads(told))
+    return _object(json.loads(progress))
 
 
 def head_fields(head: Head) -> dict[str, str]:
@@ -205,16 +205,16 @@ def _snapshots(text: Mapping[str, str], step: int) -> tuple[SnapshotRef, ...]:
         or f"{text['newest']}]" != text["snapshots"][-len(text["newest"]) - 1 :]
     ):
         raise ValueError("the list of snapshots")
-    found = tuple(_snapshot_or_damage(item) for item in raw)
-    whole = [ref for ref in found if not ref.damage]
-    if found and not whole:
-        raise ValueError(found[-1].damage)
-    if any(ref.step > step for ref in whole) or [ref.step for ref in whole] != sorted({ref.step for ref in whole}):
+    refs = tuple(_snapshot_or_damage(item) for item in raw)
+    intact = [ref for ref in refs if not ref.damage]
+    if refs and not intact:
+        raise ValueError(refs[-1].damage)
+    if any(ref.step > step for ref in intact) or [ref.step for ref in intact] != sorted({ref.step for ref in intact}):
         raise ValueError("the steps of the snapshots")
-    first = found[0].step if found else step
-    if _number(text["log_first"]) != first + 1 and not (found and found[0].damage):
+    first = refs[0].step if refs else step
+    if _number(text["log_first"]) != first + 1 and not (refs and refs[0].damage):
         raise ValueError(f"log_first is {text['log_first']}, after a snapshot at {first}")
-    return found
+    return refs
 
 
 def spec_from(raw: Any) -> Spec:
@@ -273,11 +273,11 @@ def entry_from(raw: bytes) -> Entry:
 
     def read() -> Entry:
         step, digest, attempt, chain = raw.decode().split(" ")
-        attempt, summed_up, said = attempt.partition(".")  # the first entries had no sum
+        attempt, has_sum, stored_sum = attempt.partition(".")  # the first entries had no sum
         entry = Entry(_number(step), digest, attempt, chain)
         if not ATTEMPT.fullmatch(attempt):  # as where the dot before the sum is another character
             raise ValueError("its attempt is none")
-        if summed_up and said != _sum_of_entry(entry):
+        if has_sum and stored_sum != _sum_of_entry(entry):
             raise ValueError("its sum does not match")
         return entry
 
@@ -286,7 +286,7 @@ def entry_from(raw: bytes) -> Entry:
 
 def record_meta(record: Record) -> str:
     """Return a record as text, without its inline body."""
-    told = {"best": True} if record.best else {}
+    optional = {"best": True} if record.best else {}
     return summed(
         {
             "step": record.step,
@@ -301,7 +301,7 @@ def record_meta(record: Record) -> str:
             "settings": record.settings,
             "metrics": record.metrics,
             "numerics": record.numerics,
-            **told,
+            **optional,
         }
     )
 
@@ -321,8 +321,8 @@ def record_from(
         encoding = raw.get("encoding", RAW)  # the first records did not say it
         if raw["step"] != step or raw["dtype"] not in ITEMSIZE or encoding not in ENCODINGS:
             raise ValueError("step, dtype or encoding")
-        for said, name in ((attempt, "attempt"), (chain, "chain")):
-            if said is not None and said.decode() != raw[name]:
+        for stored, name in ((attempt, "attempt"), (chain, "chain")):
+            if stored is not None and stored.decode() != raw[name]:
                 raise ValueError(f"another {name}")
         chunks = tuple(_count(length) for length in raw["chunks"])
         return Record(
@@ -349,9 +349,9 @@ def _snapshot_or_damage(raw: Any) -> SnapshotRef:
     try:
         return _snapshot(raw)
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        named = raw.get("id") if isinstance(raw, dict) else None
+        snapshot_id = raw.get("id") if isinstance(raw, dict) else None
         why = f"a snapshot's reference is damaged ({type(error).__name__}: {error})"
-        return SnapshotRef(named if isinstance(named, str) else "", 0, "", (), (), damage=why)
+        return SnapshotRef(snapshot_id if isinstance(snapshot_id, str) else "", 0, "", (), (), damage=why)
 
 
 def _snapshot(raw: Any) -> SnapshotRef:
@@ -447,7 +447,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 def outcome_from(verdict: Sequence[bytes]) -> CommitOutcome:
     """Read what `commit.lua` says."""
-    said = verdict[0].decode()
-    if said in ("committed", "again"):
-        return Committed(again=said == "again")
-    return Lost(cast(Literal["moved", "fenced", "chunks", "idempotency"], said))
+    word = verdict[0].decode()
+    if word in ("committed", "again"):
+        return Committed(again=word == "again")
+    return Lost(cast(Literal["moved", "fenced", "chunks", "idempotency"], word))

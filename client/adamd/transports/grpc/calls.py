@@ -1,4 +1,4 @@
-"""One attempt over gRPC: its limits, what its errors are, and every operation but the step."""
+"""Call: one attempt over gRPC, with its limits and errors; every operation but the step."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ import grpc
 from adamd.errors import AdamdError, TransportError
 from adamd.sansio import operations
 from adamd.sansio.operations import Body, Operation, Standing, Stepped, bad_answer, reference
-from adamd.transports.cancellation import Stop
+from adamd.transports.cancellation import Cancellation
 from adamd.transports.grpc import messages
-from adamd.transports.grpc.inactivity import FOREVER, Watch, Watched
+from adamd.transports.grpc.inactivity import FOREVER_SECONDS, InactivityMonitor, MonitoredCall
 from adamd.transports.grpc.messages import refusal
 from adamd.transports.grpc.stream import Advance, Filling, numbered
 from adamd.transports.progress import Meter
 from adamd.transports.silence import Attempt
 from adamd.wire import channel, pieces
 from adamd.wire.pieces import Codec
+from adamd.wire.protobuf_tables import DTYPES
 from adamd.wire.v1 import adamd_pb2 as pb
 
-WATCHED = 4.0  # seconds that one look at a session waits for it to move; so long is a server that came back not told
+WATCH_SECONDS = 4.0  # that one look at a session waits for it to move
 DETAILS = "grpc-status-details-bin"
 
 
-class Guard:
-    """What is told of one call's progress, and a way to end it from any thread, even before it has begun."""
+class CallHandle:
+    """Counts one call's bytes, and ends the call from any thread, even before it has begun."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._call: Any = None
         self._ended = False
-        self.watched: Watched | None = None
+        self.monitored: MonitoredCall | None = None
         self.bars: tuple[Advance, Advance] | None = None
 
     def begin(self, call: Any) -> Any:
-        """Say which call it is."""
+        """Set the call; cancel it if it was ended before."""
         with self._lock:
             self._call = call
             ended = self._ended
@@ -63,54 +64,54 @@ class Guard:
         self._moved(1, nbytes)
 
     def _moved(self, way: int, nbytes: int) -> None:
-        if self.watched is not None and self.bars is not None:
-            self.watched.moved()
+        if self.monitored is not None and self.bars is not None:
+            self.monitored.moved()
             self.bars[way](nbytes)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long an attempt may take, and who may end it."""
+class AttemptLimits:
+    """The limits of an attempt: deadline, inactivity, cancellation."""
 
     deadline: float
     inactivity: float
     clock: Callable[[], float]
-    stop: Stop
-    watch: Watch
+    stop: Cancellation
+    monitor: InactivityMonitor
     meter: Meter
     attempt: Attempt
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds that a small call may take.
 
         Raises:
             TransportError: none.
 
         """
-        left = min(self.deadline - self.clock(), self.inactivity, FOREVER)
-        if left <= 0:
+        remaining = min(self.deadline - self.clock(), self.inactivity, FOREVER_SECONDS)
+        if remaining <= 0:
             raise TransportError("the whole call's time is over", phase="timeout")
-        return left
+        return remaining
 
     @contextmanager
-    def guarded(self, up: int, down: int) -> Iterator[Guard]:
-        """Surround a call of so many bytes each way. Its errors come out as ours, and end it."""
-        guard = Guard()
+    def guarded(self, up: int, down: int) -> Iterator[CallHandle]:
+        """Surround a call of ``up`` bytes sent and ``down`` received. Its errors end it, and become an AdamdError."""
+        handle = CallHandle()
         with (
-            self.stop.ends(guard.end),
-            self.watch.over(guard.end, self.deadline, self.attempt) as watched,
+            self.stop.ends(handle.end),
+            self.monitor.watch(handle.end, self.deadline, self.attempt) as monitored,
             self.meter(up, down) as bars,
         ):
-            guard.watched, guard.bars = watched, bars
+            handle.monitored, handle.bars = monitored, bars
             try:
-                yield guard
+                yield handle
             except BaseException as error:
                 if interrupted(error):  # gRPC's locks may be left locked: this thread must not wait for them
                     with suppress(RuntimeError):  # the process ends
-                        threading.Thread(target=guard.end, name="adamd-left", daemon=True).start()
+                        threading.Thread(target=handle.end, name="adamd-left", daemon=True).start()
                     raise
-                guard.end()
+                handle.end()
                 if isinstance(error, grpc.FutureCancelledError):
                     raise TransportError("the call was cancelled", phase="silent") from None
                 if isinstance(error, grpc.RpcError):
@@ -120,16 +121,16 @@ class Limits:
 
 def interrupted(error: BaseException) -> bool:
     """Say whether Ctrl-C came, perhaps inside gRPC's own code."""
-    return not isinstance(error, Exception) or fell(error)
+    return not isinstance(error, Exception) or lost_a_lock(error)
 
 
-def fell(error: BaseException) -> bool:
-    """Say whether gRPC fell over a lock that it no longer had, as Ctrl-C came."""
+def lost_a_lock(error: BaseException) -> bool:
+    """Say whether Ctrl-C made gRPC release a lock that it no longer had."""
     return type(error) is RuntimeError and "lock" in str(error) and isinstance(error.__context__, KeyboardInterrupt)
 
 
 def _refused(error: Any) -> AdamdError:
-    """Return what a call's end is; ``error`` is the call itself."""
+    """Return the error of an ended call; ``error`` is the call itself."""
     trailing = dict(error.trailing_metadata() or ())
     return refusal(error.code().name, error.details() or "", trailing.get(DETAILS))
 
@@ -138,19 +139,19 @@ class Call:
     """One attempt at one operation.
 
     Args:
-        opened: where.
-        limits: how long.
+        opened: the channel.
+        limits: of the attempt.
         metadata: goes with the call.
 
     """
 
-    def __init__(self, opened: grpc.Channel, limits: Limits, metadata: Any) -> None:
+    def __init__(self, opened: grpc.Channel, limits: AttemptLimits, metadata: Any) -> None:
         self._channel = opened
         self._metadata = metadata
         self.limits = limits
 
     def method(self, kind: str, name: str, request: Codec[Any] | None, response: Codec[Any] | type[Any]) -> Any:
-        """Return a method of the channel; a codec reads or writes by hand, protobuf does the rest."""
+        """Return a method of the channel. A codec reads or writes bulk by hand, protobuf everything else."""
         write = _serialized if request is None else request.write
         read = response.read if isinstance(response, Codec) else response.FromString
         return getattr(self._channel, kind)(f"/{channel.SERVICE}/{name}", write, read)
@@ -158,20 +159,20 @@ class Call:
     def unary(self, name: str, request: Any, response: type[Any]) -> Any:
         """Make a call with a small message each way."""
         method = self.method("unary_unary", name, None, response)
-        with self.limits.guarded(0, 0) as guard:
-            return guard.begin(method.future(request, timeout=self.limits.left, metadata=self._metadata)).result()
+        with self.limits.guarded(0, 0) as handle:
+            return handle.begin(method.future(request, timeout=self.limits.remaining, metadata=self._metadata)).result()
 
     def small(self, operation: Operation) -> Any:
         """Bring an operation without bulk to its result."""
         match operation:
             case operations.View(ref):
-                told = self.unary("GetSession", pb.GetSessionRequest(session=reference(ref)), pb.GetSessionResponse)
-                return messages.standing(told.session)
+                response = self.unary("GetSession", pb.GetSessionRequest(session=reference(ref)), pb.GetSessionResponse)
+                return messages.standing(response.session)
             case operations.ListSessions():
                 return messages.page(self.unary("ListSessions", messages.listing(operation), pb.ListSessionsResponse))
             case operations.Update():
-                told = self.unary("UpdateSession", messages.update(operation), pb.UpdateSessionResponse)
-                return messages.standing(told.session)
+                response = self.unary("UpdateSession", messages.update(operation), pb.UpdateSessionResponse)
+                return messages.standing(response.session)
             case operations.Delete(ref, chain):
                 request = pb.DeleteSessionRequest(session=reference(ref), if_match=chain or "")
                 self.unary("DeleteSession", request, pb.DeleteSessionResponse)
@@ -184,24 +185,24 @@ class Call:
     def create(self, operation: operations.Create) -> Standing:
         """Make a session; many parameters follow it, unless an attempt before brought them."""
         request, rest = messages.creation(operation)
-        made = messages.standing(self.unary("CreateSession", request, pb.CreateSessionResponse).session)
-        if rest is None or not made.document["parameters_missing"]:
-            return made
-        return self.set_parameters(made.id, rest)
+        standing = messages.standing(self.unary("CreateSession", request, pb.CreateSessionResponse).session)
+        if rest is None or not standing.document["parameters_missing"]:
+            return standing
+        return self.set_parameters(standing.id, rest)
 
     def set_parameters(self, ref: str, body: Body) -> Standing:
         """Send the parameters."""
         dtype, views, _ = messages.flat(body)
-        first = {"session": reference(ref), "dtype": messages.DTYPES.get(dtype or "", pb.DTYPE_UNSPECIFIED)}
-        told = self._upload("SetParameters", pb.SetParametersRequest, first, views, pb.SetParametersResponse)
-        return messages.standing(told.session)
+        first = {"session": reference(ref), "dtype": DTYPES.get(dtype or "", pb.DTYPE_UNSPECIFIED)}
+        response = self._upload("SetParameters", pb.SetParametersRequest, first, views, pb.SetParametersResponse)
+        return messages.standing(response.session)
 
     def restore(self, operation: operations.Restore) -> Standing:
         """Send an exported state."""
         views = operation.pieces
         first = {"idempotency_key": operation.key, "nbytes": sum(view.nbytes for view in views)}
-        told = self._upload("RestoreSession", pb.RestoreSessionRequest, first, views, pb.RestoreSessionResponse)
-        return messages.standing(told.session)
+        response = self._upload("RestoreSession", pb.RestoreSessionRequest, first, views, pb.RestoreSessionResponse)
+        return messages.standing(response.session)
 
     def _upload(
         self, name: str, request: Any, first: dict[str, Any], views: tuple[memoryview, ...], response: type[Any]
@@ -209,53 +210,53 @@ class Call:
         """Send bytes in pieces, the first with what only the first has; return the one answer."""
 
         def requests(sent: Advance) -> Iterator[Any]:
-            told = first
+            fields = first
             for piece in numbered(None, views):
-                yield request(offset=piece.offset, data=bytes(piece.data), **told)
-                told = {}
+                yield request(offset=piece.offset, data=bytes(piece.data), **fields)
+                fields = {}
                 sent(len(piece.data))
 
         method = self.method("stream_unary", name, None, response)
-        with self.limits.guarded(sum(view.nbytes for view in views), 0) as guard:
-            return guard.begin(method.future(requests(guard.sent), metadata=self._metadata)).result()
+        with self.limits.guarded(sum(view.nbytes for view in views), 0) as handle:
+            return handle.begin(method.future(requests(handle.sent), metadata=self._metadata)).result()
 
     def read_parameters(self, operation: operations.ReadParameters) -> Stepped:
         """Read the parameters into the caller's memory."""
-        dtype = messages.DTYPES[operation.dtype] if operation.rounded else pb.DTYPE_UNSPECIFIED
+        dtype = DTYPES[operation.dtype] if operation.rounded else pb.DTYPE_UNSPECIFIED
         request = pb.GetParametersRequest(session=reference(operation.ref), dtype=dtype, at=operation.at or "")
         method = self.method("unary_stream", "GetParameters", None, pieces.PARAMETERS_RESPONSE)
-        told, filling = None, Filling(operation.into)
-        operation.left()
-        with self.limits.guarded(0, sum(view.nbytes for view in operation.into)) as guard:
-            for piece in guard.begin(method(request, metadata=self._metadata)):
-                told = told or messages.stepped(piece.head, operation)
+        stepped, filling = None, Filling(operation.into)
+        operation.on_sent()
+        with self.limits.guarded(0, sum(view.nbytes for view in operation.into)) as handle:
+            for piece in handle.begin(method(request, metadata=self._metadata)):
+                stepped = stepped or messages.stepped(piece.head, operation)
                 filling.put(piece.offset, piece.data)
-                guard.got(len(piece.data))
-        if told is None or not filling.full:
+                handle.got(len(piece.data))
+        if stepped is None or not filling.full:
             raise bad_answer("parameters that end early")
-        return told
+        return stepped
 
     def export(self, operation: operations.Export) -> bytearray:
         """Read the whole state, into the file or into what is returned."""
         request = pb.ExportStateRequest(session=reference(operation.ref))
         method = self.method("unary_stream", "ExportState", None, pieces.STATE_RESPONSE)
-        body, here, wanted, file = bytearray(), 0, -1, operation.into
+        body, offset, expected, file = bytearray(), 0, -1, operation.into
         if file is not None:
             file.seek(0)  # an earlier attempt may have left something
             file.truncate()
-        with self.limits.guarded(0, operation.expected) as guard:
-            for piece in guard.begin(method(request, metadata=self._metadata)):
-                wanted = wanted if piece.head is None else piece.head.nbytes
-                if piece.offset != here or here + len(piece.data) > operation.limit:
-                    raise bad_answer(f"a piece of {len(piece.data)} bytes of a state at {piece.offset}, after {here}")
+        with self.limits.guarded(0, operation.expected) as handle:
+            for piece in handle.begin(method(request, metadata=self._metadata)):
+                expected = expected if piece.head is None else piece.head.nbytes
+                if piece.offset != offset or offset + len(piece.data) > operation.limit:
+                    raise bad_answer(f"a piece of {len(piece.data)} bytes of a state at {piece.offset}, after {offset}")
                 if file is None:
                     body += piece.data
                 else:
                     file.write(piece.data)
-                here += len(piece.data)
-                guard.got(len(piece.data))
-        if here != wanted:
-            raise bad_answer(f"a state of {here} bytes that should have {wanted}")
+                offset += len(piece.data)
+                handle.got(len(piece.data))
+        if offset != expected:
+            raise bad_answer(f"a state of {offset} bytes that should have {expected}")
         return body
 
     def watch(self, operation: operations.Watch) -> dict[str, Any] | None:
@@ -263,13 +264,13 @@ class Call:
         request = pb.WatchSessionRequest(session=reference(operation.ref))
         method = self.method("unary_stream", "WatchSession", None, pb.WatchSessionResponse)
         try:
-            with self.limits.guarded(0, 0) as guard:
-                wait = min(self.limits.left, WATCHED)
-                for response in guard.begin(method(request, timeout=wait, metadata=self._metadata)):
-                    seen = messages.sight(response)
-                    if seen["chain"] != operation.since:
-                        guard.end()
-                        return seen
+            with self.limits.guarded(0, 0) as handle:
+                wait = min(self.limits.remaining, WATCH_SECONDS)
+                for response in handle.begin(method(request, timeout=wait, metadata=self._metadata)):
+                    document = messages.sight(response)
+                    if document["chain"] != operation.since:
+                        handle.end()
+                        return document
         except TransportError as error:
             if error.extra.get("phase") != "timeout" or operation.since is None:
                 raise

@@ -1,4 +1,4 @@
-"""Ends what blocks without a limit of its own: one thread looks whether anything moved."""
+"""InactivityMonitor: one thread ends calls in which no byte moves for too long."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from adamd.errors import TransportError
 from adamd.transports.silence import Attempt
 
-FOREVER = 1e6  # seconds
+FOREVER_SECONDS = 1e6  # seconds
 
 
-class Watched:
-    """Something that blocks. ``moved`` counts bytes on: the inactivity begins again."""
+class MonitoredCall:
+    """A call that blocks. ``moved`` restarts its inactivity."""
 
     def __init__(
         self,
@@ -33,23 +33,23 @@ class Watched:
 
     @property
     def due(self) -> float:
-        """When it is to be ended, or its silence told."""
-        return self._given_up if self._attempt.told else min(self._given_up, self._last + self._attempt.patience)
+        """When to end it, or to warn of its silence."""
+        return self._time_out if self._attempt.warned else min(self._time_out, self._last + self._attempt.patience)
 
     @property
-    def _given_up(self) -> float:
+    def _time_out(self) -> float:
         return min(self._deadline, self._last + self._inactivity)
 
     def act(self) -> None:
-        """Do what is due."""
-        left = self._given_up - self._clock()
-        if left > 0 and not self._attempt.told:
-            self._attempt.tell(left)
-        elif left <= 0:
+        """Warn, or end it."""
+        remaining = self._time_out - self._clock()
+        if remaining > 0 and not self._attempt.warned:
+            self._attempt.warn(remaining)
+        elif remaining <= 0:
             self.end()
 
     def moved(self) -> None:
-        """Say that something came or went."""
+        """Note that bytes came or went."""
         self._last = self._clock()
 
     def end(self) -> None:
@@ -58,8 +58,8 @@ class Watched:
         self._end()
 
 
-class Watch:
-    """Watches any number of them in one thread, which starts with the first.
+class InactivityMonitor:
+    """Watches any number of calls in one thread, which starts with the first.
 
     Args:
         inactivity: seconds in which something has to move.
@@ -71,37 +71,37 @@ class Watch:
         self._inactivity = inactivity
         self._clock = clock
         self._changed = threading.Condition()
-        self._watched: set[Watched] = set()
+        self._calls: set[MonitoredCall] = set()
         self._next = 0.0  # when the thread looks again
         self._running = False
         self._closed = False
 
     @contextmanager
-    def over(self, end: Callable[[], object], deadline: float, attempt: Attempt) -> Iterator[Watched]:
-        """Surround what blocks; ``end`` makes it fail, and ``attempt`` is told of its silence.
+    def watch(self, end: Callable[[], object], deadline: float, attempt: Attempt) -> Iterator[MonitoredCall]:
+        """Watch a call that blocks: ``end`` makes it fail, and ``attempt`` warns of its silence.
 
         Raises:
-            TransportError: it was ended, with ``extra["phase"]`` "timeout", in the place of its own error.
+            TransportError: it was ended; ``extra["phase"]`` is "timeout". This replaces its own error.
 
         """
-        one = Watched(end, deadline, self._inactivity, self._clock, attempt)
+        call = MonitoredCall(end, deadline, self._inactivity, self._clock, attempt)
         with self._changed:
-            self._watched.add(one)
+            self._calls.add(call)
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._look, name="adamd-watch", daemon=True).start()
-            elif one.due < self._next:
+            elif call.due < self._next:
                 self._changed.notify()
         try:
-            yield one
+            yield call
         except TransportError:
-            if not one.ended:
+            if not call.ended:
                 raise
             words = f"nothing moved for {self._inactivity:g} s, or the whole call's time is over"
             raise TransportError(words, phase="timeout") from None
         finally:
             with self._changed:
-                self._watched.discard(one)
+                self._calls.discard(call)
 
     def close(self) -> None:
         """Let the thread end."""
@@ -113,16 +113,16 @@ class Watch:
         while True:
             with self._changed:
                 now = self._clock()
-                late = {one for one in self._watched if one.due <= now}
+                late = {call for call in self._calls if call.due <= now}
                 if not late:
-                    if self._closed and not self._watched:
+                    if self._closed and not self._calls:
                         self._running = False
                         return
-                    self._next = min((one.due for one in self._watched), default=now + FOREVER)
-                    self._changed.wait(min(self._next - now, FOREVER))
-            for one in late:
+                    self._next = min((call.due for call in self._calls), default=now + FOREVER_SECONDS)
+                    self._changed.wait(min(self._next - now, FOREVER_SECONDS))
+            for call in late:
                 with suppress(Exception):  # its call is over already; the others are still to be ended in time
-                    one.act()
-                if one.ended:
+                    call.act()
+                if call.ended:
                     with self._changed:
-                        self._watched.discard(one)
+                        self._calls.discard(call)

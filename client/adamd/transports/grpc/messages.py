@@ -1,4 +1,4 @@
-"""Operations as gRPC messages, and what comes back as results. Pure. The server is not trusted blindly."""
+"""Converts operations to gRPC messages, and checked messages to results. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from google.protobuf.struct_pb2 import Struct, Value
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -37,16 +36,19 @@ from adamd.wire.channel import ERROR_DOMAIN, PIECE, PROBLEM
 from adamd.wire.dtypes import widen
 from adamd.wire.layout import Tensor, checked
 from adamd.wire.pieces import Data
+from adamd.wire.protobuf_tables import (
+    DTYPE_NAMES,
+    DTYPES,
+    DURABILITIES,
+    DURABILITY_NAMES,
+    ENCODINGS,
+    layout_message,
+    plain,
+    struct,
+)
 from adamd.wire.v1 import adamd_pb2 as pb
 
 INLINE = 1024 * 1024  # bytes of parameters that travel inside a creation
-DTYPES = {"float16": pb.DTYPE_FLOAT16, "bfloat16": pb.DTYPE_BFLOAT16}
-DTYPES |= {"float32": pb.DTYPE_FLOAT32, "float64": pb.DTYPE_FLOAT64}
-ENCODINGS = {"raw": pb.ENCODING_RAW, "int8": pb.ENCODING_INT8}
-ENCODINGS |= {"sparse": pb.ENCODING_SPARSE, "sparse-lazy": pb.ENCODING_SPARSE_LAZY}
-DURABILITIES = {"committed": pb.DURABILITY_COMMITTED, "memory": pb.DURABILITY_MEMORY}
-_NAMES = {number: name for name, number in DTYPES.items()}
-_PROMISES = {number: name for name, number in DURABILITIES.items()}
 _CHAIN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -72,24 +74,22 @@ def sayable(what: str) -> Iterator[None]:
 @sayable("what the session is to be")
 def creation(operation: Create) -> tuple[pb.CreateSessionRequest, Body | None]:
     """Return the request, and the parameters that have to follow it because they are many."""
-    given, told = operation.given, operation.document
+    parameters, document = operation.parameters, operation.document
     request = pb.CreateSessionRequest(
-        name=told["name"] or "",
-        optimizer=struct(told["optimizer"]),
-        layout=pb.Layout(
-            tensors=[pb.Tensor(name=t.name, shape=t.shape) for t in given.layout.tensors], vector=given.layout.vector
-        ),
-        dtype=DTYPES[given.dtype],
-        durability=_known(DURABILITIES, told["durability"], "durability"),
-        labels=told["labels"],
+        name=document["name"] or "",
+        optimizer=struct(document["optimizer"]),
+        layout=layout_message(parameters.layout),
+        dtype=DTYPES[parameters.dtype],
+        durability=_number_of(DURABILITIES, document["durability"], "durability"),
+        labels=document["labels"],
         idempotency_key=operation.key,
     )
-    body = body_of(given.parts, given.layout)
+    body = body_of(parameters.parts, parameters.layout)
     dtype, views, _ = flat(body)
     if sum(view.nbytes for view in views) > INLINE:
         return request, body
     request.parameters = b"".join(views)
-    request.parameters_dtype = DTYPES[dtype or given.dtype]
+    request.parameters_dtype = DTYPES[dtype or parameters.dtype]
     return request, None
 
 
@@ -120,7 +120,7 @@ def step(operation: Step) -> tuple[pb.StepHeader, tuple[memoryview, ...]]:
         if_match=operation.chain or "",
         idempotency_key=operation.key or "",
         nbytes=sum(view.nbytes for view in views),
-        encoding=_known(ENCODINGS, operation.body.encoding, "encoding"),
+        encoding=_number_of(ENCODINGS, operation.body.encoding, "encoding"),
         tensors=names,
         metrics={name: value for name, value in operation.metrics.items() if value is not None},
     )
@@ -146,37 +146,30 @@ def flat(body: Body) -> tuple[str | None, tuple[memoryview, ...], tuple[str, ...
     kinds = {item.dtype for item in body.parts}
     kind = kinds.pop() if len(kinds) == 1 else "float64" if "float64" in kinds else "float32"
     arrays = [item.array if item.dtype == kind else widen(item.array, item.dtype, kind) for item in body.parts]
-    return kind, pieces(arrays), () if body.whole else tuple(item.name for item in body.parts)
+    return kind, pieces(arrays), () if body.complete else tuple(item.name for item in body.parts)
 
 
 def cut(views: Iterable[memoryview]) -> Iterator[Data]:
     """Yield bytes in pieces of one size; what is large is not copied."""
-    held: list[memoryview] = []
+    parts: list[memoryview] = []
     room = PIECE
     for view in views:
-        here = 0
-        while here < view.nbytes:
-            piece = view[here : here + room]
-            held.append(piece)
-            here, room = here + piece.nbytes, room - piece.nbytes
+        offset = 0
+        while offset < view.nbytes:
+            piece = view[offset : offset + room]
+            parts.append(piece)
+            offset, room = offset + piece.nbytes, room - piece.nbytes
             if room == 0:
-                yield held[0] if len(held) == 1 else b"".join(held)
-                held, room = [], PIECE
-    if held:
-        yield held[0] if len(held) == 1 else b"".join(held)
+                yield parts[0] if len(parts) == 1 else b"".join(parts)
+                parts, room = [], PIECE
+    if parts:
+        yield parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def struct(value: Mapping[str, Any]) -> Struct:
-    """Return an object as a Struct."""
-    made = Struct()
-    made.update(value)
-    return made
-
-
-def _known(names: Mapping[str, Any], given: str, what: str) -> Any:
-    if given not in names:
-        raise errors.InvalidRequest(f"{what} is {given!r}; wanted {' or '.join(names)}")
-    return names[given]
+def _number_of(numbers: Mapping[str, Any], name: str, what: str) -> Any:
+    if name not in numbers:
+        raise errors.InvalidRequest(f"{what} is {name!r}; wanted {' or '.join(numbers)}")
+    return numbers[name]
 
 
 # -- in
@@ -214,7 +207,7 @@ def standing(session: pb.Session) -> Standing:
 
 
 def _document(session: pb.Session) -> dict[str, Any]:
-    """Return the document that HTTP would tell, without the layout."""
+    """Return the document that HTTP has, without the layout."""
     return {
         "id": session.id,
         "name": session.name or None,
@@ -224,14 +217,14 @@ def _document(session: pb.Session) -> dict[str, Any]:
         "optimizer": plain(session.optimizer),
         "lr": session.lr,
         "settings_revision": session.settings_revision,
-        "dtype": _NAMES[session.dtype],
-        "durability": _PROMISES[session.durability],
+        "dtype": DTYPE_NAMES[session.dtype],
+        "durability": DURABILITY_NAMES[session.durability],
         "labels": dict(session.labels),
         "created_at": session.created_at.ToMicroseconds() / 1e6,
         "parameters_missing": session.parameters_missing,
         "diverged": session.diverged,
         "stop": session.stop or None,
-        "warnings": [{"code": one.code, "detail": one.detail, "eps": _eps(one)} for one in session.warnings],
+        "warnings": [{"code": stall.code, "detail": stall.detail, "eps": _eps(stall)} for stall in session.warnings],
         "progress": plain(session.progress),
         "snapshot_step": session.snapshot_step if session.HasField("snapshot_step") else None,
     }
@@ -240,7 +233,7 @@ def _document(session: pb.Session) -> dict[str, Any]:
 def page(response: pb.ListSessionsResponse) -> Page:
     """Read a page of the list, each session in short, as HTTP tells it."""
     try:
-        items = [_short(one) for one in response.sessions]
+        items = [_short(session) for session in response.sessions]
     except (KeyError, ValueError) as error:
         raise bad_answer(f"a page that is no list of sessions ({error})") from None
     return Page(items, response.next_page_token or None)
@@ -252,17 +245,17 @@ def _short(session: pb.Session) -> dict[str, Any]:
         created_at = session.created_at.ToMicroseconds() / 1e6
         return {"id": session.id, **nothing, "labels": {}, "created_at": created_at, "damaged": session.damaged}
     document = _document(session)
-    told = {name: document[name] for name in ("id", "name", "step", "dtype", "durability", "labels", "created_at")}
-    return told | {"optimizer": document["optimizer"].get("name"), "parameters": session.elements}
+    members = {name: document[name] for name in ("id", "name", "step", "dtype", "durability", "labels", "created_at")}
+    return members | {"optimizer": document["optimizer"].get("name"), "parameters": session.elements}
 
 
 def sight(response: pb.WatchSessionResponse) -> dict[str, Any]:
     """Read where a watched session stands."""
-    told = response.standing
+    standing = response.standing
     settings = plain(response.optimizer)
-    document = {"step": told.step, "chain": told.chain, "settings": settings}
+    document = {"step": standing.step, "chain": standing.chain, "settings": settings}
     document["lr"] = response.lr if response.HasField("lr") else settings.get("lr")  # an older server's is the base
-    return document | {"diverged": told.diverged, "metrics": dict(response.metrics)}
+    return document | {"diverged": standing.diverged, "metrics": dict(response.metrics)}
 
 
 def info(response: pb.GetServerInfoResponse) -> dict[str, Any]:
@@ -282,52 +275,38 @@ def info(response: pb.GetServerInfoResponse) -> dict[str, Any]:
     }
 
 
-def stepped(told: pb.Standing | None, operation: Step | ReadParameters) -> Stepped:
-    """Check where an answer with parameters stands, before any of them is taken.
+def stepped(head: pb.Standing | None, operation: Step | ReadParameters) -> Stepped:
+    """Check the head of an answer with parameters, before any of them is taken.
 
     Raises:
         TransportError: it is not the answer to what was asked.
 
     """
-    if told is None:
+    if head is None:
         raise bad_answer("parameters that do not say where they stand")
     room = sum(view.nbytes for view in operation.into)
-    if told.dtype != DTYPES[operation.dtype]:
-        raise bad_answer(f"{_NAMES.get(told.dtype, 'unknown')} parameters; wanted {operation.dtype}")
-    if told.nbytes != room:
-        raise bad_answer(f"{told.nbytes} bytes of parameters; wanted {room}")
-    if isinstance(operation, Step) and operation.number not in (None, told.step):
-        raise bad_answer(f"step {told.step}; wanted {operation.number}")
-    if _CHAIN.fullmatch(told.chain) is None or told.step > errors.LAST_STEP:
+    if head.dtype != DTYPES[operation.dtype]:
+        raise bad_answer(f"{DTYPE_NAMES.get(head.dtype, 'unknown')} parameters; wanted {operation.dtype}")
+    if head.nbytes != room:
+        raise bad_answer(f"{head.nbytes} bytes of parameters; wanted {room}")
+    if isinstance(operation, Step) and operation.number not in (None, head.step):
+        raise bad_answer(f"step {head.step}; wanted {operation.number}")
+    if _CHAIN.fullmatch(head.chain) is None or head.step > errors.LAST_STEP:
         raise bad_answer("no chain or step of a session")
-    stalls = tuple(Stall(errors.clean(one.code[:80]), _eps(one)) for one in told.warnings)
-    stop = errors.clean(told.stop[:80]) or None
-    return Stepped(told.step, told.chain, told.replayed, told.diverged, told.overflowed, stop, stalls)
+    stalls = tuple(Stall(errors.clean(stall.code[:80]), _eps(stall)) for stall in head.warnings)
+    stop = errors.clean(head.stop[:80]) or None
+    return Stepped(head.step, head.chain, head.replayed, head.diverged, head.overflowed, stop, stalls)
 
 
 def _eps(warning: pb.Stall) -> float | None:
     return warning.eps if warning.HasField("eps") else None
 
 
-def plain(value: Struct) -> dict[str, Any]:
-    """Return a Struct as a dict; its numbers are floats."""
-    return {name: _plain(item) for name, item in value.fields.items()}
-
-
-def _plain(value: Value) -> Any:
-    kind = value.WhichOneof("kind")
-    if kind == "struct_value":
-        return plain(value.struct_value)
-    if kind == "list_value":
-        return [_plain(item) for item in value.list_value.values]
-    return None if kind in (None, "null_value") else getattr(value, kind)
-
-
 # -- errors
 
 
 def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
-    """Return the error that an ended call is.
+    """Return the error of an ended call.
 
     Args:
         status: gRPC's, by name.
@@ -335,9 +314,9 @@ def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
         details: google.rpc.Status, as ``grpc-status-details-bin`` brings it.
 
     """
-    found = _problem(details) if details else None
-    if found is not None:
-        return found
+    error = _problem(details) if details else None
+    if error is not None:
+        return error
     words = errors.clean(words)
     if "larger than max" in words:  # gRPC's own, at either end: no other attempt makes it shorter
         return errors.TooLarge(f"{status}: {words[:200]}")
@@ -346,17 +325,17 @@ def refusal(status: str, words: str, details: bytes | None) -> AdamdError:
         return foreign(f"{status}: {words[:200]}")
     if "http1.x server" in words:
         return TransportError("the other side speaks HTTP/1", phase=OTHER_PROTOCOL, permanent=True)
-    for sign, said in _HOPELESS.items():
+    for sign, message in _HOPELESS.items():
         if sign in words:
-            return TransportError(said, phase="connect", permanent=True)
+            return TransportError(message, phase="connect", permanent=True)
     if status == "DEADLINE_EXCEEDED":
         return TransportError("no answer came within the time that one may take", phase="timeout")
     if status in ("UNAVAILABLE", "CANCELLED") or any(
         sign in words for sign in ("RST_STREAM", "Stream removed", "GOAWAY")
     ):
         if any(sign in words.lower() for sign in _UNCONNECTED):
-            said = f"no connection: {words[:300]}; is the server running? `adamd serve` starts one"
-            return TransportError(said, phase="connect")
+            message = f"no connection: {words[:300]}; is the server running? `adamd serve` starts one"
+            return TransportError(message, phase="connect")
         return TransportError(f"the connection ended before the answer did: {words[:300]}", phase="silent")
     return bad_answer(f"the gRPC status {status}: {words[:200]!r}")
 
@@ -378,7 +357,7 @@ _FOREIGN: Mapping[str, type[AdamdError]] = {
 def _problem(details: bytes) -> AdamdError | None:
     """Read the problem document among an error's details; None where there is none."""
     info, retry_after = ErrorInfo(), None
-    found: AdamdError | None = None
+    error: AdamdError | None = None
     try:
         for item in Status.FromString(details).details:
             if item.Is(RetryInfo.DESCRIPTOR):
@@ -388,7 +367,7 @@ def _problem(details: bytes) -> AdamdError | None:
         document = json.loads(info.metadata[PROBLEM]) if info.domain == ERROR_DOMAIN else None
         if isinstance(document, dict):
             status = document.get("status")
-            found = errors.from_problem(document, status if isinstance(status, int) else 500, retry_after)
+            error = errors.from_problem(document, status if isinstance(status, int) else 500, retry_after)
     except (DecodeError, ValueError, RecursionError):
         return None
-    return found
+    return error

@@ -1,4 +1,4 @@
-"""One kept StepStream: steps go up in pieces, and their answers come down into the caller's memory."""
+"""StepStream: sends steps in pieces, and receives their answers into the caller's memory."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class StepStream:
     def __init__(self, method: Any, metadata: Any) -> None:
         self._requests: SimpleQueue[Piece[pb.StepHeader] | None] = SimpleQueue()
         self._sent: Advance = _nothing
-        self.call = method(self._taken(), metadata=metadata)
+        self.call = method(self._outgoing(), metadata=metadata)
 
     @property
     def alive(self) -> bool:
-        """Neither end has ended it, as far as this one knows."""
+        """Neither end has ended it, as far as this end knows."""
         alive: bool = self.call.is_active()
         return alive
 
@@ -53,10 +53,10 @@ class StepStream:
         self._sent = sent
         for piece in numbered(header, views):
             self._requests.put(piece)
-        operation.left()
+        operation.on_sent()
         filling = Filling(operation.into)
         first = self._next()
-        told = stepped(first.head, operation)
+        answer = stepped(first.head, operation)
         filling.put(first.offset, first.data)
         got(len(first.data))
         while not filling.full:
@@ -65,7 +65,7 @@ class StepStream:
                 raise bad_answer("the answer to another step")
             filling.put(piece.offset, piece.data)
             got(len(piece.data))
-        return told
+        return answer
 
     def _next(self) -> Any:
         piece = next(self.call, None)
@@ -73,8 +73,8 @@ class StepStream:
             raise TransportError("the server ended the stream before the answer", phase="silent")
         return piece
 
-    def _taken(self) -> Iterator[Piece[pb.StepHeader]]:
-        """Yield what is to be sent; gRPC comes for the next piece when one has left."""
+    def _outgoing(self) -> Iterator[Piece[pb.StepHeader]]:
+        """Yield the pieces to send; gRPC asks for the next one when one has left."""
         while (piece := self._requests.get()) is not None:
             yield piece
             self._sent(len(piece.data))
@@ -96,18 +96,18 @@ def _nothing(_nbytes: int) -> None:
 
 
 class Filling:
-    """Memory that is being filled, piece by piece, in order."""
+    """Fills memory piece by piece, in order."""
 
     def __init__(self, into: tuple[memoryview, ...]) -> None:
         self._views = [view.cast("B") for view in into if view.nbytes]
         self._at = 0  # in the first of them
         self._offset = 0
-        self._left = sum(view.nbytes for view in self._views)
+        self._missing = sum(view.nbytes for view in self._views)
 
     @property
     def full(self) -> bool:
         """Nothing is missing."""
-        return self._left == 0
+        return self._missing == 0
 
     def put(self, offset: int, data: Data) -> None:
         """Take the next piece.
@@ -116,15 +116,15 @@ class Filling:
             TransportError: it is not the next one, or too long.
 
         """
-        if offset != self._offset or len(data) > self._left:
-            raise bad_answer(f"a piece of {len(data)} bytes at {offset}; {self._left} are missing at {self._offset}")
-        self._offset, self._left = offset + len(data), self._left - len(data)
-        here = 0
-        while here < len(data):
+        if offset != self._offset or len(data) > self._missing:
+            raise bad_answer(f"a piece of {len(data)} bytes at {offset}; {self._missing} are missing at {self._offset}")
+        self._offset, self._missing = offset + len(data), self._missing - len(data)
+        start = 0
+        while start < len(data):
             view = self._views[0]
-            count = min(view.nbytes - self._at, len(data) - here)
-            view[self._at : self._at + count] = data[here : here + count]
-            here, self._at = here + count, self._at + count
+            count = min(view.nbytes - self._at, len(data) - start)
+            view[self._at : self._at + count] = data[start : start + count]
+            start, self._at = start + count, self._at + count
             if self._at == view.nbytes:
                 del self._views[0]
                 self._at = 0

@@ -25,24 +25,24 @@ from adamd.errors import TransportError
 from adamd.sansio import operations
 from adamd.sansio.operations import Operation, Stepped
 from adamd.sansio.retry import Timeout
-from adamd.transports.cancellation import Stop
+from adamd.transports.cancellation import Cancellation
 from adamd.transports.endpoint import Route
 from adamd.transports.grpc import messages
-from adamd.transports.grpc.calls import Call, Limits, fell, interrupted
-from adamd.transports.grpc.inactivity import Watch
+from adamd.transports.grpc.calls import AttemptLimits, Call, interrupted, lost_a_lock
+from adamd.transports.grpc.inactivity import InactivityMonitor
 from adamd.transports.grpc.stream import StepStream
 from adamd.transports.progress import Meter
 from adamd.transports.silence import Silence
 from adamd.wire import channel, pieces
 from adamd.wire.v1 import adamd_pb2 as pb
 
-WATCHES = 32  # on one connection
-KEPT = 16  # idle streams kept at most; each is a call at the server
+WATCHES_PER_CHANNEL = 32  # on one connection
+MAX_IDLE_STREAMS = 16  # idle streams kept at most; each is a call at the server
 
 
 @dataclass(slots=True)
-class Lookout:
-    """A channel for watches, and how many there are on it now."""
+class WatchChannel:
+    """A channel for watches, and the number of watches on it."""
 
     channel: grpc.Channel
     watches: int = 0
@@ -72,13 +72,13 @@ class GrpcTransport:
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
-        self._lookouts: list[Lookout] = []
+        self._watch_channels: list[WatchChannel] = []
         self._idle: list[StepStream] = []
         self._owner = os.getpid()
         self._closed = False
-        self._watch = Watch(timeout.inactivity, clock)
+        self._monitor = InactivityMonitor(timeout.inactivity, clock)
 
-    def send(self, operation: Operation, deadline: float, stop: Stop) -> Any:
+    def send(self, operation: Operation, deadline: float, stop: Cancellation) -> Any:
         """Try one operation once, and return its result.
 
         Raises:
@@ -86,37 +86,45 @@ class GrpcTransport:
             AdamdError: the server's refusal.
 
         """
-        with self._silence.over(operation) as attempt, self._connection(operation) as opened:
-            limits = Limits(deadline, self._timeout.inactivity, self._clock, stop, self._watch, self._meter, attempt)
+        with self._silence.attempt(operation) as attempt, self._connection(operation) as opened:
+            limits = AttemptLimits(
+                deadline, self._timeout.inactivity, self._clock, stop, self._monitor, self._meter, attempt
+            )
             try:
-                return self._sent(operation, Call(opened, limits, self._metadata))
+                return self._perform(operation, Call(opened, limits, self._metadata))
             except ValueError as error:  # gRPC's word for a channel that was closed under the call
                 if self._closed:
                     raise _closed() from error
                 raise
             except TransportError as error:
-                raise self._route.told(error) from error.__cause__
+                raise self._route.explain(error) from error.__cause__
             except BaseException as error:
                 if interrupted(error):
                     self._leave()
-                if fell(error):
+                if lost_a_lock(error):
                     raise KeyboardInterrupt from error
                 raise
 
     def _leave(self) -> None:
-        """Leave the channels to whoever still uses them: Ctrl-C inside gRPC's own code may have left it in disorder.
+        """Abandon the channels: Ctrl-C inside gRPC's own code may have left them in disorder.
 
-        They are not closed here, nor dropped, which closes them too: that may wait for ever, for a call whose end
-        nobody takes. A thread of their own does it, which harms nobody if it never ends.
+        A thread closes them later. Closing or dropping them here could wait for ever, for a call whose end nobody
+        takes; the thread harms nobody if it never ends.
         """
         with self._lock:
-            left = [one.channel for one in self._lookouts] + [one for one in (self._channel,) if one is not None]
-            self._channel, self._lookouts, self._idle = None, [], []
+            channels, _ = self._take_all()
         grace = min(2 * self._timeout.inactivity, 120.0)  # for the calls of other threads
         with suppress(RuntimeError):  # the process ends
-            threading.Thread(target=_close_later, args=(left, grace), name="adamd-left", daemon=True).start()
+            threading.Thread(target=_close_later, args=(channels, grace), name="adamd-left", daemon=True).start()
 
-    def _sent(self, operation: Operation, call: Call) -> Any:
+    def _take_all(self) -> tuple[list[grpc.Channel], list[StepStream]]:
+        """Take the channels and idle streams out of this transport, under its lock."""
+        opened = [self._channel] if self._channel is not None else []
+        channels, idle = [*opened, *(entry.channel for entry in self._watch_channels)], self._idle
+        self._channel, self._watch_channels, self._idle = None, [], []
+        return channels, idle
+
+    def _perform(self, operation: Operation, call: Call) -> Any:
         match operation:
             case operations.Step():
                 return self._step(operation, call)
@@ -139,38 +147,37 @@ class GrpcTransport:
         """End every call and the connection; a later operation is refused."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-            opened = [one.channel for one in self._lookouts] + [one for one in (self._channel,) if one is not None]
-            self._channel, self._lookouts = None, []
+            channels, idle = self._take_all()
         if self._owner == os.getpid():
             for stream in idle:
                 stream.cancel()
-            for one in opened:
-                one.close()
-            self._watch.close()
+            for opened in channels:
+                opened.close()
+            self._monitor.close()
 
     @contextmanager
     def _connection(self, operation: Operation) -> Iterator[grpc.Channel]:
-        """Give an operation its channel: a watch one that has room, anything else the one for all."""
+        """Return an operation's channel: for a watch one with room, for anything else the common one."""
         with self._lock:
             self._refuse_when_unusable()
             if not isinstance(operation, operations.Watch):
                 if self._channel is None:
                     self._channel = _channel(self._route, self._timeout)
-                opened, lookout = self._channel, None
+                opened, watch_channel = self._channel, None
             else:
-                lookout = next((one for one in self._lookouts if one.watches < WATCHES), None)
-                if lookout is None:
-                    lookout = Lookout(_channel(self._route, self._timeout))
-                    self._lookouts.append(lookout)
-                lookout.watches += 1
-                opened = lookout.channel
+                roomy = (entry for entry in self._watch_channels if entry.watches < WATCHES_PER_CHANNEL)
+                watch_channel = next(roomy, None)
+                if watch_channel is None:
+                    watch_channel = WatchChannel(_channel(self._route, self._timeout))
+                    self._watch_channels.append(watch_channel)
+                watch_channel.watches += 1
+                opened = watch_channel.channel
         try:
             yield opened
         finally:
-            if lookout is not None:
+            if watch_channel is not None:
                 with self._lock:
-                    lookout.watches -= 1
+                    watch_channel.watches -= 1
 
     def _refuse_when_unusable(self) -> None:
         if self._closed:
@@ -182,12 +189,12 @@ class GrpcTransport:
     def _step(self, operation: operations.Step, call: Call) -> Stepped:
         """Take a step; a kept stream that turns out to be dead is replaced at once."""
         header, views = messages.step(operation)
-        kept = self._kept()
-        if kept is not None:
+        idle = self._idle_stream()
+        if idle is not None:
             try:
-                return self._exchange(kept, operation, header, views, call)
+                return self._exchange(idle, operation, header, views, call)
             except TransportError as error:
-                if error.extra.get("phase") != "silent" or call.limits.stop.given_up:
+                if error.extra.get("phase") != "silent" or call.limits.stop.cancelled:
                     raise
         codecs = pieces.STREAM_REQUEST, pieces.STREAM_RESPONSE
         stream = StepStream(call.method("stream_stream", "StepStream", *codecs), self._metadata)
@@ -201,23 +208,23 @@ class GrpcTransport:
         views: tuple[memoryview, ...],
         call: Call,
     ) -> Stepped:
-        done, left = False, False
+        done, broken = False, False
         down = sum(view.nbytes for view in operation.into)
         try:
-            with call.limits.guarded(header.nbytes, down) as guard:
-                guard.begin(stream)
-                told = stream.exchange(operation, header, views, guard.sent, guard.got)
+            with call.limits.guarded(header.nbytes, down) as handle:
+                handle.begin(stream)
+                answer = stream.exchange(operation, header, views, handle.sent, handle.got)
             done = True
         except BaseException as error:
-            left = interrupted(error)  # a thread of its own ends it
+            broken = interrupted(error)  # a thread of its own ends it
             raise
         finally:
-            if not left:
+            if not broken:
                 self._give_back(stream, keep=done)
-        return told
+        return answer
 
-    def _kept(self) -> StepStream | None:
-        """Return an idle stream that still stands, the youngest first."""
+    def _idle_stream(self) -> StepStream | None:
+        """Return the youngest idle stream that is alive; None if there is none."""
         while True:
             with self._lock:
                 if not self._idle:
@@ -229,15 +236,15 @@ class GrpcTransport:
 
     def _give_back(self, stream: StepStream, *, keep: bool) -> None:
         with self._lock:
-            if keep and not self._closed and len(self._idle) < KEPT:
+            if keep and not self._closed and len(self._idle) < MAX_IDLE_STREAMS:
                 self._idle.append(stream)
                 return
         stream.cancel()
 
 
-def _close_later(left: list[grpc.Channel], seconds: float) -> None:
+def _close_later(channels: list[grpc.Channel], seconds: float) -> None:
     time.sleep(seconds)
-    for channel_ in left:
+    for channel_ in channels:
         channel_.close()
 
 

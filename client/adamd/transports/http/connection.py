@@ -1,8 +1,8 @@
-"""HTTP/1.1 on one socket: a request out of many buffers, an answer into given memory.
+"""Connection: HTTP/1.1 on one socket, with a request from many buffers and an answer into given memory.
 
-``http.client`` opens the socket; what follows is here, because it can do neither of two things: keep a deadline over
-a whole exchange, and notice an answer that comes while the body is still being sent (the rest is then spared, and
-the answer is not lost in the reset that follows).
+``http.client`` only opens the socket. It cannot keep a deadline over a whole exchange, nor notice an answer that comes
+while the body is being sent. Here the rest of the body is then not sent, and the answer is not lost in the reset that
+would follow.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from adamd.sansio.operations import OTHER_PROTOCOL
 from adamd.transports.http.messages import Request, Response
 from adamd.transports.silence import Attempt
 
-PIECE = 1 << 20  # bytes between two looks at the clock and at the other direction
-SMALL = 64 * 1024  # buffers below this are joined: one packet costs more than the copy
-MAX_HEAD = 64 * 1024
+PIECE_BYTES = 1 << 20  # bytes between two looks at the clock and at the other direction
+SMALL_BYTES = 64 * 1024  # buffers below this are joined: one packet costs more than the copy
+MAX_HEAD_BYTES = 64 * 1024
 SETTINGS = b"\x04\0\0\0\0\0"  # what follows the length of HTTP/2's first frame (RFC 9113, sections 3.4 and 6.5)
 TLS_ALERT = b"\x15\x03"  # how an alert begins (RFC 8446, section 5.1)
 Advance = Callable[[int], None]
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
-class Wire:
+class Connection:
     """One connection.
 
     Args:
@@ -44,8 +44,8 @@ class Wire:
         self._clock = clock
         self._selector = _Selector()
         self._selector.register(sock, selectors.EVENT_READ)
-        self._left = bytearray()  # received, not yet read
-        self._seen = False  # a byte of the current answer came
+        self._buffer = bytearray()  # received, not yet read
+        self._answer_began = False  # a byte of the current answer came
         self._attempt: Attempt | None = None  # the current one
         self.reusable = True
         self.idle_since = 0.0
@@ -57,14 +57,14 @@ class Wire:
             self._sock.close()
 
     def interrupt(self) -> None:
-        """End the connection under a thread that uses it; that one meets an error, at once."""
+        """End the connection while another thread uses it, which then fails at once."""
         self.reusable = False
         with suppress(OSError):  # of the socket itself: TLS would take its state away under the other thread
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def dead(self) -> bool:
         """Say whether an idle connection cannot be used again: the server closed it, or talks out of turn."""
-        return bool(self._left or self._selector.select(0))
+        return bool(self._buffer or self._selector.select(0))
 
     def exchange(
         self, head: bytes, request: Request, deadline: float, sent: Advance, got: Advance, attempt: Attempt
@@ -76,12 +76,12 @@ class Wire:
                 connection ended, "timeout", or "answer" where it was cut or is no HTTP.
 
         """
-        self._seen, self.exchanges, self._attempt = False, self.exchanges + 1, attempt
+        self._answer_began, self.exchanges, self._attempt = False, self.exchanges + 1, attempt
         try:
             failure = self._send(_joined(head, request.body), deadline, sent)
             if failure is not None:
                 self.reusable = False  # the server does not wait for the rest, and neither do we
-            request.left()
+            request.on_sent()
             try:
                 return self._answer(request, deadline, got)
             except TransportError:
@@ -95,7 +95,7 @@ class Wire:
                 f"nothing moved for {self._inactivity:g} s, or the whole call's time is over", phase="timeout"
             ) from error
         except OSError as error:
-            phase = "answer" if self._seen else "silent"
+            phase = "answer" if self._answer_began else "silent"
             raise TransportError(f"the connection ended before the answer did: {error}", phase=phase) from error
 
     # -- out
@@ -103,7 +103,7 @@ class Wire:
     def _send(self, pieces: list[memoryview], deadline: float, sent: Advance) -> OSError | bool | None:
         """Send all of it: None. True: an answer came first. An OSError: it broke, maybe with an answer in it."""
         try:
-            if sum(piece.nbytes for piece in pieces) <= PIECE:
+            if sum(piece.nbytes for piece in pieces) <= PIECE_BYTES:
                 for piece in pieces:
                     self._arm(deadline)
                     self._sock.sendall(piece)
@@ -121,20 +121,20 @@ class Wire:
     def _send_large(self, pieces: list[memoryview], deadline: float, sent: Advance) -> bool | None:
         encrypted = isinstance(self._sock, ssl.SSLSocket)  # readable says nothing there: it may be a session ticket
         for piece in pieces:
-            here = 0
-            while here < piece.nbytes:
+            offset = 0
+            while offset < piece.nbytes:
                 wait = self._arm(deadline)
                 if encrypted:
-                    self._sock.sendall(piece[here : here + PIECE])
-                    count = min(PIECE, piece.nbytes - here)
+                    self._sock.sendall(piece[offset : offset + PIECE_BYTES])
+                    count = min(PIECE_BYTES, piece.nbytes - offset)
                 else:
                     ready = self._selector.select(wait)
                     if not ready:
                         raise TimeoutError
                     if ready[0][1] & selectors.EVENT_READ:
                         return True
-                    count = self._sock.send(piece[here : here + PIECE])
-                here += count
+                    count = self._sock.send(piece[offset : offset + PIECE_BYTES])
+                offset += count
                 sent(count)
         return None
 
@@ -161,12 +161,11 @@ class Wire:
         length = None if chunked else _length(fields)
         meant = status == 200 and bare.media_type == request.accept and bare.plain
         into = request.into if meant else None
-        if meant:
-            request.check(bare)  # before any of it is taken
+        head = request.check(bare) if meant else None  # before any of it is taken
         if isinstance(into, tuple) and length == sum(view.nbytes for view in into):
             for view in into:
                 self._read_into(view, deadline, got)
-            return Response(status, fields, filled=True)
+            return Response(status, fields, filled=True, head=head)
         pieces = self._chunks(deadline) if chunked else self._pieces(length, deadline)
         if into is not None and not isinstance(into, tuple):
             _to_file(pieces, into, got)
@@ -175,20 +174,20 @@ class Wire:
         body = self._gather(pieces, limit, got)
         if into is not None and len(body) == sum(view.nbytes for view in into):
             _scatter(body, into)
-            return Response(status, fields, filled=True)
+            return Response(status, fields, filled=True, head=head)
         return Response(status, fields, body)
 
     def _head(self, deadline: float) -> tuple[int, dict[str, str], str]:
-        while (end := self._left.find(b"\r\n\r\n")) < 0:
-            if len(self._left) > MAX_HEAD:
-                raise _no_http(f"a head of more than {MAX_HEAD} bytes")
-            if self._left[3:9] == SETTINGS:
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            if len(self._buffer) > MAX_HEAD_BYTES:
+                raise _no_http(f"a head of more than {MAX_HEAD_BYTES} bytes")
+            if self._buffer[3:9] == SETTINGS:
                 raise TransportError("the other side speaks HTTP/2", phase=OTHER_PROTOCOL, permanent=True)
-            if self._left[:2] == TLS_ALERT:
+            if self._buffer[:2] == TLS_ALERT:
                 raise TransportError("the other side speaks TLS", phase=OTHER_PROTOCOL, permanent=True, tls=True)
             self._receive(deadline)
-        lines = self._left[:end].decode("latin-1").split("\r\n")
-        del self._left[: end + 4]
+        lines = self._buffer[:end].decode("latin-1").split("\r\n")
+        del self._buffer[: end + 4]
         version, _, rest = lines[0].partition(" ")
         code = rest[:3]
         if version not in ("HTTP/1.1", "HTTP/1.0") or not (code.isascii() and code.isdigit() and len(code) == 3):
@@ -203,46 +202,46 @@ class Wire:
         return int(code), fields, version
 
     def _receive(self, deadline: float) -> None:
-        data = self._first(deadline) if not self._seen else None
+        data = self._first(deadline) if not self._answer_began else None
         if data is None:
             self._arm(deadline)
-            data = self._sock.recv(SMALL)
+            data = self._sock.recv(SMALL_BYTES)
         if not data:
-            what = "it closed in the middle of its answer" if self._seen else "it closed without an answer"
+            what = "it closed in the middle of its answer" if self._answer_began else "it closed without an answer"
             raise ConnectionResetError(what)
-        self._seen = True
-        self._left += data
+        self._answer_began = True
+        self._buffer += data
 
     def _first(self, deadline: float) -> bytes | None:
-        """Return an answer's first bytes; None where patience is over, and that is told."""
+        """Return an answer's first bytes; None after a warning, when patience is over."""
         wait, attempt = self._arm(deadline), self._attempt
-        if attempt is None or attempt.told or attempt.patience >= wait:
-            return self._sock.recv(SMALL)
+        if attempt is None or attempt.warned or attempt.patience >= wait:
+            return self._sock.recv(SMALL_BYTES)
         self._sock.settimeout(attempt.patience)
         try:
-            return self._sock.recv(SMALL)
+            return self._sock.recv(SMALL_BYTES)
         except TimeoutError:
-            attempt.tell(wait - attempt.patience)
+            attempt.warn(wait - attempt.patience)
             return None
 
     def _read_into(self, view: memoryview, deadline: float, got: Advance) -> None:
         """Fill ``view``: first with what was received already, then straight from the socket."""
-        here = min(len(self._left), view.nbytes)
-        view[:here] = self._left[:here]
-        del self._left[:here]
-        got(here)
-        while here < view.nbytes:
-            if view.nbytes - here < SMALL:  # many small tensors: one call receives several
+        offset = min(len(self._buffer), view.nbytes)
+        view[:offset] = self._buffer[:offset]
+        del self._buffer[:offset]
+        got(offset)
+        while offset < view.nbytes:
+            if view.nbytes - offset < SMALL_BYTES:  # many small tensors: one call receives several
                 self._receive(deadline)
-                count = min(len(self._left), view.nbytes - here)
-                view[here : here + count] = self._left[:count]
-                del self._left[:count]
+                count = min(len(self._buffer), view.nbytes - offset)
+                view[offset : offset + count] = self._buffer[:count]
+                del self._buffer[:count]
             else:
                 self._arm(deadline)
-                count = self._sock.recv_into(view[here : here + PIECE])
+                count = self._sock.recv_into(view[offset : offset + PIECE_BYTES])
                 if count == 0:
-                    raise ConnectionResetError(f"the answer ended {view.nbytes - here} bytes early")
-            here += count
+                    raise ConnectionResetError(f"the answer ended {view.nbytes - offset} bytes early")
+            offset += count
             got(count)
 
     def _pieces(self, length: int | None, deadline: float) -> Iterator[bytes | bytearray]:
@@ -250,15 +249,15 @@ class Wire:
         if length is None:
             self.reusable = False
         while length is None or length > 0:
-            if not self._left:
+            if not self._buffer:
                 try:
                     self._receive(deadline)
                 except ConnectionResetError:
                     if length is None:
                         return
                     raise
-            piece = self._left if length is None else self._left[:length]
-            self._left = bytearray() if length is None else self._left[length:]
+            piece = self._buffer if length is None else self._buffer[:length]
+            self._buffer = bytearray() if length is None else self._buffer[length:]
             length = None if length is None else length - len(piece)
             yield piece
 
@@ -277,12 +276,12 @@ class Wire:
             pass
 
     def _line(self, deadline: float) -> bytearray:
-        while (end := self._left.find(b"\r\n")) < 0:
-            if len(self._left) > MAX_HEAD:
+        while (end := self._buffer.find(b"\r\n")) < 0:
+            if len(self._buffer) > MAX_HEAD_BYTES:
                 raise _no_http("a line without an end")
             self._receive(deadline)
-        line = self._left[:end]
-        del self._left[: end + 2]
+        line = self._buffer[:end]
+        del self._buffer[: end + 2]
         return line
 
     def _gather(self, pieces: Iterator[bytes | bytearray], limit: int, got: Advance) -> bytearray:
@@ -300,16 +299,16 @@ def _joined(head: bytes, body: tuple[memoryview, ...]) -> list[memoryview]:
     """Join neighbours that are small; large buffers stay what they are."""
     pieces: list[memoryview] = []
     small: list[bytes | memoryview] = [head]
-    held = len(head)
+    nbytes = len(head)
     for view in body:
-        if view.nbytes >= SMALL or held + view.nbytes > PIECE:
+        if view.nbytes >= SMALL_BYTES or nbytes + view.nbytes > PIECE_BYTES:
             pieces += [memoryview(b"".join(small))] if small else []
-            small, held = [], 0
-        if view.nbytes >= SMALL:
+            small, nbytes = [], 0
+        if view.nbytes >= SMALL_BYTES:
             pieces.append(view)
         else:
             small.append(view)
-            held += view.nbytes
+            nbytes += view.nbytes
     return pieces + ([memoryview(b"".join(small))] if small else [])
 
 
@@ -322,20 +321,20 @@ def _to_file(pieces: Iterator[bytes | bytearray], file: BinaryIO, got: Advance) 
 
 
 def _scatter(body: bytearray, into: tuple[memoryview, ...]) -> None:
-    here = 0
+    offset = 0
     for view in into:
-        view[:] = body[here : here + view.nbytes]
-        here += view.nbytes
+        view[:] = body[offset : offset + view.nbytes]
+        offset += view.nbytes
 
 
 def _length(fields: dict[str, str]) -> int | None:
-    given = fields.get("content-length")
-    if given is None:
+    value = fields.get("content-length")
+    if value is None:
         return None
-    if not (given.isascii() and given.isdigit() and len(given) <= 18):
-        raise _no_http(f"Content-Length {given[:40]!r}")
-    return int(given)
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise _no_http(f"Content-Length {value[:40]!r}")
+    return int(value)
 
 
-def _no_http(came: str) -> TransportError:
-    return TransportError(f"the other side does not speak HTTP/1.1: it sent {came}", phase="answer", permanent=True)
+def _no_http(what: str) -> TransportError:
+    return TransportError(f"the other side does not speak HTTP/1.1: it sent {what}", phase="answer", permanent=True)

@@ -1,4 +1,4 @@
-"""Operations as HTTP requests, and HTTP answers as results. Pure. The server is not trusted blindly."""
+"""Converts operations to HTTP requests, and checked HTTP answers to results. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from adamd import errors
 from adamd.errors import AdamdError
-from adamd.sansio.arrays import Part, pieces
+from adamd.sansio.arrays import TensorPart, pieces
 from adamd.sansio.operations import (
     Body,
     Create,
@@ -41,7 +41,7 @@ from adamd.wire import headers, layout, safetensors
 from adamd.wire.encodings import RAW
 from adamd.wire.headers import JSON
 
-MAX_DOCUMENT = 64 * 1024 * 1024
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 _CHAIN = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(rf'(?:W/)?"({_CHAIN.pattern})"')  # a proxy may weaken it
 
@@ -52,7 +52,7 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent.
+    """A request.
 
     Attributes:
         path: below the server's URL, quoted.
@@ -61,8 +61,8 @@ class Request:
         into: where the body of a 200 in that type goes: memory of exactly its length, or a file.
         limit: bytes of any other answer that are kept at most.
         expected: about how many bytes will come; only a progress bar wants to know.
-        check: refuses the head of a 200 in the type wanted, before its body is read.
-        left: is called when the request has left, before its answer is read.
+        check: reads the head of a 200 in the type wanted, before its body is read, or refuses it.
+        on_sent: is called when the request has left, before its answer is read.
 
     """
 
@@ -72,10 +72,10 @@ class Request:
     body: tuple[memoryview, ...] = ()
     accept: str = JSON
     into: tuple[memoryview, ...] | BinaryIO | None = None
-    limit: int = MAX_DOCUMENT
+    limit: int = MAX_DOCUMENT_BYTES
     expected: int = 0
-    check: Callable[[Response], object] = _nothing
-    left: Callable[[], None] = _nothing
+    check: Callable[[Response], Any] = _nothing
+    on_sent: Callable[[], None] = _nothing
 
     @property
     def nbytes(self) -> int:
@@ -85,12 +85,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came. Header names are in lower case; ``filled`` says that the body went to ``Request.into``."""
+    """An answer. Header names are in lower case.
+
+    Attributes:
+        filled: the body went to ``Request.into``.
+        head: the result of ``Request.check``.
+
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes | bytearray = b""
     filled: bool = False
+    head: Any = None
 
     @property
     def plain(self) -> bool:
@@ -107,7 +114,7 @@ class Response:
 
 
 def encode(operation: Operation) -> Request:
-    """Return the request that an operation is.
+    """Return an operation's request.
 
     Raises:
         UnknownSession, InvalidRequest: it names something that cannot be.
@@ -117,15 +124,17 @@ def encode(operation: Operation) -> Request:
         case Step():
             return _step(operation)
         case Create() | Restore():
-            return _made(operation)
+            return _creation(operation)
         case View(ref) | Watch(ref):
             return Request("GET", _path(ref))
         case ListSessions(size, token):
             after = "" if token is None else f"&page_token={quote(token, safe='')}"
             return Request("GET", f"/v1/sessions?page_size={size}{after}")
         case Update(ref):
-            told = {"optimizer": operation.optimizer, "labels": operation.labels}
-            document = json.dumps({name: value for name, value in told.items() if value is not None}, allow_nan=False)
+            members = {"optimizer": operation.optimizer, "labels": operation.labels}
+            document = json.dumps(
+                {name: value for name, value in members.items() if value is not None}, allow_nan=False
+            )
             return Request("PATCH", _path(ref), {"Content-Type": headers.JSON}, (memoryview(document.encode()),))
         case Delete(ref, chain):
             return Request("DELETE", _path(ref), {} if chain is None else {"If-Match": f'"{chain}"'})
@@ -179,20 +188,20 @@ def _filling(
     def check(head: Response) -> object:
         return _head(head, operation)
 
-    return Request(method, path, sent, body, headers.OCTETS, operation.into, check=check, left=operation.left)
+    return Request(method, path, sent, body, headers.OCTETS, operation.into, check=check, on_sent=operation.on_sent)
 
 
 def _rounded(operation: Step | ReadParameters) -> dict[str, str]:
     return {headers.ANSWER_DTYPE: operation.dtype} if operation.rounded else {}
 
 
-def _made(operation: Create | Restore) -> Request:
+def _creation(operation: Create | Restore) -> Request:
     sent = {"Content-Type": headers.SAFETENSORS, headers.IDEMPOTENCY: operation.key}
     if isinstance(operation, Restore):
         return Request("POST", "/v1/sessions", sent, operation.pieces)
-    given = operation.given
-    told = {**operation.document, "dtype": given.dtype, "vector": given.layout.vector}
-    body = _safetensors(given.parts, {"adamd": json.dumps(told, allow_nan=False)})
+    parameters = operation.parameters
+    document = {**operation.document, "dtype": parameters.dtype, "vector": parameters.layout.vector}
+    body = _safetensors(parameters.parts, {"adamd": json.dumps(document, allow_nan=False)})
     return Request("POST", "/v1/sessions", sent, body)
 
 
@@ -200,18 +209,18 @@ def _path(ref: str, tail: str = "") -> str:
     return f"/v1/sessions/{reference(ref)}{tail}"
 
 
-def _body(given: Body) -> tuple[dict[str, str], tuple[memoryview, ...]]:
-    if given.parts:
-        return {"Content-Type": headers.SAFETENSORS}, _safetensors(given.parts, {})
+def _body(body: Body) -> tuple[dict[str, str], tuple[memoryview, ...]]:
+    if body.parts:
+        return {"Content-Type": headers.SAFETENSORS}, _safetensors(body.parts, {})
     kind = {"Content-Type": headers.OCTETS}
-    if given.dtype is not None:
-        kind[headers.DTYPE] = given.dtype
-    if given.encoding != RAW:
-        kind[headers.ENCODING] = given.encoding
-    return kind, given.pieces
+    if body.dtype is not None:
+        kind[headers.DTYPE] = body.dtype
+    if body.encoding != RAW:
+        kind[headers.ENCODING] = body.encoding
+    return kind, body.pieces
 
 
-def _safetensors(parts: Iterable[Part], metadata: Mapping[str, str]) -> tuple[memoryview, ...]:
+def _safetensors(parts: Iterable[TensorPart], metadata: Mapping[str, str]) -> tuple[memoryview, ...]:
     items = tuple(parts)
     head = safetensors.write_header(((item.name, item.dtype, item.array.shape) for item in items), metadata)
     return (memoryview(head), *pieces(item.array for item in items))
@@ -221,7 +230,7 @@ def _safetensors(parts: Iterable[Part], metadata: Mapping[str, str]) -> tuple[me
 
 
 def decode(operation: Operation, response: Response) -> Any:
-    """Return the result that an answer is.
+    """Return the result of an answer.
 
     Raises:
         TransportError: it is not the answer to what was asked.
@@ -256,10 +265,10 @@ def decode(operation: Operation, response: Response) -> Any:
             return response.body
         case Watch():
             now = _standing(response)
-            told = {"step": now.step, "chain": now.chain, "settings": now.settings, "diverged": now.diverged}
+            members = {"step": now.step, "chain": now.chain, "settings": now.settings, "diverged": now.diverged}
             document = _document(response)
             lr = document.get("lr", now.settings.get("lr"))
-            return told | {"lr": lr, "metrics": _metrics(document.get("metrics"))}
+            return members | {"lr": lr, "metrics": _metrics(document.get("metrics"))}
         case Info():
             return _document(response)
         case Delete():
@@ -267,7 +276,7 @@ def decode(operation: Operation, response: Response) -> Any:
 
 
 def refusal(response: Response) -> AdamdError:
-    """Return the error that an answer without success is."""
+    """Return the error of an answer without success."""
     retry_after = _retry_after(response.headers)
     try:
         document = json.loads(bytes(response.body)) if response.media_type.endswith("json") else None
@@ -284,36 +293,36 @@ def _foreign(response: Response) -> str:
         return f"the address has moved to {response.headers['location'][:200]}; connect to that one"
     if not response.plain:
         return f"status {response.status} with a compressed body, which nobody asked for; check the URL and the proxies"
-    said = bytes(response.body[:200]).decode("utf-8", "replace").strip()
+    text = bytes(response.body[:200]).decode("utf-8", "replace").strip()
     kind = response.media_type or "no media type"
-    return f"status {response.status} with {kind}, which is not adamd's: {said!r}; check the URL and the proxies"
+    return f"status {response.status} with {kind}, which is not adamd's: {text!r}; check the URL and the proxies"
 
 
-def _retry_after(given: Mapping[str, str]) -> float | None:
+def _retry_after(fields: Mapping[str, str]) -> float | None:
     """Read Retry-After: seconds, or a date, which counts from the answer's own Date (there is no clock here)."""
-    raw = given.get("retry-after")
+    raw = fields.get("retry-after")
     if raw is None:
         return None
     try:
         seconds = float(raw)
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(raw) - parsedate_to_datetime(given["date"])).total_seconds()
+            seconds = (parsedate_to_datetime(raw) - parsedate_to_datetime(fields["date"])).total_seconds()
         except (KeyError, ValueError, TypeError, OverflowError, IndexError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _metrics(told: Any) -> dict[str, float]:
+def _metrics(raw: Any) -> dict[str, float]:
     """Read the last step's metrics; one that is null is left out."""
-    return {k: v for k, v in told.items() if type(v) in (int, float)} if isinstance(told, dict) else {}
+    return {k: v for k, v in raw.items() if type(v) in (int, float)} if isinstance(raw, dict) else {}
 
 
 def _standing(response: Response) -> Standing:
-    document = {name: told for name, told in _document(response).items() if name != "metrics"}  # a watch tells them
+    document = {name: value for name, value in _document(response).items() if name != "metrics"}  # a watch tells them
     try:
         name, settings, chain = document["name"], document["optimizer"], document["chain"]
-        made = layout.from_json(document["layout"], vector=document["vector"] is True)
+        tensors = layout.from_json(document["layout"], vector=document["vector"] is True)
         good = (
             is_reference(document["id"])
             and isinstance(name, str | None)
@@ -332,7 +341,7 @@ def _standing(response: Response) -> Standing:
             name=name,
             step=document["step"],
             chain=chain,
-            layout=made,
+            layout=tensors,
             dtype=document["dtype"],
             settings=settings,
             diverged=document.get("diverged") is True,
@@ -349,31 +358,32 @@ def _stepped(response: Response, operation: Step | ReadParameters) -> Stepped:
         kind, nbytes = response.media_type or "no media type", len(response.body)
         room = sum(view.nbytes for view in operation.into)
         raise bad_answer(f"{kind}, {nbytes} bytes; wanted {headers.OCTETS}, {room} bytes")
-    return _head(response, operation)
+    head: Stepped = response.head or _head(response, operation)
+    return head
 
 
 def _head(response: Response, operation: Step | ReadParameters) -> Stepped:
-    """Check what an answer says of its parameters, before any of them is taken."""
-    given, wanted = response.headers, operation.number if isinstance(operation, Step) else None
-    told, came = given.get(headers.DTYPE.lower()), _count(given.get(headers.STEP.lower(), ""))
-    etag = _ETAG.fullmatch(given.get("etag", ""))
-    if told != operation.dtype:
-        what = f"no {headers.DTYPE}" if told is None else f"{told[:40]} parameters"
+    """Check the headers of an answer with parameters, before any of them is taken."""
+    fields, number = response.headers, operation.number if isinstance(operation, Step) else None
+    dtype, step = fields.get(headers.DTYPE.lower()), _count(fields.get(headers.STEP.lower(), ""))
+    etag = _ETAG.fullmatch(fields.get("etag", ""))
+    if dtype != operation.dtype:
+        what = f"no {headers.DTYPE}" if dtype is None else f"{dtype[:40]} parameters"
         raise bad_answer(f"{what}; wanted {operation.dtype}")
-    if came is None or wanted not in (None, came):
-        said = given.get(headers.STEP.lower(), "")[:40]
-        raise bad_answer(f"{headers.STEP} {said!r}" + ("" if wanted is None else f"; wanted {wanted}"))
+    if step is None or number not in (None, step):
+        raw = fields.get(headers.STEP.lower(), "")[:40]
+        raise bad_answer(f"{headers.STEP} {raw!r}" + ("" if number is None else f"; wanted {number}"))
     if etag is None:
         raise bad_answer("no ETag with the chain; does a proxy drop it?")
-    stop = given.get(headers.STOP.lower())
+    stop = fields.get(headers.STOP.lower())
     return Stepped(
-        came,
+        step,
         etag.group(1),
-        given.get(headers.REPLAYED.lower()) == "true",
-        given.get("adamd-diverged") == "true",
-        _count(given.get(headers.OVERFLOWED.lower(), "")) or 0,
+        fields.get(headers.REPLAYED.lower()) == "true",
+        fields.get("adamd-diverged") == "true",
+        _count(fields.get(headers.OVERFLOWED.lower(), "")) or 0,
         stop if stop is None else errors.clean(stop[:80]),
-        _stalls(given.get(headers.WARNING.lower(), "")),
+        _stalls(fields.get(headers.WARNING.lower(), "")),
     )
 
 
@@ -384,16 +394,16 @@ def _count(raw: str) -> int | None:
 
 def _stalls(header: str) -> tuple[Stall, ...]:
     """Read Adamd-Warning: codes with the eps that would help, as in "gradient_below_eps;eps=1e-15"."""
-    found = []
-    for one in filter(None, (part.strip() for part in header.split(","))):
-        code, _, parameter = one.partition(";")
+    stalls = []
+    for item in filter(None, (part.strip() for part in header.split(","))):
+        code, _, parameter = item.partition(";")
         try:
             eps = float(parameter.partition("=")[2]) if parameter.strip().startswith("eps=") else None
         except ValueError:
             eps = None
         if eps is None or (math.isfinite(eps) and eps > 0):
-            found.append(Stall(errors.clean(code[:80]), eps))
-    return tuple(found)
+            stalls.append(Stall(errors.clean(code[:80]), eps))
+    return tuple(stalls)
 
 
 def _document(response: Response) -> dict[str, Any]:

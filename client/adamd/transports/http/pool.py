@@ -10,15 +10,15 @@ from typing import Any
 from adamd.errors import InvalidRequest, TransportError
 from adamd.sansio.operations import Operation
 from adamd.sansio.retry import Timeout
-from adamd.transports.cancellation import Stop
+from adamd.transports.cancellation import Cancellation
 from adamd.transports.endpoint import Route
-from adamd.transports.http.connection import Wire
+from adamd.transports.http.connection import Connection
 from adamd.transports.http.messages import Request, Response, decode, encode
 from adamd.transports.progress import Meter
 from adamd.transports.silence import Attempt, Silence
 
-KEPT = 16  # idle connections kept at most
-IDLE = 50.0  # seconds after which an idle one is not trusted: servers and proxies close theirs after 60 to 75
+MAX_IDLE_CONNECTIONS = 16  # idle connections kept at most
+MAX_IDLE_SECONDS = 50.0  # servers and proxies close theirs after 60 to 75
 
 
 class HttpTransport:
@@ -43,7 +43,7 @@ class HttpTransport:
         self._meter = meter
         self._silence = Silence(route.url, clock)
         self._lock = threading.Lock()
-        self._idle: list[Wire] = []
+        self._idle: list[Connection] = []
         self._owner = os.getpid()
         self._closed = False
         fixed = {"Host": route.authority, **route.extra_headers, "User-Agent": "adamd-python"}
@@ -52,7 +52,7 @@ class HttpTransport:
             fixed["Authorization"] = f"Bearer {key}"
         self._fixed = "".join(_field(name, value) for name, value in fixed.items())
 
-    def send(self, operation: Operation, deadline: float, stop: Stop) -> Any:
+    def send(self, operation: Operation, deadline: float, stop: Cancellation) -> Any:
         """Try one operation once, and return its result.
 
         A kept connection that turns out to be dead is replaced at once: that says nothing about the server.
@@ -64,13 +64,13 @@ class HttpTransport:
         """
         request = encode(operation)
         head = self._head(request)
-        wire = self._kept()
-        with self._silence.over(operation) as attempt:
-            if wire is not None:
+        connection = self._idle_connection()
+        with self._silence.attempt(operation) as attempt:
+            if connection is not None:
                 try:
-                    return decode(operation, self._exchange(wire, head, request, deadline, stop, attempt))
+                    return decode(operation, self._exchange(connection, head, request, deadline, stop, attempt))
                 except TransportError as error:
-                    if error.extra.get("phase") != "silent" or stop.given_up:
+                    if error.extra.get("phase") != "silent" or stop.cancelled:
                         raise
             return decode(operation, self._exchange(self._open(deadline), head, request, deadline, stop, attempt))
 
@@ -79,22 +79,28 @@ class HttpTransport:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for wire in idle:
-            wire.close()
+        for connection in idle:
+            connection.close()
 
     def _exchange(
-        self, wire: Wire, head: bytes, request: Request, deadline: float, stop: Stop, attempt: Attempt
+        self,
+        connection: Connection,
+        head: bytes,
+        request: Request,
+        deadline: float,
+        stop: Cancellation,
+        attempt: Attempt,
     ) -> Response:
         into, done = request.into, False
         down = sum(view.nbytes for view in into) if isinstance(into, tuple) else request.expected
         try:
-            with stop.ends(wire.interrupt), self._meter(request.nbytes, down) as (sent, got):
-                response = wire.exchange(head, request, deadline, sent, got, attempt)
+            with stop.ends(connection.interrupt), self._meter(request.nbytes, down) as (sent, got):
+                response = connection.exchange(head, request, deadline, sent, got, attempt)
             done = True
         except TransportError as error:
-            raise self._route.told(error) from error.__cause__
+            raise self._route.explain(error) from error.__cause__
         finally:
-            self._give_back(wire, keep=done)
+            self._give_back(connection, keep=done)
         return response
 
     def _head(self, request: Request) -> bytes:
@@ -105,8 +111,8 @@ class HttpTransport:
             lines.append(_field("Content-Length", str(request.nbytes)))
         return "".join([*lines, "\r\n"]).encode("ascii")
 
-    def _kept(self) -> Wire | None:
-        """Return an idle connection that still stands, the youngest first."""
+    def _idle_connection(self) -> Connection | None:
+        """Return the youngest idle connection that is alive; None if there is none."""
         while True:
             with self._lock:
                 if self._closed:
@@ -115,26 +121,26 @@ class HttpTransport:
                     self._owner, self._idle = os.getpid(), []
                 if not self._idle:
                     return None
-                wire = self._idle.pop()
-            if self._clock() - wire.idle_since <= IDLE and not wire.dead():
-                return wire
-            wire.close()
+                connection = self._idle.pop()
+            if self._clock() - connection.idle_since <= MAX_IDLE_SECONDS and not connection.dead():
+                return connection
+            connection.close()
 
-    def _open(self, deadline: float) -> Wire:
-        left = deadline - self._clock()
-        if left <= 0:
+    def _open(self, deadline: float) -> Connection:
+        remaining = deadline - self._clock()
+        if remaining <= 0:
             raise TransportError("the whole call's time is over", phase="timeout")
-        sock = self._route.open(min(left, self._timeout.connect))
-        return Wire(sock, self._timeout.inactivity, self._clock)
+        sock = self._route.open(min(remaining, self._timeout.connect))
+        return Connection(sock, self._timeout.inactivity, self._clock)
 
-    def _give_back(self, wire: Wire, *, keep: bool) -> None:
-        wire.idle_since = self._clock()
-        if keep and wire.reusable:
+    def _give_back(self, connection: Connection, *, keep: bool) -> None:
+        connection.idle_since = self._clock()
+        if keep and connection.reusable:
             with self._lock:
-                if not self._closed and len(self._idle) < KEPT and self._owner == os.getpid():
-                    self._idle.append(wire)
+                if not self._closed and len(self._idle) < MAX_IDLE_CONNECTIONS and self._owner == os.getpid():
+                    self._idle.append(connection)
                     return
-        wire.close()
+        connection.close()
 
 
 def _field(name: str, value: str) -> str:

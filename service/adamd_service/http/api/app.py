@@ -25,7 +25,7 @@ from adamd_service.http.server.origin_check import Doors, hang
 from adamd_service.http.server.unread_bodies import Leftovers
 from adamd_service.telemetry import Telemetry
 
-ASKED = {
+QUERY_WANTED = {
     "page_size": f"a whole number from 1 to {LONGEST_PAGE}",
     "page_token": "the next_page_token of an earlier answer",
 }
@@ -66,11 +66,11 @@ def application(engine: Engine, telemetry: Telemetry, doors: Doors, root_path: s
     app.include_router(routes.router)
     _operations(app, engine, telemetry)
     docs_page.add(app)
-    app.add_exception_handler(AdamdError, _known)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _plain)
-    app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _unknown)
+    app.add_exception_handler(AdamdError, _adamd_error)
+    app.add_exception_handler(RequestValidationError, _invalid_query)
+    app.add_exception_handler(HTTPException, _routing_error)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
+    app.add_exception_handler(Exception, _unexpected_error)
     hang(app, doors)
     app.add_middleware(Measured, telemetry=telemetry)
     # Outside the measuring: the rest of a body is not our time.
@@ -94,61 +94,63 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
     async def metrics() -> Response:
         return Response(telemetry.render(), media_type=telemetry.content_type)
 
-    told = APIRouter(route_class=routes.StrictRoute)
+    info_router = APIRouter(route_class=routes.StrictRoute)
 
-    @told.get("/v1/info", response_class=JSONResponse, responses=openapi.INFO)
+    @info_router.get("/v1/info", response_class=JSONResponse, responses=openapi.INFO)
     async def info() -> Response:
         """Tell the version, the numerics, the bounds, and what the store promises."""
         return JSONResponse(server_info(engine))
 
-    app.include_router(told)
+    app.include_router(info_router)
 
 
-async def _known(request: Request, error: Exception) -> Response:
+async def _adamd_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AdamdError)
     if isinstance(error, InternalError):
-        log.error("internal error", **_asked(request), detail=error.detail, exc_info=error)
+        log.error("internal error", **_request_fields(request), detail=error.detail, exc_info=error)
     else:
         tell = log.info if error.status >= 500 else log.debug
-        tell("refused", **_asked(request), code=error.code, detail=error.detail)
+        tell("refused", **_request_fields(request), code=error.code, detail=error.detail)
     return responses.problem(error)
 
 
-def _asked(request: Request) -> dict[str, str]:
+def _request_fields(request: Request) -> dict[str, str]:
     """Return what a request was about, for the log: its method, its route, and its session."""
     route = getattr(request.scope.get("route"), "path", request.url.path[:200])
     session = request.path_params.get("session")
     return {"method": request.method, "route": route} | ({} if session is None else {"session": shown(session)})
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
+async def _invalid_query(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     where = str(fault["loc"][-1])
-    return responses.problem(InvalidRequest(f"{where} is {shown(fault['input'])}; wanted {ASKED[where]}", path=where))
+    return responses.problem(
+        InvalidRequest(f"{where} is {shown(fault['input'])}; wanted {QUERY_WANTED[where]}", path=where)
+    )
 
 
-async def _plain(request: Request, error: Exception) -> Response:
+async def _routing_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    came = f"{request.method} {request.url.path[:200]}"
+    request_line = f"{request.method} {request.url.path[:200]}"
     if error.status_code != 405:
-        return responses.problem(NoRoute(f"{came}: there is no such path; see /docs"))
+        return responses.problem(NoRoute(f"{request_line}: there is no such path; see /docs"))
     # Starlette tells the methods of one route only; a path has several.
-    every = [*request.app.routes, *routes.router.routes]
+    all_routes = [*request.app.routes, *routes.router.routes]
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    here = [route for route in every if isinstance(route, Route) and route.path_regex.match(path)]
-    methods = {method for route in here for method in route.methods or ()}
+    matching = [route for route in all_routes if isinstance(route, Route) and route.path_regex.match(path)]
+    methods = {method for route in matching for method in route.methods or ()}
     allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
-    response = responses.problem(MethodNotAllowed(f"{came}: this path has {allowed}; see /docs"))
+    response = responses.problem(MethodNotAllowed(f"{request_line}: this path has {allowed}; see /docs"))
     response.headers["Allow"] = allowed
     return response
 
 
-async def _gone(_request: Request, _error: Exception) -> Response:
+async def _disconnected(_request: Request, _error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it
 
 
-async def _unknown(request: Request, error: Exception) -> Response:
+async def _unexpected_error(request: Request, error: Exception) -> Response:
     log.error("unexpected error", method=request.method, path=request.url.path, exc_info=error)
     return responses.problem(InternalError(f"{type(error).__name__}; the server's log has the rest"))
 

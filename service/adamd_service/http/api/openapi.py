@@ -56,15 +56,15 @@ def settings_schema() -> dict[str, Any]:
 
     The defaults are words: a generated client would send a ``default`` to optimizers that have no such setting.
     """
-    told = {name: _shape(name) | {"description": _words(name)} for name in KINDS}
+    settings = {name: _shape(name) | {"description": _words(name)} for name in KINDS}
     groups = {"tensors": {"type": "array", "items": {"type": "string"}, "description": WANTED["tensors"]}}
-    groups |= {name: told[name] for name in KINDS if name in GROUPED}
+    groups |= {name: settings[name] for name in KINDS if name in GROUPED}
     return {
         "type": "object",
         "additionalProperties": False,
         "properties": {
             "name": {"type": "string", "enum": list(FAMILY), "description": "which optimizer; default adam"},
-            **told,
+            **settings,
             "stop": STOP | {"description": "rules that advise when to stop; default none"},
             "keep_best": SWITCH | {"description": "keep the parameters of the lowest loss; default false"},
             "groups": {
@@ -87,14 +87,14 @@ def _shape(name: str) -> dict[str, Any]:
 
 def _words(name: str) -> str:
     """Say what a setting may be, what it is where it is left out, and which optimizers have it, if not all do."""
-    had = {optimizer: settings_of(FAMILY[optimizer]) for optimizer in FAMILY}
+    settings_by_optimizer = {optimizer: settings_of(FAMILY[optimizer]) for optimizer in FAMILY}
     defaults: dict[str, list[str]] = {}
-    for optimizer, settings in had.items():
+    for optimizer, settings in settings_by_optimizer.items():
         if name in settings:
             defaults.setdefault(_value(settings[name]), []).append(optimizer)
     everywhere = len(defaults) == 1 and len(*defaults.values()) == len(FAMILY)
-    said = [value if everywhere else f"{value} ({', '.join(who)})" for value, who in defaults.items()]
-    return f"{WANTED[name]}; default {', '.join(said)}"
+    words = [value if everywhere else f"{value} ({', '.join(who)})" for value, who in defaults.items()]
+    return f"{WANTED[name]}; default {', '.join(words)}"
 
 
 def _value(default: Any) -> str:
@@ -144,8 +144,8 @@ PROBLEM_SCHEMA: dict[str, Any] = {
 }
 
 
-def _header(said: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"description": said, "schema": schema or {"type": "string"}}
+def _header(description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"description": description, "schema": schema or {"type": "string"}}
 
 
 _PROBLEM = {
@@ -174,12 +174,14 @@ _STEPPED = _STANDING | {
 Responses = dict[int | str, dict[str, Any]]
 
 
-def _good(content: dict[str, Any] | None, said: str, told: dict[str, Any] | None = None) -> dict[str, Any]:
-    good: dict[str, Any] = {"description": said}
+def _good(
+    content: dict[str, Any] | None, description: str, response_headers: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    good: dict[str, Any] = {"description": description}
     if content is not None:
         good["content"] = content
-    if told is not None:
-        good["headers"] = told
+    if response_headers is not None:
+        good["headers"] = response_headers
     return good
 
 

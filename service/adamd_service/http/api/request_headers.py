@@ -32,13 +32,13 @@ def only(request: Request, name: str) -> str | None:
         InvalidRequest: it comes twice: two readers could take different ones.
 
     """
-    given = request.headers.getlist(name)
-    if len(given) > 1:
-        raise InvalidRequest(f"{name}: the header comes {len(given)} times; wanted once")
-    return given[0] if given else None
+    values = request.headers.getlist(name)
+    if len(values) > 1:
+        raise InvalidRequest(f"{name}: the header comes {len(values)} times; wanted once")
+    return values[0] if values else None
 
 
-def check_query(request: Request, known: Sequence[str]) -> None:
+def check_query(request: Request, allowed: Sequence[str]) -> None:
     """Refuse a query with a member that means nothing here, or one that comes twice.
 
     Raises:
@@ -47,8 +47,8 @@ def check_query(request: Request, known: Sequence[str]) -> None:
     """
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
-        if name not in known:
-            hint = f"known are {', '.join(known)}" if known else "this call has no query"
+        if name not in allowed:
+            hint = f"known are {', '.join(allowed)}" if allowed else "this call has no query"
             raise InvalidRequest(f"{shown(name)} in the query: unknown; {hint}", path=name[:64])
         if names.count(name) > 1:
             raise InvalidRequest(f"{name}: it is in the query {names.count(name)} times; wanted once", path=name)
@@ -61,10 +61,10 @@ def dtype(request: Request) -> str | None:
         WrongDtype: none of ours.
 
     """
-    given = only(request, headers.DTYPE)
-    if given is not None and given not in ITEMSIZE:
-        raise WrongDtype(f"{headers.DTYPE}: unknown dtype {shown(given)}; known are {', '.join(ITEMSIZE)}")
-    return given
+    value = only(request, headers.DTYPE)
+    if value is not None and value not in ITEMSIZE:
+        raise WrongDtype(f"{headers.DTYPE}: unknown dtype {shown(value)}; known are {', '.join(ITEMSIZE)}")
+    return value
 
 
 def encoding(request: Request) -> str:
@@ -74,10 +74,10 @@ def encoding(request: Request) -> str:
         MediaType: none of ours.
 
     """
-    given = only(request, headers.ENCODING)
-    if given is not None and given not in ENCODINGS:
-        raise MediaType(f"{headers.ENCODING}: unknown encoding {shown(given)}; known are {', '.join(ENCODINGS)}")
-    return given or RAW
+    value = only(request, headers.ENCODING)
+    if value is not None and value not in ENCODINGS:
+        raise MediaType(f"{headers.ENCODING}: unknown encoding {shown(value)}; known are {', '.join(ENCODINGS)}")
+    return value or RAW
 
 
 def answer_dtype(request: Request, kind: str) -> str | None:
@@ -88,16 +88,16 @@ def answer_dtype(request: Request, kind: str) -> str | None:
         InvalidRequest: the answer is JSON, whose numbers have no dtype.
 
     """
-    given = only(request, headers.ANSWER_DTYPE)
-    if given is None:
+    value = only(request, headers.ANSWER_DTYPE)
+    if value is None:
         return None
-    if given not in ITEMSIZE:
-        raise WrongDtype(f"{headers.ANSWER_DTYPE}: unknown dtype {shown(given)}; known are {', '.join(ITEMSIZE)}")
+    if value not in ITEMSIZE:
+        raise WrongDtype(f"{headers.ANSWER_DTYPE}: unknown dtype {shown(value)}; known are {', '.join(ITEMSIZE)}")
     if kind == headers.JSON:
         raise InvalidRequest(
             f"{headers.ANSWER_DTYPE}: JSON's numbers have no dtype; leave it out, or Accept {headers.OCTETS}"
         )
-    return given
+    return value
 
 
 def media_type(request: Request, default: str, accepted: tuple[str, ...] = KNOWN) -> str:
@@ -110,10 +110,10 @@ def media_type(request: Request, default: str, accepted: tuple[str, ...] = KNOWN
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise MediaType(f"Content-Encoding {shown(encoding)} is not supported; send the body as it is")
-    given = only(request, "content-type")
-    if given is None:
+    value = only(request, "content-type")
+    if value is None:
         return default
-    kind = given.partition(";")[0].strip().lower()
+    kind = value.partition(";")[0].strip().lower()
     if kind == "application/x-www-form-urlencoded":
         raise MediaType(
             "application/x-www-form-urlencoded is what curl -d and --data-binary send by themselves; add "
@@ -131,11 +131,11 @@ def accepted_type(request: Request, default: str) -> str:
         NotAcceptable: none of ours.
 
     """
-    given = ",".join(request.headers.getlist("accept"))
-    if not given.strip():
+    value = ",".join(request.headers.getlist("accept"))
+    if not value.strip():
         return default
     best, chosen = 0.0, None
-    for item in given.split(","):
+    for item in value.split(","):
         kind, _, parameters = item.strip().partition(";")
         quality = _quality(parameters)
         kind = kind.strip().lower()
@@ -143,7 +143,7 @@ def accepted_type(request: Request, default: str) -> str:
         if offers and quality > best:
             best, chosen = quality, offers[0]
     if chosen is None:
-        raise NotAcceptable(f"Accept {shown(given)}; this can be answered as {', '.join(KNOWN)}")
+        raise NotAcceptable(f"Accept {shown(value)}; this can be answered as {', '.join(KNOWN)}")
     return chosen
 
 
@@ -167,14 +167,14 @@ def if_match(request: Request) -> tuple[str, ...]:
     lines = request.headers.getlist("if-match")
     if not lines:
         return ()
-    given = ",".join(lines).strip(" \t,")
-    if given == "*":
+    value = ",".join(lines).strip(" \t,")
+    if value == "*":
         return ()
-    if _TAGS.fullmatch(given) is None:
+    if _TAGS.fullmatch(value) is None:
         raise InvalidRequest(
-            f"If-Match is {shown(given)}; wanted the ETag of an answer as it came, in double quotes, or a list, or *"
+            f"If-Match is {shown(value)}; wanted the ETag of an answer as it came, in double quotes, or a list, or *"
         )
-    tags = _TAG.findall(given)
+    tags = _TAG.findall(value)
     chains = tuple(tag[1:-1] for tag in tags if _CHAIN.fullmatch(tag))
     return chains or tuple(tags[:1])
 
@@ -186,16 +186,16 @@ def base(request: Request) -> Base | None:
         InvalidRequest: it is not as in 41;chain=…;most=3.
 
     """
-    given = only(request, headers.BASE)
-    if given is None:
+    value = only(request, headers.BASE)
+    if value is None:
         return None
-    found = _BASE.fullmatch(given)
-    if found is None or int(found["step"]) > headers.MAX_STEP:
+    match = _BASE.fullmatch(value)
+    if match is None or int(match["step"]) > headers.MAX_STEP:
         raise InvalidRequest(
-            f"{headers.BASE} is {shown(given)}; wanted the step that the gradient was taken at, with its chain and "
+            f"{headers.BASE} is {shown(value)}; wanted the step that the gradient was taken at, with its chain and "
             "how many steps may have come since where you know them: 41;chain=<64 hexadecimal digits>;most=3"
         )
-    return Base(int(found["step"]), found["chain"], None if found["most"] is None else int(found["most"]))
+    return Base(int(match["step"]), match["chain"], None if match["most"] is None else int(match["most"]))
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -205,36 +205,36 @@ def idempotency_key(request: Request) -> str | None:
         InvalidRequest: empty, longer than 255, or unprintable.
 
     """
-    given = only(request, headers.IDEMPOTENCY)
-    if given is None:
+    value = only(request, headers.IDEMPOTENCY)
+    if value is None:
         return None
-    return checks.key(given.strip().strip('"'), headers.IDEMPOTENCY)
+    return checks.key(value.strip().strip('"'), headers.IDEMPOTENCY)
 
 
 def declared_length(request: Request) -> int | None:
     """Return Content-Length; None where the body is chunked."""
-    given = request.headers.get("content-length")
-    if given is None:
+    value = request.headers.get("content-length")
+    if value is None:
         return None if "transfer-encoding" in request.headers else 0
-    return int(given)
+    return int(value)
 
 
 def minimal(request: Request) -> bool:
     """Say whether the client prefers no body (RFC 7240)."""
-    given = ",".join(request.headers.getlist("prefer")).lower().replace(" ", "").replace('"', "")
-    return any(re.split("[;,]", item)[0] == "return=minimal" for item in given.split(","))
+    value = ",".join(request.headers.getlist("prefer")).lower().replace(" ", "").replace('"', "")
+    return any(re.split("[;,]", item)[0] == "return=minimal" for item in value.split(","))
 
 
-def step_number(given: str) -> int:
+def step_number(value: str) -> int:
     """Return a step's number.
 
     Raises:
         InvalidRequest: not 1 to 2^53.
 
     """
-    if _NUMBER.fullmatch(given) is None or not given.isascii():
-        raise InvalidRequest(f"step {shown(given)}: wanted a number from 1 to 2^53; step 1 is the first update")
-    return checks.step_number(int(given))
+    if _NUMBER.fullmatch(value) is None or not value.isascii():
+        raise InvalidRequest(f"step {shown(value)}: wanted a number from 1 to 2^53; step 1 is the first update")
+    return checks.step_number(int(value))
 
 
 def json_header(request: Request, name: str) -> Any:
@@ -244,10 +244,10 @@ def json_header(request: Request, name: str) -> Any:
         InvalidRequest: it is no JSON.
 
     """
-    given = only(request, name)
-    if given is None:
+    value = only(request, name)
+    if value is None:
         return None
     try:
-        return parse_json(given.encode("latin-1"))  # the bytes that came; JSON is UTF-8
+        return parse_json(value.encode("latin-1"))  # the bytes that came; JSON is UTF-8
     except MalformedBody as error:
         raise InvalidRequest(f"{name}: {error.detail}") from None

@@ -1,4 +1,4 @@
-"""The routes of DESIGN section 5. Each decodes, calls the engine and encodes."""
+"""The routes of the HTTP API (docs/protocol.md). Each decodes, calls the engine and encodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.checks import session_ref as _ref
 from adamd_service.codecs.documents import MAX_JSON, summary
 from adamd_service.codecs.documents import patch as patch_document
-from adamd_service.engine import Body, Engine, StepCall
+from adamd_service.engine import Engine, RequestBody, StepCall
 from adamd_service.http import responses
 from adamd_service.http.api import openapi, request_headers
 from adamd_service.http.server import direct_bodies
@@ -35,21 +35,25 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what serves a request."""
         handle = super().get_route_handler()
-        known = [one.alias for one in self.dependant.query_params]
-        known += [one["name"] for one in (self.openapi_extra or {}).get("parameters", ()) if one["in"] == "query"]
+        query_names = [parameter.alias for parameter in self.dependant.query_params]
+        query_names += [
+            parameter["name"]
+            for parameter in (self.openapi_extra or {}).get("parameters", ())
+            if parameter["in"] == "query"
+        ]
 
         async def handled(request: Request) -> Response:
             if request.scope["query_string"]:
-                request_headers.check_query(request, known)
+                request_headers.check_query(request, query_names)
             return await handle(request)
 
         return handled
 
 
 router = APIRouter(prefix="/v1", tags=["sessions"], route_class=StrictRoute)
-JSON_WEIGHT = 14  # bytes of memory that a byte of JSON becomes at worst, on its way to an array
-MAX_PATCH = 1024 * 1024
-INLINE = 64 * 1024  # a longer body is parsed in a thread
+JSON_WEIGHT = 14  # bytes of memory for each byte of JSON at worst, while it becomes an array
+MAX_PATCH_BYTES = 1024 * 1024
+INLINE_BYTES = 64 * 1024  # a longer body is parsed in a thread
 Ref = Annotated[
     str,
     Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": openapi.REF}),
@@ -63,11 +67,11 @@ def engine_of(request: Request) -> Engine:
     return engine
 
 
-def _body(request: Request, kind: str) -> Body:
+def _body(request: Request, kind: str) -> RequestBody:
     declared = request_headers.declared_length(request)
     if kind == headers.JSON:
-        return Body(declared, _chunks(request), MAX_JSON, JSON_WEIGHT)
-    return Body(declared, _chunks(request), fill=direct_bodies.filler(request, declared))
+        return RequestBody(declared, _chunks(request), MAX_JSON, JSON_WEIGHT)
+    return RequestBody(declared, _chunks(request), fill=direct_bodies.filler(request, declared))
 
 
 async def _chunks(request: Request) -> AsyncGenerator[bytes]:
@@ -77,19 +81,19 @@ async def _chunks(request: Request) -> AsyncGenerator[bytes]:
 
 
 @asynccontextmanager
-async def _whole(request: Request, kind: str, limit: int | None = None) -> AsyncIterator[memoryview]:
+async def _complete_body(request: Request, kind: str, limit: int | None = None) -> AsyncIterator[memoryview]:
     """Hold a whole body of a kind that is not streamed, and what it is read into, for as long as it is used."""
     body = _body(request, kind)
     if kind == headers.SAFETENSORS:
         body = replace(body, weight=bodies.SAFETENSORS_WEIGHT)
     if limit is not None:
         body = replace(body, limit=limit)
-    async with engine_of(request).whole(body) as read:
+    async with engine_of(request).read_body(body) as read:
         yield read
 
 
 async def _parsed(parse: Callable[..., T], body: memoryview, *args: Any) -> T:
-    return parse(body, *args) if body.nbytes <= INLINE else await run_in_threadpool(parse, body, *args)
+    return parse(body, *args) if body.nbytes <= INLINE_BYTES else await run_in_threadpool(parse, body, *args)
 
 
 @router.post("/sessions", status_code=201, openapi_extra=openapi.CREATE, responses=openapi.CREATED)
@@ -98,9 +102,11 @@ async def create_session(request: Request) -> Response:
     kind = request_headers.media_type(request, headers.JSON, (headers.JSON, headers.SAFETENSORS))
     key = request_headers.idempotency_key(request)
     parse = bodies.create_from_json if kind == headers.JSON else bodies.create_from_safetensors
-    async with _whole(request, kind) as body:
+    async with _complete_body(request, kind) as body:
         call = await _parsed(parse, body, key)
-        return responses.created(await engine_of(request).create(call), call.given, request.scope.get("root_path", ""))
+        return responses.created(
+            await engine_of(request).create(call), call.sent_order, request.scope.get("root_path", "")
+        )
 
 
 @router.get("/sessions", responses=openapi.PAGE)
@@ -125,7 +131,7 @@ async def patch_session(request: Request, session: Ref) -> Response:
     """Change settings (they count from the next step) or labels."""
     kind = request_headers.media_type(request, headers.JSON, (headers.JSON,))
     ref = _ref(session)
-    async with _whole(request, kind, MAX_PATCH) as body:
+    async with _complete_body(request, kind, MAX_PATCH_BYTES) as body:
         patch = await _parsed(patch_document, body)
         changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, await _if_match(request, ref))
         return responses.session(changed)
@@ -225,7 +231,7 @@ async def _if_match(request: Request, ref: str, number: int | None = None) -> st
 
 async def _step(request: Request, session: str, number: int | None, key: str | None) -> Response:
     kind = request_headers.media_type(request, headers.OCTETS)
-    wanted = request_headers.accepted_type(request, kind)
+    answer_kind = request_headers.accepted_type(request, kind)
     dtype = request_headers.dtype(request)
     decode = {headers.JSON: bodies.gradient_from_json, headers.SAFETENSORS: bodies.gradient_from_safetensors}
     call = StepCall(
@@ -235,7 +241,7 @@ async def _step(request: Request, session: str, number: int | None, key: str | N
         dtype=dtype if kind == headers.OCTETS else None,
         decode=decode.get(kind),
         encoding=request_headers.encoding(request),
-        answer_dtype=request_headers.answer_dtype(request, wanted),
+        answer_dtype=request_headers.answer_dtype(request, answer_kind),
         if_match=await _if_match(request, _ref(session), number),
         base=request_headers.base(request) if number is None else None,
         key=key,
@@ -243,4 +249,4 @@ async def _step(request: Request, session: str, number: int | None, key: str | N
         metrics=checks.metrics(request_headers.json_header(request, headers.METRICS)) or {},
         minimal=request_headers.minimal(request),
     )
-    return responses.parameters(await engine_of(request).step(call), wanted)
+    return responses.parameters(await engine_of(request).step(call), answer_kind)

@@ -26,7 +26,7 @@ from adamd.wire import headers
 from adamd_service.http import responses
 from adamd_service.http.server.direct_bodies import DirectConnection, parser_of
 
-HEAD = 64 * 1024  # bytes of a request line and its headers
+MAX_HEAD_BYTES = 64 * 1024  # of a request line and its headers
 log = structlog.get_logger()
 
 
@@ -99,7 +99,7 @@ class GuardedConnection(DirectConnection):
             self._parse(data)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
-        if self._quiet_bytes > HEAD and not self._deaf:
+        if self._quiet_bytes > MAX_HEAD_BYTES and not self._deaf:
             self._refuse(_too_large())
         elif self._in_head and self._head_timer is None and self.parser is not None:
             self._head_timer = self.loop.call_later(self.gap, self._head_is_late)
@@ -140,7 +140,7 @@ class GuardedConnection(DirectConnection):
 
     def _count(self, nbytes: int) -> None:
         self._head_bytes += nbytes
-        if self._head_bytes > HEAD:
+        if self._head_bytes > MAX_HEAD_BYTES:
             self._fault = _too_large()
             raise ValueError("head too large")  # the parser stops, and uvicorn asks for the 400
 
@@ -165,8 +165,8 @@ class GuardedConnection(DirectConnection):
             if self.parser.get_http_version() == "1.0":
                 return MalformedRequest("Transfer-Encoding in HTTP/1.0; send a Content-Length, or speak HTTP/1.1")
             if value.strip().lower() != b"chunked":
-                told = value[:80].decode("latin-1")
-                return MalformedRequest(f"Transfer-Encoding {told!r}; only chunked is understood")
+                coding = value[:80].decode("latin-1")
+                return MalformedRequest(f"Transfer-Encoding {coding!r}; only chunked is understood")
         return None
 
     def on_message_complete(self) -> None:
@@ -205,8 +205,8 @@ class GuardedConnection(DirectConnection):
         """Answer by hand and close. Whole requests that came before are answered first; nothing more is read."""
         self._deaf = True
         if self.pipeline and self.cycle.more_body:  # the broken one has begun, and waits for its turn
-            told: Any = responses.problem(error, closing=True)
-            self.pipeline[0] = self.cycle, told
+            response: Any = responses.problem(error, closing=True)
+            self.pipeline[0] = self.cycle, response
             self.cycle.more_body = False
         elif not self._answering():
             content = json.dumps(error.problem()).encode()
@@ -292,4 +292,4 @@ class GuardedConnection(DirectConnection):
 
 
 def _too_large() -> HeadTooLarge:
-    return HeadTooLarge(f"the request line and its headers have more than {HEAD} bytes")
+    return HeadTooLarge(f"the request line and its headers have more than {MAX_HEAD_BYTES} bytes")

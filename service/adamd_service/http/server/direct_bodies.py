@@ -21,10 +21,10 @@ from starlette.requests import Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 EXTENSION = "adamd.rest"  # in the ASGI scope's extensions
-STRIDE = 256 * 1024  # bytes between two words to the reader
-LOOK = 1.0  # seconds after which less than that is told, so that a slow sender is seen to send
-SCRATCH = 64 * 1024
-JOINED = 64 * 1024  # bytes of a body that cost less to copy behind its head than a second buffer in the write
+STRIDE_BYTES = 256 * 1024  # between two reports to the reader
+REPORT_SECONDS = 1.0  # after which fewer bytes are reported too, so that a slow sender is seen to send
+SCRATCH_BYTES = 64 * 1024  # for bytes whose reader has given up
+JOINED_BYTES = 64 * 1024  # at most: copying such a body behind its head costs less than a second buffer in the write
 
 
 class DirectConnection(HttpToolsProtocol):
@@ -66,7 +66,7 @@ class Together(asyncio.Transport):
         """Write, or keep the head for a moment."""
         if self._head is not None:
             head, self._head, self._begun = self._head, None, True
-            if len(data) <= JOINED:
+            if len(data) <= JOINED_BYTES:
                 self._transport.write(b"".join((head, data)))
             else:
                 self._transport.writelines((head, data))
@@ -89,22 +89,22 @@ class Together(asyncio.Transport):
 def filler(request: Request, declared: int | None) -> Callable[[memoryview], AsyncGenerator[int]] | None:
     """Return what fills memory with this request's body, where the server offers that and it is worth it."""
     rest = request.scope.get("extensions", {}).get(EXTENSION)
-    return None if rest is None or declared is None or declared <= STRIDE else partial(_filled, request, rest)
+    return None if rest is None or declared is None or declared <= STRIDE_BYTES else partial(_filled, request, rest)
 
 
 async def _filled(request: Request, rest: Rest, view: memoryview) -> AsyncGenerator[int]:
     """Fill ``view``, which is as long as the body: its first piece as ever, the rest straight from the socket."""
-    here = 0
+    position = 0
     async for chunk in request.stream():
-        view[here : here + len(chunk)] = chunk
-        start = here = here + len(chunk)
+        view[position : position + len(chunk)] = chunk
+        start = position = position + len(chunk)
         if start < view.nbytes:
             async with aclosing(rest.fill(view[start:])) as filled:
                 async for more in filled:
-                    here = start + more
-                    yield here
+                    position = start + more
+                    yield position
         elif chunk:
-            yield here
+            yield position
 
 
 class Rest(asyncio.BufferedProtocol):
@@ -118,10 +118,10 @@ class Rest(asyncio.BufferedProtocol):
         self._connection = connection
         self._cycle = cycle
         self._view = memoryview(b"")
-        self._here = 0  # bytes of the view that are filled
-        self._left = 0  # bytes of the body that are still to come
+        self._position = 0  # bytes of the view that are filled
+        self._remaining = 0  # bytes of the body that are still to come
         self._scratch: bytearray | None = None  # where bytes land that the reader no longer wants
-        self._told = 0
+        self._reported = 0
         self._waiter: asyncio.Future[None] | None = None
 
     async def fill(self, view: memoryview) -> AsyncGenerator[int]:
@@ -129,40 +129,40 @@ class Rest(asyncio.BufferedProtocol):
 
         Ends early where the client goes away. Close the generator to give up.
         """
-        self._view, self._here = view, 0
+        self._view, self._position = view, 0
         self._take()
-        if self._here < view.nbytes and not self._cycle.disconnected:
+        if self._position < view.nbytes and not self._cycle.disconnected:
             self._begin()
         try:
             while True:
-                self._told = self._here
-                yield self._here
-                if self._here == view.nbytes or self._cycle.disconnected:
+                self._reported = self._position
+                yield self._position
+                if self._position == view.nbytes or self._cycle.disconnected:
                     return
                 await self._more()
         finally:
             self._view = memoryview(b"")
-            if self._left:
-                self._scratch = bytearray(SCRATCH)
+            if self._remaining:
+                self._scratch = bytearray(SCRATCH_BYTES)
 
     def _take(self) -> None:
         """Take what came the usual way meanwhile."""
-        came = self._cycle.body
+        body = self._cycle.body
         self._cycle.body = bytearray()
-        self._view[: len(came)] = came
-        self._here = len(came)
+        self._view[: len(body)] = body
+        self._position = len(body)
 
     def _begin(self) -> None:
-        self._left = self._view.nbytes - self._here
+        self._remaining = self._view.nbytes - self._position
         self._connection.flow.resume_reading()
         self._connection.transport.set_protocol(self)
 
     async def _more(self) -> None:
         """Wait for the next stride, or a while for less."""
         loop = self._connection.loop
-        while self._here == self._told and not self._cycle.disconnected:
+        while self._position == self._reported and not self._cycle.disconnected:
             self._waiter = loop.create_future()
-            late = loop.call_later(LOOK, self._wake)
+            late = loop.call_later(REPORT_SECONDS, self._wake)
             try:
                 await self._waiter
             finally:
@@ -178,20 +178,20 @@ class Rest(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go: never more room than this body needs, so that no other request's come."""
         if self._scratch is not None:
-            return memoryview(self._scratch)[: self._left]
-        return self._view[self._here :]
+            return memoryview(self._scratch)[: self._remaining]
+        return self._view[self._position :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Note what came."""
-        self._left -= nbytes
+        self._remaining -= nbytes
         if self._scratch is None:
-            self._here += nbytes
+            self._position += nbytes
         else:
             self._connection.on_body(bytes(self._scratch[:nbytes]))
-        if not self._left:
+        if not self._remaining:
             self._connection.transport.set_protocol(self._connection)
             self._connection.expect_head()
-        if not self._left or self._here - self._told >= STRIDE:
+        if not self._remaining or self._position - self._reported >= STRIDE_BYTES:
             self._wake()
 
     def eof_received(self) -> None:
@@ -200,7 +200,7 @@ class Rest(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let the connection and the reader know."""
-        self._left = 0
+        self._remaining = 0
         self._connection.connection_lost(exc)
         self._wake()
 

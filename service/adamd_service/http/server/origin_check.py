@@ -29,9 +29,9 @@ from adamd_service.http import responses
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-ASKED = ("Content-Type", "If-Match", "Prefer", headers.IDEMPOTENCY, *headers.ASKED)  # what a page may send
-TOLD = ("ETag", "Location", "Retry-After", "Content-Disposition", "Preference-Applied", *headers.TOLD)
-PREFLIGHT = 7200  # seconds that a browser may remember a permission; none remembers it longer
+REQUEST_HEADERS = ("Content-Type", "If-Match", "Prefer", headers.IDEMPOTENCY, *headers.ASKED)  # what a page may send
+RESPONSE_HEADERS = ("ETag", "Location", "Retry-After", "Content-Disposition", "Preference-Applied", *headers.TOLD)
+PREFLIGHT_SECONDS = 7200  # that a browser may remember a permission; none remembers it longer
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def hang(app: Starlette, which: Doors) -> None:
             CORSMiddleware,
             allow_origins=which.origins,
             allow_methods=METHODS,
-            allow_headers=ASKED,
-            expose_headers=TOLD,
-            max_age=PREFLIGHT,
+            allow_headers=REQUEST_HEADERS,
+            expose_headers=RESPONSE_HEADERS,
+            max_age=PREFLIGHT_SECONDS,
         )
     app.add_middleware(Checked, doors=which)
 
@@ -95,12 +95,12 @@ class Checked:
 
 
 def _refusal(scope: Scope, which: Doors) -> AdamdError | None:
-    told: dict[bytes, list[str]] = {b"host": [], b"origin": [], b"sec-fetch-site": [], b"sec-fetch-mode": []}
+    fields: dict[bytes, list[str]] = {b"host": [], b"origin": [], b"sec-fetch-site": [], b"sec-fetch-mode": []}
     for name, value in scope["headers"]:
-        if name in told:
-            told[name].append(value.decode("latin-1"))
-    hosts, origins = told[b"host"], told[b"origin"]
-    if which.hosts is not None and not _known(hosts, which.hosts, scope["http_version"]):
+        if name in fields:
+            fields[name].append(value.decode("latin-1"))
+    hosts, origins = fields[b"host"], fields[b"origin"]
+    if which.hosts is not None and not _host_matches(hosts, which.hosts, scope["http_version"]):
         return HostNotAllowed(
             f"Host {shown(', '.join(hosts))}: this server answers to {', '.join(sorted(which.hosts))}, so that no web "
             "page reaches it under a name of its own; start it with --allowed-host NAME if it has another"
@@ -108,23 +108,23 @@ def _refusal(scope: Scope, which: Doors) -> AdamdError | None:
     if origins:
         if len(origins) == 1 and (origins[0] in which.origins or _own(origins[0], hosts)):
             return None
-        came = f"a web page of {shown(', '.join(origins))}"
-    elif any(site in ("cross-site", "same-site") for site in told[b"sec-fetch-site"]):
-        if told[b"sec-fetch-mode"] == ["navigate"]:  # a link that a person follows; only GET comes without an Origin
+        page = f"a web page of {shown(', '.join(origins))}"
+    elif any(site in ("cross-site", "same-site") for site in fields[b"sec-fetch-site"]):
+        if fields[b"sec-fetch-mode"] == ["navigate"]:  # a link that a person follows; only GET comes without an Origin
             return None
-        came = "a web page of another origin"
+        page = "a web page of another origin"
     else:
         return None
-    return OriginNotAllowed(f"{came} may not call this server; start it with --cors-origin ORIGIN if it should")
+    return OriginNotAllowed(f"{page} may not call this server; start it with --cors-origin ORIGIN if it should")
 
 
-def _known(hosts: list[str], known: frozenset[str], version: str) -> bool:
+def _host_matches(hosts: list[str], allowed: frozenset[str], version: str) -> bool:
     if not hosts:
         return version in ("0.9", "1.0")  # they need none, and no browser speaks them
     name, _, port = hosts[0].lower().rpartition(":")
     if not name or not (port.isdigit() or not port):  # no port: an address of version 6 ends in a bracket
         name = hosts[0].lower()
-    return len(hosts) == 1 and name in known
+    return len(hosts) == 1 and name in allowed
 
 
 def _own(origin: str, hosts: list[str]) -> bool:

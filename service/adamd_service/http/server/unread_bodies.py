@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PATIENCE = 10  # gaps, altogether
+MAX_GAPS = 10  # that reading the rest of a body may take altogether
 
 
 class Leftovers:
@@ -35,22 +35,22 @@ class Leftovers:
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
-        asked = whole = False
+        body_requested = body_complete = False
 
         async def received() -> Message:
-            nonlocal asked, whole
-            asked = True
+            nonlocal body_requested, body_complete
+            body_requested = True
             message = await receive()
-            whole = message["type"] != "http.request" or not message.get("more_body", False)
+            body_complete = message["type"] != "http.request" or not message.get("more_body", False)
             return message
 
         async def sent(message: Message) -> None:
-            nonlocal whole
-            if message["type"] == "http.response.start" and not asked and _expects(scope):
+            nonlocal body_complete
+            if message["type"] == "http.response.start" and not body_requested and _expects(scope):
                 # The client waits for our word and has sent nothing: it shall not send at all.
-                whole = True
+                body_complete = True
                 message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
-            if message["type"] != "http.response.body" or message.get("more_body", False) or whole:
+            if message["type"] != "http.response.body" or message.get("more_body", False) or body_complete:
                 await send(message)
                 return
             await send({**message, "more_body": True})
@@ -62,7 +62,7 @@ class Leftovers:
     async def _drop(self, receive: Receive) -> None:
         dropped = 0
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE * self._gap):
+            async with asyncio.timeout(MAX_GAPS * self._gap):
                 while dropped <= self._most:
                     async with asyncio.timeout(self._gap):
                         message = await receive()

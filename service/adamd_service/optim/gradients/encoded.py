@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from adamd.errors import BadGradient, MalformedBody
 from adamd.wire import encodings
 from adamd.wire.buffers import Bytes
-from adamd.wire.dtypes import ITEMSIZE, Floats, storage
+from adamd.wire.dtypes import ITEMSIZE, SLICE, Floats, storage
 from adamd_service.optim.gradients.half_precision import widen
 from adamd_service.optim.gradients.scan import (
     check_gradient,
@@ -25,8 +25,6 @@ from adamd_service.optim.gradients.scan import (
     scan_gradient,
     wire_dtype,
 )
-
-SLICE = 65_536  # elements: a slice widened to float32 is 256 KiB, still in the L2 cache when the kernel reads it
 
 
 class Encoded(Protocol):

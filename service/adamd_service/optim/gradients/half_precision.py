@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # `compile_loop` gives them to the texts
 from typing import TYPE_CHECKING
 
 from adamd.wire import dtypes
-from adamd_service.optim.gradients.encoded import SLICE
+from adamd.wire.dtypes import SLICE
 
 if TYPE_CHECKING:  # `compile_loop` gives them to the texts
     from numpy import float32, uint32

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from adamd_service.optim.gradients.encoded import SLICE, Encoded
+from adamd.wire.dtypes import SLICE
+from adamd_service.optim.gradients.encoded import Encoded
 from adamd_service.optim.numba_cache import Compiled, compile_loop
 
 if TYPE_CHECKING:  # `compile_loop` gives them to the texts

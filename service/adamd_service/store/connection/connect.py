@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 from adamd.errors import StoreUnavailable
 from adamd_service.store.connection import urls
-from adamd_service.store.connection.durability import Found, look, mode_of
+from adamd_service.store.connection.durability import NodeSettings, look, mode_of
 from adamd_service.store.connection.failures import no_permission, translated
 from adamd_service.store.connection.sockets import OfSentinel, OfSentinelTls, Plain, Sentinels, Tls, Unix
 from adamd_service.store.connection.trust import Trust
@@ -31,14 +31,14 @@ Client: TypeAlias = "redis.Redis | RedisCluster"
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class StoreLink:
     """A client, and what is known of the processes that it reaches."""
 
     client: Client
     trust: Trust
 
 
-def connect(url: str, timeout: float, max_connections: int) -> Link:
+def connect(url: str, timeout: float, max_connections: int) -> StoreLink:
     """Return a client; single-node and Sentinel clients connect when they are first used.
 
     ``url``: ``redis://``, ``rediss://`` (TLS) or ``unix://`` as redis-py has them; ``redis+cluster://host:port,…``
@@ -58,13 +58,13 @@ def connect(url: str, timeout: float, max_connections: int) -> Link:
     }
     trust = Trust()
     try:
-        found = urls.parsed(url)
-        options |= found.options
-        if found.scheme.endswith("cluster"):
-            return Link(_cluster(found, options, trust), trust)
+        parts = urls.parsed(url)
+        options |= parts.options
+        if parts.scheme.endswith("cluster"):
+            return StoreLink(_cluster(parts, options, trust), trust)
         options |= {"trust": trust, "redis_connect_func": trust.greet}
-        make = _sentinel if found.scheme.endswith("sentinel") else _single
-        return Link(make(found, options), trust)
+        make = _sentinel if parts.scheme.endswith("sentinel") else _single
+        return StoreLink(make(parts, options), trust)
     except (ValueError, TypeError) as error:
         raise StoreRefused(f"--redis-url: {error}") from None
 
@@ -85,10 +85,10 @@ def _single(url: urls.StoreUrl, options: dict[str, Any]) -> redis.Redis:
     return redis.Redis.from_pool(ConnectionPool(**options))
 
 
-def _database(said: str) -> int:
-    if said and not (said.isascii() and said.isdigit()):
+def _database(text: str) -> int:
+    if text and not (text.isascii() and text.isdigit()):
         raise ValueError("what follows the host is no number of a database; wanted one as in redis://host:6379/0")
-    return int(said or 0)
+    return int(text or 0)
 
 
 def _cluster(url: urls.StoreUrl, options: dict[str, Any], trust: Trust) -> RedisCluster:
@@ -107,8 +107,10 @@ def _cluster(url: urls.StoreUrl, options: dict[str, Any], trust: Trust) -> Redis
 
 def _why_no_slots(node: ClusterNode, options: dict[str, Any]) -> str:
     """Ask a node that does not tell its slots what it is."""
-    told = {name: value for name, value in options.items() if name not in ("redis_connect_func", "max_connections")}
-    with closing(redis.Redis(node.host, node.port, **told)) as client, translated():
+    node_options = {
+        name: value for name, value in options.items() if name not in ("redis_connect_func", "max_connections")
+    }
+    with closing(redis.Redis(node.host, node.port, **node_options)) as client, translated():
         if mode_of(client.info("server")) == "standalone":
             return "this store is no Cluster: write redis:// (rediss:// for TLS) and one host"
         try:
@@ -180,7 +182,7 @@ def nodes(client: Client) -> list[redis.Redis]:
     return [client.get_redis_connection(node) for node in client.get_primaries()]
 
 
-def found(client: Client, *, all_of_them: bool = True) -> list[Found]:
+def node_settings(client: Client, *, all_of_them: bool = True) -> list[NodeSettings]:
     """Look at each node that holds data. ``all_of_them``: else those that answer; one at least.
 
     Raises:
@@ -188,7 +190,7 @@ def found(client: Client, *, all_of_them: bool = True) -> list[Found]:
         StoreLoading, StoreRefused: as `promises.look`.
 
     """
-    seen, away = [], None
+    settings, away = [], None
     for node in nodes(client):
         pool = node.connection_pool
         try:
@@ -197,7 +199,7 @@ def found(client: Client, *, all_of_them: bool = True) -> list[Found]:
             away = error
             continue
         try:
-            seen.append(look(connection))
+            settings.append(look(connection))
         except (redis.ConnectionError, redis.TimeoutError) as error:
             connection.disconnect()
             away = error
@@ -206,6 +208,6 @@ def found(client: Client, *, all_of_them: bool = True) -> list[Found]:
             raise
         finally:
             pool.release(connection)
-    if away is not None and (all_of_them or not seen):
+    if away is not None and (all_of_them or not settings):
         raise away
-    return seen
+    return settings

@@ -37,7 +37,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class NodeSettings:
     """One node's settings; None where the store does not tell. ``beginning``: its first file is not whole yet."""
 
     name: str
@@ -53,7 +53,7 @@ class Found:
     beginning: bool = False
 
 
-def look(connection: Connection) -> Found:
+def look(connection: Connection) -> NodeSettings:
     """Ask a node what it is and how it is set.
 
     Raises:
@@ -65,7 +65,7 @@ def look(connection: Connection) -> Found:
     settings = _settings(connection) if mode_of(info) != "sentinel" else {}
     product = "Valkey" if "valkey_version" in info else "Redis"
     replicas = info.get("connected_slaves", "")
-    return Found(
+    return NodeSettings(
         name=f"{product} {(info.get('valkey_version') or info.get('redis_version', '?'))[:40]}",
         version=_version(info),
         product=product,
@@ -100,10 +100,10 @@ def info_of(connection: Connection) -> dict[str, str]:
 
 
 def _progress(info: Mapping[str, str]) -> str:
-    done, left = info.get("loading_loaded_perc", "").partition(".")[0], info.get("loading_eta_seconds", "")
+    done, seconds = info.get("loading_loaded_perc", "").partition(".")[0], info.get("loading_eta_seconds", "")
     if not done.isdecimal():
         return ""
-    return f" ({done} %" + (f", about {left} s left)" if left.isdecimal() else ")")
+    return f" ({done} %" + (f", about {seconds} s left)" if seconds.isdecimal() else ")")
 
 
 def mode_of(info: Mapping[str, str]) -> str:
@@ -121,9 +121,9 @@ def keeps_file(info: Mapping[str, str]) -> bool:
     return info.get("aof_enabled") == "1" and not _begins_file(info)
 
 
-def says_the_same(info: Mapping[str, str], known: Found) -> bool:
+def says_the_same(info: Mapping[str, str], node: NodeSettings) -> bool:
     """Say whether INFO still says of a process what was found before; appendfsync is not in it."""
-    return keeps_file(info) == known.aof and info.get("maxmemory_policy", known.eviction) == known.eviction
+    return keeps_file(info) == node.aof and info.get("maxmemory_policy", node.eviction) == node.eviction
 
 
 def _begins_file(info: Mapping[str, str]) -> bool:
@@ -140,26 +140,26 @@ def _version(info: Mapping[str, str]) -> tuple[int, ...]:
 
 
 def _settings(connection: Connection) -> dict[str, str]:
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     try:
         for name in ("appendfsync", "maxmemory-policy"):
             connection.send_command("CONFIG", "GET", name)
             answer = connection.read_response(disable_decoding=True)
             if not isinstance(answer, list) or len(answer) != 2 or not isinstance(answer[1], bytes):
                 return {}
-            found[name] = answer[1].decode(errors="replace")
+            settings[name] = answer[1].decode(errors="replace")
     except ResponseError as error:  # managed services forbid CONFIG, each in words of its own
         if isinstance(error, NOT_NOW) or WORDS.search(str(error)):
             raise
         return {}
-    return found
+    return settings
 
 
-def why_not(node: Found, terms: Terms) -> str | None:
+def why_not(node: NodeSettings, terms: Terms) -> str | None:
     """Say why a node cannot be used under these terms, and what to do; None where it can."""
-    said = _wrong_kind(node, terms)
-    if said is not None:
-        return said
+    reason = _wrong_kind(node, terms)
+    if reason is not None:
+        return reason
     if node.fsync is None and not terms.trusted:
         return (
             f"this {node.product} forbids CONFIG, so adamd cannot see whether it keeps what it acknowledges. Let its "
@@ -185,7 +185,7 @@ def why_not(node: Found, terms: Terms) -> str | None:
     return None
 
 
-def _wrong_kind(node: Found, terms: Terms) -> str | None:
+def _wrong_kind(node: NodeSettings, terms: Terms) -> str | None:
     if node.mode == "sentinel":
         return (
             "this is a Sentinel, which knows the store and is none: write redis+sentinel:// (rediss+sentinel:// for "
@@ -203,23 +203,23 @@ def _wrong_kind(node: Found, terms: Terms) -> str | None:
     return None
 
 
-def _evicts(node: Found) -> bool:
+def _evicts(node: NodeSettings) -> bool:
     return node.eviction not in (None, "noeviction")
 
 
-def said_of(nodes: Iterable[Found], terms: Terms) -> str:
+def promise_of(every_node: Iterable[NodeSettings], terms: Terms) -> str:
     """Return what nodes promise together, in one line: the weakest speaks for all of them."""
-    found, trusted = list(nodes), terms.trusted
-    names = sorted({node.name for node in found})
-    where = names[0] if len(found) == 1 else f"{len(found)} nodes of {', '.join(names)}"
-    evicts = "; it may evict keys: sessions may be lost" if any(_evicts(node) for node in found) else ""
-    if any(node.fsync is None for node in found):
-        said = "its owner says that it persists" if evicts else "its owner says that it persists and never evicts"
-        return f"{where}: CONFIG is forbidden; {said}{evicts}"
-    if not all(node.aof for node in found):
-        said = "no append-only file: the store's death takes everything since its last RDB snapshot"
+    nodes, trusted = list(every_node), terms.trusted
+    names = sorted({node.name for node in nodes})
+    where = names[0] if len(nodes) == 1 else f"{len(nodes)} nodes of {', '.join(names)}"
+    evicts = "; it may evict keys: sessions may be lost" if any(_evicts(node) for node in nodes) else ""
+    if any(node.fsync is None for node in nodes):
+        words = "its owner says that it persists" if evicts else "its owner says that it persists and never evicts"
+        return f"{where}: CONFIG is forbidden; {words}{evicts}"
+    if not all(node.aof for node in nodes):
+        words = "no append-only file: the store's death takes everything since its last RDB snapshot"
     else:
-        weakest = max((node.fsync if node.fsync in POLICIES else "no" for node in found), key=list(POLICIES).index)
-        said = f"appendfsync {weakest}: {POLICIES[weakest]}"
-    asynchronous = ASYNC if any(node.replicas for node in found) else ""
-    return f"{where}, {said}{asynchronous}{evicts}" + (" (trusted)" if trusted else "")
+        weakest = max((node.fsync if node.fsync in POLICIES else "no" for node in nodes), key=list(POLICIES).index)
+        words = f"appendfsync {weakest}: {POLICIES[weakest]}"
+    asynchronous = ASYNC if any(node.replicas for node in nodes) else ""
+    return f"{where}, {words}{asynchronous}{evicts}" + (" (trusted)" if trusted else "")

@@ -62,8 +62,8 @@ def translated(session_id: str = "") -> Iterator[None]:
     except Unfit as error:
         raise StoreUnavailable(str(error), retry_after=1.0) from error
     except (AuthenticationError, AuthorizationError) as error:
-        said = "the store does not know the user or the password that --redis-url names, or wants one"
-        raise StoreUnavailable(f"{said}: {error}", retry_after=5.0) from error
+        text = "the store does not know the user or the password that --redis-url names, or wants one"
+        raise StoreUnavailable(f"{text}: {error}", retry_after=5.0) from error
     except MasterNotFoundError as error:
         raise StoreUnavailable(str(error), retry_after=1.0) from None
     except AWAY as error:
@@ -79,39 +79,39 @@ def away(error: Exception) -> StoreUnavailable:
 
 def refused(error: redis.RedisError, session_id: str = "") -> StoreFull | StoreUnavailable | InternalError:
     """Return what an answer of the store means that is an error: the store did not do what was asked."""
-    said = str(error)
-    if isinstance(error, OutOfMemoryError) or FULL.search(said):
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or FULL.search(text):
         return StoreFull(
             "the store has no memory left; delete sessions, or enlarge it (ADAMD_STORE_BYTES for the private store, "
             "maxmemory for your own)",
             retry_after=5.0,
         )
-    if NO_ROOM.search(said):
-        return StoreFull(f"the store cannot write to its disk: {said}; delete sessions, or make room", retry_after=5.0)
+    if NO_ROOM.search(text):
+        return StoreFull(f"the store cannot write to its disk: {text}; delete sessions, or make room", retry_after=5.0)
     if isinstance(error, MovedError):
-        return StoreUnavailable(f"another node of a Cluster holds this slot (MOVED {said})", retry_after=1.0)
+        return StoreUnavailable(f"another node of a Cluster holds this slot (MOVED {text})", retry_after=1.0)
     if isinstance(error, InvalidResponse):
-        said = f"what answers at the store's address does not speak its protocol: {said}"
-        return StoreUnavailable(said, retry_after=5.0)
+        text = f"what answers at the store's address does not speak its protocol: {text}"
+        return StoreUnavailable(text, retry_after=5.0)
     forbidden = no_permission(error)
     if forbidden is not None:
         return StoreUnavailable(forbidden, retry_after=5.0)
-    if not isinstance(error, ResponseError) or isinstance(error, NOT_NOW) or WORDS.search(said):
-        return StoreUnavailable(f"the store cannot take this now: {said}", retry_after=1.0)
-    if "WRONGTYPE" in said:
+    if not isinstance(error, ResponseError) or isinstance(error, NOT_NOW) or WORDS.search(text):
+        return StoreUnavailable(f"the store cannot take this now: {text}", retry_after=1.0)
+    if "WRONGTYPE" in text:
         whose = f"of session {session_id} " if session_id else ""
         return Damaged(
             f"a key {whose}in the store is of another type than adamd makes it (WRONGTYPE); {Damaged.ADVICE}"
         )
-    return InternalError(f"the store refused: {said}")
+    return InternalError(f"the store refused: {text}")
 
 
 def no_permission(error: redis.RedisError) -> str | None:
     """Say what the store's user lacks; None where it is another error."""
-    said = str(error)
-    if not isinstance(error, NoPermissionError) and FORBIDDEN.search(said) is None:
+    text = str(error)
+    if not isinstance(error, NoPermissionError) and FORBIDDEN.search(text) is None:
         return None
-    return f"the store does not let adamd's user do this ({said}). It needs: ACL SETUSER <user> {RULES}"
+    return f"the store does not let adamd's user do this ({text}). It needs: ACL SETUSER <user> {RULES}"
 
 
 def in_the_middle(error: redis.RedisError) -> bool:
@@ -124,11 +124,11 @@ def leaves(error: BaseException) -> bool:
     return isinstance(error, LEFT) or (isinstance(error, redis.RedisError) and leaves_by(str(error)))
 
 
-def leaves_by(said: str) -> bool:
+def leaves_by(text: str) -> bool:
     """Say the same of an answer's text."""
-    return LEFT_WORDS.search(said) is not None
+    return LEFT_WORDS.search(text) is not None
 
 
-def not_begun(said: str) -> bool:
+def not_begun(text: str) -> bool:
     """Say whether an answer that is an error came before a script wrote anything, so that it may be sent again."""
-    return said.startswith(("NOSCRIPT ", "NOAUTH ", "NOPERM ")) or bool(WORDS.search(said) or FULL.search(said))
+    return text.startswith(("NOSCRIPT ", "NOAUTH ", "NOPERM ")) or bool(WORDS.search(text) or FULL.search(text))

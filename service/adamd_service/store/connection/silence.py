@@ -20,8 +20,8 @@ from redis.connection import ConnectionPool
 from adamd_service.store.connection.connect import Client
 
 Place: TypeAlias = "tuple[str, int] | str"  # a host with its port, or a unix socket's path
-PAUSE: Final = 0.2  # seconds between two questions to a silent store
-FIRST, LONGEST = 1.0, 15.0  # seconds that the first question waits, and the most that any does
+PING_PAUSE_SECONDS: Final = 0.2  # between two PINGs to a silent store
+FIRST_PING_SECONDS, LONGEST_PING_SECONDS = 1.0, 15.0  # that the first PING waits; doubled up to the longest
 log = structlog.get_logger()
 
 
@@ -52,12 +52,12 @@ class Silences:
         nodes: Any = client.nodes_manager
         make = nodes.create_redis_node
 
-        def made(*args: Any, **options: Any) -> redis.Redis:
+        def create_watched(*args: Any, **options: Any) -> redis.Redis:
             node: redis.Redis = make(*args, **options)
             self._watch(node.connection_pool)
             return node
 
-        nodes.create_redis_node = made
+        nodes.create_redis_node = create_watched
         for node in nodes.nodes_cache.values():
             if node.redis_connection is not None:
                 self._watch(node.redis_connection.connection_pool)
@@ -71,7 +71,7 @@ class Silences:
         """Say whether the store at this address is known not to answer."""
         return bool(self._places) and place in self._places
 
-    def told(self, place: Place, connect: Callable[[float], Any]) -> None:
+    def note_time_out(self, place: Place, connect: Callable[[float], Any]) -> None:
         """Note that an address has let a time-out pass. ``connect`` makes a connection with such a time-out."""
         with self._lock:
             if place in self._places or self._closed.is_set():
@@ -86,10 +86,10 @@ class Silences:
                 self._places.discard(place)
 
     def _ask(self, place: Place, connect: Callable[[float], Any]) -> None:
-        patience = FIRST
+        patience = FIRST_PING_SECONDS
         try:
-            while not self._closed.wait(PAUSE) and not _answers(place, connect(patience)):
-                patience = min(2 * patience, LONGEST)
+            while not self._closed.wait(PING_PAUSE_SECONDS) and not _answers(place, connect(patience)):
+                patience = min(2 * patience, LONGEST_PING_SECONDS)
         except Exception as error:  # whatever it is, nobody else would end the refusals
             log.exception("asking a silent store failed", exc_info=error)
         with self._lock:
@@ -130,9 +130,9 @@ class Watched:
     @property
     def place(self) -> Place:
         """Where this connection leads, as far as it is known yet."""
-        here: Any = self
-        path: str | None = getattr(here, "path", None)
-        return (here.host, here.port) if path is None else path
+        connection: Any = self
+        path: str | None = getattr(connection, "path", None)
+        return (connection.host, connection.port) if path is None else path
 
     @property
     def silent(self) -> bool:
@@ -144,23 +144,23 @@ class Watched:
         if self.silent:
             raise Silent("it has stopped answering; calls are refused until it answers again")
 
-    def is_silent(self) -> None:
+    def report_time_out(self) -> None:
         """Tell that an answer did not come in time."""
         if not self.asks_anyway:
-            self.silences.told(self.place, self._again)
+            self.silences.note_time_out(self.place, self._again)
 
     def _again(self, patience: float) -> Any:
-        made = type(self)(**{**self._options, "socket_timeout": patience, "socket_connect_timeout": patience})
-        made.asks_anyway = True
-        return made
+        connection = type(self)(**{**self._options, "socket_timeout": patience, "socket_connect_timeout": patience})
+        connection.asks_anyway = True
+        return connection
 
     def connect_at(self, place: Place) -> None:
         """Connect to this very address; a Sentinel may have named another one meanwhile."""
-        here: Any = self
-        if hasattr(here, "connect_to"):
-            here.connect_to(place)
+        connection: Any = self
+        if hasattr(connection, "connect_to"):
+            connection.connect_to(place)
         else:
-            here.connect()
+            connection.connect()
 
     def _connect(self) -> Any:
         self.require_answers()
@@ -168,7 +168,7 @@ class Watched:
         try:
             return above._connect()
         except (TimeoutError, redis.TimeoutError):
-            self.is_silent()
+            self.report_time_out()
             raise
         except OSError as error:
             why = self.silences.why()
@@ -185,7 +185,7 @@ class Watched:
         except Silent:
             raise
         except redis.TimeoutError:
-            self.is_silent()
+            self.report_time_out()
             raise
 
     def read_response(self, *args: Any, **options: Any) -> Any:
@@ -196,7 +196,7 @@ class Watched:
         except Silent:
             raise
         except redis.TimeoutError:
-            self.is_silent()
+            self.report_time_out()
             raise
 
 

@@ -28,7 +28,7 @@ class Leaving:
         super().__init__(**options)
 
     @property
-    def left(self) -> bool:
+    def stale(self) -> bool:
         """Say whether the process that this connection may lead to has been left."""
         return self._era != self.trust.era
 
@@ -38,7 +38,7 @@ class Leaving:
 
     def connect(self) -> None:
         """Connect where it is not connected, and anew where its process was left."""
-        if self.left:
+        if self.stale:
             self.disconnect()  # type: ignore[attr-defined] # redis-py's
             self._era = self.trust.era
         super().connect()  # type: ignore[misc] # redis-py's
@@ -90,15 +90,15 @@ class Sentinels(Sentinel):
 
         """
         why = []
-        for place, one in enumerate(self.sentinels):
+        for place, sentinel in enumerate(self.sentinels):
             try:
-                known = cast("dict[str, dict[str, Any]]", one.sentinel_masters())
+                services = cast("dict[str, dict[str, Any]]", sentinel.sentinel_masters())
             except redis.RedisError as error:
                 why.append(NO_SENTINEL if "unknown command" in str(error) else str(error))
                 continue
-            state = known.get(service_name)
+            state = services.get(service_name)
             if state and self.check_master_state(state, service_name):  # type: ignore[no-untyped-call] # redis-py's
-                self.sentinels[0], self.sentinels[place] = one, self.sentinels[0]  # asked first from now on
+                self.sentinels[0], self.sentinels[place] = sentinel, self.sentinels[0]  # asked first from now on
                 return state["ip"], state["port"]
             why.append("it is known, and down" if state else "no such service is known")
         raise MasterNotFoundError(f"no Sentinel names a primary now: {'; '.join(dict.fromkeys(why))}")

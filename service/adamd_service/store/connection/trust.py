@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from adamd.errors import StoreUnavailable
 from adamd_service.store.connection import durability
-from adamd_service.store.connection.durability import Found, Terms
+from adamd_service.store.connection.durability import NodeSettings, Terms
 from adamd_service.store.outcomes import Connection, StoreLoading, StoreRefused, Unfit
 
 DEMOTED = "the store at this address is a replica now, which takes no writes; its address is asked again"
@@ -32,18 +32,18 @@ class Trust:
         self.era = 0
         self.refusal: str | None = None
         self._terms: Terms | None = None
-        self._found: dict[str, Found] = {}  # by run_id, which is another one for every start
+        self._nodes: dict[str, NodeSettings] = {}  # by run_id, which is another one for every start
         self._accepted: frozenset[str] = frozenset()  # run_ids of processes that kept enough when they were looked at
         self._lock = threading.Lock()
 
     @property
     def promise(self) -> str:
         """What the store promises now, in one line."""
-        found, terms, refusal = self._found, self._terms, self.refusal
-        if terms is None or not found:
+        nodes, terms, refusal = self._nodes, self._terms, self.refusal
+        if terms is None or not nodes:
             return "unchecked"
-        said = durability.said_of(found.values(), terms)
-        return said if refusal is None else f"{said}; nothing is committed now: {refusal}"
+        promise = durability.promise_of(nodes.values(), terms)
+        return promise if refusal is None else f"{promise}; nothing is committed now: {refusal}"
 
     def leave(self, era: int) -> None:
         """Have every connection of an era thrown away before it is used again."""
@@ -56,7 +56,7 @@ class Trust:
         if self.refusal is not None:
             raise StoreUnavailable(self.refusal, retry_after=1.0)
 
-    def agree(self, terms: Terms, found: Sequence[Found]) -> None:
+    def agree(self, terms: Terms, nodes: Sequence[NodeSettings]) -> None:
         """Remember what the first look found, and what is accepted.
 
         Raises:
@@ -65,9 +65,9 @@ class Trust:
 
         """
         self._terms = terms
-        self._judge(found)
+        self._judge(nodes)
         if self.refusal is not None:
-            if any(node.beginning for node in found):
+            if any(node.beginning for node in nodes):
                 raise StoreLoading(self.refusal)
             raise StoreRefused(self.refusal)
 
@@ -76,7 +76,7 @@ class Trust:
         """What is accepted; None before it was agreed on."""
         return self._terms
 
-    def see(self, found: Sequence[Found]) -> None:
+    def see(self, nodes: Sequence[NodeSettings]) -> None:
         """Take what a later look found.
 
         Raises:
@@ -84,10 +84,10 @@ class Trust:
 
         """
         assert self._terms is not None
-        if not self._terms.cluster and any(node.replica for node in found):
+        if not self._terms.cluster and any(node.replica for node in nodes):
             self.leave(self.era)
             raise StoreUnavailable(DEMOTED, retry_after=1.0)
-        self._judge(found)
+        self._judge(nodes)
         self.require()
 
     def greet(self, connection: Connection) -> None:
@@ -107,33 +107,33 @@ class Trust:
             return
         try:
             info = durability.info_of(connection)
-            known = self._found.get(info.get("run_id", ""))
+            earlier = self._nodes.get(info.get("run_id", ""))
             if durability.is_replica(info):
                 if terms.cluster:  # asked for the slots alone
                     return
                 raise Unfit(DEMOTED)
-            if known is not None and known.run_id in self._accepted and durability.says_the_same(info, known):
+            if earlier is not None and earlier.run_id in self._accepted and durability.says_the_same(info, earlier):
                 return
-            found = durability.look(connection)
+            node = durability.look(connection)
         except (StoreLoading, StoreRefused) as error:
             raise Unfit(str(error)) from None
-        self._judge([*(self._found.values() if terms.cluster else ()), found])
-        if found.run_id not in self._accepted:
+        self._judge([*(self._nodes.values() if terms.cluster else ()), node])
+        if node.run_id not in self._accepted:
             raise Unfit(self.refusal or "the store is not the one that was looked at")
 
-    def _as_known(self, node: Found) -> Found:
+    def _as_known(self, node: NodeSettings) -> NodeSettings:
         """Return what was found, where it is no first file: one that began with an empty store has no base either."""
-        known = self._found.get(node.run_id)
-        if not node.beginning or known is None or not known.aof:
+        earlier = self._nodes.get(node.run_id)
+        if not node.beginning or earlier is None or not earlier.aof:
             return node
         return replace(node, aof=True, beginning=False)
 
-    def _judge(self, found: Sequence[Found]) -> None:
+    def _judge(self, nodes: Sequence[NodeSettings]) -> None:
         terms = self._terms
         assert terms is not None
         with self._lock:
-            self._found = {node.run_id: self._as_known(node) for node in found}
-            wrong = {node.run_id: why for node in self._found.values() if (why := durability.why_not(node, terms))}
+            self._nodes = {node.run_id: self._as_known(node) for node in nodes}
+            wrong = {node.run_id: why for node in self._nodes.values() if (why := durability.why_not(node, terms))}
             # One that kept enough and does so no longer is still the one that has the sessions: they can be read.
-            self._accepted = frozenset(self._found.keys() - wrong.keys()) | (self._accepted & self._found.keys())
+            self._accepted = frozenset(self._nodes.keys() - wrong.keys()) | (self._accepted & self._nodes.keys())
             self.refusal = next(iter(wrong.values()), None)

@@ -88,41 +88,41 @@ def parsed(url: str) -> StoreUrl:
     login, _, hosts = authority.rpartition("@")
     options, of_sentinels = _options(scheme, query)
     user, _, password = login.partition(":")
-    options |= {name: unquote(said) for name, said in (("username", user), ("password", password)) if said}
+    options |= {name: unquote(part) for name, part in (("username", user), ("password", password)) if part}
     return StoreUrl(scheme, _hosts(scheme, hosts), slash + path, options, of_sentinels)
 
 
-def _hosts(scheme: str, listed: str) -> tuple[tuple[str, int], ...]:
+def _hosts(scheme: str, text: str) -> tuple[tuple[str, int], ...]:
     if scheme == "unix":
-        if listed:
+        if text:
             raise ValueError("a unix socket has no host; wanted three slashes, as in unix:///run/valkey.sock")
         return ()
     several = "+" in scheme
-    if not several and re.fullmatch(r"(:[^:]*)?", listed):
-        listed = f"localhost{listed}"
-    items = listed.split(",")
+    if not several and re.fullmatch(r"(:[^:]*)?", text):
+        text = f"localhost{text}"
+    items = text.split(",")
     if len(items) > 1 and not several:
         raise ValueError(f"{scheme}:// names one host; several are for redis+cluster:// and redis+sentinel://")
     return tuple(_host(item, SCHEMES[scheme]) for item in items)
 
 
 def _host(item: str, default: int) -> tuple[str, int]:
-    found = _HOST.fullmatch(item)
-    if found is None:
+    match = _HOST.fullmatch(item)
+    if match is None:
         raise ValueError(f"a host is not host, host:port or [IPv6]:port, as in [::1]:6379; {ESCAPES}")
-    host = unquote(found["name"] if found["six"] is None else found["six"])
-    if found["six"] is not None:
+    host = unquote(match["name"] if match["six"] is None else match["six"])
+    if match["six"] is not None:
         try:
             ipaddress.IPv6Address(host)
         except ValueError:
             raise ValueError("what stands in brackets is no IPv6 address; wanted one as in [::1]:6379") from None
     if not host:
         raise ValueError("a host is missing; wanted host:port")
-    if found["port"] is None:
+    if match["port"] is None:
         return host, default
-    if re.fullmatch(r"[0-9]{1,5}", found["port"]) is None or not 0 < int(found["port"]) < 65536:
+    if re.fullmatch(r"[0-9]{1,5}", match["port"]) is None or not 0 < int(match["port"]) < 65536:
         raise ValueError(f"a port is no number from 1 to 65535; {ESCAPES}")
-    return host, int(found["port"])
+    return host, int(match["port"])
 
 
 def _options(scheme: str, query: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,17 +133,17 @@ def _options(scheme: str, query: str) -> tuple[dict[str, Any], dict[str, Any]]:
     tls, watched = scheme.startswith("rediss"), scheme.endswith("sentinel")
     options: dict[str, Any] = {}
     own: dict[str, Any] = {}
-    for name, said in _pairs(query):
+    for name, text in _pairs(query):
         if name == "decode_responses":
             raise ValueError("decode_responses must stay off: bodies are bytes")
         if watched and name.startswith(SENTINEL) and name.removeprefix(SENTINEL) in OF_SENTINELS:
-            own[name.removeprefix(SENTINEL)] = _read(name.removeprefix(SENTINEL), said)
+            own[name.removeprefix(SENTINEL)] = _read(name.removeprefix(SENTINEL), text)
         elif name not in OPTIONS:
             raise ValueError(_unknown(name))
         elif name in TLS and not tls and not watched:
             raise ValueError(f"{name} is for TLS, which rediss:// speaks")
         else:
-            options[name] = _read(name, said)
+            options[name] = _read(name, text)
     both = {name: value for name, value in options.items() if name in (*SOCKET, *TLS)}
     of_sentinels = {"ssl": tls, **both, **own}
     if not of_sentinels["ssl"]:
@@ -166,11 +166,11 @@ def _unknown(name: str) -> str:
     return f"an option behind the ? is not known; {hint}"
 
 
-def _read(name: str, said: str) -> Any:
+def _read(name: str, text: str) -> Any:
     parsers = cast("dict[str, Callable[[str], Any]]", URL_QUERY_ARGUMENT_PARSERS)
     switch = name == "ssl" or name.startswith("ssl_validate_ocsp")
     parse = parsers["socket_keepalive"] if switch else parsers.get(name, str)
     try:
-        return parse(said)
+        return parse(text)
     except (TypeError, ValueError):
         raise ValueError(f"the value of {name} cannot be read") from None

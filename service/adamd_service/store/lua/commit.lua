@@ -1,58 +1,71 @@
--- Commits one step, or says why not. The only place where a session moves on (laws 3 and 5).
+-- Commits one step, or says why not. No other script moves a session to its next step.
 --
--- KEYS  1 head   2 ring   3 record   4 fence   5 idempotency   6… chunks of the body
--- ARGV  1 nonce  2 incarnation  3 previous chain  4 previous step  5 settings revision expected
---       6 step   7 ring slot  8 ring entry  9 attempt  10 chain  11 record meta  12 inline body ("" if in chunks)
+-- KEYS  1 head   2 ring   3 record   4 fence of the attempt   5 idempotency   6… chunks of the body
+-- ARGV  1 nonce
+--       2 incarnation, 3 chain, 4 step and 5 settings revision that the head must have
+--       6 step   7 ring slot  8 ring entry  9 attempt  10 chain  11 record's meta  12 inline body ("" if in chunks)
 --       13 settings ("" if unchanged)  14 settings revision  15 bytes of the body
---       16 idempotency value ("" if none)  17 its seconds  18 sum and progress ("" if unchanged)
---       19 seal of the settings ("" if unchanged)  20… lengths of the chunks
--- Returns {nonce, verdict[, detail]}: committed | again | fenced | idempotency | moved | chunks
+--       16 idempotency value ("" if none)  17 seconds that it lasts
+--       18 progress: 16 digits of its sum, then its text ("" if unchanged)
+--       19 seal of the settings ("" if unchanged)  20… bytes of each chunk
+-- Returns {nonce, verdict[, detail]}: committed | again | fenced | idempotency (its value) | moved | chunks
 --
 -- Idempotent by attempt: the same attempt again answers "again". Everything that can fail stands before the first
--- write: a step counts as a whole, with its key, or not at all. The first write is the one that a full store
--- refuses (SET and HSET may enlarge it, PERSIST may not): so a refusal leaves nothing half done.
+-- write: a step counts together with its Idempotency-Key, or not at all. The first write is one that a full store
+-- refuses (SET and HSET may enlarge it, PERSIST may not), so a refusal leaves nothing half done.
+local head_key, ring_key, record_key, fence_key, idempotency_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local nonce = ARGV[1]
-local head = redis.call('HMGET', KEYS[1], 'incarnation', 'chain', 'step', 'settings_revision', 'parameters_missing',
-  'log_bytes')
--- A record alone may be what an earlier call left that was denied a command in its middle (ACL): then the head is not
--- there yet, and it is written again.
-if redis.call('HGET', KEYS[3], 'attempt') == ARGV[9] and (tonumber(head[3] or '') or -1) >= tonumber(ARGV[6]) then
+local expected_incarnation, expected_chain, expected_step, expected_revision = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local step, ring_slot, ring_entry, attempt, chain = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local meta, inline_body = ARGV[11], ARGV[12]
+local settings, revision, body_bytes = ARGV[13], ARGV[14], tonumber(ARGV[15])
+local idempotency, idempotency_seconds = ARGV[16], ARGV[17]
+local progress, seal = ARGV[18], ARGV[19]
+local keys_before_chunks, args_before_chunks = 5, 19
+
+local incarnation, head_chain, head_step, head_revision, parameters_missing, log_bytes = unpack(redis.call('HMGET',
+  head_key, 'incarnation', 'chain', 'step', 'settings_revision', 'parameters_missing', 'log_bytes'))
+-- A record without its head is left by an earlier call that the ACL denied a command halfway: it is written again.
+if redis.call('HGET', record_key, 'attempt') == attempt and (tonumber(head_step or '') or -1) >= tonumber(step) then
   return {nonce, 'again'}
 end
-if redis.call('EXISTS', KEYS[4]) == 1 then
+if redis.call('EXISTS', fence_key) == 1 then
   return {nonce, 'fenced'}
 end
-if ARGV[16] ~= '' then
-  local known = redis.call('GET', KEYS[5])
+if idempotency ~= '' then
+  local known = redis.call('GET', idempotency_key)
   if known then
     return {nonce, 'idempotency', known}
   end
 end
-if head[1] ~= ARGV[2] or head[2] ~= ARGV[3] or head[3] ~= ARGV[4] or head[4] ~= ARGV[5] or head[5] ~= '0' then
+if incarnation ~= expected_incarnation or head_chain ~= expected_chain or head_step ~= expected_step
+  or head_revision ~= expected_revision or parameters_missing ~= '0' then
   return {nonce, 'moved'}
 end
-for i = 20, #ARGV do
-  if redis.call('STRLEN', KEYS[i - 14]) ~= tonumber(ARGV[i]) then
+for i = 1, #KEYS - keys_before_chunks do
+  if redis.call('STRLEN', KEYS[keys_before_chunks + i]) ~= tonumber(ARGV[args_before_chunks + i]) then
     return {nonce, 'chunks'}
   end
 end
-redis.call('HLEN', KEYS[2])
--- How much there is in the log only says when a snapshot is due: what is no such number begins again.
-local logged = tonumber(head[6])
-logged = string.format('%.0f', (logged and logged >= 0 and logged < 2^53 and logged or 0) + tonumber(ARGV[15]))
-redis.call('HSET', KEYS[3], 'meta', ARGV[11], 'attempt', ARGV[9], 'chain', ARGV[10], 'inline', ARGV[12])
-for i = 20, #ARGV do
-  redis.call('PERSIST', KEYS[i - 14])
+-- Fails where the ring is of another type, before anything is written.
+redis.call('HLEN', ring_key)
+-- The bytes in the log only say when a snapshot is due: a damaged number starts again at 0.
+local logged = tonumber(log_bytes)
+logged = string.format('%.0f', (logged and logged >= 0 and logged < 2^53 and logged or 0) + body_bytes)
+
+redis.call('HSET', record_key, 'meta', meta, 'attempt', attempt, 'chain', chain, 'inline', inline_body)
+for i = 1, #KEYS - keys_before_chunks do
+  redis.call('PERSIST', KEYS[keys_before_chunks + i])
 end
-redis.call('HSET', KEYS[2], ARGV[7], ARGV[8])
-redis.call('HSET', KEYS[1], 'step', ARGV[6], 'chain', ARGV[10], 'prev_chain', ARGV[3], 'log_bytes', logged)
-if ARGV[13] ~= '' then
-  redis.call('HSET', KEYS[1], 'settings', ARGV[13], 'settings_revision', ARGV[14], 'sealed', ARGV[19])
+redis.call('HSET', ring_key, ring_slot, ring_entry)
+redis.call('HSET', head_key, 'step', step, 'chain', chain, 'prev_chain', expected_chain, 'log_bytes', logged)
+if settings ~= '' then
+  redis.call('HSET', head_key, 'settings', settings, 'settings_revision', revision, 'sealed', seal)
 end
-if ARGV[18] ~= '' then
-  redis.call('HSET', KEYS[1], 'progress', string.sub(ARGV[18], 17), 'progressed', string.sub(ARGV[18], 1, 16))
+if progress ~= '' then
+  redis.call('HSET', head_key, 'progress', string.sub(progress, 17), 'progressed', string.sub(progress, 1, 16))
 end
-if ARGV[16] ~= '' then
-  redis.call('SET', KEYS[5], ARGV[16], 'EX', ARGV[17])
+if idempotency ~= '' then
+  redis.call('SET', idempotency_key, idempotency, 'EX', idempotency_seconds)
 end
 return {nonce, 'committed'}

@@ -1,23 +1,26 @@
--- Makes a session's head, once its first snapshot's chunks are there.
+-- Writes a session's head, once the chunks of its first snapshot are there.
 --
 -- KEYS  1 head   2 tombstone   3… chunks
--- ARGV  1 nonce  2 incarnation  3 number of fields and values  4… fields and values, then lengths of the chunks
+-- ARGV  1 nonce  2 incarnation  3 how many fields and values follow  4… fields and values, then bytes of each chunk
 -- Returns {nonce, verdict}: created (also again, for the same incarnation) | gone | taken | chunks
-local fields = tonumber(ARGV[3])
-if redis.call('EXISTS', KEYS[2]) == 1 then
-  return {ARGV[1], 'gone'}
+local head_key, tombstone_key = KEYS[1], KEYS[2]
+local nonce, incarnation, field_args = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local keys_before_chunks, args_before_chunks = 2, 3 + field_args
+
+if redis.call('EXISTS', tombstone_key) == 1 then
+  return {nonce, 'gone'}
 end
-local known = redis.call('HGET', KEYS[1], 'incarnation')
+local known = redis.call('HGET', head_key, 'incarnation')
 if known then
-  return {ARGV[1], known == ARGV[2] and 'created' or 'taken'}
+  return {nonce, known == incarnation and 'created' or 'taken'}
 end
-for i = 4 + fields, #ARGV do
-  if redis.call('STRLEN', KEYS[i - fields - 1]) ~= tonumber(ARGV[i]) then
-    return {ARGV[1], 'chunks'}
+for i = 1, #KEYS - keys_before_chunks do
+  if redis.call('STRLEN', KEYS[keys_before_chunks + i]) ~= tonumber(ARGV[args_before_chunks + i]) then
+    return {nonce, 'chunks'}
   end
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 4, 3 + fields))
-for i = 3, #KEYS do
-  redis.call('PERSIST', KEYS[i])
+redis.call('HSET', head_key, unpack(ARGV, 4, 3 + field_args))
+for i = 1, #KEYS - keys_before_chunks do
+  redis.call('PERSIST', KEYS[keys_before_chunks + i])
 end
-return {ARGV[1], 'created'}
+return {nonce, 'created'}

@@ -1,44 +1,54 @@
--- Ends a session: a tombstone for a day, no head, and everything that it named becomes garbage.
+-- Ends a session: its head goes, a tombstone stands for a day, and everything that the head named becomes garbage.
 --
 -- KEYS  1 head   2 tombstone   3 garbage   4 ring   5 readers
--- ARGV  1 nonce  2 seconds that the tombstone stands  3 what the tombstone says  4 "any" or "absent": absent fences
---       a session that was claimed but never made  5 chain expected ("": any)
---       6 "damaged" if the head is known to be: then what it names is not believed, and every key of the session goes
--- Returns {nonce, verdict}: deleted (also again) | present | moved (its chain is another one)
+-- ARGV  1 nonce  2 seconds that the tombstone stands  3 text of the tombstone
+--       4 "any", or "absent": end a session only if it was claimed and never created
+--       5 chain that the head must have ("": any)
+--       6 "damaged" if the head is: what it names is not trusted, and every key of the session becomes garbage
+-- Returns {nonce, verdict}: deleted (also again) | present | moved (the chain is another one)
 --
--- The first write frees memory, so that a full store lets itself be emptied: only a script's first write is refused.
--- A damaged session can be deleted too: nothing here depends on what its keys hold.
-local kind, head = redis.call('TYPE', KEYS[1]).ok, {}
-if kind == 'hash' then
-  head = redis.call('HMGET', KEYS[1], 'snapshots', 'log_first', 'step', 'chain')
+-- The first write frees memory, because a full store refuses a script at its first write only: so a full store can be
+-- emptied. A damaged session can be deleted too: nothing here depends on what its keys hold.
+local head_key, tombstone_key, garbage_key, ring_key, readers_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local nonce, tombstone_seconds, tombstone = ARGV[1], ARGV[2], ARGV[3]
+local mode, expected_chain, damaged = ARGV[4], ARGV[5], ARGV[6] == 'damaged'
+
+local head_type = redis.call('TYPE', head_key).ok
+local snapshots_text, log_first, step, chain
+if head_type == 'hash' then
+  snapshots_text, log_first, step, chain = unpack(redis.call('HMGET', head_key, 'snapshots', 'log_first', 'step',
+    'chain'))
 end
-if kind ~= 'none' and ARGV[4] == 'absent' then
-  return {ARGV[1], 'present'}
+local exists = head_type ~= 'none'
+if exists and mode == 'absent' then
+  return {nonce, 'present'}
 end
-if kind ~= 'none' and ARGV[5] ~= '' and head[4] ~= ARGV[5] then
-  return {ARGV[1], 'moved'}
+if exists and expected_chain ~= '' and chain ~= expected_chain then
+  return {nonce, 'moved'}
 end
-local now, unnamed = tonumber(redis.call('TIME')[1]), {}
-local garbage = redis.call('TYPE', KEYS[3]).ok
-local listed, snapshots = pcall(cjson.decode, head[1] or '')
-local first, last = tonumber(head[2]), tonumber(head[3])
-local spoiled = garbage ~= 'list' and garbage ~= 'none'
-if spoiled or (kind ~= 'none' and (ARGV[6] == 'damaged' or type(snapshots) ~= 'table' or not (first and last))) then
-  unnamed[1] = cjson.encode({kind = 'everything', at = now})
-elseif kind ~= 'none' then
+local now = tonumber(redis.call('TIME')[1])
+local garbage_type = redis.call('TYPE', garbage_key).ok
+local garbage_damaged = garbage_type ~= 'list' and garbage_type ~= 'none'
+local _, snapshots = pcall(cjson.decode, snapshots_text or '')
+local first, last = tonumber(log_first), tonumber(step)
+local garbage = {}
+if garbage_damaged or (exists and (damaged or type(snapshots) ~= 'table' or not (first and last))) then
+  garbage[1] = cjson.encode({kind = 'everything', at = now})
+elseif exists then
   for _, snapshot in ipairs(snapshots) do
-    unnamed[#unnamed + 1] = cjson.encode({kind = 'snapshot', at = now, snapshot = snapshot})
+    garbage[#garbage + 1] = cjson.encode({kind = 'snapshot', at = now, snapshot = snapshot})
   end
   if last >= first then
-    unnamed[#unnamed + 1] = cjson.encode({kind = 'records', at = now, first = head[2], last = head[3]})
+    garbage[#garbage + 1] = cjson.encode({kind = 'records', at = now, first = log_first, last = step})
   end
 end
-redis.call('DEL', KEYS[1], KEYS[4], KEYS[5])
-redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[2])
-if spoiled then
-  redis.call('DEL', KEYS[3])
+
+redis.call('DEL', head_key, ring_key, readers_key)
+redis.call('SET', tombstone_key, tombstone, 'EX', tombstone_seconds)
+if garbage_damaged then
+  redis.call('DEL', garbage_key)
 end
-for _, entry in ipairs(unnamed) do
-  redis.call('RPUSH', KEYS[3], entry)
+for _, entry in ipairs(garbage) do
+  redis.call('RPUSH', garbage_key, entry)
 end
-return {ARGV[1], 'deleted'}
+return {nonce, 'deleted'}

@@ -1,41 +1,51 @@
--- Sets the parameters of a session that has made no step: a new first snapshot, and a new chain 0.
+-- Sets the parameters of a session that has made no step: a new first snapshot, and a new chain of step 0.
 --
 -- KEYS  1 head   2 garbage   3… chunks
--- ARGV  1 nonce  2 incarnation  3 chain expected  4 chain  5 snapshots  6 the snapshot  7… lengths of the chunks
+-- ARGV  1 nonce  2 incarnation and 3 chain that the head must have  4 new chain
+--       5 list of snapshots  6 the snapshot in it  7… bytes of each chunk
 -- Returns {nonce, verdict}: set (also again) | moved | chunks | damaged (the head is)
 --
 -- Everything that can fail stands before the first write.
-local head = redis.call('HMGET', KEYS[1], 'incarnation', 'chain', 'step', 'snapshots')
-if head[1] ~= ARGV[2] then
-  return {ARGV[1], 'moved'}
+local head_key, garbage_key = KEYS[1], KEYS[2]
+local nonce, expected_incarnation, expected_chain, chain = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local snapshots_text, snapshot_text = ARGV[5], ARGV[6]
+local keys_before_chunks, args_before_chunks = 2, 6
+
+local incarnation, head_chain, step, replaced_text = unpack(redis.call('HMGET', head_key, 'incarnation', 'chain',
+  'step', 'snapshots'))
+if incarnation ~= expected_incarnation then
+  return {nonce, 'moved'}
 end
--- Sent again, steps may have followed already: what counts is whether the head names this very snapshot.
-local listed, unnamed = pcall(cjson.decode, head[4] or '')
-if not listed or type(unnamed) ~= 'table' then
-  return {ARGV[1], 'damaged'}
+-- When this is sent again, steps may have followed already. So it is done if the head names this very snapshot.
+local decoded, replaced = pcall(cjson.decode, replaced_text or '')
+if not decoded or type(replaced) ~= 'table' then
+  return {nonce, 'damaged'}
 end
-for _, known in ipairs(unnamed) do
+for _, known in ipairs(replaced) do
   if type(known) ~= 'table' then
-    return {ARGV[1], 'damaged'}
-  elseif known.id == cjson.decode(ARGV[6]).id then
-    return {ARGV[1], 'set'}
+    return {nonce, 'damaged'}
+  elseif known.id == cjson.decode(snapshot_text).id then
+    return {nonce, 'set'}
   end
 end
-if head[2] ~= ARGV[3] or head[3] ~= '0' then
-  return {ARGV[1], 'moved'}
+if head_chain ~= expected_chain or step ~= '0' then
+  return {nonce, 'moved'}
 end
-for i = 7, #ARGV do
-  if redis.call('STRLEN', KEYS[i - 4]) ~= tonumber(ARGV[i]) then
-    return {ARGV[1], 'chunks'}
+for i = 1, #KEYS - keys_before_chunks do
+  if redis.call('STRLEN', KEYS[keys_before_chunks + i]) ~= tonumber(ARGV[args_before_chunks + i]) then
+    return {nonce, 'chunks'}
   end
 end
-redis.call('LLEN', KEYS[2])
+-- Fails where the garbage list is of another type, before anything is written.
+redis.call('LLEN', garbage_key)
+
 local now = tonumber(redis.call('TIME')[1])
-redis.call('HSET', KEYS[1], 'chain', ARGV[4], 'snapshots', ARGV[5], 'newest', ARGV[6], 'parameters_missing', '0')
-for i = 3, #KEYS do
-  redis.call('PERSIST', KEYS[i])
+redis.call('HSET', head_key, 'chain', chain, 'snapshots', snapshots_text, 'newest', snapshot_text,
+  'parameters_missing', '0')
+for i = 1, #KEYS - keys_before_chunks do
+  redis.call('PERSIST', KEYS[keys_before_chunks + i])
 end
-for _, snapshot in ipairs(unnamed) do
-  redis.call('RPUSH', KEYS[2], cjson.encode({kind = 'snapshot', at = now, snapshot = snapshot}))
+for _, snapshot in ipairs(replaced) do
+  redis.call('RPUSH', garbage_key, cjson.encode({kind = 'snapshot', at = now, snapshot = snapshot}))
 end
-return {ARGV[1], 'set'}
+return {nonce, 'set'}

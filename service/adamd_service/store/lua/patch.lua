@@ -1,16 +1,22 @@
--- Changes settings and labels, if nobody else did. A step in between does not matter: settings count from the next
--- one, and a commit compares the revision.
+-- Changes settings and labels, unless somebody else changed them first. A step in between does not matter: settings
+-- count from the next step, and a commit compares the revision.
 --
 -- KEYS  1 head
--- ARGV  1 nonce  2 incarnation  3 revision expected  4 settings  5 revision  6 spec  7 chain expected ("": any)
---       8 seal of the settings
+-- ARGV  1 nonce  2 incarnation and 3 settings revision that the head must have
+--       4 settings  5 settings revision  6 spec  7 chain that the head must have ("": any)  8 seal of the settings
 -- Returns {nonce, verdict[, step]}: patched (after this step) | moved | damaged (the head is)
-local head = redis.call('HMGET', KEYS[1], 'incarnation', 'settings_revision', 'step', 'chain')
-if head[1] ~= ARGV[2] or head[2] ~= ARGV[3] or (ARGV[7] ~= '' and head[4] ~= ARGV[7]) then
-  return {ARGV[1], 'moved'}
+local head_key = KEYS[1]
+local nonce, expected_incarnation, expected_revision = ARGV[1], ARGV[2], ARGV[3]
+local settings, revision, spec, expected_chain, seal = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+
+local incarnation, head_revision, step, chain = unpack(redis.call('HMGET', head_key, 'incarnation',
+  'settings_revision', 'step', 'chain'))
+if incarnation ~= expected_incarnation or head_revision ~= expected_revision
+  or (expected_chain ~= '' and chain ~= expected_chain) then
+  return {nonce, 'moved'}
 end
-if not string.find(head[3] or '', '^%d+$') then
-  return {ARGV[1], 'damaged'}
+if not string.find(step or '', '^%d+$') then
+  return {nonce, 'damaged'}
 end
-redis.call('HSET', KEYS[1], 'settings', ARGV[4], 'settings_revision', ARGV[5], 'spec', ARGV[6], 'sealed', ARGV[8])
-return {ARGV[1], 'patched', head[3]}
+redis.call('HSET', head_key, 'settings', settings, 'settings_revision', revision, 'spec', spec, 'sealed', seal)
+return {nonce, 'patched', step}

@@ -1,21 +1,26 @@
--- Gives back what a session claimed in the index, if it is still that session's.
+-- Releases what a session has claimed in the index, as far as it is still that session's.
 --
--- KEYS  1 names   2 sessions   3 the name's former owner   4 idempotency   5 sign that the creation is under way
--- ARGV  1 nonce  2 id  3 name ("" if none)  4 seconds that the name is remembered as deleted (0: not)  5 digest (or "")
+-- KEYS  1 names   2 sessions   3 former owner of the name   4 idempotency   5 sign that the creation is under way
+-- ARGV  1 nonce  2 id  3 name ("" if none)  4 seconds that the name is remembered as deleted (0: it is not)
+--       5 digest of the creation ("" without an Idempotency-Key)
 -- Returns {nonce, "released"}
 --
 -- Everything that can fail stands before the first write.
-local mine = ARGV[3] ~= '' and redis.call('HGET', KEYS[1], ARGV[3]) == ARGV[2]
-local keyed = ARGV[5] ~= '' and redis.call('GET', KEYS[4]) == ARGV[5] .. ' ' .. ARGV[2]
-redis.call('ZREM', KEYS[2], ARGV[2])
-redis.call('DEL', KEYS[5])
-if mine then
-  redis.call('HDEL', KEYS[1], ARGV[3])
-  if ARGV[4] ~= '0' then
-    redis.call('SET', KEYS[3], ARGV[2], 'EX', ARGV[4])
+local names_key, sessions_key, former_key, idempotency_key, claim_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local nonce, id, name, former_seconds, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+
+local owns_name = name ~= '' and redis.call('HGET', names_key, name) == id
+local owns_idempotency = digest ~= '' and redis.call('GET', idempotency_key) == digest .. ' ' .. id
+
+redis.call('ZREM', sessions_key, id)
+redis.call('DEL', claim_key)
+if owns_name then
+  redis.call('HDEL', names_key, name)
+  if former_seconds ~= '0' then
+    redis.call('SET', former_key, id, 'EX', former_seconds)
   end
 end
-if keyed then
-  redis.call('DEL', KEYS[4])
+if owns_idempotency then
+  redis.call('DEL', idempotency_key)
 end
-return {ARGV[1], 'released'}
+return {nonce, 'released'}
