@@ -11,7 +11,7 @@ import adamd
 
 pytestmark = pytest.mark.jax
 
-# 20,000 elements: JAX copies an operand that large by a thread that waits for the callback, see _optax_call._cut.
+# 20,000 elements: JAX copies an operand that large by a thread that waits for the callback, see adamd.optax.callback._cut.
 BEGIN = """
 import sys, threading, os, signal
 import jax, jax.numpy as jnp, numpy as np, optax, adamd, adamd.optax

@@ -1,4 +1,4 @@
-"""Checkpoints that travel: a local optimizer's state into a session, and a session's back, without losing a step.
+"""Moves a local optimizer's state into a session, and a session's state back, without losing a step.
 
     session = adamd.checkpoints.from_torch(client, optimizer.state_dict(), model.named_parameters())
     …                                                                      # steps at the server
@@ -8,8 +8,8 @@
     params, state = adamd.checkpoints.to_optax(session, params, optax.adam(1e-3).init(params))
 
 They are for a session that a program steps itself; the optimizers of `adamd.torch` load such states by
-``load_state_dict``. What does not fit is refused before anything is made or written. torch, JAX and optax are imported
-only by the functions that need them.
+``load_state_dict``. A state that does not fit is refused before anything is made or written. torch, JAX and optax are
+imported only by the functions that need them.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def from_optax(
     """
     from adamd.checkpoints import optax_state
 
-    kept = ("durability", "labels", "on_bad_gradient", *TRAVEL)
-    passed = {key: options.pop(key) for key in kept if key in options}
+    names = ("durability", "labels", "on_bad_gradient", *TRAVEL)
+    passed = {key: options.pop(key) for key in names if key in options}
     step = options.pop("step", 0)
     body = optax_state.moved_in(state, params, {"name": optimizer, **options}, step)
     return client.restore(body, name, **passed)

@@ -1,4 +1,4 @@
-"""A local torch optimizer's ``state_dict()`` as the export of a session, and back; see `checkpoints`."""
+"""Converts a local torch optimizer's ``state_dict()`` to a session's export, and back."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ except ModuleNotFoundError as error:
 from adamd.errors import InvalidState, WrongLayout
 from adamd.torch import group_settings, parameters, state_dicts
 from adamd.torch.kinds import Kind, by_session, kind_of
-from adamd.torch.parameters import Place
+from adamd.torch.parameters import ParameterPlace
 from adamd.wire import export_format
 from adamd.wire.export_format import PARAMETERS, ExportedState
 
-# What torch's optimizers do not have: where it is not this, torch would go on otherwise.
-ELSEWHERE = {"eps_form": "outside", "bias_correction": True}
+# Settings that torch's optimizers do not have, with the values at which torch computes the same.
+NOT_IN_TORCH = {"eps_form": "outside", "bias_correction": True}
 
 
 def moved_in(state_dict: Mapping[str, Any], params: Iterable[Any], step: int) -> memoryview:
-    """Return the export of the session that this optimizer is.
+    """Return the export of a session with this optimizer's state.
 
     Raises:
-        InvalidState, WrongDtype, WrongLayout, InvalidRequest: it is none.
+        InvalidState, WrongDtype, WrongLayout, InvalidRequest: no session can have this state.
 
     """
     saved = _groups_of(state_dict)
     kind = kind_of(saved)
-    given = _grouped(params)
-    _check_groups(saved, given)
+    passed = _grouped(params)
+    _check_groups(saved, passed)
     groups = [
         {**kind.defaults, **old, "params": new["params"], "param_names": old.get("param_names") or new["param_names"]}
-        for old, new in zip(saved, given, strict=True)
+        for old, new in zip(saved, passed, strict=True)
     ]
     places = parameters.places(groups)
     parameters.check(places)
@@ -49,33 +49,34 @@ def moved_out(export: bytes, params: Iterable[Any]) -> dict[str, Any]:
     """Copy an export's parameters into these, and return the state of torch's optimizer.
 
     Raises:
-        InvalidState, InvalidSettings, WrongLayout, WrongDtype: they are not of each other; nothing was written.
+        InvalidState, InvalidSettings, WrongLayout, WrongDtype: the export and the parameters do not fit together;
+            nothing was written.
 
     """
-    found = export_format.read(export)
-    kind = _kind(found)
-    decoupled = {"decoupled_weight_decay": found.settings["name"] == "adamw"} if kind.torch == "Adam" else {}
-    own = {key: found.settings[key] for key in kind.fixed if key in found.settings}
+    exported = export_format.read(export)
+    kind = _kind(exported)
+    decoupled = {"decoupled_weight_decay": exported.settings["name"] == "adamw"} if kind.torch == "Adam" else {}
+    own = {key: exported.settings[key] for key in kind.fixed if key in exported.settings}
     groups = [{**kind.defaults, **own, **decoupled, **group} for group in _grouped(params)]
     places = parameters.places(groups)
-    _check_same(found, places)
-    # A group's own settings are what the session has for its tensors; momentum is here before, for what is fixed.
+    _check_same(exported, places)
+    # The session's settings first, as `adopt` needs momentum for the fixed ones; then `adopt` sets each group's own.
     for group in groups:
-        group.update({key: _as_torch(found.settings[key]) for key in kind.changing})
-    group_settings.adopt(groups, places, found.settings)
-    state = state_dicts.laid_out(found, places, kind)
+        group.update({key: _as_torch(exported.settings[key]) for key in kind.changing})
+    group_settings.adopt(groups, places, exported.settings)
+    state = state_dicts.torch_state(exported, places, kind)
     with torch.no_grad():
         for place in places:
-            place.tensor.copy_(torch.from_numpy(found.arrays[PARAMETERS][place.name]))
+            place.tensor.copy_(torch.from_numpy(exported.arrays[PARAMETERS][place.name]))
     return _as_dict(groups, state)
 
 
-def _kind(found: ExportedState) -> Kind:
-    kind = by_session(str(found.settings["name"]))
-    for key, wanted in ELSEWHERE.items():
-        if found.settings.get(key, wanted) != wanted:
+def _kind(exported: ExportedState) -> Kind:
+    kind = by_session(str(exported.settings["name"]))
+    for key, expected in NOT_IN_TORCH.items():
+        if exported.settings.get(key, expected) != expected:
             raise InvalidState(
-                f"the session has {key}={found.settings[key]!r}, which torch.optim.{kind.torch} does not have: it "
+                f"the session has {key}={exported.settings[key]!r}, which torch.optim.{kind.torch} does not have: it "
                 "would go on with another update"
             )
     return kind
@@ -83,19 +84,19 @@ def _kind(found: ExportedState) -> Kind:
 
 def _grouped(params: Iterable[Any]) -> list[dict[str, Any]]:
     """Read params as `torch.optim.Optimizer` does: tensors, (name, tensor) pairs, or dicts of these."""
-    given = list(params)
-    if not given:
+    items = list(params)
+    if not items:
         raise WrongLayout("no parameters are given; wanted model.named_parameters(), or the param groups")
-    found = given if isinstance(given[0], Mapping) else [{"params": given}]
+    dicts = items if isinstance(items[0], Mapping) else [{"params": items}]
     groups = []
-    for group in found:
-        inside = group["params"]
-        held = [inside] if isinstance(inside, torch.Tensor) else list(inside)
-        named = [one if isinstance(one, tuple) else (None, one) for one in held]
-        names = [name for name, _ in named]
+    for group in dicts:
+        tensors = group["params"]
+        members = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+        pairs = [member if isinstance(member, tuple) else (None, member) for member in members]
+        names = [name for name, _ in pairs]
         groups.append(
             {
-                "params": [tensor for _, tensor in named],
+                "params": [tensor for _, tensor in pairs],
                 "param_names": group.get("param_names") or (None if None in names else names),
             }
         )
@@ -110,11 +111,11 @@ def _groups_of(state_dict: Any) -> Sequence[Mapping[str, Any]]:
     return groups
 
 
-def _check_groups(saved: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]) -> None:
+def _check_groups(saved: Sequence[Mapping[str, Any]], passed: Sequence[Mapping[str, Any]]) -> None:
     """Refuse other groups than were saved, as torch does."""
-    if len(saved) != len(given):
-        raise InvalidState(f"the state has {len(saved)} param groups, {len(given)} are given")
-    for index, (old, new) in enumerate(zip(saved, given, strict=True)):
+    if len(saved) != len(passed):
+        raise InvalidState(f"the state has {len(saved)} param groups, {len(passed)} are given")
+    for index, (old, new) in enumerate(zip(saved, passed, strict=True)):
         if len(old["params"]) != len(new["params"]):
             raise InvalidState(
                 f"param group {index} has {len(old['params'])} parameters in the state, {len(new['params'])} are given"
@@ -132,25 +133,25 @@ def _state_of(
 ) -> dict[torch.Tensor, Any]:
     keys = [key for group in saved for key in group["params"]]
     tensors = [tensor for group in groups for tensor in group["params"]]
-    known = dict(zip(keys, tensors, strict=True))
-    strangers = [key for key in state_dict["state"] if key not in known]
+    by_key = dict(zip(keys, tensors, strict=True))
+    strangers = [key for key in state_dict["state"] if key not in by_key]
     if strangers:
         raise InvalidState(f"the state has an entry {str(strangers[0])[:40]!r} of no parameter in its groups")
-    return {known[key]: entry for key, entry in state_dict["state"].items() if entry}
+    return {by_key[key]: entry for key, entry in state_dict["state"].items() if entry}
 
 
-def _check_same(found: ExportedState, places: Sequence[Place]) -> None:
-    theirs = {name: values.shape for name, values in found.arrays[PARAMETERS].items()}
-    mine = {place.name: tuple(place.tensor.shape) for place in places}
-    for name in sorted(theirs.keys() | mine.keys()):
-        if theirs.get(name) != mine.get(name):
+def _check_same(exported: ExportedState, places: Sequence[ParameterPlace]) -> None:
+    session_shapes = {name: values.shape for name, values in exported.arrays[PARAMETERS].items()}
+    shapes = {place.name: tuple(place.tensor.shape) for place in places}
+    for name in sorted(session_shapes.keys() | shapes.keys()):
+        if session_shapes.get(name) != shapes.get(name):
             raise WrongLayout(
-                f"parameter {name!r} has shape {mine.get(name)} here, {theirs.get(name)} in the session (None: it is "
-                "not there); give the parameters under the session's names"
+                f"parameter {name!r} has shape {shapes.get(name)} here, {session_shapes.get(name)} in the session "
+                "(None: it is not there); give the parameters under the session's names"
             )
     kind = parameters.check(places)
-    if kind != found.dtype:
-        raise WrongLayout(f"the session is {found.dtype}, these parameters are {kind}")
+    if kind != exported.dtype:
+        raise WrongLayout(f"the session is {exported.dtype}, these parameters are {kind}")
 
 
 def _as_dict(groups: Sequence[Mapping[str, Any]], state: Mapping[torch.Tensor, Any]) -> dict[str, Any]:

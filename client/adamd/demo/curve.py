@@ -24,11 +24,11 @@ def drawable(encoding: str) -> bool:
 
 def terminal(losses: Sequence[float], kill: int | None) -> Text:
     """Return the curve as lines of text; ``kill`` is the step at which the server died."""
-    wide, high = 2 * COLUMNS, 4 * ROWS
+    width, high = 2 * COLUMNS, 4 * ROWS
     top = max(losses)
     grid = [[0] * COLUMNS for _ in range(ROWS)]
     before = None
-    for x, loss in enumerate(_spread(losses, wide)):
+    for x, loss in enumerate(_spread(losses, width)):
         y = min(high - 1, round((1 - loss / top) * (high - 1)))
         for dot in range(min(y, y if before is None else before), max(y, y if before is None else before) + 1):
             grid[dot // 4][x // 2] |= DOTS[dot % 4][x % 2]
@@ -52,24 +52,24 @@ def _legend(steps: int, kill: int | None, mark: int | None) -> Text:
     line = Text("        ")
     if kill is None or mark is None:
         return line.append(f"{'loss, by step':<{COLUMNS - len(str(steps))}}{steps}", "dim")
-    said = f"kill -9 at step {kill}"
-    left = max(0, min(COLUMNS - len(said), mark - len(said) // 2))
-    line.append("loss".ljust(left)[:left], "dim").append(said, "red")
-    rest = COLUMNS - left - len(said)
+    label = f"kill -9 at step {kill}"
+    indent = max(0, min(COLUMNS - len(label), mark - len(label) // 2))
+    line.append("loss".ljust(indent)[:indent], "dim").append(label, "red")
+    rest = COLUMNS - indent - len(label)
     return line.append(f"{f'step {steps}':>{rest}}" if rest > 10 else "", "dim")
 
 
-def _spread(values: Sequence[float], wide: int) -> list[float]:
+def _spread(values: Sequence[float], width: int) -> list[float]:
     """Return exactly ``wide`` values: the mean of those that fall on each place, or the nearest one."""
     spread = []
-    for x in range(wide):
-        first = x * len(values) // wide
-        last = max(first + 1, (x + 1) * len(values) // wide)
+    for x in range(width):
+        first = x * len(values) // width
+        last = max(first + 1, (x + 1) * len(values) // width)
         spread.append(sum(values[first:last]) / (last - first))
     return spread
 
 
-def picture(path: Path, losses: Sequence[float], kill: int | None, said: str) -> None:
+def picture(path: Path, losses: Sequence[float], kill: int | None, title: str) -> None:
     """Write the curve as a PNG.
 
     Raises:
@@ -92,7 +92,7 @@ def picture(path: Path, losses: Sequence[float], kill: int | None, said: str) ->
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (cross-entropy)")
-    axes.set_title(said, fontsize=11)
+    axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

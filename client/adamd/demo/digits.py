@@ -1,4 +1,4 @@
-"""The demo's work: read handwritten digits. A small network in plain NumPy, its gradient written by hand."""
+"""A small network in plain NumPy that reads handwritten digits, with its gradient written by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float64]
 Params: TypeAlias = dict[str, Array]
 SIDE, DIGITS, HIDDEN, BATCH = 8, 10, 48, 64
-TEST = 360  # images that are kept for the end
+TEST_IMAGES = 360
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ def load() -> tuple[Images, Images]:
     """Return the images to learn from and those to test with: the same split every time.
 
     Raises:
-        ModuleNotFoundError: scikit-learn, which brings the images along, is not there.
+        ModuleNotFoundError: scikit-learn, which has the images, is missing.
 
     """
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    pixels, digits = found.data[order] / 16.0, found.target[order].astype(np.int64)
-    return Images(pixels[TEST:], digits[TEST:]), Images(pixels[:TEST], digits[:TEST])
+    dataset = load_digits()
+    order = np.random.default_rng(0).permutation(len(dataset.target))
+    pixels, digits = dataset.data[order] / 16.0, dataset.target[order].astype(np.int64)
+    return Images(pixels[TEST_IMAGES:], digits[TEST_IMAGES:]), Images(pixels[:TEST_IMAGES], digits[:TEST_IMAGES])
 
 
 def start() -> Params:
@@ -54,20 +54,20 @@ def start() -> Params:
 def batches(images: Images, epochs: int) -> list[NDArray[np.int64]]:
     """Return which images each step looks at: shuffled, the same way every time."""
     rng = np.random.default_rng(2)
-    whole = len(images) // BATCH
-    return [part for _ in range(epochs) for part in np.split(rng.permutation(len(images))[: whole * BATCH], whole)]
+    count = len(images) // BATCH
+    return [part for _ in range(epochs) for part in np.split(rng.permutation(len(images))[: count * BATCH], count)]
 
 
 def loss_and_gradient(params: Params, images: Images, batch: NDArray[np.int64]) -> tuple[float, Params]:
     """Return the mean cross-entropy of a batch, and its derivative by every parameter."""
-    x, wanted = images.pixels[batch], images.digits[batch]
+    x, labels = images.pixels[batch], images.digits[batch]
     rows = np.arange(len(batch))
     hidden = np.maximum(x @ params["hidden"] + params["hidden_bias"], 0.0)
     guess = softmax(hidden @ params["output"] + params["output_bias"])
-    loss = -float(np.log(guess[rows, wanted]).mean())
+    loss = -float(np.log(guess[rows, labels]).mean())
 
-    error = guess  # d loss / d (what softmax was given)
-    error[rows, wanted] -= 1.0
+    error = guess  # d loss / d (softmax's input)
+    error[rows, labels] -= 1.0
     error /= len(batch)
     back = (error @ params["output"].T) * (hidden > 0.0)
     gradient = {
@@ -98,6 +98,6 @@ def size(params: Params) -> int:
     return sum(array.size for array in params.values())
 
 
-def same_bits(one: Params, other: Params) -> bool:
+def same_bits(first: Params, other: Params) -> bool:
     """Say whether two networks are equal, every bit of every parameter."""
-    return all(one[name].tobytes() == other[name].tobytes() for name in one)
+    return all(first[name].tobytes() == other[name].tobytes() for name in first)

@@ -1,4 +1,4 @@
-"""``adamd demo``: train on real images through a server that is killed in the middle, and compare every bit."""
+"""Runs ``adamd demo``: training on real images through a server that is killed, with every bit compared."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 import adamd
 from adamd.demo import curve, digits, next_steps
 from adamd.demo.digits import Images, Params
-from adamd.demo.server import NotStarted, Server
+from adamd.demo.server import DemoServer, NotStarted
 from adamd.errors import AdamdError
 
 EPOCHS = 16
 LR = 0.004
-WANTED = 0.95  # of the test images
+OWED_ACCURACY = 0.95  # of the test images
 PICTURE = Path("demo-loss.png")
-INTO_A_STEP = 0.4  # of a step's usual time: when, after it is sent, the server is stopped
+FREEZE_AFTER = 0.4  # of a step's usual time after it is sent
 INTERRUPTED = 130
 NEEDED = (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib"))
 
 
 def main(console: Console, url: str | None = None) -> int:
-    """Run the demo; return the exit status: 0 only if all of it holds.
+    """Run the demo; return the exit status: 0 only if every check holds.
 
     Args:
-        console: where it is told.
+        console: where the output goes.
         url: use this server, and kill nothing; None starts one.
 
     """
@@ -47,7 +47,7 @@ def main(console: Console, url: str | None = None) -> int:
         console.print(f"adamd demo: {' and '.join(lacking)} missing; pip install 'adamd\\[demo]' brings all of it")
         return 1
     try:
-        with _ended_in_order():
+        with _interrupted_by_signals():
             return _show(console, url)
     except KeyboardInterrupt:
         console.print("\nstopped; the demo's server and its data are gone" if url is None else "\nstopped")
@@ -58,18 +58,18 @@ def main(console: Console, url: str | None = None) -> int:
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Treat a polite end (SIGTERM, a closed terminal) as Ctrl-C, so that the server and its data go too."""
+def _interrupted_by_signals() -> Iterator[None]:
+    """Treat SIGTERM and a closed terminal as Ctrl-C, so that the server and its data are removed too."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show(console: Console, url: str | None) -> int:
@@ -79,7 +79,7 @@ def _show(console: Console, url: str | None) -> int:
     with ExitStack() as stack:
         server = None
         if url is None:
-            server = stack.enter_context(Server())
+            server = stack.enter_context(DemoServer())
             starting = "starting a server (the first time on a machine takes half a minute)"
             with console.status(starting, spinner=_spinner(console)):
                 server.start()
@@ -88,10 +88,10 @@ def _show(console: Console, url: str | None) -> int:
         else:
             console.print(f"  [bold]server[/]    {url}; it is yours, so it will not be killed\n")
         client = stack.enter_context(adamd.connect(url))
-        run = _trained(console, client, learn, server)
+        run = _train(console, client, learn, server)
         kill = None if run.killer is None else run.killer.step
-        _told(console, run)
-        calm = _trained(console, client, learn, None, again=True)
+        _report(console, run)
+        calm = _train(console, client, learn, None, again=True)
     status = _conclude(console, run, calm, test, kill)
     if status == 0:
         console.print(f"\n{next_steps.steps(yours)}", markup=False, highlight=False, soft_wrap=True)
@@ -113,22 +113,22 @@ def _introduce(console: Console, learn: Images, test: Images) -> None:
 
 
 @dataclass
-class Run:
-    """One training: its losses and the network that came of it."""
+class Training:
+    """One training: its losses and the trained network."""
 
     losses: list[float] = field(default_factory=list)
     params: Params = field(default_factory=dict)
     killer: Killer | None = None
 
 
-def _trained(
-    console: Console, client: adamd.Client, learn: Images, server: Server | None, *, again: bool = False
-) -> Run:
+def _train(
+    console: Console, client: adamd.Client, learn: Images, server: DemoServer | None, *, again: bool = False
+) -> Training:
     """Train through a new session; with a ``server``, kill that in the middle."""
     batches = digits.batches(learn, EPOCHS)
     params = digits.start()
     session = client.create(params, lr=LR, durability="committed", labels={"made-by": "adamd demo"})
-    run = Run()
+    run = Training()
     with _progress(console, len(batches), "the same again, undisturbed" if again else "training") as show:
         run.killer = None if server is None else Killer(server, len(batches) // 2, show)
         try:
@@ -159,7 +159,7 @@ def _spinner(console: Console) -> str:
 
 @contextmanager
 def _progress(console: Console, steps: int, doing: str) -> Iterator[Show]:
-    """Show one line that lives: how far, which loss, and what is happening."""
+    """Show one live line: the progress, the loss, and what is happening."""
     columns: list[Any] = [
         SpinnerColumn(_spinner(console)),
         BarColumn(24),
@@ -176,13 +176,13 @@ def _progress(console: Console, steps: int, doing: str) -> Iterator[Show]:
 
 
 class Killer:
-    """Kills the server while a step is under way, and starts it again. The step's own thread only waits, and retries.
+    """Kills the server while a step is under way, and starts it again. The step's own thread only waits and retries.
 
-    The server is first frozen; only if the step is still without its answer then is it killed. So the kill always hits
-    a step in the middle of its life.
+    The server is frozen first, and killed only if the step still has no answer. So the kill always hits a step under
+    way.
     """
 
-    def __init__(self, server: Server, first: int, show: Show) -> None:
+    def __init__(self, server: DemoServer, first: int, show: Show) -> None:
         self._server = server
         self._first = first
         self._show = show
@@ -218,7 +218,7 @@ class Killer:
             self._thread.join()
 
     def _try(self, number: int) -> None:
-        time.sleep(INTO_A_STEP * statistics.median(self._times))
+        time.sleep(FREEZE_AFTER * statistics.median(self._times))
         self._server.freeze()
         if not self._waiting.is_set():  # the answer was faster; the next step then
             self._server.thaw()
@@ -238,10 +238,10 @@ class Killer:
         self._show(description="training goes on, where it was")
 
 
-# -- what came of it
+# -- the results
 
 
-def _told(console: Console, run: Run) -> None:
+def _report(console: Console, run: Training) -> None:
     """Say in two lines what happened to the server."""
     killer, steps = run.killer, len(run.losses)
     if killer is None:
@@ -258,7 +258,7 @@ def _told(console: Console, run: Run) -> None:
     )
 
 
-def _conclude(console: Console, run: Run, calm: Run, test: Images, kill: int | None) -> int:
+def _conclude(console: Console, run: Training, calm: Training, test: Images, kill: int | None) -> int:
     """Show the curve, the accuracy and the comparison; return the exit status."""
     right = digits.right(run.params, test)
     share = right / len(test)
@@ -274,10 +274,10 @@ def _conclude(console: Console, run: Run, calm: Run, test: Images, kill: int | N
     verdict = "bits equal" if equal else "bits DIFFER"
     if run.killer is None:
         console.print(f"two runs, without a kill: {verdict}", style="bold", highlight=False)
-        return 0 if equal and share >= WANTED else 1
+        return 0 if equal and share >= OWED_ACCURACY else 1
     console.print(
         f"{digits.size(run.params):,} parameters, compared with a run in which nothing was killed:",
         highlight=False,
     )
     console.print(f"killed and resumed: {verdict}" if kill else "nothing was killed", style="bold", highlight=False)
-    return 0 if equal and kill and share >= WANTED else 1
+    return 0 if equal and kill and share >= OWED_ACCURACY else 1

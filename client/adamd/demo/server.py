@@ -1,4 +1,4 @@
-"""The demo's own server: a child process with a store in a temporary directory, there to be killed."""
+"""Runs the demo's own server: a child process with a store in a temporary directory, which the demo kills."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import time
 from types import TracebackType
 from typing import Self
 
-START = 180.0  # seconds; the first start on a machine compiles the kernels
-STOP = 60.0
+START_SECONDS = 180.0  # the first start on a machine compiles the kernels
+STOP_SECONDS = 60.0
 LINES = 12  # of its output, shown where it does not start
 _READY = re.compile(r"adamd is ready at (http://\S+:(\d+))")
 
@@ -24,7 +24,7 @@ class NotStarted(Exception):
     """The server did not come up; the message has its last lines."""
 
 
-class Server:
+class DemoServer:
     """``adamd serve`` in a process of its own. `start` again after `kill` uses the same port and the same data."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Server:
         process = self._launch()
         ready = threading.Event()
         threading.Thread(target=self._read, args=(process, ready), daemon=True).start()
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + START_SECONDS
         while not ready.wait(0.02):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise NotStarted("the server did not start. Its last words:\n" + "\n".join(self._lines[-LINES:]))
@@ -83,9 +83,9 @@ class Server:
         with process.stdout as lines:
             for line in lines:
                 self._lines.append(line.rstrip())
-                found = _READY.search(line)
-                if found is not None:
-                    self.url, self._port = found[1], int(found[2])
+                match = _READY.search(line)
+                if match is not None:
+                    self.url, self._port = match[1], int(match[2])
                     ready.set()
 
     def freeze(self) -> None:
@@ -99,7 +99,7 @@ class Server:
         self._running().send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it by ``kill -9``: it is given no chance to tidy up."""
+        """End it by ``kill -9``, so that it cannot tidy up."""
         process = self._running()
         process.kill()
         process.wait()
@@ -117,7 +117,7 @@ class Server:
             process.send_signal(signal.SIGCONT)  # should it be frozen
             process.terminate()
             try:
-                process.wait(STOP)
+                process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

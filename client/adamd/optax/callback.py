@@ -1,4 +1,4 @@
-"""Calls the host from code that JAX has traced, by an ordered callback."""
+"""Calls the host from traced JAX code, by an ordered callback."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from adamd.errors import InvalidRequest
 from adamd.optax.binding import Desk
 
 
-def call(desk: Desk, act: Callable[..., Any], results: tuple[jax.ShapeDtypeStruct, ...], *given: Any) -> Any:
-    """Call the host: now where nothing is traced, so that errors keep their type; else from compiled code, in order."""
-    if not traced(given):
-        return [jnp.asarray(result) for result in desk.run(lambda: act(*given))]
+def call(desk: Desk, act: Callable[..., Any], results: tuple[jax.ShapeDtypeStruct, ...], *arguments: Any) -> Any:
+    """Call the host: at once where nothing is traced, so that errors keep their type; else from compiled code."""
+    if not traced(arguments):
+        return [jnp.asarray(result) for result in desk.run(lambda: act(*arguments))]
     if any(kind == jax.sharding.AxisType.Manual for kind in jax.sharding.get_abstract_mesh().axis_types):
         raise InvalidRequest(
             "adamd.optax within pmap or shard_map would step once for every shard; average the gradients, and call it "
             "outside, under jit"
         )
-    leaves, tree = jax.tree.flatten(given)
+    leaves, tree = jax.tree.flatten(arguments)
     *guarded, devices = _GUARD.bind(*map(jnp.asarray, leaves))
     shapes = [leaf.shape for leaf in guarded]
 
     def back(devices: Any, operands: Any) -> Any:
-        whole = [_joined(pieces, shape) for pieces, shape in zip(operands, shapes, strict=True)]
-        arguments = jax.tree.unflatten(tree, whole)
-        return desk.run_compiled(lambda: act(*arguments), results, int(devices))
+        arrays = [_joined(pieces, shape) for pieces, shape in zip(operands, shapes, strict=True)]
+        values = jax.tree.unflatten(tree, arrays)
+        return desk.run_compiled(lambda: act(*values), results, int(devices))
 
     return io_callback(back, list(results), devices, [_cut(leaf) for leaf in guarded], ordered=True)
 
 
-PIECE = 16384  # elements
+PIECE_ELEMENTS = 16384
 
 
 def _cut(leaf: Any) -> list[Any]:
-    """Return an operand in pieces where JAX cannot pass a large one.
+    """Return an operand in pieces where JAX would deadlock on a large one.
 
     Several CPU devices share threads, which all wait for the callback. JAX copies an operand of more than 100 KiB on
-    such a thread before it calls back, so the two would wait for each other.
+    such a thread before it calls back, so the copy and the callback would wait for each other.
     """
-    if leaf.size <= PIECE or jax.default_backend() != "cpu" or jax.local_device_count() == 1:
+    if leaf.size <= PIECE_ELEMENTS or jax.default_backend() != "cpu" or jax.local_device_count() == 1:
         return [leaf]
     flat = (jax.sharding.reshard(leaf, jax.sharding.PartitionSpec()) if _explicit(leaf) else leaf).reshape(-1)
-    return [flat[start : start + PIECE] for start in range(0, leaf.size, PIECE)]
+    return [flat[start : start + PIECE_ELEMENTS] for start in range(0, leaf.size, PIECE_ELEMENTS)]
 
 
 def _joined(pieces: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -58,29 +58,29 @@ def _joined(pieces: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray[Any, An
     return np.concatenate([np.asarray(piece) for piece in pieces]).reshape(shape)
 
 
-def traced(given: Any) -> bool:
-    """Say whether this is being traced; it may be without a traced argument, as ``init`` of constants under jit."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in (jnp.zeros(()), *jax.tree.leaves(given)))
+def traced(values: Any) -> bool:
+    """Say whether JAX is tracing, with or without a traced argument (``init`` of constants under jit)."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in (jnp.zeros(()), *jax.tree.leaves(values)))
 
 
-def placed(found: Sequence[Any], like: Sequence[Any]) -> list[Any]:
-    """Return arrays where those like them are; what a host gives is on the first device."""
-    return [_placed(one, other) for one, other in zip(found, like, strict=True)]
+def placed(arrays: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """Return arrays on the devices of those like them; the host's results are on the first device."""
+    return [_placed(array, model) for array, model in zip(arrays, like, strict=True)]
 
 
-def _placed(found: Any, like: Any) -> Any:
-    if isinstance(like, jax.core.Tracer):  # the compiler decides, unless the type does
-        return _typed(found, like) if _explicit(like) else found
-    return jax.device_put(found, like.sharding) if getattr(like, "committed", False) else found
+def _placed(array: Any, like: Any) -> Any:
+    if isinstance(like, jax.core.Tracer):  # the compiler places it, unless its type does
+        return _typed(array, like) if _explicit(like) else array
+    return jax.device_put(array, like.sharding) if getattr(like, "committed", False) else array
 
 
-def typed(found: Sequence[Any], like: Sequence[Any]) -> list[Any]:
-    """Return updates of the types that the parameters have, where a type tells the sharding."""
-    return [_typed(one, other) if _explicit(other) else one for one, other in zip(found, like, strict=True)]
+def typed(arrays: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """Return updates with the parameters' shardings, where those are part of the type."""
+    return [_typed(array, model) if _explicit(model) else array for array, model in zip(arrays, like, strict=True)]
 
 
-def _typed(found: Any, like: Any) -> Any:
-    return jax.sharding.reshard(found, jax.typeof(like).sharding)
+def _typed(array: Any, like: Any) -> Any:
+    return jax.sharding.reshard(array, jax.typeof(like).sharding)
 
 
 def _explicit(array: Any) -> bool:
@@ -90,7 +90,7 @@ def _explicit(array: Any) -> bool:
     return mesh is not None and any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types)
 
 
-# Passes its operands on, and tells how many devices run the compiled code. It cannot be vmapped or differentiated.
+# Returns its operands and the number of devices that run the code. It cannot be vmapped or differentiated.
 _GUARD = Primitive("adamd_update")
 _GUARD.multiple_results = True
 
@@ -104,8 +104,8 @@ def _types(*operands: Any) -> list[Any]:
 
 
 def _lowered(context: Any, *operands: Any) -> list[Any]:
-    around = context.module_context.axis_context
-    devices = getattr(around, "num_devices", None) or jax.local_device_count()
+    axes = context.module_context.axis_context
+    devices = getattr(axes, "num_devices", None) or jax.local_device_count()
     return [*operands, mlir.ir_constant(np.asarray(devices, np.int32))]
 
 

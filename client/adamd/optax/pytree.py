@@ -18,7 +18,7 @@ BARE = "parameters"  # the name of a pytree that is one array
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a pytree of parameters is, without its values; ``names`` and ``dtypes`` in the order of its leaves."""
+    """A pytree of parameters without its values; ``names``, ``shapes`` and ``dtypes`` in the order of its leaves."""
 
     tree: Any
     names: tuple[str, ...]
@@ -39,25 +39,25 @@ class Form:
 
 
 def form(params: Any) -> Form:
-    """Return the form of a pytree, which may have no leaves at all: a leaf is named by its path, as "layers/0/kernel".
+    """Return the form of a pytree, which may have no leaves. A leaf is named by its path, as "layers/0/kernel".
 
     Raises:
         WrongLayout: two leaves have one name.
-        WrongDtype: a leaf is no floating-point array that a session takes.
+        WrongDtype: a leaf is not a floating-point array that a session takes.
 
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for path, leaf in paths:
         name = jax.tree_util.keystr(path, simple=True, separator="/") or BARE
-        if name in found:
+        if name in arrays:
             raise WrongLayout(f"two parameters are named {name!r}; a session knows its tensors by name: rename one")
-        found[name] = _array(name, leaf)
+        arrays[name] = _array(name, leaf)
     return Form(
         tree,
-        tuple(found),
-        tuple(leaf.shape for leaf in found.values()),
-        tuple(np.dtype(leaf.dtype) for leaf in found.values()),
+        tuple(arrays),
+        tuple(leaf.shape for leaf in arrays.values()),
+        tuple(np.dtype(leaf.dtype) for leaf in arrays.values()),
     )
 
 
@@ -83,10 +83,10 @@ _LEAVE_OUT = "Leave what is not trained out of the parameters, or behind optax.m
 
 
 def leaves_of(tree: Any, like: Form) -> list[Any]:
-    """Return the gradients' leaves, None where there is none for a parameter.
+    """Return the gradients' leaves; None for a parameter without a gradient.
 
     Raises:
-        InvalidRequest: they are of another structure or of other shapes than the parameters.
+        InvalidRequest: the gradients have another structure or other shapes than the parameters.
 
     """
     try:
@@ -96,56 +96,57 @@ def leaves_of(tree: Any, like: Form) -> list[Any]:
             f"the gradients are a pytree of another structure ({jax.tree.structure(tree)}) than the parameters "
             f"({like.tree})"
         ) from None
-    found = []
+    gradients = []
     for name, shape, leaf in zip(like.names, like.shapes, leaves, strict=True):
-        one = jax.tree.leaves(leaf)
-        if leaf is not None and not (len(one) == 1 and one[0] is leaf):
+        parts = jax.tree.leaves(leaf)
+        if leaf is not None and not (len(parts) == 1 and parts[0] is leaf):
             raise InvalidRequest(f"the gradient of {name!r} is {type(leaf).__name__}; wanted an array of shape {shape}")
         array = None if leaf is None else jnp.asarray(leaf)
         if array is not None and array.shape != shape:
             raise InvalidRequest(f"the gradient of {name!r} has shape {array.shape}, the parameter {shape}")
-        found.append(array)
-    return found
+        gradients.append(array)
+    return gradients
 
 
 def update_dtype(gradient: Any, parameter: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of an update, as optax has it: what the gradient and the parameter promote to."""
+    """Return the dtype of an update, as in optax: the gradient's and the parameter's, promoted."""
     dtype: np.dtype[Any] = jnp.promote_types(gradient, parameter)
     return dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Strays:
-    """Where adding an update does not lead to the value that was meant: flat indices, and what it leads to."""
+    """Elements where adding the update misses the intended value: their flat indices, and the values reached."""
 
     index: Array
     value: Array
 
 
-def updates(meant: Array, held: Array, dtype: np.dtype[Any] | None = None) -> tuple[Array, Strays]:
-    """Return what `optax.apply_updates` has to add to ``held``, and where it misses ``meant`` by a rounding.
+def updates(meant: Array, old: Array, dtype: np.dtype[Any] | None = None) -> tuple[Array, Strays]:
+    """Return the updates that `optax.apply_updates` adds to ``old``, and where the sum misses ``meant`` by a rounding.
 
-    meant - held is exact where meant lies between held/2 and 2·held (Sterbenz), and where held is 0; else it is
-    rounded once, and the sum once more: the miss is at most half an ulp of each. ``dtype``: the update's, the
+    meant - old is exact where meant lies between old/2 and 2·old (Sterbenz's lemma), and where old is 0. Elsewhere it
+    is rounded once, and the sum once more: the miss is at most half an ulp of each. ``dtype`` is the update's; the
     parameter's by default.
     """
-    wide = held.dtype if dtype is None else dtype
+    computed = old.dtype if dtype is None else dtype
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        delta = np.asarray(np.subtract(meant, held, dtype=_exact(wide))).astype(wide, copy=False)
-        landed = np.asarray(np.add(held, delta, dtype=_exact(wide))).astype(wide).astype(held.dtype, copy=False)
+        delta = np.asarray(np.subtract(meant, old, dtype=_exact(computed))).astype(computed, copy=False)
+        total = np.asarray(np.add(old, delta, dtype=_exact(computed))).astype(computed)
+        landed = total.astype(old.dtype, copy=False)
     index = np.flatnonzero(landed != meant)
     return delta, Strays(index, landed.reshape(-1)[index])
 
 
 def _exact(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return a dtype to compute in: narrow ones are computed in float32 and rounded, as XLA does."""
+    """Return the dtype to compute in: float32 for narrow dtypes, as in XLA."""
     return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
 
 
 def agree(held: Array, meant: Array, strays: Strays | None, slack: float | None = None) -> bool:
-    """Say whether parameters are what a step gave, exactly or by adding its updates; XLA may flush subnormals.
+    """Say whether parameters are a step's result, exactly or by adding its updates; XLA may flush subnormals.
 
-    ``slack``: the updates are not known, but how large they are at most: a rounding of that size is theirs.
+    ``slack`` is the largest possible update where the updates are unknown: a rounding of that size is allowed.
     """
     index = np.flatnonzero(np.asarray(held != meant))
     if not index.size:
@@ -154,12 +155,12 @@ def agree(held: Array, meant: Array, strays: Strays | None, slack: float | None 
     if strays is not None and strays.index.size:
         place = np.minimum(np.searchsorted(strays.index, index), strays.index.size - 1)
         expected = np.where(strays.index[place] == index, strays.value[place], expected)
-    found, wanted = held.reshape(-1)[index].astype(np.float64), expected.astype(np.float64)
+    actual, intended = held.reshape(-1)[index].astype(np.float64), expected.astype(np.float64)
     most = np.full(index.size, float(jnp.finfo(held.dtype).tiny))
     if slack is not None:
-        sizes = np.maximum(np.maximum(np.abs(found), np.abs(wanted)), slack)
+        sizes = np.maximum(np.maximum(np.abs(actual), np.abs(intended)), slack)
         most += float(jnp.finfo(held.dtype).eps) * sizes
-    return bool((np.abs(found - wanted) <= most).all())
+    return bool((np.abs(actual - intended) <= most).all())
 
 
 def narrowed(masters: Mapping[str, Array], names: Sequence[str], like: Form) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""The transformations of `adamd.optax`: optax's signatures and meaning, over one session for each state."""
+"""Defines `adamd.optax.adam` and `adamw`: optax's signatures and meaning, over one session for each state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from adamd.client import Client, Durability, connect
 from adamd.errors import InvalidRequest
-from adamd.optax.binding import HANDLE, Asked, Desk
+from adamd.optax.binding import HANDLE_BYTES, Desk, OptaxStep
 from adamd.optax.callback import call, placed, typed
 from adamd.optax.pytree import Form, form, leaves_of, update_dtype
 from adamd.sansio.options import Around, split_options
@@ -59,10 +59,10 @@ class Transformation(optax.GradientTransformationExtraArgs):  # type: ignore[mis
         return _step(self, grads, state, params, value, exact=True)
 
     def refresh(self, state: AdamState, params: Any) -> tuple[Any, AdamState]:
-        """Follow the session to where it stands, and return (params, state) to go on from.
+        """Return (params, state) from where the session is.
 
-        For a session that ``init`` has resumed by its name; after `HistoryLost`, or when another client has stepped.
-        ``params`` say the structure, shapes and dtypes.
+        For a session that ``init`` has resumed by its name, after `HistoryLost`, or when another client has stepped.
+        ``params`` give the structure, shapes and dtypes.
         """
         like = form(params)
         if not like.names:
@@ -70,8 +70,8 @@ class Transformation(optax.GradientTransformationExtraArgs):  # type: ignore[mis
 
         def act(key: Any) -> list[Any]:
             link = self._desk.link(key)
-            found = link.read(like)
-            return [np.int32(link.session.step_number), *found]
+            leaves = link.read(like)
+            return [np.int32(link.session.step_number), *leaves]
 
         count, *leaves = call(self._desk, act, (_COUNT, *_shapes(like, like.dtypes)), _state(state).session)
         return like.built(placed(leaves, jax.tree.leaves(params))), AdamState(count, state.session)
@@ -100,7 +100,7 @@ class Transformation(optax.GradientTransformationExtraArgs):  # type: ignore[mis
             raise desk.failed
 
     def close(self) -> None:
-        """Close the connections, after the steps under way. Sessions live on, at the server; so does a given client."""
+        """Close the connections after the steps under way. Sessions live on; a client from the caller stays open."""
         self._close()
 
 
@@ -151,7 +151,7 @@ def adam(
     """
     hyper = {"lr": learning_rate, "b1": b1, "b2": b2, "eps": eps, "weight_decay": 0.0}
     options = {"durability": durability, "labels": labels, "on_bad_gradient": on_bad_gradient}
-    return _made("adam", hyper, None, (url, client, timeout), session, options, around)
+    return _transformation("adam", hyper, None, (url, client, timeout), session, options, around)
 
 
 def adamw(
@@ -173,22 +173,9 @@ def adamw(
 ) -> Transformation:
     """AdamW at a server: `adam` with decoupled weight decay, with the defaults of `optax.adamw`.
 
-    Args:
-        learning_rate: and the others that are not named here: as in `adam`.
-        b1: as there.
-        b2: as there.
-        eps: as there.
-        weight_decay: times the learning rate, as in optax.
-        mask: a pytree of booleans like the parameters (or a prefix of it), or a function of them that returns one:
-            where it is False, nothing decays.
-        url: as in `adam`.
-        client: as in `adam`.
-        session: as in `adam`.
-        durability: as in `adam`.
-        labels: as in `adam`.
-        on_bad_gradient: as in `adam`.
-        timeout: as in `adam`.
-        around: as in `adam`.
+    ``weight_decay`` is multiplied by the learning rate, as in optax. ``mask`` is a pytree of booleans like the
+    parameters (or a prefix of it), or a function of them that returns one: where it is False, nothing decays. All other
+    arguments are as in `adam`.
 
     Raises:
         InvalidRequest: a setting is no number.
@@ -196,12 +183,12 @@ def adamw(
     """
     hyper = {"lr": learning_rate, "b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
     options = {"durability": durability, "labels": labels, "on_bad_gradient": on_bad_gradient}
-    return _made("adamw", hyper, mask, (url, client, timeout), session, options, around)
+    return _transformation("adamw", hyper, mask, (url, client, timeout), session, options, around)
 
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """What a session's settings are made of: plain values, and those that are traced, or computed from the count."""
+    """The sources of a session's settings: plain values, and those that are traced or computed from the count."""
 
     plain: Mapping[str, Any]
     fixed: Mapping[str, float]
@@ -209,63 +196,63 @@ class _Recipe:
     mask: Any
 
     def now(self, count: Any) -> dict[str, Any]:
-        """Return the moving ones at a count, as operands."""
-        found = {key: value(count) if callable(value) else value for key, value in self.moving.items()}
-        for key, value in found.items():
-            _check_scalar(f"what {_said(key)} returns" if callable(self.moving[key]) else _said(key), value)
-        return found
+        """Return the moving settings at a count, as operands."""
+        values = {key: value(count) if callable(value) else value for key, value in self.moving.items()}
+        for key, value in values.items():
+            _check_scalar(f"what {_argument(key)} returns" if callable(self.moving[key]) else _argument(key), value)
+        return values
 
     def settings(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """Return what makes settings on the host, where the moving ones are known. It holds nothing that is traced."""
+        """Return a function that makes the settings on the host from the moving ones. It holds nothing traced."""
         plain, fixed = self.plain, self.fixed
 
         def at(moved: Mapping[str, Any]) -> dict[str, Any]:
-            known = {**fixed, **{key: _finite(f"{_said(key)} at this step", value) for key, value in moved.items()}}
-            betas = [known.pop("b1"), known.pop("b2")]
-            return {**plain, "betas": betas, **known}
+            now = {key: _finite(f"{_argument(key)} at this step", value) for key, value in moved.items()}
+            merged = {**fixed, **now}
+            return {**plain, "betas": [merged.pop("b1"), merged.pop("b2")], **merged}
 
         return at
 
 
-def _made(
+def _transformation(
     name: str,
     hyper: Mapping[str, Any],
     mask: Any,
     way: tuple[str | None, Client | None, Any],
     session: str | None,
     options: dict[str, Any],
-    around: Mapping[str, Any],
+    surroundings: Mapping[str, Any],
 ) -> Transformation:
-    checked = {key: _number(_said(key), value) for key, value in hyper.items()}
-    # optax.inject_hyperparams gives what a function takes as **around by that name.
-    given, travel = split_options(
-        {**around.get("around", {}), **{k: v for k, v in around.items() if k != "around"}}, name
-    )
+    checked = {key: _number(_argument(key), value) for key, value in hyper.items()}
+    # optax.inject_hyperparams passes a function's **around as one argument "around".
+    nested, own = surroundings.get("around", {}), {k: v for k, v in surroundings.items() if k != "around"}
+    settings, travel = split_options({**nested, **own}, name)
     url, client, timeout = way
     if client is not None and (url is not None or timeout is not None):
         raise InvalidRequest("give a client, or a url and a timeout of a new one, not both")
     fixed = {key: value for key, value in checked.items() if isinstance(value, float)}
     moving = {key: value for key, value in checked.items() if key not in fixed}
-    recipe = _Recipe({"name": name, **settings_document(given)}, fixed, moving, mask)
+    recipe = _Recipe({"name": name, **settings_document(settings)}, fixed, moving, mask)
 
     def init(params: Any) -> AdamState:
-        return _init(made, params)
+        return _init(transformation, params)
 
     def update(updates: Any, state: AdamState, params: Any = None, **extra: Any) -> tuple[Any, AdamState]:
-        return _step(made, updates, state, params, extra.get("value"), exact=False)
+        return _step(transformation, updates, state, params, extra.get("value"), exact=False)
 
-    made = Transformation(init, update)
-    held = connect(url, timeout=_seconds(timeout)) if client is None else client
-    made._desk = Desk(held, session, options | travel)
-    made._close = weakref.finalize(made._desk, held.close if client is None else _nothing)  # a tuple takes no weakref
-    made._recipe = recipe
-    return made
+    transformation = Transformation(init, update)
+    connection = connect(url, timeout=_seconds(timeout)) if client is None else client
+    transformation._desk = Desk(connection, session, options | travel)
+    close = connection.close if client is None else _nothing
+    transformation._close = weakref.finalize(transformation._desk, close)  # the tuple itself takes no weak reference
+    transformation._recipe = recipe
+    return transformation
 
 
 def _init(tx: Transformation, params: Any) -> AdamState:
     like = form(params)
     if not like.names:
-        return AdamState(jnp.zeros((), jnp.int32), jnp.zeros((HANDLE,), jnp.uint8))
+        return AdamState(jnp.zeros((), jnp.int32), jnp.zeros((HANDLE_BYTES,), jnp.uint8))
     desk, settings = tx._desk, tx._recipe.settings()
     undecayed = [like.names[place] for place in _undecayed(tx._recipe.mask, params)]
     groups = [{"tensors": sorted(undecayed), "weight_decay": 0.0}] if undecayed else []
@@ -274,7 +261,7 @@ def _init(tx: Transformation, params: Any) -> AdamState:
     def act(moved: Mapping[str, Any], leaves: list[Any]) -> list[Any]:
         return [*desk.open(like, leaves, settings(moved) | {"groups": groups})]
 
-    results = (_COUNT, jax.ShapeDtypeStruct((HANDLE,), np.uint8))
+    results = (_COUNT, jax.ShapeDtypeStruct((HANDLE_BYTES,), np.uint8))
     moved = tx._recipe.now(jnp.zeros((), jnp.int32))
     return AdamState(*call(desk, act, results, moved, [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]))
 
@@ -286,7 +273,7 @@ def _step(
         raise ValueError("adamd.optax needs the parameters: tx.update(grads, state, params)")
     like = form(params)
     count, key = _state(state)
-    held, gradients = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)], leaves_of(grads, like)
+    leaves, gradients = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)], leaves_of(grads, like)
     there = [place for place, gradient in enumerate(gradients) if gradient is not None]
     if not there:
         unmoved = params if exact else grads
@@ -296,27 +283,27 @@ def _step(
     if value is not None:
         _check_scalar("value", value)
 
-    def act(key: Any, count: Any, moved: Any, loss: Any, given: list[Any], at: list[Any]) -> list[Any]:
+    def act(key: Any, count: Any, moved: Any, loss: Any, arrays: list[Any], at: list[Any]) -> list[Any]:
         link = desk.link(key)
-        asked = Asked(
+        request = OptaxStep(
             count=desk.checked(int(count)),
-            gradients={place: np.asarray(array) for place, array in zip(there, given, strict=True)},
-            held=[np.asarray(array) for array in at],
+            gradients={place: np.asarray(array) for place, array in zip(there, arrays, strict=True)},
+            params=[np.asarray(array) for array in at],
             settings=settings(moved),
             undecayed=undecayed,
             loss=None if loss is None else float(loss),
             dtypes=None if exact else dtypes,
         )
-        found = link.step(like, asked)
-        return [np.int32(link.session.step_number), *found]
+        results = link.step(like, request)
+        return [np.int32(link.session.step_number), *results]
 
-    wanted = _shapes(like, like.dtypes) if exact else tuple(_shape(like, place, d) for place, d in dtypes.items())
-    operands = key, count, tx._recipe.now(count), value, [gradients[place] for place in there], held
-    now, *found = call(desk, act, (_COUNT, *wanted), *operands)
+    shapes = _shapes(like, like.dtypes) if exact else tuple(_shape(like, place, d) for place, d in dtypes.items())
+    operands = key, count, tx._recipe.now(count), value, [gradients[place] for place in there], leaves
+    now, *results = call(desk, act, (_COUNT, *shapes), *operands)
     if exact:
-        return like.built(placed(found, jax.tree.leaves(params))), AdamState(now, key)
-    found = iter(typed(found, [held[place] for place in there]))
-    return like.built([None if one is None else next(found) for one in gradients]), AdamState(now, key)
+        return like.built(placed(results, jax.tree.leaves(params))), AdamState(now, key)
+    results = iter(typed(results, [leaves[place] for place in there]))
+    return like.built([None if gradient is None else next(results) for gradient in gradients]), AdamState(now, key)
 
 
 _COUNT = jax.ShapeDtypeStruct((), np.int32)
@@ -330,23 +317,23 @@ def _shape(like: Form, place: int, dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(like.shapes[place], dtype)
 
 
-def _state(given: Any) -> AdamState:
+def _state(state: Any) -> AdamState:
     """Return a state's count and handle.
 
     Raises:
         InvalidRequest: it is another optimizer's.
 
     """
-    if not (hasattr(given, "count") and hasattr(given, "session")):
+    if not (hasattr(state, "count") and hasattr(state, "session")):
         raise InvalidRequest(
-            f"this optimizer state is {type(given).__name__}, which is not adamd.optax's; state = tx.init(params) "
+            f"this optimizer state is {type(state).__name__}, which is not adamd.optax's; state = tx.init(params) "
             "makes one. A local optax optimizer's goes on in a session by adamd.checkpoints.from_optax"
         )
-    return AdamState(given.count, given.session)
+    return AdamState(state.count, state.session)
 
 
 def _undecayed(mask: Any, params: Any) -> list[int]:
-    """Return the places of the parameters that a mask keeps from weight decay: where it is False."""
+    """Return the places of the parameters without weight decay: where the mask is False."""
     if mask is None:
         return []
     leaves = jax.tree.leaves(jax.tree.map(callable, mask))
@@ -355,13 +342,13 @@ def _undecayed(mask: Any, params: Any) -> list[int]:
     return [place for place, keep in enumerate(jax.tree.leaves(spread)) if not keep]
 
 
-def _said(setting: str) -> str:
+def _argument(setting: str) -> str:
     """Return the argument that a setting comes from."""
     return "learning_rate" if setting == "lr" else setting
 
 
 def _number(name: str, value: Any) -> Any:
-    """Return a number; a schedule and what is traced as they are."""
+    """Return a checked number; a schedule or a traced value unchanged."""
     if name == "learning_rate" and callable(value):
         return value
     _check_scalar(name, value)
@@ -376,10 +363,10 @@ def _finite(name: str, value: Any) -> float:
 
 
 def _check_scalar(name: str, value: Any) -> None:
-    """Refuse what is no single real number.
+    """Refuse a value that is not one real number.
 
     Raises:
-        InvalidRequest: it is none.
+        InvalidRequest: the value is not one.
 
     """
     if isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -407,4 +394,4 @@ def _seconds(timeout: Any) -> Any:
 
 
 def _nothing() -> None:
-    """Close a client that is not ours."""
+    """Leave a client open that the caller gave."""

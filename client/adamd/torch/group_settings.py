@@ -1,4 +1,4 @@
-"""A torch optimizer's ``param_groups`` as a session's settings, and back."""
+"""Converts a torch optimizer's ``param_groups`` to a session's settings, and back."""
 
 from __future__ import annotations
 
@@ -12,72 +12,72 @@ import torch
 
 from adamd.errors import InvalidRequest, InvalidSettings
 from adamd.torch.kinds import Kind, kind_of
-from adamd.torch.parameters import Place
+from adamd.torch.parameters import ParameterPlace
 from adamd.wire import patterns
 
 Groups = Sequence[Mapping[str, Any]]
 
 
-def as_torch(kind: Kind, decoupled: bool | None, defaults: Mapping[str, Any]) -> None:
-    """Raise what torch's own optimizer would raise of these settings, and say of which.
+def check_as_torch(kind: Kind, decoupled: bool | None, defaults: Mapping[str, Any]) -> None:
+    """Check settings as torch's own optimizer does, and name the one that is refused.
 
     Raises:
-        InvalidSettings: one is out of range.
-        RuntimeError: two do not go together.
+        InvalidSettings: a setting is out of range.
+        RuntimeError: two settings do not go together.
 
     """
-    made = getattr(torch.optim, "AdamW" if decoupled else kind.torch)
-    known = inspect.signature(made.__init__).parameters
-    given = {key: value for key, value in defaults.items() if key in known and key != "params"}
+    optimizer = getattr(torch.optim, "AdamW" if decoupled else kind.torch)
+    accepted = inspect.signature(optimizer.__init__).parameters
+    settings = {key: value for key, value in defaults.items() if key in accepted and key != "params"}
     for key in kind.changing:
-        if key != "betas" and not isinstance(kind.changing[key], bool) and not isinstance(given[key], torch.Tensor):
-            _number(key, given[key])
+        if key != "betas" and not isinstance(kind.changing[key], bool) and not isinstance(settings[key], torch.Tensor):
+            _number(key, settings[key])
 
-    def make(settings: Mapping[str, Any]) -> None:
-        made([torch.nn.Parameter(torch.zeros(1))], **settings)
+    def make(options: Mapping[str, Any]) -> None:
+        optimizer([torch.nn.Parameter(torch.zeros(1))], **options)
 
     try:
-        make(given)
+        make(settings)
     except (ValueError, TypeError) as error:
-        for key in given:
+        for key in settings:
             try:
-                make({key: given[key]})
-            except (ValueError, TypeError) as own:
-                raise InvalidSettings(f"{key} is {given[key]!r:.80}: {own}", path=key) from error
+                make({key: settings[key]})
+            except (ValueError, TypeError) as cause:
+                raise InvalidSettings(f"{key} is {settings[key]!r:.80}: {cause}", path=key) from error
         raise InvalidSettings(str(error)) from error
 
 
 def fixed(groups: Groups) -> dict[str, Any]:
-    """Return what a session is made with for good: its name, whether it is amsgrad, ….
+    """Return the settings that a session has for good: its name, amsgrad, ….
 
     Raises:
-        InvalidRequest: the groups disagree, or want something that a remote step cannot do.
+        InvalidRequest: the groups differ in one, or need what a remote step cannot do.
 
     """
     kind = kind_of(groups)
-    found = [{"name": kind.name(group), **kind.settled(group)} for group in groups]
-    if any(other != found[0] for other in found):
+    settled = [{"name": kind.name(group), **kind.fixed_settings(group)} for group in groups]
+    if any(other != settled[0] for other in settled):
         raise InvalidRequest(
             f"param groups differ in {' or '.join(sorted(kind.fixed))}, which a session has for all of its tensors; "
             "give each kind an optimizer of its own"
         )
     if any(group.get("differentiable") for group in groups):
         raise InvalidRequest("differentiable=True: a step at a server cannot be differentiated through")
-    return found[0]
+    return settled[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The names in each group, and which group is the session's own: the one whose names are longest together.
+    """The names in each group, and the base group, whose settings are the session's own.
 
-    The others are overrides of what they have otherwise: so an lr that is the same everywhere travels without a name.
+    The other groups are overrides. The group with the longest names is the base, so they need not be sent.
     """
 
     base: int
     names: dict[int, list[str]]
 
 
-def members(places: Sequence[Place]) -> Members:
+def members(places: Sequence[ParameterPlace]) -> Members:
     """Return the names in each group."""
     weights, names = Counter[int](), defaultdict[int, list[str]](list)
     for place in places:
@@ -86,30 +86,30 @@ def members(places: Sequence[Place]) -> Members:
     return Members(max(names, key=lambda index: (weights[index], -index)), dict(sorted(names.items())))
 
 
-def settings(groups: Groups, given: Members) -> dict[str, Any]:
-    """Return the whole settings that these groups mean, as a session's document has them."""
-    kind, once = kind_of(groups), fixed(groups)
-    values, base = [_values(group, kind) for group in groups], given.base
+def settings(groups: Groups, grouped: Members) -> dict[str, Any]:
+    """Return all settings of these groups, in the form of a session's document."""
+    kind, session_wide = kind_of(groups), fixed(groups)
+    values, base = [_values(group, kind) for group in groups], grouped.base
     overrides = []
-    for index, names in given.names.items():
-        over = {key: value for key, value in values[index].items() if value != values[base][key]}
-        if over:
-            overrides.append({"tensors": names, **over})
-    return {**once, **values[base], "groups": overrides}
+    for index, names in grouped.names.items():
+        own = {key: value for key, value in values[index].items() if value != values[base][key]}
+        if own:
+            overrides.append({"tensors": names, **own})
+    return {**session_wide, **values[base], "groups": overrides}
 
 
-def heavy(groups: Groups) -> bool:
+def needs_momentum_buffer(groups: Groups) -> bool:
     """Say whether a step with these groups needs a momentum buffer."""
     return any(_number("momentum", group.get("momentum", 0)) for group in groups)
 
 
-def named(function: Callable[..., Any], given: Sequence[Any], others: Mapping[str, Any]) -> frozenset[str]:
-    """Return the names of the arguments that a call of a method gives; none where it is no call of it."""
+def explicit_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the arguments that a call passes to a method; none where the call is invalid."""
     try:
-        bound = inspect.signature(function).bind_partial(None, *given, **others).arguments
-    except TypeError:  # the call itself will say so
+        bound = inspect.signature(function).bind_partial(None, *args, **kwargs).arguments
+    except TypeError:  # the call itself raises it
         return frozenset()
-    return frozenset(others).union(bound)
+    return frozenset(kwargs).union(bound)
 
 
 def values(groups: Groups) -> list[dict[str, Any]]:
@@ -121,95 +121,98 @@ def values(groups: Groups) -> list[dict[str, Any]]:
 def overruled(
     before: Sequence[Mapping[str, Any]],
     groups: Groups,
-    own: Sequence[Collection[str]],
-    recalled: Sequence[Mapping[str, float]],
+    explicit: Sequence[Collection[str]],
+    scheduler_values: Sequence[Mapping[str, float]],
 ) -> list[str]:
-    """Return in words which settings of each group's ``own`` are no longer as they were ``before``.
+    """Return in words which ``explicit`` settings of each group differ from what the script had ``before``.
 
-    ``recalled``: what a scheduler had left in each group. What it changed, from where the script has it, is no wonder.
+    ``scheduler_values`` is what a scheduler had left in each group. A setting that it changes, from the script's value
+    on, is left out.
     """
-    found = []
-    for index, (had, has) in enumerate(zip(before, values(groups), strict=True)):
+    lines = []
+    for index, (script, session) in enumerate(zip(before, values(groups), strict=True)):
         where = f" in param group {index}" if len(groups) > 1 else ""
-        changed = [key for key in has if key in own[index] and had[key] != has[key]]
-        if recalled[index].get("initial_lr") == had.get("lr") or "max_lr" in recalled[index]:
+        changed = [key for key in session if key in explicit[index] and script[key] != session[key]]
+        if scheduler_values[index].get("initial_lr") == script.get("lr") or "max_lr" in scheduler_values[index]:
             changed = [key for key in changed if key != "lr"]
-        if "max_momentum" in recalled[index]:  # a scheduler that cycles it, and lr
+        if "max_momentum" in scheduler_values[index]:  # a scheduler that cycles it, and lr
             changed = [key for key in changed if key not in ("momentum", "betas", "lr")]
-        found += [f"{key} is {has[key]} there and {had[key]} here{where}" for key in changed]
-    return found
+        lines += [f"{key} is {session[key]} there and {script[key]} here{where}" for key in changed]
+    return lines
 
 
-def adopt(groups: Sequence[dict[str, Any]], places: Sequence[Place], known: Mapping[str, Any]) -> None:
+def adopt(groups: Sequence[dict[str, Any]], places: Sequence[ParameterPlace], settings: Mapping[str, Any]) -> None:
     """Write a session's settings into the groups.
 
     Raises:
-        InvalidSettings: it has different ones for tensors of one group, or is of another kind; nothing was written.
+        InvalidSettings: the session has different ones for tensors of one group, or is of another kind. Nothing was
+            written.
 
     """
     kind = kind_of(groups)
-    check_kind(groups, known)
-    over = known.get("groups", ())
-    placed = patterns.places([group["tensors"] for group in over])
-    found: dict[int, dict[str, Any]] = {}
+    check_kind(groups, settings)
+    overrides = settings.get("groups", ())
+    placed = patterns.places([group["tensors"] for group in overrides])
+    by_group: dict[int, dict[str, Any]] = {}
     for place in places:
         index = placed.of(place.name)
-        own = {} if index is None else over[index]
-        resolved = {key: own.get(key, known[key]) for key in kind.changing}
-        if found.setdefault(place.group, resolved) != resolved:
+        own = {} if index is None else overrides[index]
+        resolved = {key: own.get(key, settings[key]) for key in kind.changing}
+        if by_group.setdefault(place.group, resolved) != resolved:
             raise InvalidSettings(
                 f"{place} has other settings in the session than the rest of param group {place.group}; give the "
                 "parameters in the groups that the session was made with"
             )
-    for index, resolved in found.items():
+    for index, resolved in by_group.items():
         _write(groups[index], resolved, kind)
 
 
-def check_kind(groups: Groups, known: Mapping[str, Any]) -> None:
-    """Compare a session's settings with the groups in what is fixed.
+def check_kind(groups: Groups, settings: Mapping[str, Any]) -> None:
+    """Compare a session's fixed settings with the groups'.
 
     Raises:
-        InvalidSettings: it is of another kind.
+        InvalidSettings: the session is of another kind.
 
     """
-    mine = fixed(groups)
-    theirs = {key: known.get(key) for key in mine}
-    if mine != theirs:
-        differ = [key for key in mine if mine[key] != theirs[key]]
+    own = fixed(groups)
+    existing = {key: settings.get(key) for key in own}
+    if own != existing:
+        differ = [key for key in own if own[key] != existing[key]]
         raise InvalidSettings(
-            f"the session is {_told(theirs, differ)}, this optimizer {_told(mine, differ)}; make it as adamd.torch."
-            f"{_class(str(theirs['name']))}(…{''.join(f', {key}={theirs[key]}' for key in differ if key != 'name')})"
+            f"the session is {_describe(existing, differ)}, this optimizer {_describe(own, differ)}; make it as "
+            f"adamd.torch.{_class(str(existing['name']))}(…"
+            f"{''.join(f', {key}={existing[key]}' for key in differ if key != 'name')})"
         )
 
 
-def _told(found: Mapping[str, Any], differ: Sequence[str]) -> str:
-    said = [f"{key}={found[key]}" for key in differ if key != "name"]
-    return str(found["name"]) + (f" with {', '.join(said)}" if said else "")
+def _describe(settings: Mapping[str, Any], differ: Sequence[str]) -> str:
+    options = [f"{key}={settings[key]}" for key in differ if key != "name"]
+    return str(settings["name"]) + (f" with {', '.join(options)}" if options else "")
 
 
 def _class(name: str) -> str:
-    known = {"adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "radam": "RAdam", "rmsprop": "RMSprop", "sgd": "SGD"}
-    return known.get(name, name.capitalize())
+    classes = {"adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "radam": "RAdam", "rmsprop": "RMSprop", "sgd": "SGD"}
+    return classes.get(name, name.capitalize())
 
 
 def _values(group: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, default in kind.changing.items():
         if isinstance(default, bool):
-            found[key] = bool(group[key])
+            result[key] = bool(group[key])
         elif isinstance(default, tuple):
-            found[key] = [_number(key, value) for value in group[key]]
+            result[key] = [_number(key, value) for value in group[key]]
         else:
-            found[key] = _number(key, group[key])
-    return found
+            result[key] = _number(key, group[key])
+    return result
 
 
 def _write(group: dict[str, Any], resolved: Mapping[str, Any], kind: Kind) -> None:
-    mine = _values(group, kind)
+    current = _values(group, kind)
     for key, value in resolved.items():
-        if value == mine[key]:
+        if value == current[key]:
             continue
-        if isinstance(group[key], torch.Tensor):  # who gave a tensor may hold on to it, as a scheduler does
+        if isinstance(group[key], torch.Tensor):  # the user or a scheduler may keep the tensor
             group[key].fill_(value)
         else:
             group[key] = tuple(value) if isinstance(value, list) else value

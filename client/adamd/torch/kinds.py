@@ -1,6 +1,6 @@
-"""Torch's optimizers that a session can be: their groups' settings, and what they keep of a parameter.
+"""Describes torch's optimizers that a session can be: the settings of their groups, and their state arrays.
 
-The names are torch's in both: a session's settings and state arrays are called as `torch.optim` calls them.
+A session's settings and state arrays have the names that `torch.optim` gives them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from adamd.errors import InvalidState
 
 Group = Mapping[str, Any]
-BUFFER = "momentum_buffer"  # an array, and the setting that says that a session has it
-BY_NAME = ("Adam", "decoupled_weight_decay")  # a session says it by its name, "adam" or "adamw"
+BUFFER = "momentum_buffer"  # a state array, and the setting that gives it to a session
+IN_THE_NAME = ("Adam", "decoupled_weight_decay")  # a session's name says it: "adam" or "adamw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +22,16 @@ class Kind:
 
     Attributes:
         torch: its name there.
-        marks: settings of a group that tell it from the others, together with `lacks`.
-        lacks: settings that others with these marks have.
+        marks: settings of a group by which the class is recognised, together with ``lacks``.
+        lacks: settings of other classes with these marks.
         changing: settings that may differ between groups and change between steps, with torch's defaults.
         fixed: settings that a session has for all of its tensors and for good, with torch's defaults.
-        passive: what else torch 2.13 keeps in a group. They choose between its own implementations; here they only
-            travel through ``state_dict()``, so that it loads there unchanged.
+        passive: the other settings of a group in torch 2.13, which choose between its own implementations. They are
+            kept for ``state_dict()``, so that it loads in torch unchanged.
         arrays: the state arrays that a session with a group's settings has.
-        numbers: what torch keeps of a parameter beside arrays and "step": numbers, which a session carries.
-        counts: torch keeps "step". Of `torch.optim.SGD` only whether there was a step is known, by its buffer.
-        always: torch keeps the state of parameters that were never updated too.
+        numbers: the numbers that torch keeps for a parameter besides arrays and "step"; a session carries them.
+        counts: torch keeps "step". `torch.optim.SGD` does not; its buffer shows only whether there was a step.
+        always: torch also keeps the state of parameters that were never updated.
 
     """
 
@@ -47,20 +47,20 @@ class Kind:
     always: bool = False
 
     def name(self, group: Group) -> str:
-        """Return what a session of it is called: "adam" or "adamw", "nadam", …."""
+        """Return the name of its sessions: "adam" or "adamw", "nadam", …."""
         if self.torch == "Adam":
             return "adamw" if group["decoupled_weight_decay"] else "adam"
         return self.torch.lower()
 
-    def settled(self, group: Group) -> dict[str, Any]:
-        """Return the fixed settings of a group, as a session has them: "adam" and "adamw" say it by their name."""
-        own = {key: default for key, default in self.fixed.items() if (self.torch, key) != BY_NAME}
+    def fixed_settings(self, group: Group) -> dict[str, Any]:
+        """Return the fixed settings of a group, as a session has them."""
+        own = {key: default for key, default in self.fixed.items() if (self.torch, key) != IN_THE_NAME}
         return {
             key: bool(group[key]) if isinstance(default, bool) else float(group[key]) for key, default in own.items()
         }
 
     @property
-    def heavy(self) -> bool:
+    def may_have_buffer(self) -> bool:
         """It may have a momentum buffer."""
         return "momentum" in self.changing
 
@@ -74,10 +74,10 @@ def _moments(group: Group) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group.get("amsgrad") else ("exp_avg", "exp_avg_sq")
 
 
-def buffered(settings: Group) -> bool:
+def has_momentum_buffer(settings: Group) -> bool:
     """Say whether a session with these settings has a momentum buffer, or a group of a torch optimizer needs one."""
-    over = (group.get("momentum") for group in settings.get("groups", ()))
-    return bool(settings.get(BUFFER) or settings.get("momentum") or any(over))
+    momenta = (group.get("momentum") for group in settings.get("groups", ()))
+    return bool(settings.get(BUFFER) or settings.get("momentum") or any(momenta))
 
 
 def _rmsprop(group: Group) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def _rmsprop(group: Group) -> tuple[str, ...]:
 
 
 def _sgd(group: Group) -> tuple[str, ...]:
-    return (BUFFER,) if buffered(group) else ()
+    return (BUFFER,) if has_momentum_buffer(group) else ()
 
 
 _PLAIN = {"foreach": None, "capturable": False, "differentiable": False}
@@ -155,18 +155,18 @@ KINDS = (ADAM, NADAM, RADAM, ADAMAX, ADAGRAD, RMSPROP, SGD)
 
 
 def kind_of(groups: Sequence[Group]) -> Kind:
-    """Tell by the groups' settings which optimizer they are of.
+    """Return the optimizer that the groups' settings belong to.
 
     Raises:
-        InvalidState: none of them, or not all the same.
+        InvalidState: they belong to none, or to several.
 
     """
-    found = {_kind(group).torch: _kind(group) for group in groups}
-    if len(found) != 1:
+    kinds = {_kind(group).torch: _kind(group) for group in groups}
+    if len(kinds) != 1:
         raise InvalidState(
-            f"the param groups are of {' and of '.join(sorted(found)) or 'nothing'}; wanted one optimizer"
+            f"the param groups are of {' and of '.join(sorted(kinds)) or 'nothing'}; wanted one optimizer"
         )
-    return next(iter(found.values()))
+    return next(iter(kinds.values()))
 
 
 def by_session(name: str) -> Kind:
@@ -179,11 +179,11 @@ def by_session(name: str) -> Kind:
     for kind in KINDS:
         if name in (kind.torch.lower(), *(("adamw",) if kind is ADAM else ())):
             return kind
-    raise InvalidState(f"torch has no optimizer {name!r}; its state can travel for {', '.join(listed())}")
+    raise InvalidState(f"torch has no optimizer {name!r}; its state can travel for {', '.join(torch_names())}")
 
 
-def listed() -> Iterable[str]:
-    """Return the names in torch of what can travel."""
+def torch_names() -> Iterable[str]:
+    """Return torch's names of the optimizers that a session can be."""
     return (*(kind.torch for kind in KINDS[:1]), "AdamW", *(kind.torch for kind in KINDS[1:]))
 
 
@@ -191,8 +191,8 @@ def _kind(group: Group) -> Kind:
     for kind in KINDS:
         if all(key in group for key in kind.marks) and not any(key in group for key in kind.lacks):
             return kind
-    known = ", ".join(sorted(str(key) for key in group if key != "params")[:16])
+    keys = ", ".join(sorted(str(key) for key in group if key != "params")[:16])
     raise InvalidState(
-        f"a param group with {known or 'no settings'} is of no optimizer that a session can be: "
-        f"wanted that of {', '.join(listed())}"
+        f"a param group with {keys or 'no settings'} is of no optimizer that a session can be: "
+        f"wanted that of {', '.join(torch_names())}"
     )

@@ -1,4 +1,4 @@
-"""``optimizer.state`` of an optimizer at a server: a real ``defaultdict``, read when somebody looks into it."""
+"""``optimizer.state`` of a remote optimizer: a ``defaultdict`` that is read from the server on first access."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 Entry: TypeAlias = dict[str, Any]
 
 
-class Held(defaultdict[Any, Any]):
+class LazyState(defaultdict[Any, Any]):
     """A state in torch's layout, with an entry for each parameter from the first moment.
 
-    Which entries there are is known; what is in them is read from the server when it is first asked for, and kept until
-    the next step. As in torch, whoever writes into it changes the optimizer: `changed` tells it. Keys that are no
-    tensors are the user's own (torch keeps them too), and stay.
+    The keys are known without the server. The entries are read on first access, and kept until the next step. As in
+    torch, writing to the state changes the optimizer: `changed` reports that. Keys that are no tensors are the user's
+    own (torch keeps them too), and stay.
 
     Args:
         tensors: returns the parameters, in the groups' order.
@@ -28,45 +28,45 @@ class Held(defaultdict[Any, Any]):
         super().__init__(dict)
         self._tensors = tensors
         self._read = read
-        self._here = False  # the entries have been read, or were put here
-        self._written = False  # an entry was put here
-        self._marks: dict[Any, Any] = {}  # what the entries were when they were read
+        self._loaded = False  # the entries were read, or set by the user
+        self._written = False  # the user set or removed an entry
+        self._versions: dict[Any, Any] = {}  # the entries' values and tensor versions when they were read
 
     # -- for the optimizer
 
     def forget(self) -> None:
-        """Drop what was read: a step has made it old."""
+        """Drop the entries that were read: a step has made them old."""
         for key in [key for key in super().__iter__() if isinstance(key, torch.Tensor)]:
             super().__delitem__(key)
-        self._here, self._written, self._marks = False, False, {}
+        self._loaded, self._written, self._versions = False, False, {}
 
-    def take(self, state: Mapping[Any, Any]) -> None:
-        """Hold this state, in place of all that was here; it is no change until somebody writes into it."""
+    def replace(self, state: Mapping[Any, Any]) -> None:
+        """Replace all entries by this state. That is no change in the sense of `changed`."""
         super().clear()
         super().update(state)
-        self._here, self._written, self._marks = True, False, self._marked()
+        self._loaded, self._written, self._versions = True, False, self._current_versions()
 
     def changed(self) -> bool:
         """Say whether somebody has written to the state since it was read."""
-        return self._here and (self._written or not _same(self._marks, self._marked()))
+        return self._loaded and (self._written or not _same_versions(self._versions, self._current_versions()))
 
     def fill(self) -> None:
-        """Read the state, where that has not been done."""
-        if self._here:
+        """Read the state from the server, unless it is loaded."""
+        if self._loaded:
             return
-        found = self._read()
-        super().update(found)
-        self._here, self._marks = True, self._marked()
+        state = self._read()
+        super().update(state)
+        self._loaded, self._versions = True, self._current_versions()
 
-    def _marked(self) -> dict[Any, Any]:
-        """Return what is other when a value is replaced, or a tensor is written to. It holds the values."""
+    def _current_versions(self) -> dict[Any, Any]:
+        """Return each value and its tensor version: one of them changes when the value is replaced or written to."""
         return {
             key: {name: (value, _version(value)) for name, value in entry.items()} if isinstance(entry, dict) else {}
             for key, entry in super().items()
             if isinstance(key, torch.Tensor) and entry != {}
         }
 
-    # -- what needs no look at the server
+    # -- access without the server
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -75,19 +75,19 @@ class Held(defaultdict[Any, Any]):
         return any(True for _ in self)
 
     def __iter__(self) -> Iterator[Any]:
-        if not self._here:
+        if not self._loaded:
             yield from self._tensors()
         yield from super().__iter__()
 
     def __contains__(self, key: object) -> bool:
         if super().__contains__(key):
             return True
-        return not self._here and isinstance(key, torch.Tensor) and any(key is tensor for tensor in self._tensors())
+        return not self._loaded and isinstance(key, torch.Tensor) and any(key is tensor for tensor in self._tensors())
 
     def keys(self) -> KeysView[Any]:  # type: ignore[override]  # a view all the same
         return KeysView(self)
 
-    # -- what does
+    # -- access that reads from the server
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, torch.Tensor):
@@ -95,9 +95,9 @@ class Held(defaultdict[Any, Any]):
         return super().__getitem__(key)
 
     def __missing__(self, key: Any) -> Any:
-        made: Entry = {}
-        super().__setitem__(key, made)
-        return made
+        entry: Entry = {}
+        super().__setitem__(key, entry)
+        return entry
 
     def get(self, key: Any, default: Any = None) -> Any:
         if isinstance(key, torch.Tensor):
@@ -129,14 +129,14 @@ class Held(defaultdict[Any, Any]):
         return self.copy()
 
     def __reduce__(self) -> Any:
-        """Be copied and pickled as the plain mapping that it looks like."""
+        """Copy and pickle as a plain ``defaultdict``."""
         return defaultdict, (dict,), None, None, iter(self.items())
 
-    # -- what changes it
+    # -- changes
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(key, torch.Tensor):
-            self.fill()  # `changed` compares: what is put back as it was is no change
+            self.fill()  # so that `changed` can compare: setting the same value again is no change
         super().__setitem__(key, value)
 
     def __delitem__(self, key: Any) -> None:
@@ -159,7 +159,7 @@ class Held(defaultdict[Any, Any]):
         return super().popitem()
 
     def clear(self) -> None:
-        self._here = self._written = True
+        self._loaded = self._written = True
         super().clear()
 
     def update(self, *given: Any, **named: Any) -> None:
@@ -181,9 +181,9 @@ def _version(value: Any) -> Any:
     return value._version if isinstance(value, torch.Tensor) else None
 
 
-def _same(before: dict[Any, Any], now: dict[Any, Any]) -> bool:
-    """Compare marks: the very same values under the same names, none written to."""
+def _same_versions(before: dict[Any, Any], now: dict[Any, Any]) -> bool:
+    """Say whether the same values are under the same names, and none was written to."""
     if before.keys() != now.keys() or any(before[key].keys() != now[key].keys() for key in now):
         return False
     pairs = ((before[key][name], now[key][name]) for key in now for name in now[key])
-    return all(old is new and had == has for (old, had), (new, has) in pairs)
+    return all(old is new and old_version == new_version for (old, old_version), (new, new_version) in pairs)

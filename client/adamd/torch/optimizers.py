@@ -22,28 +22,26 @@ __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "Around", "NAdam", "RAda
 class Adam(Remote):
     """Adam at a server, with the arguments, the meaning and the defaults of `torch.optim.Adam`.
 
-    The session is made here, so that what the server refuses is known at once. A changed hyperparameter in
-    ``param_groups`` travels with the step that it first counts for. Parameters whose ``grad`` is None are left out and
-    their count stands still. After any error the model's parameters are what they were; the same ``step()`` again is
-    safe.
+    The constructor makes the session, so a refusal by the server is known at once. A changed hyperparameter in
+    ``param_groups`` is sent with the next step. Parameters whose ``grad`` is None are left out of a step, and their
+    count does not change. After any error the model's parameters are what they were, and ``step()`` may be repeated.
 
     Args:
         params: tensors, (name, tensor) pairs as of ``model.named_parameters()``, or dicts of them with settings of
-            their own (param groups), in an order that stays: no set. All float64, or any of float32, bfloat16 and
-            float16. The narrow ones have a float32 master at the server, and are its value rounded to nearest even. The
-            names become the session's; without names they are group.index, as "0.3", and a session that is resumed
-            knows them by this position: it is refused where their values show that they changed places, and a warning
-            says where nothing shows that they did not.
+            their own (param groups), in a fixed order: no set. All float64, or any of float32, bfloat16 and float16.
+            A bfloat16 or float16 parameter has a float32 master at the server, and is its value rounded to nearest
+            even. The names become the session's. Tensors without names are named by position, group.index, as "0.3".
+            Resuming such a session raises where the values show another order, and warns where they show nothing.
         lr: a number, or a tensor of one element.
         betas: decay rates of exp_avg and exp_avg_sq, each in [0, 1).
         eps: added outside the square root.
         weight_decay: 0 or more; added to the gradient (Adam), or shrinking the parameters (AdamW).
         amsgrad: keep the largest exp_avg_sq; the same for all groups.
-        foreach: of no effect, as ``fused`` and ``capturable``: they choose between torch's own implementations.
+        foreach: no effect. It chooses between torch's own implementations, as ``fused`` and ``capturable`` do.
         maximize: ascend.
-        capturable: as there.
+        capturable: no effect.
         differentiable: only False.
-        fused: as there.
+        fused: no effect.
         decoupled_weight_decay: as `AdamW`; the same for all groups.
         url: the server's; by default ``$ADAMD_URL``, else this machine's port 8000.
         client: one of your own, instead of a URL; `close` leaves it open.

@@ -1,4 +1,9 @@
-"""The machinery of every optimizer in `adamd.torch`: a `torch.optim.Optimizer` whose state lives at a server."""
+"""The base of every optimizer in `adamd.torch`: a `torch.optim.Optimizer` whose state lives at a server.
+
+`Remote.step` hands a step to `binding.Binding` (or, on several ranks, to `distributed.Ensemble`), which notices drift,
+sends the gradient and copies the answer into the model. This module keeps the binding, and replaces its session where
+`load_state_dict`, `add_param_group` or a write to ``optimizer.state`` asks for another.
+"""
 
 from __future__ import annotations
 
@@ -9,50 +14,36 @@ from typing import Any, ClassVar, Self, Unpack
 import torch
 
 from adamd.client import Client, Durability, connect
-from adamd.errors import AdamdError, InvalidRequest, InvalidState, WrongLayout
-from adamd.sansio import settings_match
+from adamd.errors import InvalidRequest, InvalidState
 from adamd.sansio.options import Around, split_options
-from adamd.sansio.tracking import settings_document
 from adamd.session import OnBadGradient, Session
-from adamd.torch import group_settings, identity, kinds, parameters, schedulers, state_dicts
-from adamd.torch.binding import Bond, Metrics
-from adamd.torch.distributed import Ensemble, Ranks
+from adamd.torch import group_settings, kinds, parameters, resuming, schedulers, state_dicts
+from adamd.torch.binding import Binding, Metrics
+from adamd.torch.distributed import AnyBinding, Ensemble, Ranks
 from adamd.torch.kinds import Kind
-from adamd.torch.lazy_state import Held
+from adamd.torch.lazy_state import LazyState
 from adamd.torch.replacement import successor
 from adamd.torch.schedulers import Resumed
 
 
 class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent where the house's mypy runs
-    """A torch optimizer at a server. A subclass says which, and has torch's own signature.
+    """A torch optimizer at a server. A subclass names its `Kind`, and has the signature of torch's own class.
 
-    Args:
-        params: as `adamd.torch.Adam` takes them.
-        defaults: the class's settings, by torch's names.
-        url: and the others: as in `adamd.torch.Adam`.
-        client: as there.
-        session: as there.
-        durability: as there.
-        labels: as there.
-        on_bad_gradient: as there.
-        timeout: as there.
-        process_group: as there.
-        around: as there.
-
+    ``defaults`` are the subclass's settings by torch's names. All other arguments are those of `adamd.torch.Adam`.
     """
 
     param_groups: list[dict[str, Any]]
-    _given: frozenset[str]
-    _held: Held
+    _explicit: frozenset[str]  # the arguments that the caller passed
+    _state: LazyState
     _kind: ClassVar[Kind]
-    _decoupled: ClassVar[bool | None] = None  # None: what the group says
+    _decoupled: ClassVar[bool | None] = None  # None: the group's setting decides
 
-    def __new__(cls, *given: Any, **named: Any) -> Self:
-        """Note which arguments are given, so that only these are compared with a session that is resumed."""
-        made: Self = super().__new__(cls)
-        made._held = made._holder()
-        made._given = group_settings.named(cls.__init__, given, named)
-        return made
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note which arguments the caller passed: only these are compared with a session that is resumed."""
+        optimizer: Self = super().__new__(cls)
+        optimizer._state = optimizer._lazy_state()
+        optimizer._explicit = group_settings.explicit_arguments(cls.__init__, args, kwargs)
+        return optimizer
 
     def __init__(
         self,
@@ -69,46 +60,46 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
         process_group: Any = None,
         **around: Unpack[Around],
     ) -> None:
-        self._around, travel = split_options(around, type(self).__name__)
-        self._bond: Bond | Ensemble | None = None
-        self._made_up = False  # the constructor is through
-        self._replaced: Session | None = None  # the one before load_state_dict or add_param_group
-        self._own = False  # the state that the next session is made from is that session's
-        self._loading: Mapping[str, Any] | None = None  # what load_state_dict reads now
+        self._surroundings, travel = split_options(around, type(self).__name__)
+        self._binding: AnyBinding | None = None  # None: the next step restores a session
+        self._constructed = False
+        self._replaced: Session | None = None  # the session before load_state_dict or add_param_group
+        self._continues = False  # the next session's state is the replaced session's own
+        self._loading: Mapping[str, Any] | None = None  # the document of a load_state_dict under way
         self._resumed: Resumed | None = None  # until the first step
         parameters.check_ordered(params)
-        group_settings.as_torch(self._kind, self._decoupled, defaults)  # before the parameters, as torch does
+        group_settings.check_as_torch(self._kind, self._decoupled, defaults)  # first, as in torch
         params = params if isinstance(params, torch.Tensor) else list(params)
         super().__init__(params, {**self._kind.defaults, **defaults})
         self._ranks = Ranks.of(process_group)
-        if self._ranks is None:  # else all ranks check together, in Ensemble
+        if self._ranks is None:  # on several ranks all check together, in Ensemble
             self._check()
         if client is not None and (url is not None or timeout is not None):
             raise InvalidRequest("give a client, or a url and a timeout of a new one, not both")
         self._client = connect(url, timeout=timeout) if client is None else client
         self._close = weakref.finalize(self, self._client.close if client is None else _nothing)
-        self._options: dict[str, Any] = {
-            "durability": durability,
-            "labels": labels,
-            "on_bad_gradient": on_bad_gradient,
-            **travel,
-        }
-        asked = group_settings.values(self.param_groups)  # before those of a session take their place
-        found = None if session is None else self._metrics
-        self._bond = self._bound(lambda: self._made(session), adopt=session is not None, resumed=found)
-        self._made_up = True
-        if self._bond.recalled is not None:
-            self._welcome(asked, [self._given.union(item if isinstance(item, dict) else ()) for item in params])
+        options = {"durability": durability, "labels": labels, "on_bad_gradient": on_bad_gradient}
+        self._options: dict[str, Any] = options | travel
+        script = group_settings.values(self.param_groups)  # before a resumed session's settings replace them
+        adopt = session is not None
+        metrics_of: Metrics | None = (lambda ref: resuming.last_metrics(self._client, ref)) if adopt else None
+        self._binding = self._bind(lambda: self._first_session(session), adopt=adopt, metrics_of=metrics_of)
+        self._constructed = True
+        if self._binding.scheduler_values is not None:
+            explicit = [self._explicit.union(item if isinstance(item, dict) else ()) for item in params]
+            self._resumed = resuming.resume(
+                self._binding, self.param_groups, script, explicit, self._surroundings, self._client, self._leads()
+            )
 
     @property
     def session(self) -> Session:
-        """The session, made now if `load_state_dict` or `add_param_group` asked for a new one; on ranks, by a step."""
-        if self._bond is None and self._ranks is not None:
+        """The session; after `load_state_dict` or `add_param_group` it is made now, on several ranks by a step."""
+        if self._binding is None and self._ranks is not None:
             raise InvalidRequest("the new session is made by the next step, on all ranks together")
-        return self._bonded().session
+        return self._current_binding().session
 
     def close(self) -> None:
-        """Close the connections. The session lives on, at the server; so does a client that was given."""
+        """Close the connections. The session lives on at the server. A client that the caller gave stays open."""
         self._close()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -134,356 +125,290 @@ class Remote(torch.optim.Optimizer):  # type: ignore[misc]  # torch is absent wh
             with torch.enable_grad():
                 loss = closure()
         if self._ranks is not None or any(tensor.grad is not None for tensor in self._tensors()):
-            bond = self._bonded()
+            binding = self._current_binding()
             if self._resumed is not None:
-                schedulers.settle(self, self._resumed)
+                schedulers.resume_schedule(self, self._resumed)
                 self._resumed = None
             with torch.no_grad():
-                if not bond.step(self.param_groups, _scalar(loss), changed=self._held.changed()):
-                    self._grow()
-                    self._bonded().step(self.param_groups, _scalar(loss), changed=False)
-            self._held.forget()
+                if not binding.step(self.param_groups, _scalar(loss), changed=self._state.changed()):
+                    self._request_replacement()
+                    self._current_binding().step(self.param_groups, _scalar(loss), changed=False)
+            self._state.forget()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as torch does.
 
-        Where the step before was left open, by Ctrl-C perhaps, the model first follows the session to where it is: the
-        next gradients are then taken there. Not on ranks, where `refresh` does so on all of them.
+        Where the last step was interrupted (by Ctrl-C, say), the model first follows the session to where it is, so
+        that the next gradients are computed there. On several ranks only `refresh` does so.
         """
-        if isinstance(self._bond, Bond):
+        if isinstance(self._binding, Binding):
             with torch.no_grad():
-                if self._bond.settle():
-                    self._held.forget()
+                if self._binding.follow_open_step():
+                    self._state.forget()
         super().zero_grad(set_to_none)
 
     def refresh(self) -> None:
-        """Follow the session to where it stands: its parameters into the model, its settings into ``param_groups``.
+        """Copy the session's parameters into the model, and its settings into ``param_groups``.
 
         For after `HistoryLost`, or when another client has stepped. A state that was loaded and not used is dropped.
 
         Raises:
-            UnknownSession, SessionDeleted, WrongReplica: it is gone; `load_state_dict` makes a new one.
+            UnknownSession, SessionDeleted, WrongReplica: the session is gone; `load_state_dict` makes a new one.
 
         """
-        self._bond = self._bound(self._refreshed, adopt=True)
+        self._binding = self._bind(self._refreshed_session, adopt=True)
         self._replaced, self._resumed = None, None
-        self._held.forget()
+        self._state.forget()
 
     def scheduled_lr(self) -> list[float]:
-        """Return the lr that the next step takes, by param group: under a ``schedule`` not that in ``param_groups``.
+        """Return the lr of the next step by param group: the one in ``param_groups`` times the ``schedule``'s factor.
 
-        It asks the server. What a torch scheduler sets in ``param_groups`` is multiplied by the schedule's factor.
+        The factor is asked of the server.
         """
-        told = self.session.info()
-        base = told["optimizer"]["lr"]
-        factor = told["lr"] / base if base else 0.0
-        return [one["lr"] * factor for one in group_settings.values(self.param_groups)]
+        document = self.session.info()
+        base = document["optimizer"]["lr"]
+        factor = document["lr"] / base if base else 0.0
+        return [settings["lr"] * factor for settings in group_settings.values(self.param_groups)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the settings in the layout of the ``state_dict()`` of torch's own, read from the server.
 
-        Of narrow parameters the moments are float32, and their float32 value is beside them as "master_param".
+        A bfloat16 or float16 parameter has float32 moments, and its float32 value as "master_param".
 
         Raises:
             HistoryLost, StepSuperseded: the session is elsewhere than this model; `refresh` follows it.
 
         """
-        if self._bond is not None and not self._held.changed():
-            self._held.forget()  # another client may have moved the session since it was read
-        first = self.register_state_dict_post_hook(lambda _, found: self._as_torchs(found), prepend=True)
+        if self._binding is not None and not self._state.changed():
+            self._state.forget()  # another client may have moved the session since it was read
+        hook = self.register_state_dict_post_hook(lambda _, document: self._drop_untouched(document), prepend=True)
         try:
-            found: dict[str, Any] = super().state_dict()
-            return found
+            document: dict[str, Any] = super().state_dict()
+            return document
         finally:
-            first.remove()
+            hook.remove()
 
-    def _as_torchs(self, found: dict[str, Any]) -> None:
-        """Leave out what torch has not: entries without anything, and of frozen parameters that were never updated."""
+    def _drop_untouched(self, document: dict[str, Any]) -> None:
+        """Drop entries that torch does not have: empty ones, and those of frozen parameters without an update."""
         tensors = list(self._tensors())
-        state = found["state"]
+        state = document["state"]
         for key in [key for key in state if isinstance(key, int) and key < len(tensors)]:
-            if not state[key] or not (tensors[key].requires_grad or state_dicts.is_begun(state[key], self._kind)):
+            if not state[key] or not (tensors[key].requires_grad or state_dicts.has_updates(state[key], self._kind)):
                 del state[key]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a state: this class's, or that of torch's own.
+        """Go on from a state of this class, or of torch's own.
 
-        The next step (or ``optimizer.session``) makes a new session from it and the model's parameters as they are
-        then (of narrow ones the "master_param", if it rounds to what the model has); a name moves to it, and the old
-        session is deleted. So the model may be loaded before or after, and
+        The next step (or ``optimizer.session``) makes a new session from it and from the model's parameters at that
+        time. For narrow parameters "master_param" is used where it rounds to the model's value. The session's name
+        moves to the new session, and the old one is deleted. So the model may be loaded before or after, and
         ``optimizer.load_state_dict(optimizer.state_dict())`` goes on from parameters that were changed by hand.
 
         Args:
             state_dict: as ``torch.load(path, weights_only=True)`` gives it.
 
         Raises:
-            ValueError: it has other groups.
-            InvalidState: it is another optimizer's, or arrays are missing, or of other shapes, or none that an update
-                could follow from. After any error nothing was changed, also where a hook raised it.
+            ValueError: the state has other groups.
+            InvalidState: the state is another optimizer's, or has arrays that are missing, of other shapes, or invalid.
+                After any error nothing was changed, also where a hook raised it.
 
         """
         state_dicts.check_document(state_dict)
         self._check_kind(state_dict)
-        before = self._held, self.param_groups, self._bond, self._replaced, self._resumed, self._own
+        before = self._state, self.param_groups, self._binding, self._replaced, self._resumed, self._continues
 
-        def noted(_: Any, found: Mapping[str, Any]) -> None:
-            state_dicts.check_document(found)
-            self._loading = found
+        def note(_: Any, document: Mapping[str, Any]) -> None:
+            state_dicts.check_document(document)
+            self._loading = document
 
-        last = self.register_load_state_dict_pre_hook(noted)  # after the user's own
+        hook = self.register_load_state_dict_pre_hook(note)  # runs after the user's own hooks
         try:
-            super().load_state_dict(state_dict)  # comes to __setstate__, and then to the user's hooks
+            super().load_state_dict(state_dict)  # calls __setstate__, then the user's hooks
         except BaseException:
-            self._held, self.param_groups, self._bond, self._replaced, self._resumed, self._own = before
+            self._state, self.param_groups, self._binding, self._replaced, self._resumed, self._continues = before
             raise
         finally:
             self._loading = None
-            last.remove()
+            hook.remove()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, as of layers that are trained from now on.
 
-        The next step makes a new session with them and with the state so far; a name moves to it, and the old session
-        is deleted. Who resumes it by name later gives all of these groups at once.
+        The next step makes a new session with them and with the state so far. The session's name moves to it, and the
+        old session is deleted. To resume it by name later, pass all of these groups at once.
 
         Raises:
             WrongDtype, WrongLayout: see `Adam`; nothing was added.
 
         """
-        if isinstance(param_group, dict):  # else torch says so
+        if isinstance(param_group, dict):  # else torch refuses it
             parameters.check_ordered(param_group.get("params"))
         super().add_param_group(param_group)
-        if not self._made_up:
+        if not self._constructed:
             return
         added = self.param_groups.pop()
         try:
-            if self._bond is not None and self._leads():
-                self._held.fill()  # with what there is, before another parameter is among them
+            if self._binding is not None and self._leads():
+                self._state.fill()  # before the session lacks one of the parameters
             self.param_groups.append(added)
             self._check()
         except BaseException:
             if self.param_groups and self.param_groups[-1] is added:
                 self.param_groups.pop()
             raise
-        self._own = self._bond is not None or self._own
+        self._continues = self._binding is not None or self._continues
         self._unbind()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what `load_state_dict` read, if all of it fits; an older torch saved fewer keys."""
-        kept, saved = {**state}, self._loading
-        loaded = kept.pop("state")
+        rest, saved = {**state}, self._loading
+        loaded = rest.pop("state")
         if saved is not None:
-            state_dicts.check_names(saved["param_groups"], kept["param_groups"], self.param_groups)
-        super().__setstate__(kept)
+            state_dicts.check_names(saved["param_groups"], rest["param_groups"], self.param_groups)
+        super().__setstate__(rest)
         for group in self.param_groups:
             for key, default in self._kind.defaults.items():
-                if key not in _NEEDED:
+                if key not in ALWAYS_SAVED:
                     group.setdefault(key, default)
-            if self._decoupled:  # AdamW stays AdamW, whatever it loads; Adam becomes what it loads: both as in torch
+            if self._decoupled:  # as in torch, AdamW stays AdamW, and Adam becomes what it loads
                 group["decoupled_weight_decay"] = True
         if saved is not None:
             state_dicts.uncast(loaded, self.param_groups, saved)
         self._check()
         for group in self.param_groups:
-            # which a scheduler may have brought to 0, and torch's constructor does not take with nesterov
-            moving = {"momentum": group["momentum"] or 1.0} if group.get("nesterov") else {}
-            group_settings.as_torch(self._kind, self._decoupled, {**group, **moving})
+            # A scheduler may have brought momentum to 0, which torch's constructor refuses with nesterov.
+            momentum = {"momentum": group["momentum"] or 1.0} if group.get("nesterov") else {}
+            group_settings.check_as_torch(self._kind, self._decoupled, {**group, **momentum})
         places = parameters.places(self.param_groups)
         state_dicts.check(places, loaded, self.param_groups, self._kind)
-        group_settings.settings(self.param_groups, group_settings.members(places))  # they can be said
+        group_settings.settings(self.param_groups, group_settings.members(places))  # raises what a session cannot have
         for place in places:
-            mine = loaded.get(place.tensor)
-            entry = mine or state_dicts.begun(place, self.param_groups[place.group], self._kind)
-            # torch keeps the tensors themselves; whoever saved them may go on
-            loaded[place.tensor] = {name: _copied(value) for name, value in entry.items()}
-        self._held = self._holder()
-        self._held.take(loaded)
-        self._own, self._resumed = False, None
+            group = self.param_groups[place.group]
+            entry = loaded.get(place.tensor) or state_dicts.initial_entry(place, group, self._kind)
+            # torch keeps the tensors themselves, and the optimizer that saved them may go on changing them
+            loaded[place.tensor] = {name: parameters.copy_of(value) for name, value in entry.items()}
+        self._state = self._lazy_state()
+        self._state.replace(loaded)
+        self._continues, self._resumed = False, None
         self._unbind()
 
     @property
-    def state(self) -> Held:
-        """An entry for each parameter, from the first moment: read from the server when it is looked into.
+    def state(self) -> LazyState:
+        """An entry for each parameter, from the start. It is read from the server on first access.
 
-        Whoever writes into it changes the optimizer, as in torch: the next step makes a new session from it.
+        Writing to it changes the optimizer, as in torch: the next step makes a new session from it.
         """
-        return self._held
+        return self._state
 
     @state.setter
-    def state(self, given: Mapping[Any, Any]) -> None:
-        if not getattr(self, "_made_up", False):  # torch's constructor
+    def state(self, state: Mapping[Any, Any]) -> None:
+        if not getattr(self, "_constructed", False):  # torch's constructor sets an empty one
             return
-        self._held.clear()
-        self._held.update(given)
+        self._state.clear()
+        self._state.update(state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to be pickled or copied: two optimizers on one session would take each other's steps."""
         raise TypeError("an adamd optimizer cannot be pickled or copied; save optimizer.state_dict() instead")
 
-    # -- sessions
+    # -- the session and its binding
 
     def _check(self) -> None:
-        """Refuse what no session takes."""
+        """Refuse parameters and groups that no session takes."""
         parameters.check(parameters.places(self.param_groups))
         group_settings.fixed(self.param_groups)
 
     def _check_kind(self, state_dict: Mapping[str, Any]) -> None:
-        """Refuse another optimizer's state. What an older torch saved may look like a plainer one's."""
-        found = kinds.kind_of(state_dict["param_groups"])
-        older = found is kinds.ADAMAX and self._kind is kinds.RADAM
-        if found is not self._kind and not older:
+        """Refuse another optimizer's state. An older torch's RAdam saved the settings of an Adamax."""
+        kind = kinds.kind_of(state_dict["param_groups"])
+        older = kind is kinds.ADAMAX and self._kind is kinds.RADAM
+        if kind is not self._kind and not older:
             raise InvalidState(
-                f"the state is of {found.torch}, this optimizer is {type(self).__name__}; load it into "
-                f"adamd.torch.{found.torch}"
+                f"the state is of {kind.torch}, this optimizer is {type(self).__name__}; load it into "
+                f"adamd.torch.{kind.torch}"
             )
 
-    def _made(self, name: str | None) -> Session:
-        """Create the first session, or open the one of this name."""
-        places = parameters.places(self.param_groups)
-        settings = group_settings.settings(self.param_groups, group_settings.members(places))
-        given = {place.name: place.tensor for place in places}
-        options = {"optimizer": settings.pop("name"), **settings, **self._around, **self._options}
-        if name is None:
-            return self._client.create(given, **options)
-        try:
-            return self._client.open(name, given, **options, on_other_settings="keep")  # adopted, and told
-        except WrongLayout as error:
-            raise self._named_otherwise(name, error) from None
-
-    def _named_otherwise(self, name: str, error: WrongLayout) -> WrongLayout:
-        """Say it where a session's tensors have names and these have none, or the other way round."""
-        try:
-            theirs = identity.by_position(self._client.session(name).layout.names)
-        except AdamdError:
-            return error
-        mine = not any(group.get("param_names") for group in self.param_groups)
-        if theirs == mine:
-            return error
-        how = "model.parameters(), in the order of then" if theirs else "model.named_parameters()"
-        said = f"it was made {'without' if theirs else 'with'} names, and is resumed with {how}"
-        return WrongLayout(f"{error.detail}. Or the names are all that differs: {said}", step=error.step)
-
-    def _welcome(self, asked: list[dict[str, Any]], own: list[frozenset[str]]) -> None:
-        """Set what schedulers need of a session that is resumed, and tell what is otherwise than the script has it.
-
-        Args:
-            asked: the groups' settings as the script has them.
-            own: which of them it gives, by group.
-
-        """
-        bond, groups = self._bonded(), self.param_groups
-        recalled, step = bond.recalled or [{} for _ in groups], bond.step_number
-        for index, group in enumerate(groups):
-            first = asked[index]["lr"] if "lr" in own[index] else group["lr"]
-            for key, value in {"initial_lr": first, **recalled[index]}.items() if step else ():
-                group.setdefault(key, _copied(value))
-        who = f"session {bond.session.name or bond.session.id!r}" if self._leads() else "the session"
-        if step:
-            rates = tuple(one["lr"] for one in group_settings.values(groups))
-            self._resumed = Resumed(who, step, rates, tuple(one.get("initial_lr") for one in recalled))
-        if not self._leads():
-            return
-        changed = group_settings.overruled(asked, groups, own, recalled)
-        how = "set them in optimizer.param_groups now"
-        if any(one.startswith("lr is ") for one in changed):
-            how = f"{how}. If a torch scheduler brought lr there: {schedulers.how_to_go_on(step)}"
-        schedulers.tell_overruled(who, step, changed, how)
-        schedulers.tell_overruled(who, step, self._differing(), "change them by optimizer.session.update(…)")
-        schedulers.tell_doubt(who, bond.doubt)
-
-    def _metrics(self, ref: str) -> Mapping[str, Any]:
-        """Return what the last step of a session has told."""
-        told: Mapping[str, Any] = next(self._client.watch(ref)).get("metrics") or {}
-        return told
-
-    def _differing(self) -> list[str]:
-        """Return in words what surrounds the update in a session that is resumed otherwise than was given."""
-        known = self.session.settings
-        given = settings_document(self._around)
-        if not settings_match.differing(given, known):
-            return []
-        defaults = self._client.info()["settings"][known["name"]]
-        return settings_match.describe(settings_match.differing(given, {**defaults, **known}))
-
-    def _holder(self) -> Held:
-        """Return a state that reads from here, without keeping this alive."""
-        me = weakref.ref(self)
-        return Held(
-            lambda: () if (mine := me()) is None else mine._tensors(),
-            lambda: {} if (mine := me()) is None else mine._read(),
+    def _lazy_state(self) -> LazyState:
+        """Return a state that reads from this optimizer without keeping it alive."""
+        weak = weakref.ref(self)
+        return LazyState(
+            lambda: () if (optimizer := weak()) is None else optimizer._tensors(),
+            lambda: {} if (optimizer := weak()) is None else optimizer._read_state(),
         )
 
     def _tensors(self) -> Iterator[torch.Tensor]:
         for group in self.param_groups:
             yield from group["params"]
 
-    def _read(self) -> state_dicts.State:
+    def _read_state(self) -> state_dicts.State:
         """Read the state from the server."""
-        return {} if self._bond is None else self._bond.state()
+        return {} if self._binding is None else self._binding.state()
 
-    def _grow(self) -> None:
-        """Let another session take the place of this one, with the state as it is now and what the groups need."""
+    def _request_replacement(self) -> None:
+        """Let the next binding restore a session from the state as it is now, with the arrays that the groups need."""
 
-        def ready() -> None:
-            self._held.fill()
+        def load() -> None:
+            self._state.fill()
             places = parameters.places(self.param_groups)
-            state_dicts.check(places, self._held, self.param_groups, self._kind)
+            state_dicts.check(places, self._state, self.param_groups, self._kind)
 
-        ready() if self._ranks is None else self._ranks.lead(ready)
-        self._own = True
+        load() if self._ranks is None else self._ranks.lead(load)
+        self._continues = True
         self._unbind()
 
     def _leads(self) -> bool:
         return self._ranks is None or self._ranks.leads
 
-    def _bound(self, make: Callable[[], Session], *, adopt: bool, resumed: Metrics | None = None) -> Bond | Ensemble:
-        """Bind the model to a session, which rank 0 makes."""
-        if self._ranks is None:
-            return Bond(make(), self.param_groups, adopt=adopt, resumed=resumed)
-        return Ensemble(self._ranks, make, self.param_groups, adopt=adopt, resumed=resumed, client=self._client)
+    def _first_session(self, name: str | None) -> Session:
+        return resuming.open_or_create(self._client, name, self.param_groups, self._surroundings, self._options)
 
-    def _refreshed(self) -> Session:
-        session = self._latest()
+    def _bind(self, make: Callable[[], Session], *, adopt: bool, metrics_of: Metrics | None = None) -> AnyBinding:
+        """Bind the model to the session that ``make`` returns; on several ranks rank 0 calls it."""
+        if self._ranks is None:
+            return Binding(make(), self.param_groups, adopt=adopt, metrics_of=metrics_of)
+        client, groups = self._client, self.param_groups
+        return Ensemble(self._ranks, make, groups, adopt=adopt, metrics_of=metrics_of, client=client)
+
+    def _refreshed_session(self) -> Session:
+        session = self._latest_session()
         session.refresh()
         return session
 
-    def _latest(self) -> Session:
-        """Return the session that there is, or the one that is about to be replaced."""
-        session = self._replaced if self._bond is None else self._bond.session
+    def _latest_session(self) -> Session:
+        """Return the current session, or the one that is about to be replaced."""
+        session = self._replaced if self._binding is None else self._binding.session
         assert session is not None
         return session
 
     def _unbind(self) -> None:
         """Let the next step make a new session from ``self.state``."""
-        self._replaced, self._bond = self._latest() if self._leads() else None, None
+        self._replaced, self._binding = self._latest_session() if self._leads() else None, None
 
-    def _bonded(self) -> Bond | Ensemble:
-        if self._bond is None:
-            self._bond = self._bound(self._restored, adopt=False)
-            self._replaced, self._own = None, False
-            self._held.forget()
-        return self._bond
+    def _current_binding(self) -> AnyBinding:
+        """Return the binding; where there is none, restore a session first."""
+        if self._binding is None:
+            self._binding = self._bind(self._restored_session, adopt=False)
+            self._replaced, self._continues = None, False
+            self._state.forget()
+        return self._binding
 
-    def _restored(self) -> Session:
+    def _restored_session(self) -> Session:
         """Restore a session from ``self.state`` and the model, in place of the one before and under its name."""
-        old, groups = self._latest(), self.param_groups
-        return successor(self._client, old, groups, self._held, self._around, self._options, own=self._own)
+        old, groups = self._latest_session(), self.param_groups
+        surroundings, options = self._surroundings, self._options
+        return successor(self._client, old, groups, self._state, surroundings, options, own=self._continues)
 
 
-_NEEDED = ("lr", "betas", "eps", "weight_decay")  # what every torch has saved
+ALWAYS_SAVED = ("lr", "betas", "eps", "weight_decay")  # by every version of torch
 
 
 def _scalar(loss: Any) -> float | None:
-    """Return a closure's loss where it is one number."""
+    """Return a closure's loss as a number; None where it is not one number."""
     if isinstance(loss, torch.Tensor):
         return float(loss.detach().item()) if loss.numel() == 1 and not loss.is_complex() else None
     return float(loss) if isinstance(loss, int | float) else None
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
-
-
 def _nothing() -> None:
-    """Close a client that is not ours."""
+    """Leave a client open that the caller gave."""

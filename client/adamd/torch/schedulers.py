@@ -1,7 +1,7 @@
 """Gives torch's schedulers what they need when a session is resumed by its name.
 
-A scheduler keeps its base in the groups ("initial_lr", …), where ``state_dict()`` has it. A session has no such
-settings; so the steps of a scheduled optimizer carry them as metrics, and who resumes the session finds them there.
+A scheduler keeps its base values ("initial_lr", …) in the groups, where ``state_dict()`` saves them. A session has no
+such settings. So the steps of a scheduled optimizer carry them as metrics, and a resumed optimizer reads them there.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
-MOST = 32  # numbers that a step carries besides; a session takes 64 metrics
+MAX_METRICS = 32  # of schedulers; a session takes 64 in all
 OURS = str(Path(__file__).parent), str(Path(torch.__file__).parent)
 Groups = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A session as it was found, until the first step.
+    """A resumed session, as it was before the first step.
 
     Attributes:
-        who: it, in words.
-        step: where it was.
-        rates: the lr of each group, as its last step had it.
-        bases: the lr from which a scheduler came there; None where there was none.
+        who: the session, in words.
+        step: its step.
+        rates: the lr of each group in its last step.
+        bases: the lr of each group at which a scheduler began; None where there was none.
 
     """
 
@@ -42,44 +42,44 @@ class Resumed:
     bases: tuple[float | None, ...]
 
 
-def remembered(groups: Groups) -> dict[str, float] | None:
-    """Return what schedulers have left in the groups, as metrics."""
-    found = {
+def as_metrics(groups: Groups) -> dict[str, float] | None:
+    """Return as metrics what schedulers keep in the groups."""
+    metrics = {
         _metric(key, index, groups): float(group[key])
         for index, group in enumerate(groups)
         for key in SCHEDULED
         if key in group and _is_number(group[key])
     }
-    return found if 0 < len(found) <= MOST else None
+    return metrics if 0 < len(metrics) <= MAX_METRICS else None
 
 
-def recalled(metrics: Mapping[str, Any], groups: Groups) -> list[dict[str, float]]:
-    """Return by group what `remembered` had written into the last step's metrics."""
+def from_metrics(metrics: Mapping[str, Any], groups: Groups) -> list[dict[str, float]]:
+    """Return by group what `as_metrics` wrote into the last step's metrics."""
     return [
         {key: metrics[name] for key in SCHEDULED if _is_number(metrics.get(name := _metric(key, index, groups)))}
         for index in range(len(groups))
     ]
 
 
-def settle(optimizer: Any, resumed: Resumed) -> None:
-    """Before the first step: follow a scheduler that goes on, and warn of one that begins anew, or is missing."""
-    made = _schedulers(optimizer) if hasattr(optimizer.step, "_wrapped_by_lr_sched") else []
-    if any(_epoch(one) > 0 for one in made):
-        if len(made) == 1:
-            _follow(made[0], optimizer.param_groups, resumed.rates)
+def resume_schedule(optimizer: Any, resumed: Resumed) -> None:
+    """Set lr before the first step where a scheduler goes on; warn where it begins anew or is missing."""
+    schedulers = _schedulers(optimizer) if hasattr(optimizer.step, "_wrapped_by_lr_sched") else []
+    if any(_epoch(scheduler) > 0 for scheduler in schedulers):
+        if len(schedulers) == 1:
+            _advance_lr(schedulers[0], optimizer.param_groups, resumed.rates)
         return
     rows = zip(optimizer.param_groups, resumed.bases, resumed.rates, strict=False)
     moved = [
         (base, rate)
         for group, base, rate in rows
-        if base is not None and (made or (base != rate and _number(group["lr"]) == rate))
+        if base is not None and (schedulers or (base != rate and _number(group["lr"]) == rate))
     ]
     if not moved:
         return
     base, rate = moved[0]
     what = (
         f"a torch scheduler begins anew on it, though one had brought lr from {base:g} to {rate:g}"
-        if made
+        if schedulers
         else f"no torch scheduler is here, though one had brought lr from {base:g} to {rate:g}, where it stays now"
     )
     _warn(f"{resumed.who} is resumed at step {resumed.step}, and {what}. {how_to_go_on(resumed.step)}")
@@ -93,33 +93,33 @@ def how_to_go_on(step: int) -> str:
     )
 
 
-def _follow(scheduler: Any, groups: Groups, rates: Sequence[float]) -> None:
-    """Set lr to what a scheduler that goes on has for the next step: the session knows that of its last one only.
+def _advance_lr(scheduler: Any, groups: Groups, rates: Sequence[float]) -> None:
+    """Set lr to the scheduler's value for the next step: the session has only that of its last step.
 
-    Where the scheduler's state was loaded, it has the rates. Where it was made with ``last_epoch``, it takes those in
-    the groups for its own; whether they are one step behind, its closed form tells.
+    A scheduler whose state was loaded has the value. One that was made with ``last_epoch`` took its rates from the
+    groups; its closed form shows whether they are one step behind.
     """
-    last, now = _numbers(scheduler.get_last_lr()), _numbers(group["lr"] for group in groups)
+    last_rates, current = _numbers(scheduler.get_last_lr()), _numbers(group["lr"] for group in groups)
     # CosineAnnealingWarmRestarts does not count its steps, and has its rate either way.
     if getattr(scheduler, "_step_count", 2) > 1 or isinstance(scheduler, CosineAnnealingWarmRestarts):
-        wanted = last
+        new_rates = last_rates
         if getattr(scheduler, "cycle_momentum", False):
-            _computed(scheduler)  # it has no momentum in its state, and sets it in the groups
+            _compute_rates(scheduler)  # its state has no momentum; computing sets it in the groups
     elif (closed := _closed_form(scheduler)) is not None:
-        if any(_near(rate, exact) or had != rate for had, rate, exact in zip(now, rates, closed, strict=True)):
+        if any(_near(rate, exact) or now != rate for now, rate, exact in zip(current, rates, closed, strict=True)):
             return
-        wanted = _computed(scheduler)
-        if not all(_near(rate, exact) for rate, exact in zip(wanted, closed, strict=True)):
+        new_rates = _compute_rates(scheduler)
+        if not all(_near(rate, exact) for rate, exact in zip(new_rates, closed, strict=True)):
             return
-        scheduler._last_lr = list(wanted)
+        scheduler._last_lr = list(new_rates)
     else:
         return
-    for group, rate in zip(groups, wanted, strict=False):
+    for group, rate in zip(groups, new_rates, strict=False):
         if rate != _number(group["lr"]):
             _set(group, rate)
 
 
-def _computed(scheduler: Any) -> list[float]:
+def _compute_rates(scheduler: Any) -> list[float]:
     """Return the rates that a scheduler computes from those in the groups."""
     scheduler._get_lr_called_within_step = True
     try:
@@ -129,7 +129,7 @@ def _computed(scheduler: Any) -> list[float]:
 
 
 def _closed_form(scheduler: Any) -> list[float] | None:
-    """Return the rates at a scheduler's epoch, computed from where it began; None where that is not known."""
+    """Return the rates at a scheduler's epoch by its closed form; None where it has none."""
     if isinstance(scheduler, MultiplicativeLR):
         epochs = range(1, scheduler.last_epoch + 1)
         pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
@@ -138,26 +138,26 @@ def _closed_form(scheduler: Any) -> list[float] | None:
 
 
 def _near(rate: float, exact: float) -> bool:
-    """Say whether a rate is what a closed form has for it, but for the roundings of many steps."""
+    """Say whether a rate equals the closed form's, up to the roundings of many steps."""
     return math.isclose(rate, exact, rel_tol=1e-6, abs_tol=1e-15)
 
 
 def _epoch(scheduler: Any) -> int:
     inner = getattr(scheduler, "_schedulers", ())
-    return max([getattr(scheduler, "last_epoch", 0), *(_epoch(one) for one in inner)])
+    return max([getattr(scheduler, "last_epoch", 0), *(_epoch(scheduler) for scheduler in inner)])
 
 
-def tell_overruled(who: str, step: int, found: Sequence[str], how: str) -> None:
-    """Warn of settings that were given, and are not the session's: it keeps its own, as a loaded state would."""
-    if found:
+def warn_overruled(who: str, step: int, lines: Sequence[str], how: str) -> None:
+    """Warn of settings in the script that the session overrules, as a loaded state would."""
+    if lines:
         _warn(
-            f"{who} is resumed at step {step} with its own settings, as load_state_dict() would: {'; '.join(found)}. "
+            f"{who} is resumed at step {step} with its own settings, as load_state_dict() would: {'; '.join(lines)}. "
             f"Give those of the session, or leave them out; to go on with others, {how}"
         )
 
 
-def tell_doubt(who: str, tensors: int) -> None:
-    """Warn of tensors that may stand in another order than the session's."""
+def warn_doubt(who: str, tensors: int) -> None:
+    """Warn of tensors that may be in another order than the session's."""
     if tensors:
         _warn(
             f"{who} knows its tensors by their position only, and {tensors} of them have the shape of another: nothing "
@@ -166,25 +166,25 @@ def tell_doubt(who: str, tensors: int) -> None:
         )
 
 
-def _warn(said: str) -> None:
-    """Warn, at the line of the program that called."""
+def _warn(message: str) -> None:
+    """Warn at the line of the user's program that called."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(OURS):
         level, frame = level + 1, frame.f_back
-    warnings.warn(said, UserWarning, stacklevel=level)
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _schedulers(optimizer: Any) -> list[Any]:
-    """Return the schedulers of an optimizer, without those that others have within them; it does not know them."""
-    found = [
-        one
-        for one in gc.get_objects()
-        if issubclass(type(one), LRScheduler)
-        and not isinstance(one, ReduceLROnPlateau)
-        and one.__dict__.get("optimizer") is optimizer
+    """Search for an optimizer's schedulers, which it does not list; leave out those inside others."""
+    schedulers = [
+        candidate
+        for candidate in gc.get_objects()
+        if issubclass(type(candidate), LRScheduler)
+        and not isinstance(candidate, ReduceLROnPlateau)
+        and candidate.__dict__.get("optimizer") is optimizer
     ]
-    within = {id(inner) for one in found for inner in getattr(one, "_schedulers", ())}
-    return [one for one in found if id(one) not in within]
+    nested = {id(inner) for candidate in schedulers for inner in getattr(candidate, "_schedulers", ())}
+    return [candidate for candidate in schedulers if id(candidate) not in nested]
 
 
 def _metric(key: str, index: int, groups: Groups) -> str:

@@ -1,8 +1,8 @@
-"""A session's exported state as a torch optimizer's ``optimizer.state``, and back.
+"""Converts a session's exported state to a torch optimizer's ``optimizer.state``, and back.
 
-torch keeps for each parameter that was ever updated ``{"step": float32 scalar, "exp_avg", "exp_avg_sq", …}``, the
-arrays in the parameter's own dtype, device and memory format. Of a bfloat16 or float16 parameter they are float32, and
-so is its master, "master_param", which there is too where an ``answer_dtype`` rounds what the model gets.
+torch keeps ``{"step": float32 scalar, "exp_avg", "exp_avg_sq", …}`` for each parameter that was ever updated. The
+arrays have the parameter's dtype, device and memory format. For a bfloat16 or float16 parameter they are float32, and
+the entry also has its float32 master, "master_param"; so it has where an ``answer_dtype`` rounds what the model gets.
 """
 
 from __future__ import annotations
@@ -16,89 +16,90 @@ from typing import Any
 import torch
 
 from adamd.errors import InvalidState
-from adamd.torch.kinds import BUFFER, Kind, buffered
-from adamd.torch.parameters import BY_NAME, NARROW, Place
+from adamd.torch.kinds import BUFFER, Kind, has_momentum_buffer
+from adamd.torch.parameters import BY_NAME, NARROW, ParameterPlace
 from adamd.wire import export_format
 from adamd.wire.export_format import PARAMETERS, Draft, ExportedState
 
 MASTER = "master_param"  # as transformer_engine's FusedAdam calls it
-EMA = "ema"  # the parameters' moving average, which torch takes no notice of in a state
-AROUND = "lower", "upper", "best"  # what adamd keeps around any optimizer besides: no part of torch's state
-ASKED = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}  # by which setting
+EMA = "ema"  # the parameters' moving average; torch ignores it in a state
+NOT_TORCHS = "lower", "upper", "best"  # arrays that adamd keeps for any optimizer; no part of torch's state
+# The setting that gives a session the array.
+SETTING_OF = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}
 NONNEGATIVE = "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "sum"
-MOST = 2**53  # a float64 counts so far
+MAX_STEP = 2**53  # the largest count that a float64 has exactly
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """An export: at which step of which history it was taken, and the state in torch's layout."""
+    """An export's step and chain, and its state in torch's layout."""
 
     step: int
     chain: str
     state: State
 
 
-def unpack(export: bytes, places: Sequence[Place], kind: Kind, *, rounded: bool) -> Unpacked:
+def unpack(body: bytes, places: Sequence[ParameterPlace], kind: Kind, *, rounded: bool) -> Unpacked:
     """Read an export: an entry for each parameter, also for those that were never updated."""
-    found = export_format.read(export)
-    state = laid_out(found, places, kind, rounded=rounded, ema=True, every=True)
-    return Unpacked(found.step, found.chain, state)
+    exported = export_format.read(body)
+    state = torch_state(exported, places, kind, rounded=rounded, ema=True, untouched=True)
+    return Unpacked(exported.step, exported.chain, state)
 
 
-def laid_out(
-    found: ExportedState,
-    places: Sequence[Place],
+def torch_state(
+    exported: ExportedState,
+    places: Sequence[ParameterPlace],
     kind: Kind,
     *,
     rounded: bool = False,
     ema: bool = False,
-    every: bool = False,
+    untouched: bool = False,
 ) -> State:
     """Return the state in torch's layout, in memory of its own.
 
     Args:
-        found: what a session exported.
+        exported: what a session exported.
         places: all parameters.
         kind: what the session is.
-        rounded: the model has rounded parameters, so their masters travel.
-        ema: so does their moving average.
-        every: there is an entry also for parameters that were never updated: what the first update would begin with.
+        rounded: the model has rounded parameters, so the state includes their masters.
+        ema: include the parameters' moving average.
+        untouched: include parameters that were never updated, with what their first update would begin with.
 
     """
-    left = AROUND if ema else (*AROUND, EMA)
+    omitted = NOT_TORCHS if ema else (*NOT_TORCHS, EMA)
     state: State = {}
     for place in places:
-        count = found.counts[place.name]
+        count = exported.counts[place.name]
         narrow = place.tensor.dtype in NARROW
-        if not count and not kind.always and not every:
+        if not count and not kind.always and not untouched:
             continue
-        mine = {"step": _number(count)} if kind.counts else {}
+        entry = {"step": _number(count)} if kind.counts else {}
         for number in kind.numbers:
-            mine[number] = _number(found.carried[number][place.name])
-        for array, values in found.arrays.items():
-            if array in left or (array == PARAMETERS and not (narrow or rounded)):
+            entry[number] = _number(exported.carried[number][place.name])
+        for array, values in exported.arrays.items():
+            if array in omitted or (array == PARAMETERS and not (narrow or rounded)):
                 continue
             dtype = torch.float32 if narrow else place.tensor.dtype
-            held = torch.empty_like(place.tensor, dtype=dtype, requires_grad=False)
-            mine[MASTER if array == PARAMETERS else array] = held.copy_(torch.from_numpy(values[place.name]))
-        if mine or every:
-            state[place.tensor] = mine
+            tensor = torch.empty_like(place.tensor, dtype=dtype, requires_grad=False)
+            entry[MASTER if array == PARAMETERS else array] = tensor.copy_(torch.from_numpy(values[place.name]))
+        if entry or untouched:
+            state[place.tensor] = entry
     return state
 
 
-def begun(place: Place, group: Mapping[str, Any], kind: Kind) -> dict[str, torch.Tensor]:
+def initial_entry(place: ParameterPlace, group: Mapping[str, Any], kind: Kind) -> dict[str, torch.Tensor]:
     """Return the entry of a parameter before its first update."""
     narrow = place.tensor.dtype in NARROW
     dtype = torch.float32 if narrow else place.tensor.dtype
     first = float(group.get("initial_accumulator_value", 0.0))
-    made = ({"step": _number(0)} if kind.counts else {}) | {number: _number(1.0) for number in kind.numbers}
-    made |= {array: torch.full_like(place.tensor.detach(), first, dtype=dtype) for array in kind.arrays(group)}
-    return made | ({MASTER: place.tensor.detach().to(dtype).clone()} if narrow and made else {})
+    entry = ({"step": _number(0)} if kind.counts else {}) | {number: _number(1.0) for number in kind.numbers}
+    entry |= {array: torch.full_like(place.tensor.detach(), first, dtype=dtype) for array in kind.arrays(group)}
+    return entry | ({MASTER: place.tensor.detach().to(dtype).clone()} if narrow and entry else {})
 
 
-def is_begun(entry: Any, kind: Kind) -> bool:
-    """Say whether an entry tells of an update: torch has none of parameters that never had one."""
+def has_updates(entry: Any, kind: Kind) -> bool:
+    """Say whether an entry is of a parameter that was updated: torch keeps no others."""
     if not isinstance(entry, Mapping) or not entry:
         return False
     if kind.counts:
@@ -107,7 +108,7 @@ def is_begun(entry: Any, kind: Kind) -> bool:
 
 
 def pack(
-    places: Sequence[Place],
+    places: Sequence[ParameterPlace],
     state: Mapping[torch.Tensor, Any],
     settings: Mapping[str, Any],
     kind: Kind,
@@ -118,65 +119,66 @@ def pack(
     """Write the export of a session with the parameters as they are now and this state.
 
     Args:
-        places: all parameters, as `_torch_layout.check` wants them.
+        places: all parameters, checked by `parameters.check`.
         state: in torch's layout, checked by `check`.
-        settings: the whole of them, with the name.
-        kind: what the state is of.
+        settings: all of the session's settings, with the name.
+        kind: the optimizer that the state is of.
         step: the session's, where it is more than the largest count.
         bounds: numbers or arrays by tensor, for "lower" or "upper" where that is "array"; without one there is none.
         answer: the dtype that the model's parameters were rounded to on their way; None: to their own.
 
     """
     bounds = bounds or {}
-    wide = any(place.tensor.dtype == torch.float64 for place in places)
+    is_double = any(place.tensor.dtype == torch.float64 for place in places)
     names = kind.arrays(settings)
-    kept = {place.name: state.get(place.tensor) or {} for place in places}
+    entries = {place.name: state.get(place.tensor) or {} for place in places}
     body, views = Draft(
-        dtype="float64" if wide else "float32",
+        dtype="float64" if is_double else "float32",
         shapes={place.name: tuple(place.tensor.shape) for place in places},
         settings=settings,
         names=(*names, *bounds, *((EMA,) if settings.get("ema_decay") else ())),
-        counts={name: _count(mine, kind, names) for name, mine in kept.items()},
-        carried={number: {n: float(mine.get(number, 1.0)) for n, mine in kept.items()} for number in kind.numbers},
+        counts={name: _count(entry, kind, names) for name, entry in entries.items()},
+        carried={number: {n: float(entry.get(number, 1.0)) for n, entry in entries.items()} for number in kind.numbers},
         step=step,
     ).laid_out()
     for place in places:
         _fill(views[PARAMETERS][place.name], _parameter(place, state, answer))
         for array in names:
-            _fill(views[array][place.name], kept[place.name].get(array))
+            _fill(views[array][place.name], entries[place.name].get(array))
         for side, given in bounds.items():
             views[side][place.name][...] = given.get(place.name, -math.inf if side == "lower" else math.inf)
         if EMA in views:  # an average begins as the parameters
-            _fill(views[EMA][place.name], kept[place.name].get(EMA, _parameter(place, state, answer)))
+            _fill(views[EMA][place.name], entries[place.name].get(EMA, _parameter(place, state, answer)))
     return body
 
 
-def _count(mine: Mapping[str, Any], kind: Kind, names: Iterable[str]) -> int:
-    """Return how often a parameter was updated. SGD tells only whether, by its buffer: one of zeros has not begun."""
+def _count(entry: Mapping[str, Any], kind: Kind, names: Iterable[str]) -> int:
+    """Return how often a parameter was updated. SGD keeps no count: 1 where its buffer is not zero."""
     if kind.counts:
-        return int(mine.get("step", 0))
-    return int(any(mine.get(array) is not None and bool(mine[array].any()) for array in names))
+        return int(entry.get("step", 0))
+    return int(any(entry.get(array) is not None and bool(entry[array].any()) for array in names))
 
 
 def with_buffer(
-    settings: Mapping[str, Any], entries: Iterable[Any], kind: Kind, *, had: bool = False
+    settings: Mapping[str, Any], entries: Iterable[Any], kind: Kind, *, buffered: bool = False
 ) -> dict[str, Any]:
-    """Say in the settings that the session has a momentum buffer, where it ``had`` one, or the state has some.
+    """Add "momentum_buffer" to the settings where the session is ``buffered`` or the state has a buffer.
 
-    Else a momentum that is 0 now would lose the velocity.
+    Without it, a momentum that is 0 now would lose the velocity.
     """
-    there = had or any(isinstance(entry, Mapping) and entry.get(BUFFER) is not None for entry in entries)
-    return {**settings, BUFFER: True} if kind.heavy and there and not buffered(settings) else dict(settings)
+    there = buffered or any(isinstance(entry, Mapping) and entry.get(BUFFER) is not None for entry in entries)
+    missing = kind.may_have_buffer and there and not has_momentum_buffer(settings)
+    return {**settings, BUFFER: True} if missing else dict(settings)
 
 
-def _parameter(place: Place, state: Mapping[torch.Tensor, Any], answer: str | None) -> torch.Tensor:
-    """Return a parameter's master, if the model has not been given another value since."""
+def _parameter(place: ParameterPlace, state: Mapping[torch.Tensor, Any], answer: str | None) -> torch.Tensor:
+    """Return a parameter's master, unless the model has been given another value since."""
     tensor = place.tensor.detach()
     master = state.get(place.tensor, {}).get(MASTER)
     if master is None:
         return tensor
-    seen = master if answer is None else master.to(BY_NAME[answer])
-    return master if torch.equal(seen.to(tensor), tensor) else tensor
+    rounded = master if answer is None else master.to(BY_NAME[answer])
+    return master if torch.equal(rounded.to(tensor), tensor) else tensor
 
 
 def uncast(state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
@@ -191,23 +193,23 @@ def uncast(state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], saved: Ma
 
 
 def _fill(target: Any, source: torch.Tensor | None) -> None:
-    held = torch.from_numpy(target)
+    values = torch.from_numpy(target)
     if source is None:  # never updated
-        held.zero_()
+        values.zero_()
     else:
-        held.copy_(source)
+        values.copy_(source)
 
 
-def check_document(given: Any) -> None:
-    """Check that this is a ``state_dict()``, before anything in it is looked for.
+def check_document(document: Any) -> None:
+    """Check that this is a ``state_dict()``, before anything in it is read.
 
     Raises:
-        InvalidState: it is none.
+        InvalidState: it is not one.
 
     """
-    if not isinstance(given, Mapping) or not {"state", "param_groups"} <= given.keys():
+    if not isinstance(document, Mapping) or not {"state", "param_groups"} <= document.keys():
         raise InvalidState("this is no optimizer's state: wanted a dict with 'state' and 'param_groups'")
-    groups, state = given["param_groups"], given["state"]
+    groups, state = document["param_groups"], document["state"]
     if not isinstance(groups, list | tuple) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
         raise InvalidState("its 'param_groups' are no list of dicts with 'params'")
     if not isinstance(state, Mapping):
@@ -221,30 +223,32 @@ def check_document(given: Any) -> None:
 def check_names(
     saved: Sequence[Mapping[str, Any]], new: Sequence[dict[str, Any]], now: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Compare the names in a loaded state with those that there are. torch loads by position.
+    """Compare the names in a loaded state with this optimizer's. torch loads by position.
 
-    Where the state has the same names in another order, and its keys are numbers, each would get another's arrays.
-    Keys that are names (of `torch.distributed.checkpoint`) are in the right order already: the names here stay.
+    Where the state has the same names in another order, and its keys are numbers, a parameter would get another's
+    arrays. Keys that are names (of `torch.distributed.checkpoint`) are already in order; this optimizer's names stay.
 
     Raises:
-        InvalidState: they are in another order.
+        InvalidState: the names are in another order.
 
     """
-    for old, group, mine in zip(saved, new, now, strict=True):
-        theirs, ours = old.get("param_names"), mine.get("param_names")
-        if not theirs or not ours or list(theirs) == list(ours) or sorted(theirs) != sorted(ours):
+    for old, group, current in zip(saved, new, now, strict=True):
+        saved_names, names = old.get("param_names"), current.get("param_names")
+        if not saved_names or not names or list(saved_names) == list(names) or sorted(saved_names) != sorted(names):
             continue
         if all(isinstance(key, int) for key in old["params"]):
-            place = next(index for index, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+            place = next(index for index, (a, b) in enumerate(zip(saved_names, names, strict=True)) if a != b)
             raise InvalidState(
-                f"the state has {theirs[place]!r} where this optimizer has {ours[place]!r}: the same parameters in "
-                "another order, and torch loads by position. Give them in the order of then"
+                f"the state has {saved_names[place]!r} where this optimizer has {names[place]!r}: the same parameters "
+                "in another order, and torch loads by position. Give them in the order of then"
             )
-        group["param_names"] = list(ours)
+        group["param_names"] = list(names)
 
 
-def check(places: Sequence[Place], state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]], kind: Kind) -> None:
-    """Check a loaded state against the parameters: what the server would refuse is refused here, before it counts.
+def check(
+    places: Sequence[ParameterPlace], state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]], kind: Kind
+) -> None:
+    """Check a loaded state against the parameters, so that what the server would refuse changes nothing here.
 
     Raises:
         InvalidState: an entry is missing, or of another shape, or none that an optimizer could have.
@@ -253,56 +257,56 @@ def check(places: Sequence[Place], state: Mapping[Any, Any], groups: Sequence[Ma
     for place in places:
         if place.tensor not in state:
             continue
-        mine = state[place.tensor]
-        if not isinstance(mine, Mapping):
-            raise InvalidState(f"the state of {place} is {mine!r:.40}; wanted a dict of {kind.torch}'s arrays")
-        if not mine:
+        entry = state[place.tensor]
+        if not isinstance(entry, Mapping):
+            raise InvalidState(f"the state of {place} is {entry!r:.40}; wanted a dict of {kind.torch}'s arrays")
+        if not entry:
             continue
         arrays = kind.arrays(groups[place.group])
-        if not kind.counts and all(mine.get(array) is None for array in arrays):
+        if not kind.counts and all(entry.get(array) is None for array in arrays):
             continue  # SGD keeps None where there is no buffer yet
-        wanted = (*(("step",) if kind.counts else ()), *kind.numbers, *arrays)
-        for entry in wanted:
-            if mine.get(entry) is None:
-                hint = f"; it was saved without {ASKED[entry]}" if entry in ASKED else ""
+        expected = (*(("step",) if kind.counts else ()), *kind.numbers, *arrays)
+        for key in expected:
+            if entry.get(key) is None:
+                hint = f"; it was saved without {SETTING_OF[key]}" if key in SETTING_OF else ""
                 raise InvalidState(
-                    f"the state of {place} has no {entry!r}{hint}; it has {_listed(mine)}, and {kind.torch} wants "
-                    f"{_listed(wanted)}"
+                    f"the state of {place} has no {key!r}{hint}; it has {_joined(entry)}, and {kind.torch} wants "
+                    f"{_joined(expected)}"
                 )
-        for array in (*arrays, *(own for own in (MASTER, EMA, BUFFER) if own in mine and own not in arrays)):
-            if mine[array] is not None:
-                _check_array(place, array, mine[array])
-        _check_numbers(place, mine, kind)
+        for array in (*arrays, *(array for array in (MASTER, EMA, BUFFER) if array in entry and array not in arrays)):
+            if entry[array] is not None:
+                _check_array(place, array, entry[array])
+        _check_numbers(place, entry, kind)
 
 
-def _check_array(place: Place, array: str, given: Any) -> None:
-    if not isinstance(given, torch.Tensor) or given.is_complex() or not given.is_floating_point():
-        kind = given.dtype if isinstance(given, torch.Tensor) else type(given).__name__
+def _check_array(place: ParameterPlace, array: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor) or value.is_complex() or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
         raise InvalidState(f"{array} of {place} is {kind}; wanted a tensor of floats")
-    if given.shape != place.tensor.shape:
+    if value.shape != place.tensor.shape:
         raise InvalidState(
-            f"{array} of {place} has shape {list(given.shape)}, the parameter {list(place.tensor.shape)}"
+            f"{array} of {place} has shape {list(value.shape)}, the parameter {list(place.tensor.shape)}"
         )
     dtype = torch.float64 if place.tensor.dtype == torch.float64 else torch.float32  # the session's
-    held = given.detach().to(dtype)
-    if not bool(torch.isfinite(held).all()):
+    values = value.detach().to(dtype)
+    if not bool(torch.isfinite(values).all()):
         raise InvalidState(f"{array} of {place} has NaN or infinity; wanted finite numbers")
-    if array in NONNEGATIVE and held.numel() and float(held.min()) < 0:
+    if array in NONNEGATIVE and values.numel() and float(values.min()) < 0:
         raise InvalidState(f"{array} of {place} has elements below 0, which no update makes")
 
 
-def _check_numbers(place: Place, mine: Mapping[str, Any], kind: Kind) -> None:
+def _check_numbers(place: ParameterPlace, entry: Mapping[str, Any], kind: Kind) -> None:
     if kind.counts:
-        step = _float(place, "step", mine["step"])
-        if not 0 <= step < MOST or step % 1:
+        step = _float(place, "step", entry["step"])
+        if not 0 <= step < MAX_STEP or step % 1:
             raise InvalidState(f"the step of {place} is {step!r}; wanted a count")
     for number in kind.numbers:
-        value = _float(place, number, mine[number])
+        value = _float(place, number, entry[number])
         if not math.isfinite(value):
             raise InvalidState(f"{number} of {place} is {value!r}; wanted a finite number")
 
 
-def _float(place: Place, entry: str, value: Any) -> float:
+def _float(place: ParameterPlace, entry: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -311,11 +315,11 @@ def _float(place: Place, entry: str, value: Any) -> float:
         ) from None
 
 
-def _listed(entries: Iterable[Any]) -> str:
+def _joined(entries: Iterable[Any]) -> str:
     return ", ".join(str(entry)[:40] for entry in list(entries)[:12]) or "nothing"
 
 
 def _number(value: float) -> torch.Tensor:
-    """Return a number as torch keeps it: float32, float64 where that is the default dtype (or where it must be)."""
-    wide = torch.get_default_dtype() == torch.float64 or value > 2**24
-    return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32)
+    """Return a number as torch keeps it: float32; float64 where that is the default dtype, or needed for exactness."""
+    is_double = torch.get_default_dtype() == torch.float64 or value > 2**24
+    return torch.tensor(float(value), dtype=torch.float64 if is_double else torch.float32)
