@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adamd_service.optim.schedules import LONGEST, SCHEDULES, ScheduleError, factor, parse_schedule
+from adamd_service.optim import SettingsError
+from adamd_service.optim.schedules import LONGEST, SCHEDULES, factor, parse_schedule
 
 LENGTH = 120
 
@@ -240,7 +241,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("raw", "path", "message"), REFUSED)
 def test_refused(raw, path, message):
-    with pytest.raises(ScheduleError) as caught:
+    with pytest.raises(SettingsError) as caught:
         parse_schedule(raw)
     assert path is None or caught.value.path == path
     assert message in caught.value.message

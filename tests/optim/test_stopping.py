@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from adamd_service.optim import SettingsError
 from adamd_service.optim.monitoring.progress import Progress, from_json
-from adamd_service.optim.monitoring.stop_rules import Stop, StopError, advice, parse_stop
+from adamd_service.optim.monitoring.stop_rules import Stop, advice, parse_stop
 
 
 def after(losses, tolerance=0.0):
@@ -138,6 +139,6 @@ def test_no_other_progress_is_taken(raw):
     ],
 )
 def test_what_is_no_rule_is_refused(raw, path, said):
-    with pytest.raises(StopError, match=said.replace("?", r"\?")) as refused:
+    with pytest.raises(SettingsError, match=said.replace("?", r"\?")) as refused:
         parse_stop(raw)
     assert refused.value.path == path

@@ -31,7 +31,6 @@ from adamd_service.engine.step import settings_with
 from adamd_service.optim import (
     BEST,
     BOUNDS,
-    BoundsError,
     Device,
     Settings,
     SettingsError,
@@ -97,7 +96,7 @@ def _require_sound(state: State, settings: Settings, layout: Layout, *, first: b
     try:
         check_state(state)
         check_bounds(state, settings, layout.names, layout.bounds, inside=first)
-    except BoundsError as error:
+    except SettingsError as error:
         raise InvalidSettings(error.message, path=error.path) from None
     except ValueError as error:
         raise InvalidState(str(error)) from None

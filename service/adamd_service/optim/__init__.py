@@ -2,7 +2,7 @@
 compiler.
 """
 
-from adamd_service.optim.box_constraints import NONE, BoundsError, bounded, check_bounds, each, projected
+from adamd_service.optim.box_constraints import NONE, bounded, check_bounds, each, projected
 from adamd_service.optim.device import Cpu, Device
 from adamd_service.optim.evaluation_average import check_average, write_average
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
@@ -14,6 +14,7 @@ from adamd_service.optim.kernels.numba_kernel import WARM, FusedKernel, prepare,
 from adamd_service.optim.kernels.protocol import Block, Kernel
 from adamd_service.optim.kernels.reference import ReferenceKernel
 from adamd_service.optim.kernels.threaded import SlicedKernel
+from adamd_service.optim.messages import SettingsError
 from adamd_service.optim.monitoring.progress import Progress
 from adamd_service.optim.monitoring.progress import from_json as progress_from_json
 from adamd_service.optim.monitoring.stalls import remedy, stalls
@@ -37,7 +38,6 @@ from adamd_service.optim.settings import (
     WANTED,
     Group,
     Settings,
-    SettingsError,
     check_groups,
     merge_settings,
     parse_settings,
@@ -62,7 +62,6 @@ __all__ = [
     "WANTED",
     "WARM",
     "Block",
-    "BoundsError",
     "Cpu",
     "Device",
     "Encoded",

@@ -15,21 +15,13 @@ import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.optim.gradients.encoded import Encoded, Raw
+from adamd_service.optim.messages import SettingsError
 from adamd_service.optim.recurrence.wrapping import ARRAY, BOUNDS
 from adamd_service.optim.scalars import Update
 from adamd_service.optim.settings import Settings, resolve
 from adamd_service.optim.state import State, runs_of
 
 NONE: Final = {"lower": -np.inf, "upper": np.inf}  # what bounds nothing
-
-
-class BoundsError(ValueError):
-    """A bound that is refused, or a parameter beyond its own. path: the setting, or "parameters"."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
-        self.path = path
-        self.message = message
 
 
 def each(settings: Settings) -> tuple[str, ...]:
@@ -43,7 +35,7 @@ def check_bounds(
     """Refuse arrays of bounds with a NaN or lower above upper, and (`inside`) parameters that lie beyond.
 
     names and offsets are the layout's. A session that goes on may stand outside: its bounds are changed, and its next
-    update brings it back. Raises BoundsError with the tensor and the index of the first element.
+    update brings it back. Raises SettingsError with the tensor and the index of the first element.
     """
     for index, name in enumerate(names):
         hyper = resolve(settings, name)
@@ -88,7 +80,7 @@ def _refuse(
     place = int(bad.argmax())
     told = wanted if other is None else wanted.format(other[place])
     name = tensor if len(tensor) <= 64 else f"{tensor[:63]}…"
-    raise BoundsError(path, f"{path}: element {first + place} of {name!r} is {values[place]}; wanted {told}")
+    raise SettingsError(path, f"{path}: element {first + place} of {name!r} is {values[place]}; wanted {told}")
 
 
 BELOW, ABOVE = BOUNDS

@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 
 from adamd.wire.dtypes import Floats
+from adamd_service.optim.messages import SettingsError
 from adamd_service.optim.recurrence.language import signature
-from adamd_service.optim.settings import Settings, SettingsError, resolve
+from adamd_service.optim.settings import Settings, resolve
 from adamd_service.optim.state import State
 
 SLICE = 65_536  # elements at a time, so that what NumPy allocates between is small

@@ -13,15 +13,13 @@ SequentialLR and optax's join_schedules:
     factor(k) = init_factor + (1 - init_factor) k / W   for k < W,      curve(k - W) from there on
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from adamd_service.optim.messages import one_of
-from adamd_service.optim.messages import shown as _shown
+from adamd_service.optim.messages import SettingsError, Strict, first_error, number, one_of, shown, suggestion, whole
 
 LONGEST: Final = 2**53
 FRACTION = "a finite number from 0 to 1"
@@ -62,46 +60,14 @@ ALIASES: Final = {
 }
 
 
-class ScheduleError(ValueError):
-    """A schedule that is refused. path: the place in it, as `total_steps`, "" for the whole; message: what came and
-    what is wanted.
-    """
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
-        self.path = path
-        self.message = message
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("not a number")
-    try:
-        number = float(value) + 0.0  # -0 becomes +0, as everywhere in the settings
-    except OverflowError:
-        raise ValueError("too large") from None
-    if not math.isfinite(number):
-        raise ValueError("not finite")
-    return number
-
-
-def _whole(value: object) -> object:
-    """100.0 is 100: protobuf's objects have no integers."""
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
+Number: TypeAlias = Annotated[float, BeforeValidator(number)]
 Fraction: TypeAlias = Annotated[Number, Field(ge=0, le=1)]
 Divisor: TypeAlias = Annotated[Number, Field(ge=1)]
-Count: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=LONGEST)]
-Length: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=LONGEST)]
+Count: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=1, le=LONGEST)]
+Length: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=0, le=LONGEST)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Constant(_Strict):
+class Constant(Strict):
     r"""lr itself, after a warm-up if wanted: curve(k) = 1."""
 
     name: Literal["constant"] = "constant"
@@ -109,7 +75,7 @@ class Constant(_Strict):
     init_factor: Fraction = 0.0
 
 
-class Linear(_Strict):
+class Linear(Strict):
     r"""A straight line, up (a warm-up) or down, then its end: torch's LinearLR, optax's linear_schedule.
 
     curve(k) = start_factor + (end_factor - start_factor) min(k, total_steps) / total_steps
@@ -121,7 +87,7 @@ class Linear(_Strict):
     end_factor: Fraction = 1.0
 
 
-class Cosine(_Strict):
+class Cosine(Strict):
     r"""Half a period of a cosine, then its end: Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without
     restarts; torch's CosineAnnealingLR (T_max = total_steps, eta_min = lr end_factor), optax's
     warmup_cosine_decay_schedule (decay_steps = total_steps, which has the warm-up in it).
@@ -136,7 +102,7 @@ class Cosine(_Strict):
     init_factor: Fraction = 0.0
 
 
-class Exponential(_Strict):
+class Exponential(Strict):
     r"""A constant ratio from step to step: torch's ExponentialLR; optax's exponential_decay with transition_steps = 1.
 
     curve(k) = max(gamma^k, end_factor)
@@ -149,7 +115,7 @@ class Exponential(_Strict):
     init_factor: Fraction = 0.0
 
 
-class Step(_Strict):
+class Step(Strict):
     r"""A drop every step_size steps: torch's StepLR; optax's exponential_decay with staircase.
 
     curve(k) = max(gamma^floor(k / step_size), end_factor)
@@ -163,7 +129,7 @@ class Step(_Strict):
     init_factor: Fraction = 0.0
 
 
-class Polynomial(_Strict):
+class Polynomial(Strict):
     r"""torch's PolynomialLR, optax's polynomial_schedule.
 
     curve(k) = end_factor + (1 - end_factor) (1 - min(k, T) / T)^power,     T = total_steps - warmup_steps
@@ -177,7 +143,7 @@ class Polynomial(_Strict):
     init_factor: Fraction = 0.0
 
 
-class OneCycle(_Strict):
+class OneCycle(Strict):
     r"""Up to lr and far down again: Smith & Topin 2017, arXiv:1708.07120; torch's OneCycleLR (max_lr = lr, two phases).
 
     a = 1 / div_factor,     z = a / final_div_factor,     r = pct_start total_steps - 1,     e = total_steps - 1
@@ -193,7 +159,7 @@ class OneCycle(_Strict):
     anneal_strategy: Literal["cos", "linear"] = "cos"
 
 
-class WarmupStableDecay(_Strict):
+class WarmupStableDecay(Strict):
     r"""Warm-up, a plateau, a decay, then its end: Hu et al. 2024, arXiv:2404.06395, section 4.2 (WSD); the decay
     1 - sqrt of Hägele et al. 2024, arXiv:2405.18392, equation 1; transformers' get_wsd_schedule.
 
@@ -295,40 +261,35 @@ _DECAYED: Final[Mapping[str, Callable[[float], float]]] = {
 
 
 def parse_schedule(raw: object) -> Schedule:
-    """A schedule from decoded JSON. Raises ScheduleError at the first thing that is wrong."""
+    """A schedule from decoded JSON. Raises SettingsError at the first thing that is wrong."""
     if not isinstance(raw, dict) or "name" not in raw:
-        came = "an object without a name" if isinstance(raw, dict) else _shown(raw)
-        raise ScheduleError("", f'is {came}; wanted an object such as {{"name": "cosine", "total_steps": 1000}}')
+        came = "an object without a name" if isinstance(raw, dict) else shown(raw)
+        raise SettingsError("", f'is {came}; wanted an object such as {{"name": "cosine", "total_steps": 1000}}')
     model = SCHEDULES.get(raw["name"]) if isinstance(raw["name"], str) else None
     if model is None:
-        raise ScheduleError("name", one_of(raw["name"], SCHEDULES))
+        raise SettingsError("name", one_of(raw["name"], SCHEDULES))
     try:
         schedule = model.model_validate(raw)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-        raise _explain(model, first["loc"], first["type"], first["input"]) from None
+        raise _explain(model, *first_error(error)) from None
     _check_lengths(schedule)
     return schedule
 
 
 def _check_lengths(schedule: Schedule) -> None:
     if isinstance(schedule, Cosine | Polynomial) and schedule.warmup_steps >= schedule.total_steps:
-        raise ScheduleError(
+        raise SettingsError(
             "warmup_steps",
             f"is {schedule.warmup_steps} of {schedule.total_steps} total_steps; wanted fewer, as they are among them",
         )
 
 
-def _explain(model: type[Schedule], place: tuple[int | str, ...], kind: str, came: object) -> ScheduleError:
+def _explain(model: type[Schedule], place: tuple[int | str, ...], kind: str, came: object) -> SettingsError:
     key = str(place[0])[:64].encode(errors="backslashreplace").decode() if place else ""
     name = model.model_fields["name"].default
     if kind == "extra_forbidden":
-        guess = ALIASES.get(key.lower().replace("_", "").replace("-", ""))
-        if guess not in model.model_fields:
-            guess = next(iter(difflib.get_close_matches(key.lower(), list(model.model_fields), n=1)), None)
-        hint = f"did you mean {guess}?" if guess else f"known are {', '.join(model.model_fields)}"
-        return ScheduleError(key, f"is unknown to the schedule {name}; {hint}")
+        hint = suggestion(key, model.model_fields, ALIASES)
+        return SettingsError(key, f"is unknown to the schedule {name}; {hint}")
     if kind == "missing":
-        return ScheduleError(key, f"is missing; wanted {WANTED[key]}")
-    return ScheduleError(key, f"is {_shown(came)}; wanted {WANTED.get(key, 'an object whose keys are names')}")
+        return SettingsError(key, f"is missing; wanted {WANTED[key]}")
+    return SettingsError(key, f"is {shown(came)}; wanted {WANTED.get(key, 'an object whose keys are names')}")

@@ -4,23 +4,33 @@ Every refusal is a SettingsError that names the place (`groups[0].lr`), what cam
 only pass it on.
 """
 
-import difflib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, ValidationError, create_model
 
 from adamd.wire import patterns
 from adamd.wire.patterns import GroupsError, Places, places
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
-from adamd_service.optim.messages import ALIASES, one_of, path_of
-from adamd_service.optim.messages import shown as _shown
-from adamd_service.optim.monitoring.stop_rules import Stop, StopError, parse_stop
+from adamd_service.optim.messages import (
+    ALIASES,
+    SettingsError,
+    Strict,
+    alias_of,
+    first_error,
+    not_null,
+    number,
+    one_of,
+    path_of,
+    shown,
+    suggestion,
+    whole,
+)
+from adamd_service.optim.monitoring.stop_rules import Stop, parse_stop
 from adamd_service.optim.recurrence import wrapping
-from adamd_service.optim.schedules import Constant, Schedule, ScheduleError, parse_schedule
+from adamd_service.optim.schedules import Constant, Schedule, parse_schedule
 
 NUMBER = "a finite number, 0 or more"
 BETA = "a finite number, 0 or more and below 1"
@@ -29,37 +39,9 @@ WHOLE = "a whole number, 0 or more"
 BOUND = "a finite number, null (none), or at creation one for each element, by tensor"
 
 
-class SettingsError(ValueError):
-    """Settings that are refused. path: the place, as `groups[0].lr`, "" for the whole; message: what came and what is
-    wanted.
-    """
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
-        self.path = path
-        self.message = message
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("not a number")
-    try:
-        number = float(value) + 0.0  # -0 becomes +0: two spellings of one setting must not differ in the digest
-    except OverflowError:
-        raise ValueError("too large") from None
-    if not math.isfinite(number):
-        raise ValueError("not finite")
-    return number
-
-
-def _count(value: object) -> object:
-    """Protobuf's objects have no integers: 4.0 is 4."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _bound(value: object) -> object:
     """No number means "off" here, as 0 does for a clip: JSON has no infinity, and JavaScript writes it as null."""
-    return value if value is None or value == wrapping.ARRAY else _number(value)
+    return value if value is None or value == wrapping.ARRAY else number(value)
 
 
 def _schedule(value: object) -> Schedule | None:
@@ -72,22 +54,11 @@ def _listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-Number: TypeAlias = Annotated[float, BeforeValidator(_number), Field(ge=0)]
-Beta: TypeAlias = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-Count: TypeAlias = Annotated[int, BeforeValidator(_count), Field(ge=0, le=2**53)]
+Number: TypeAlias = Annotated[float, BeforeValidator(number), Field(ge=0)]
+Beta: TypeAlias = Annotated[float, BeforeValidator(number), Field(ge=0, lt=1)]
+Count: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=0, le=2**53)]
 Bound: TypeAlias = Annotated[float | Literal["array"] | None, BeforeValidator(_bound)]
 Betas: TypeAlias = Annotated[tuple[Beta, Beta], BeforeValidator(_listed)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _present(value: object) -> object:
-    # JavaScript writes NaN as null: were null the same as absent, a NaN would silently become the default.
-    if value is None:
-        raise ValueError("null")
-    return value
 
 
 # What each setting of the family may be: its type, and the words for it.
@@ -190,19 +161,19 @@ def _model(name: str) -> type[BaseModel]:
     """What one optimizer's settings have to be."""
     had = settings_of(FAMILY[name])
     group: dict[str, Any] = {
-        setting: (Annotated[KINDS[setting][0] | None, BeforeValidator(_present)], None)
+        setting: (Annotated[KINDS[setting][0] | None, BeforeValidator(not_null)], None)
         for setting in had
         if setting not in SESSION
     }
     tensors = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-    over = create_model("Group", __base__=_Strict, tensors=(tensors, ...), **group)
+    over = create_model("Group", __base__=Strict, tensors=(tensors, ...), **group)
     fields: dict[str, Any] = {setting: (KINDS[setting][0], default) for setting, default in had.items()}
     groups = Annotated[tuple[over, ...], BeforeValidator(_listed)]  # type: ignore[valid-type]  # made just now
     stop = Annotated[Any, PlainValidator(parse_stop)]
     beside: dict[str, Any] = {"stop": (stop, BESIDE["stop"]), "keep_best": (bool, BESIDE["keep_best"])}
-    fields |= {BUFFER: (Annotated[bool | None, BeforeValidator(_present)], None)} if BUFFER in had else {}
+    fields |= {BUFFER: (Annotated[bool | None, BeforeValidator(not_null)], None)} if BUFFER in had else {}
     fields = {"name": (Literal[name], name), **fields, **beside, "groups": (groups, ())}
-    return create_model("Settings", __base__=_Strict, **fields)
+    return create_model("Settings", __base__=Strict, **fields)
 
 
 def parse_settings(raw: object) -> Settings:
@@ -215,10 +186,7 @@ def parse_settings(raw: object) -> Settings:
     try:
         return _made(FAMILY[name], _model(name).model_validate(raw))
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-    # An unknown key is told first: its cause (a misspelling) often explains the other complaints.
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    raise _explain(FAMILY[name], first["loc"], first["type"], first["input"])
+        raise _explain(FAMILY[name], *first_error(error)) from None
 
 
 def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
@@ -234,8 +202,8 @@ def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
             blamed = _blamed(optimizer, hyper, groups[-1].hyper) or next(iter(over))
             raise SettingsError(
                 f"groups[{index}].{blamed}",
-                f"groups[{index}].{blamed} is {_shown(getattr(groups[-1].hyper, blamed))}, the session's is "
-                f"{_shown(getattr(hyper, blamed))}: one of them needs arrays that the other does not have",
+                f"groups[{index}].{blamed} is {shown(getattr(groups[-1].hyper, blamed))}, the session's is "
+                f"{shown(getattr(hyper, blamed))}: one of them needs arrays that the other does not have",
             )
     _check_together(optimizer, hyper, "")
     document = model.model_dump(mode="json", exclude_none=True)
@@ -288,7 +256,7 @@ def _check_together(optimizer: Optimizer, hyper: Hyper, place: str) -> None:
     if refused is not None:
         setting, wanted = refused
         path = f"{place}{setting}"
-        raise SettingsError(path, f"{path} is {_shown(getattr(hyper, setting))}; {wanted}")
+        raise SettingsError(path, f"{path} is {shown(getattr(hyper, setting))}; {wanted}")
 
 
 def _blamed(optimizer: Optimizer, before: Hyper, after: Hyper) -> str:
@@ -314,7 +282,7 @@ def merge_settings(current: Settings, patch: object) -> Settings:
     name = current.optimizer.name
     wanted = patch.get("name", name)
     if isinstance(wanted, str) and wanted in FAMILY and wanted != name:
-        said = f"optimizer is {_shown(wanted)}; this session's is {name}, fixed when it was created"
+        said = f"optimizer is {shown(wanted)}; this session's is {name}, fixed when it was created"
         raise SettingsError("name", said)
     there = {BUFFER: True} if current.hyper.momentum_buffer else {}
     merged = parse_settings({**current.document, **there, **patch})
@@ -325,10 +293,10 @@ def merge_settings(current: Settings, patch: object) -> Settings:
             f"{BUFFER} true, or a momentum above 0",
         )
     if blamed := _blamed(current.optimizer, current.hyper, merged.hyper):
-        had, came = (_shown(getattr(hyper, blamed)) for hyper in (current.hyper, merged.hyper))
+        had, came = (shown(getattr(hyper, blamed)) for hyper in (current.hyper, merged.hyper))
         raise SettingsError(blamed, f"{blamed} is {came}; this session has {had}, fixed when it was created")
     if merged.keep_best != current.keep_best:
-        came, had = _shown(merged.keep_best), _shown(current.keep_best)
+        came, had = shown(merged.keep_best), shown(current.keep_best)
         raise SettingsError("keep_best", f"keep_best is {came}; this session has {had}, fixed when it was created")
     return merged
 
@@ -368,30 +336,23 @@ def _explain(optimizer: Optimizer, place: tuple[int | str, ...], kind: str, came
         return _explain(optimizer, place[:-1], "too_short", came)
     if kind == "missing":
         return SettingsError(path, f"{path} is missing; wanted {WANTED[str(place[-1])]}")
-    if place[0:1] == ("schedule",):
-        return _of_schedule(came)
-    if place[:1] == ("stop",):
-        return _of_stop(came)
+    if place and place[0] in _PARSERS:
+        return _nested(str(place[0]), came)
     subject = f"{path} is" if path else "the settings are"
-    return SettingsError(path, f"{subject} {_shown(came)}; wanted {_wanted(place)}")
+    return SettingsError(path, f"{subject} {shown(came)}; wanted {_wanted(place)}")
 
 
-def _of_schedule(came: object) -> SettingsError:
+_PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {"schedule": parse_schedule, "stop": parse_stop}
+
+
+def _nested(setting: str, value: object) -> SettingsError:
+    """Return the error of a refused schedule or stop rules, its path within the settings."""
     try:
-        parse_schedule(came)
-    except ScheduleError as error:
-        path = f"schedule.{error.path}" if error.path else "schedule"
+        _PARSERS[setting](value)
+    except SettingsError as error:
+        path = f"{setting}.{error.path}" if error.path else setting
         return SettingsError(path, f"{path} {error.message}")
-    return SettingsError("schedule", "schedule is refused")
-
-
-def _of_stop(came: object) -> SettingsError:
-    try:
-        parse_stop(came)
-    except StopError as error:
-        path = f"stop.{error.path}" if error.path else "stop"
-        return SettingsError(path, f"{path} {error.message}")
-    raise AssertionError("rules that were refused are not refused again")
+    raise AssertionError(f"{setting} was refused, and is not refused again")
 
 
 def _wanted(place: tuple[int | str, ...]) -> str:
@@ -413,10 +374,6 @@ def _unknown(optimizer: Optimizer, path: str, key: str, in_group: bool) -> str:
     known = ["tensors", *(name for name in whole if name not in SESSION and name not in BESIDE)] if in_group else whole
     if in_group and key in whole:
         return f"unknown setting {path}; {key} is for the whole session, outside the groups"
-    guess = ALIASES.get(key.lower().replace("_", "").replace("-", ""))
-    if guess not in known and key in KINDS:
+    if alias_of(key, ALIASES) not in known and key in KINDS:
         return f"{optimizer.name} has no setting {path}; known are {', '.join(known)}"
-    if guess not in known:
-        words = {name: name for name in known} | {name: had for name, had in ALIASES.items() if had in known}
-        guess = words.get(next(iter(difflib.get_close_matches(key.lower()[:64], words, n=1)), ""))
-    return f"unknown setting {path}; " + (f"did you mean {guess}?" if guess else f"known are {', '.join(known)}")
+    return f"unknown setting {path}; {suggestion(key, known, ALIASES, near_aliases=True)}"

@@ -13,14 +13,21 @@ step; a step that tells none is no loss. A server never refuses a step for such 
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from adamd_service.optim.messages import shown as _shown
+from adamd_service.optim.messages import (
+    SettingsError,
+    Strict,
+    first_error,
+    not_null,
+    number,
+    shown,
+    suggestion,
+    whole,
+)
 from adamd_service.optim.monitoring.progress import Progress
 
 FRACTION = "a finite number above 0, at most 1"
@@ -35,62 +42,24 @@ WANTED: Final[Mapping[str, str]] = {
 }
 
 
-class StopError(ValueError):
-    """Rules that are refused. path: the place within them, "" for the whole; message: what came and what is wanted."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
-        self.path = path
-        self.message = message
+Count = Annotated[int, BeforeValidator(whole), Field(ge=1, le=2**53)]
+Number = Annotated[float, BeforeValidator(number)]
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("not a number")
-    try:
-        number = float(value) + 0.0
-    except OverflowError:
-        raise ValueError("too large") from None
-    if not math.isfinite(number):
-        raise ValueError("not finite")
-    return number
-
-
-def _whole(value: object) -> int:
-    number = _number(value)  # protobuf's objects have no integers
-    if number % 1:
-        raise ValueError("not whole")
-    return int(number)
-
-
-def _given(value: object) -> object:
-    if value is None:  # as JavaScript writes NaN
-        raise ValueError("null")
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**53)]
-Number = Annotated[float, BeforeValidator(_number)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RelativeLoss(_Strict):
+class RelativeLoss(Strict):
     """See above."""
 
     window: Count
     tolerance: Annotated[Number, Field(ge=0, lt=1)] = 0.0
 
 
-class Stop(_Strict):
+class Stop(Strict):
     """The rules of a session; None is off."""
 
-    max_steps: Annotated[Count | None, BeforeValidator(_given)] = None
-    gradient_norm: Annotated[Annotated[Number, Field(gt=0, le=1)] | None, BeforeValidator(_given)] = None
-    relative_loss: Annotated[RelativeLoss | None, BeforeValidator(_given)] = None
-    target_loss: Annotated[Number | None, BeforeValidator(_given)] = None
+    max_steps: Annotated[Count | None, BeforeValidator(not_null)] = None
+    gradient_norm: Annotated[Annotated[Number, Field(gt=0, le=1)] | None, BeforeValidator(not_null)] = None
+    relative_loss: Annotated[RelativeLoss | None, BeforeValidator(not_null)] = None
+    target_loss: Annotated[Number | None, BeforeValidator(not_null)] = None
 
     @property
     def of_loss(self) -> bool:
@@ -99,15 +68,13 @@ class Stop(_Strict):
 
 
 def parse_stop(raw: object) -> Stop:
-    """Rules from decoded JSON; an empty object is none. Raises StopError at the first thing that is wrong."""
+    """Rules from decoded JSON; an empty object is none. Raises SettingsError at the first thing that is wrong."""
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise StopError("", f'is {_shown(raw)}; wanted an object such as {{"max_steps": 1000}}, or {{}} for no rule')
+        raise SettingsError("", f'is {shown(raw)}; wanted an object such as {{"max_steps": 1000}}, or {{}} for no rule')
     try:
         return Stop.model_validate(raw)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    raise _explain(first["loc"], first["type"], first["input"])
+        raise _explain(*first_error(error)) from None
 
 
 def advice(stop: Stop, step: int, progress: Progress) -> str | None:
@@ -125,13 +92,12 @@ def advice(stop: Stop, step: int, progress: Progress) -> str | None:
     return None
 
 
-def _explain(place: tuple[int | str, ...], kind: str, came: object) -> StopError:
+def _explain(place: tuple[int | str, ...], kind: str, came: object) -> SettingsError:
     path = ".".join(str(part)[:64] for part in place).encode(errors="backslashreplace").decode()
     if kind == "extra_forbidden":
         model: Any = RelativeLoss if len(place) > 1 else Stop
-        guess = next(iter(difflib.get_close_matches(str(place[-1]).lower()[:64], list(model.model_fields), n=1)), None)
-        hint = f"did you mean {guess}?" if guess else f"known are {', '.join(model.model_fields)}"
-        return StopError(path, f"is no rule; {hint}" if len(place) == 1 else f"is unknown; {hint}")
+        hint = suggestion(str(place[-1]), model.model_fields, {})
+        return SettingsError(path, f"is no rule; {hint}" if len(place) == 1 else f"is unknown; {hint}")
     if kind == "missing":
-        return StopError(path, f"is missing; wanted {WANTED[path]}")
-    return StopError(path, f"is {_shown(came)}; wanted {WANTED.get(path, 'an object whose keys are names')}")
+        return SettingsError(path, f"is missing; wanted {WANTED[path]}")
+    return SettingsError(path, f"is {shown(came)}; wanted {WANTED.get(path, 'an object whose keys are names')}")
