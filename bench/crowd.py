@@ -1,4 +1,4 @@
-"""Many clients at once, in one thread: each has a connection and sessions of its own, and steps them in turn.
+"""Many clients in one thread: each has its own connection and sessions, and steps them in turn.
 
 There is nothing here that could be slow: heads and bodies are bytes, sent in one call, and answers are only counted.
 """

@@ -1,4 +1,4 @@
-"""``python -m bench.gpu``: the update on a GPU, and what comes around it, in one table with the card and the date.
+"""``python -m bench.gpu``: times the update on a GPU and end to end, with the card and the date.
 
 Kernel times are without the way to the card and back, beside the floor (the bytes that an update has to move, at the
 card's own copy bandwidth) and torch's fused Adam on the same card, in turns. End to end is one update as the server

@@ -1,4 +1,6 @@
-"""What a person writes who needs Adam as a service by the evening: read p, m and v from Redis, update, write them back.
+"""The naive server: it reads p, m and v from Redis, updates them, and writes them back.
+
+A person who needs Adam as a service by the evening would write this.
 
 Simple, but honest: one MGET, the update in NumPy without needless temporaries, one MSET (so that the three belong
 together), octet-stream in and out, on uvicorn with uvloop and httptools as adamd is.

@@ -1,4 +1,4 @@
-"""Train two equal models on the same batches, one through adamd and one by torch's own Adam, and draw both curves."""
+"""Trains two equal models, one through adamd and one by torch's Adam, and draws both curves."""
 
 import copy
 import sys

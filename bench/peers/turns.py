@@ -1,4 +1,4 @@
-"""The protocol between the bench and a peer: a line of JSON in, a line of JSON out, and the peer times itself.
+"""The protocol between the bench and a peer: JSON lines in and out; the peer times itself.
 
 ``open`` (two ``.npy`` files: parameters, gradient) begins a size, ``step`` makes steps of one row and answers with
 their seconds, ``answer`` writes the parameters that the row's last step brought, ``close`` ends the size, ``load`` is

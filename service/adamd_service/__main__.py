@@ -93,7 +93,7 @@ def serve(
     [bold]adamd serve --redis-url redis://store:6379[/]: with your own store; any number of servers may share it.
 
     Each option is also an environment variable: --data-dir is ADAMD_DATA_DIR. The bounds (ADAMD_MAX_BODY_BYTES, …)
-    are in the README.
+    are in docs/running-a-server.md.
     """
     options = {name: value for name, value in locals().items() if value not in (None, [])}
     _warn_of_passwords(redis_url)

@@ -194,6 +194,8 @@ def unknown(environ: Collection[str]) -> list[str]:
         if prefix != PREFIX or own in names or KUBERNETES.fullmatch(own):
             continue
         near = get_close_matches(own[:100], names, n=1)
-        hint = f"did you mean {PREFIX}{near[0]}?" if near else "adamd serve --help and the README have those that are"
+        hint = (
+            f"did you mean {PREFIX}{near[0]}?" if near else "adamd serve --help and docs/running-a-server.md list them"
+        )
         lines.append(f"the environment variable {name[:100]} is not known and does nothing; {hint}")
     return lines

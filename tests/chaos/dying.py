@@ -1,6 +1,8 @@
-"""The command adamd, killed at a place that is told: DIES_AT is written, named, collecting or unlinking, DIES_AFTER how
-often it comes by there before. STORE_PID dies (kill -9) as well, or alone where SPARED is set: then this process goes on.
-With STANDS_STILL nobody dies: once there is a file of that name, the process stands still there until it is told to go on.
+"""The command adamd, killed at a chosen place.
+
+DIES_AT is written, named, collecting or unlinking; DIES_AFTER says how often it passes there before. STORE_PID dies
+(kill -9) as well, or alone where SPARED is set: then this process goes on. With STANDS_STILL nobody dies: once there is
+a file of that name, the process stops itself there (SIGSTOP) until SIGCONT.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A primary, a replica that falls behind, and a failover to it: what its history has is whole, what it lacks is told.
+"""A failover to a replica that fell behind: sessions that it has are whole, missing ones are reported.
 
 The stores and the server are real processes. Doors stand between them: one moves from store to store, as a name or a
 proxy does; through the other one the replica gets what the primary writes, until it is held.

@@ -1,4 +1,6 @@
-"""What was acknowledged, and whether a server still stands by it: the judge of a storm. It talks to no server.
+"""The judge of a storm: it records what was acknowledged and checks a server against that.
+
+It talks to no server.
 
 The fold is made by the readable reference kernel, never by the compiled one that the server runs.
 """

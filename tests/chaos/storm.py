@@ -1,4 +1,4 @@
-"""A storm: clients that step, over HTTP and over gRPC, and kill -9 of the server and of its store at random moments."""
+"""A storm: clients step over HTTP and gRPC while the server and its store are killed (-9) at random."""
 
 import os
 import signal

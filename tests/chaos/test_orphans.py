@@ -1,4 +1,7 @@
-"""A store must not outlive the adamd that started it: the next one would start a second store on the same files."""
+"""A store must not outlive the adamd that started it.
+
+The next adamd would start a second store on the same files.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,6 @@
-"""kill -9 of a server, of its store, or of both, while a snapshot is written, named, or its predecessor unlinked.
+"""kill -9 of the server, its store, or both, in every phase of a snapshot.
+
+The phases are: written, named, and its predecessor unlinked.
 
 The session has everything that a snapshot may hold; a second replica goes on where the first one died, the first one is
 started again, and the bits are those of a session that nobody disturbed. Nothing but what is named stays in the store.

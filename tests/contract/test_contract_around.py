@@ -1,4 +1,4 @@
-"""What surrounds the update, through real servers: bit for bit the reference, over every shell, after kill -9, and refused by name."""
+"""Options around the update, through real servers: equal to the reference in every shell and after kill -9."""
 
 import http.client
 import json

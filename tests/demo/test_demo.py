@@ -1,4 +1,7 @@
-"""The demo with a server that is there; without one, and in a terminal, it is in test_demo_ends.py, and `make demo` of .ci/run."""
+"""The demo against a running server.
+
+Without one, and in a terminal, it is in test_demo_ends.py and in `make demo` of .ci/run.
+"""
 
 import os
 import re

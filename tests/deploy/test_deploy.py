@@ -1,4 +1,4 @@
-"""The image and the composition, as far as they can be checked without an engine: by linters, and against the program."""
+"""The image and the composition, checked by linters and against the program, without a container engine."""
 
 import re
 import sys

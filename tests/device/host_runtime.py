@@ -1,4 +1,4 @@
-"""The device on this CPU: `runtime.Runtime` with malloc'ed memory, streams that are threads, and the CUDA source itself, compiled as C++.
+"""`runtime.Runtime` on this CPU: malloc'ed memory, threads as streams, the CUDA source compiled as C++.
 
 Nothing is made up: what a GPU would copy and compute is copied and computed, as late as a stream allows, so that a buffer
 which is used again too early, a missing wait or a wrong address shows as wrong bits or as an error here.

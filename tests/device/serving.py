@@ -1,4 +1,7 @@
-"""The command adamd, on devices that are this CPU: DEVICES of them, the first of which is lost after LOST_AFTER launches."""
+"""The command adamd with devices that are this CPU.
+
+There are DEVICES of them; the first is lost after LOST_AFTER launches.
+"""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""Which device a server takes, what it says where it cannot, and what becomes of it when the device is lost."""
+"""How a server chooses its device, what it says when it cannot, and how it survives losing it."""
 
 import json
 import os

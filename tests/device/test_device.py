@@ -1,4 +1,7 @@
-"""The whole path of a GPU but the GPU: ring, table, residence and eviction, with the CUDA source run on this CPU, against the CPU's own kernel."""
+"""The whole path of a GPU except the GPU, against the CPU's own kernel.
+
+Ring, table, residence and eviction are the real ones; the CUDA source runs on this CPU.
+"""
 
 import gc
 import threading

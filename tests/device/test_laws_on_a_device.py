@@ -1,4 +1,7 @@
-"""The laws again, with every state on a device whose own arrays are the only good ones: after each update the host's are filled with NaN."""
+"""The laws with every state on a device.
+
+After each update the host's arrays are filled with NaN: only the device's own are good.
+"""
 
 import contextlib
 

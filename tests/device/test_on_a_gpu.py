@@ -1,4 +1,4 @@
-"""On a real GPU, through CuPy: the same tests that run on the CPU's own device, and the laws. ``make gpu`` runs them."""
+"""The device's tests and the laws on a real GPU, through CuPy. ``make gpu`` runs them."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""adamd selftest: right on this CPU and on the CUDA source run on it; and it says so where a device is wrong."""
+"""`adamd selftest` passes on this CPU and on the CUDA source run on it, and reports a faulty device."""
 
 import os
 import sys

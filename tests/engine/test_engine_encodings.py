@@ -1,4 +1,4 @@
-"""The laws again, for gradients that come encoded: the log keeps the bytes as they came, and every number is checked."""
+"""The laws for encoded gradients: the log keeps their bytes, and every number is checked."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""One session served by three replicas in turn, with everything that surrounds an update: one history, the bits of one server."""
+"""Three replicas serve one session in turn: one history, with the bits of a single server."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Readiness is asked of the store once for all who want to know, and no more often than it makes sense."""
+"""Readiness: the store is asked once for all callers, and not more often than needed."""
 
 import asyncio
 

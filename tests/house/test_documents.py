@@ -1,5 +1,8 @@
-"""The documents of the house: README.md and ARCHITECTURE.md are short, links lead somewhere, what the pages name exists,
-and nothing cites a text that is not in the tree. Each check is shown to fail on a bad example."""
+"""The documents of the house: sizes, links, the names on the pages, and citations.
+
+README.md and ARCHITECTURE.md are short, links lead somewhere, what the pages name exists, and nothing cites a text that
+is not in the tree. Each check is shown to fail on a bad example.
+"""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What a web page may do to a server on its reader's machine: nothing, unless the server was told to trust it."""
+"""Host and Origin checks: a web page may do nothing to a server that was not told to trust it."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""True requests with bytes changed at random: each is answered below 500 or not at all, and the server lives on.
+"""Valid requests with bytes changed at random: each answer is below 500, and the server lives on.
 
 The seeds are fixed, so that a failure can be told by its number.
 """

@@ -1,4 +1,4 @@
-"""Slow readers: every byte that they get is their step's, and what they hold is bounded, in bytes and in time.
+"""Slow readers: each byte belongs to their step, and what they hold is bounded in bytes and time.
 
 An answer's buffer is used again only when the transport has really sent it. uvicorn's ``send()`` returns earlier,
 and a buffer that was reused then reached the client as garbage, with status 200.

@@ -1,4 +1,7 @@
-"""Two replicas on one store, over HTTP: any may serve any session, but for `memory` sessions, which say where they live."""
+"""Two replicas on one store, over HTTP: each serves any session, except `memory` sessions.
+
+These say where they live.
+"""
 
 import numpy as np
 import pytest

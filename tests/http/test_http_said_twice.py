@@ -1,4 +1,4 @@
-"""What is said twice is the same: every document that a server answers is what the OpenAPI document says, both ways.
+"""Every document that the server answers agrees with the OpenAPI document, and gRPC with HTTP.
 
 No answer has a member that is not documented, no member is documented that no answer has, and gRPC tells the same.
 """

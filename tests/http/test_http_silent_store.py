@@ -1,4 +1,4 @@
-"""A store that stands still, seen by clients: what needs no store goes on, what needs it is told so, and once."""
+"""A silent store, seen by clients: requests that need no store go on, the others fail once, clearly."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""What another language needs is asked for by name: absent, its tests are skipped, and fail where all must be there."""
+"""Finds what another language needs. Where it is absent the tests are skipped, or fail in CI."""
 
 import functools
 import http.server

@@ -1,4 +1,4 @@
-"""Each language's resume example is killed, and so is the server, twice: it goes on, and its bits are an undisturbed run's."""
+"""Each language's resume example survives kills of itself and of the server, with an undisturbed run's bits."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Tests that cannot fail are defects: here each guard of a law is taken out, and the test that watches it must go red.
+"""Takes out each guard of a law: the test that watches it must go red.
 
 In a copy of the sources one guard is removed by an exact replacement, and the named test runs on the copy.
 """

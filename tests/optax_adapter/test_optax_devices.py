@@ -1,4 +1,7 @@
-"""Several devices, and the end of a process: each in a process of its own, on 8 devices that one CPU plays."""
+"""Several devices, and the end of a process.
+
+Each runs in a process of its own, on 8 devices that one CPU plays.
+"""
 
 import os
 import signal

@@ -1,4 +1,7 @@
-"""flax's own loops with adamd.optax in the place of optax: nnx, whose update has other paths than its init, and linen."""
+"""flax's own training loops, with adamd.optax in the place of optax.
+
+nnx's update has other paths than its init; linen is tested too.
+"""
 
 import flax.linen
 import flax.serialization

@@ -1,4 +1,4 @@
-"""What the tests of the CUDA source share: every text of the family with every choice, and the reference beside it."""
+"""Shared by the tests of the CUDA source: every recurrence with every choice, and the reference."""
 
 import inspect
 import itertools

@@ -1,4 +1,4 @@
-"""What surrounds the update: what each part does to plain numbers, that the kernels agree on it, and that a record alone replays it."""
+"""Options around the update: plain numbers for each, equal kernels, and replay from the record alone."""
 
 import json
 import math

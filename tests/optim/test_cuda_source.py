@@ -1,4 +1,7 @@
-"""Law 4 for the CUDA source: compiled as C++ it equals the reference bit for bit; and every way to get it slightly wrong is seen."""
+"""Law 4 for the CUDA source: compiled as C++, it equals the reference bit for bit.
+
+Every way to get it slightly wrong is seen.
+"""
 
 import ast
 import re

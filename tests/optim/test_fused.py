@@ -1,4 +1,4 @@
-"""How many loops a process compiles: clients choose the settings, and each kind of them asks for one of its own."""
+"""How many loops a process compiles: clients choose settings, and each kind asks for its own."""
 
 from itertools import product
 

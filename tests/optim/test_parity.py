@@ -1,4 +1,7 @@
-"""Law 4: the fused kernel equals the reference bit for bit. And the control: every way to get it slightly wrong is seen."""
+"""Law 4: the fused kernel equals the reference bit for bit.
+
+The control: every way to get it slightly wrong is seen.
+"""
 
 import functools
 import inspect

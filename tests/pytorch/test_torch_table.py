@@ -1,4 +1,4 @@
-"""torch's own table of its optimizers, as it ships it: each set of arguments beside torch, and each error that it names."""
+"""torch's own table of its optimizers: each set of arguments beside torch, and each error."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""Real TCP peers for the SDK's tests: a relay that cuts connections, and a server that says what it is told."""
+"""Real TCP peers for the SDK's tests: a relay that cuts connections, and a scripted server."""
 
 import socket
 import struct

@@ -1,4 +1,7 @@
-"""Many watches over gRPC from one client: its steps do not wait for them. Here a watch never ends by itself."""
+"""Many watches over gRPC from one client: its steps do not wait for them.
+
+Here a watch never ends by itself.
+"""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What each line of the Lua scripts is there for, as functions that fail without it: damage, and stores that went back.
+"""Checks for lines of the Lua scripts that guard against damage and stores that went back.
 
 See test_guards.py.
 """

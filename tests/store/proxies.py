@@ -1,4 +1,4 @@
-"""A proxy for TCP, of the kind that stands before a store: it can move new connections to another port, and keeps the others."""
+"""A TCP proxy before a store: it moves new connections to another port and keeps the others."""
 
 import socket
 import threading

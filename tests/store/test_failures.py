@@ -1,4 +1,4 @@
-"""A store that is full, gone, slow or busy: said in adamd's own words, nothing half-written, and over when it is over."""
+"""A full, absent, slow or busy store: adamd's own words, nothing half-written, recovery by itself."""
 
 import secrets
 import threading

@@ -1,4 +1,4 @@
-"""Tests that cannot fail are defects: each line of the Lua scripts that guards something is taken out, and must be missed.
+"""Takes out each guarding line of the Lua scripts: a check must go red.
 
 A row: script, what stands there, what is put in its place, and the check of guards.py that goes red by it.
 """

@@ -1,4 +1,4 @@
-"""The names of keys: one hash tag for each session and each tenant's index, whatever an id or a tenant holds."""
+"""Names of keys: one hash tag for each session and tenant, whatever an id or a tenant holds."""
 
 import pytest
 from redis.crc import key_slot

@@ -1,4 +1,4 @@
-"""A user of the store who may do little: what adamd needs is enough, and what is missing is said in words."""
+"""A store user with few permissions: what adamd needs is enough, and what is missing is named."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Snapshots, garbage and readers: within its lease a reader never meets a missing chunk; without one it never meets wrong data."""
+"""Snapshots, garbage and readers: within its lease a reader meets no missing chunk, and never wrong data."""
 
 import threading
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`adamd serve` with a store of others: what it says at the start, and what it says while the store changes."""
+"""`adamd serve` with someone else's store: what it says at the start and while the store changes."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""A store that stands still: the first time-out is the last, nothing more is sent, and all is well when it goes on."""
+"""A store that stands still: the first time-out is the last, nothing more is sent, and recovery is automatic."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""What a store promises is what it says now: it may be set otherwise, be restarted, or be another one behind the same name."""
+"""The store's durability is asked anew: its settings, a restart, or another store behind the name may change it."""
 
 import asyncio
 import socket

@@ -1,4 +1,7 @@
-"""Both ends of a gRPC channel agree: neither sends what the other takes for an attack, or cannot take at all."""
+"""Both ends of a gRPC channel agree.
+
+Neither sends what the other takes for an attack, or cannot take at all.
+"""
 
 from adamd.wire import channel
 

@@ -1,4 +1,4 @@
-"""Numbers in JSON: exact on the way out, strict on the way in, and never larger in memory than they need to be."""
+"""Numbers in JSON: exact when written, strict when read, and small in memory."""
 
 import json
 import math

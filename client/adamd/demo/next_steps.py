@@ -37,7 +37,7 @@ def steps(url: str | None) -> str:
             "  w = session.step(gradient)",
             "      the same from Python, in your own loop",
             f"  adamd.torch.Adam(model.parameters(), lr=0.001{argument and f', url={argument}'})",
-            "      in the place of torch.optim.Adam; the README says the same of JAX",
+            "      in the place of torch.optim.Adam; docs/jax.md says the same of JAX",
             f"  {command} sessions{option}",
             f"  {command} watch first{option}",
             "      what a server has, and where one session stands, live",

@@ -1,4 +1,4 @@
-"""Arrays as JSON numbers: strict on the way in, exact on the way out, and in pieces where they are large."""
+"""Arrays as JSON numbers: strict when read, exact when written, in pieces where they are large."""
 
 from __future__ import annotations
 

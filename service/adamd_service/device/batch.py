@@ -1,4 +1,4 @@
-"""What goes through one slot at once: pieces of any sessions, one copy up, one launch a kernel, one copy down."""
+"""One slot's work: pieces of any sessions share one copy up, one launch a kernel and one copy down."""
 
 from __future__ import annotations
 

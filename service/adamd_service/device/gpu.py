@@ -1,4 +1,7 @@
-"""One GPU as a `Device`: states come to it, are updated in pieces through the ring, and leave when others need room."""
+"""One GPU as a `Device`.
+
+States come to it, are updated in pieces through the ring, and leave when others need room.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""CUDA C++ to PTX or machine code through NVRTC, a library of its own: no driver, no GPU and no toolkit needed.
+"""Compiles CUDA C++ to PTX or machine code through NVRTC.
+
+NVRTC is a library of its own: it needs no driver, no GPU and no toolkit.
 
 Bound by ctypes instead of through CuPy, because CuPy's own compile appends -ftz=true after the caller's options, and
 NVRTC lets the last one win; and because so the very call that a GPU gets is tested where there is none.

@@ -1,5 +1,7 @@
-"""The few calls of CUDA that this package makes. `cupy_runtime` makes them on a GPU; the tests have a second
-implementation that runs the same kernels on this CPU, as asynchronously, in memory as bounded.
+"""The protocol of the few CUDA calls that this package makes.
+
+`cupy_runtime` makes them on a GPU. The tests have a second implementation that runs the same kernels on this CPU,
+with the same asynchronous streams and the same bounded memory.
 
 Addresses are numbers, as CUDA's own. Nothing here computes.
 """

@@ -1,4 +1,4 @@
-"""Several GPUs as one `Device`: each state lives on one of them, the one with the most room when it came."""
+"""Several GPUs as one `Device`: a state lives on the one that had the most room when it came."""
 
 from __future__ import annotations
 

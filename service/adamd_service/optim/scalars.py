@@ -1,5 +1,6 @@
-"""Every scalar that an update uses: computed once on the host in float64, rounded once to the session's dtype, kept in
-the record.
+"""Every scalar that an update uses, computed once on the host and kept in the record.
+
+Each is computed in float64 and rounded once to the session's dtype.
 
 So a replay needs no `pow`, and two machines whose `pow` differ in the last bit still replay the same bits.
 """

@@ -115,7 +115,7 @@ class Exponential(Strict):
     init_factor: Fraction = 0.0
 
 
-class Step(Strict):
+class StepDecay(Strict):
     r"""A drop every step_size steps: torch's StepLR; optax's exponential_decay with staircase.
 
     curve(k) = max(gamma^floor(k / step_size), end_factor)
@@ -177,13 +177,13 @@ class WarmupStableDecay(Strict):
     init_factor: Fraction = 0.0
 
 
-Schedule: TypeAlias = Constant | Linear | Cosine | Exponential | Step | Polynomial | OneCycle | WarmupStableDecay
+Schedule: TypeAlias = Constant | Linear | Cosine | Exponential | StepDecay | Polynomial | OneCycle | WarmupStableDecay
 SCHEDULES: Final[Mapping[str, type[Schedule]]] = {
     "constant": Constant,
     "linear": Linear,
     "cosine": Cosine,
     "exponential": Exponential,
-    "step": Step,
+    "step": StepDecay,
     "polynomial": Polynomial,
     "one_cycle": OneCycle,
     "warmup_stable_decay": WarmupStableDecay,
@@ -213,7 +213,7 @@ def _curve(schedule: Schedule, k: int) -> float:
             return _between(1.0, end, _half_cosine(min(k, total - warmup) / (total - warmup)))
         case Exponential(gamma=gamma, end_factor=end):
             return max(_power(gamma, k), end)
-        case Step(gamma=gamma, end_factor=end, step_size=size):
+        case StepDecay(gamma=gamma, end_factor=end, step_size=size):
             return max(_power(gamma, k // size), end)
         case Polynomial(total_steps=total, warmup_steps=warmup, end_factor=end):
             left = 1.0 - min(k, total - warmup) / (total - warmup)

@@ -1,4 +1,7 @@
-"""One mistake each that a kernel might make of a text beside Adam's; parity has to see it. `contracted` is test_parity's."""
+"""Mistakes that a kernel could make in each optimizer beside Adam; parity has to see each.
+
+`contracted` is test_parity's.
+"""
 
 from adamd_service.optim.family import adagrad, adamax, lion, nadam, radam, rmsprop, schedule_free, sgd, yogi
 

@@ -1,4 +1,4 @@
-"""CUDA source out of a recurrence: one kernel that updates many rows, each a slice of some session's arrays, in place.
+"""Writes CUDA source for a recurrence: one kernel updates many rows in place, each a slice of a session's arrays.
 
 The text of `recurrence.Recurrence` is walked once: every operator becomes the intrinsic that rounds to nearest by
 itself (`__fmul_rn`, CUDA Math API, "single precision intrinsics"), which no compiler contracts, comparisons give bool,

@@ -1,5 +1,6 @@
-"""The reference kernel: the texts themselves, run on NumPy arrays. Slow, plain, and the truth that the other kernels
-are compared with.
+"""The reference kernel: it runs the recurrences themselves on NumPy arrays.
+
+It is slow and plain. The other kernels are compared with it.
 """
 
 from dataclasses import dataclass

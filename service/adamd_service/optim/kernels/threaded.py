@@ -1,4 +1,7 @@
-"""A kernel over fixed slices of a large block, on a few threads: one core does not fill the memory's bandwidth."""
+"""A kernel that updates fixed slices of a large block on a few threads.
+
+One core does not fill the memory's bandwidth.
+"""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What an optimizer is: a text, the arrays and numbers that it keeps, its settings, and how they become its scalars."""
+"""The record of an optimizer: its recurrence, arrays, numbers and settings, and how settings become scalars."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
