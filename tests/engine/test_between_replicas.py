@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from adamd.errors import Moved, SessionDeleted
 
-from .conftest import create_call, run, step_call
+from .conftest import body_of, create_call, run, step_call
 
 START = np.linspace(-1, 1, 50, dtype=np.float32)
 
@@ -101,5 +101,25 @@ def test_a_post_whose_key_was_not_kept_is_applied_once(replica, valkey):
                     client.execute_command("ACL", "SETUSER", "keyless", *rules)
                 assert (answer.step, answer.applied_step) == (1, 1)
                 assert (await engine.view(session)).head.step == 1
+
+    run(scenario())
+
+
+def test_parameters_that_are_set_answer_with_the_settings_of_one_head(replica, monkeypatch):
+    """Another replica changes the settings after the parameters are set, and before they are read back."""
+
+    async def scenario():
+        async with replica() as one, replica() as two:
+            session = (await one.create(create_call(START))).head.spec.id
+            real, loop = one.store.put_parameters, asyncio.get_running_loop()
+
+            def put(*args):
+                done = real(*args)
+                asyncio.run_coroutine_threadsafe(two.patch(session, {"lr": 0.5}, None), loop).result(20)
+                return done
+
+            monkeypatch.setattr(one.store, "put_parameters", put)
+            view = await one.set_parameters(session, body_of(START.tobytes()), None, None)
+            assert view.head.settings["lr"] == view.settings.hyper.lr == 0.5
 
     run(scenario())

@@ -1,5 +1,7 @@
 """The SDK's encodings: error feedback by its equation, and what does not fit refused before it is sent."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -179,3 +181,10 @@ def test_sparse_that_does_not_fit_is_refused_before_it_is_sent(gradient, told):
 def test_sparse_values_are_not_rounded_silently():
     with pytest.raises(WrongDtype):
         sparse_of(adamd.Sparse([0], np.float64([1])), (3,), vector=True)
+
+
+@pytest.mark.parametrize("value", [adamd.TopK(0.5), adamd.Sparse([1], [2.0]), adamd.Timeout(total=3)])
+def test_pickles_name_the_public_place(value):
+    pickled = pickle.dumps(value)
+    assert repr(pickle.loads(pickled)) == repr(value)  # noqa: S301 - made just now
+    assert b"adamd." not in pickled

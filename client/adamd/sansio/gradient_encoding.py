@@ -37,6 +37,8 @@ class TopK:
     The rest counts as zero at the server and is kept back here, for the steps to come.
     """
 
+    __module__ = "adamd"  # pickles name the public place
+
     fraction: float
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class Sparse:
         lazy: what is not named is not touched, as in ``torch.optim.SparseAdam``; else it counts as zero (dense Adam).
 
     """
+
+    __module__ = "adamd"  # pickles name the public place
 
     indices: Any
     values: Any

@@ -35,17 +35,19 @@ class Timeout:
 
     """
 
+    __module__ = "adamd"  # pickles name the public place
+
     connect: float = 5.0
     inactivity: float = 60.0
     total: float = 300.0
     first: float = 10.0
 
     @classmethod
-    def of(cls, value: Timeout | float | None) -> Timeout:
+    def of(cls, given: Timeout | float | None) -> Timeout:
         """Return a Timeout; a number is the total."""
-        if isinstance(value, Timeout):
-            return value
-        return cls() if value is None else cls(total=value)
+        if isinstance(given, Timeout):
+            return given
+        return cls() if given is None else cls(total=given)
 
     def __post_init__(self) -> None:
         """Refuse what no clock can count."""

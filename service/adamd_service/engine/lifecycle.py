@@ -284,7 +284,8 @@ class Lifecycle:
             if self._store.put_parameters(head, after, first_arrays(state, restored=False), tuple(state.counts)):
                 hot.drop()
                 del loaded, state  # or they stay in memory while they are read back
-                return SessionView(self._rebuilder.current(hot).head, settings, diverged=False)
+                current = self._rebuilder.current(hot)  # others may have changed the settings meanwhile
+                return SessionView(current.head, current.settings, diverged=False)
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
 
 
