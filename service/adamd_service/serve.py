@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from adamd_service.http.server.origin_check import doors
 from adamd_service.optim import warm_up
 from adamd_service.settings import ServerSettings, unknown
 from adamd_service.store import EmbeddedStore, RedisStore, StoreLoading, StoreRefused
+from adamd_service.store.bulk.opening import bulk_files
 from adamd_service.telemetry import Telemetry, configure_logging
 
 if TYPE_CHECKING:  # an extra that may be missing
@@ -162,11 +163,23 @@ def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[R
         url = embedded.url
     try:
         store = _connected(settings, url, embedded, say)
-        yield store
+        with _bulk(settings, store, embedded):
+            yield store
         store.close()
     finally:
         if embedded is not None:
             embedded.stop()
+
+
+def _bulk(
+    settings: ServerSettings, store: RedisStore, embedded: EmbeddedStore | None
+) -> AbstractContextManager[object]:
+    """Open the bulk directory beside the private store: to write there, or for what is there already."""
+    written = settings.bulk == "files"
+    if embedded is None or not (written or store.bulk_identity()):
+        return nullcontext()
+    path = settings.data_dir.expanduser() / "bulk"
+    return bulk_files(path, store, synced=settings.fsync == "always", written=written)
 
 
 def _url(settings: ServerSettings) -> str | None:

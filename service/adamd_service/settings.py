@@ -110,6 +110,7 @@ class ServerSettings(BaseSettings):
     device: str = Field("auto", pattern=f"^{ASKED}$", description="auto, cpu, cuda, or cuda:N as in cuda:0")
     device_bytes: Size | None = Field(None, description=SIZE)
     fsync: Literal["always", "everysec"] = Field("always", description="always or everysec")
+    bulk: Literal["files", "store"] = Field("files", description="files or store")
     allow_lossy_store: bool = Field(False, description=SWITCH)
     store_trusted: bool = Field(False, description=SWITCH)
     store_timeout: Seconds = 10.0

@@ -509,7 +509,7 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/uploads.py",
-                "self._store.discard(session_id, attempt, len(staging.finish()))",
+                "self._store.discard(session_id, attempt, staging.finish())",
                 "staging.finish()",
             )
         ],

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import redis
+import xxhash
 from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
@@ -18,9 +20,11 @@ from adamd.wire.buffers import Bytes
 from adamd_service.records import (
     ArrayRef,
     Broken,
+    BulkRef,
     Carried,
     Commit,
     CommitOutcome,
+    Committed,
     Entry,
     Head,
     IdempotencyKey,
@@ -29,6 +33,11 @@ from adamd_service.records import (
     Spec,
 )
 from adamd_service.store import chunks, garbage, index, keys, serialization
+from adamd_service.store.bulk import naming
+from adamd_service.store.bulk.directory import Identity
+from adamd_service.store.bulk.extents import Owner
+from adamd_service.store.bulk.files import FileBulk
+from adamd_service.store.bulk.protocol import BulkName, Staging
 from adamd_service.store.connection.connect import StoreLink, connect, node_settings
 from adamd_service.store.connection.durability import Terms
 from adamd_service.store.connection.failures import away, in_the_middle, no_permission, refused, translated
@@ -43,6 +52,7 @@ from adamd_service.store.scripts import script
 Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
 COMMIT_OVERHEAD_BYTES = 4096  # of a commit without its body, at least
+SMALL_BULK_BYTES = 512 * 1024  # up to this it lies in the store, wherever the rest does
 SCRIPT_TRIES = 3  # of a script that is safe to repeat
 
 
@@ -61,6 +71,9 @@ class RedisStore:
         self.lines = Lines(link.client, timeout)
         self._uploads = threading.Semaphore(chunks.MAX_UPLOADS)
         self._room: DiskRoom | None = None
+        self._files: FileBulk | None = None
+        self._above: int | None = None  # bytes; bulk of more goes into files
+        self._expected = set[str]()  # sessions for which the store remembers that they may have extents
         self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
@@ -126,6 +139,66 @@ class RedisStore:
     def belongs_to(self, private: EmbeddedStore) -> None:
         """Ask the process that was started for this store whether its disk has room, and why it does not answer."""
         self._room, self.silences.why = private.room, private.trouble
+
+    # -- bulk in files
+
+    def bulk_identity(self) -> Identity | None:
+        """Return the identity of the bulk directory that this store used last."""
+        with translated():
+            text = cast("bytes | None", self._client.get(keys.BULK))
+        try:
+            return None if text is None else Identity(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise StoreRefused(f"the store's note of its bulk directory ({keys.BULK}) is damaged: {error}") from None
+
+    def remember_bulk(self, identity: Identity) -> None:
+        """Remember the bulk directory."""
+        with translated():
+            self._client.set(keys.BULK, serialization.dumps(asdict(identity)))
+
+    def bulk_sessions(self) -> list[str]:
+        """Return the sessions that may have extents."""
+        with translated():
+            members = cast("set[bytes]", self._client.smembers(keys.BULK_SESSIONS))
+            return sorted(member.decode() for member in members)
+
+    def named_extents(self) -> dict[str, Owner]:
+        """Return every extent that the store names, and its owner."""
+        sessions = self.bulk_sessions()
+        with translated():
+            named = dict(naming.named_extents(self._client, sessions))
+            for session_id in set(sessions) - {owner.session_id for owner in named.values()}:
+                names = SessionKeys(session_id)
+                if not self._client.exists(names.head) and not self._client.exists(names.garbage):
+                    self._client.srem(keys.BULK_SESSIONS, session_id)
+            return named
+
+    def keep_bulk_in(self, files: FileBulk, *, written: bool = True, above: int = SMALL_BULK_BYTES) -> None:
+        """Read what lies in these files, and write new bulk of more than ``above`` bytes there.
+
+        What lies in chunks is read from the store.
+        """
+        self._files = files
+        self._above = above if written else None
+
+    def _home(self, nbytes: int) -> FileBulk | None:
+        """Return the files that new bulk of so many bytes goes to; None where it goes into chunks."""
+        return self._files if self._above is not None and nbytes > self._above else None
+
+    def expect_extents(self, session_id: str) -> None:
+        """Remember that a session may have extents, before it has one."""
+        if session_id not in self._expected:
+            with translated():
+                self._client.sadd(keys.BULK_SESSIONS, session_id)
+            self._expected.add(session_id)
+
+    def _doubt(self, session_id: str, owner: str) -> None:
+        if self._files is not None:
+            self._files.doubt(session_id, owner)
+
+    def _settle(self, session_id: str, owner: str, *, named: bool) -> None:
+        if self._files is not None:
+            self._files.settle(session_id, owner, named=named)
 
     def _grow(self, nbytes: int) -> None:
         """Raise StoreFull where the disk has no room for something that stays."""
@@ -206,16 +279,19 @@ class RedisStore:
             try:
                 outcome = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
-                chunks.discard(self._client, chunk_keys)  # nothing will ever name them
+                self._discard_snapshots(spec.id, head.snapshots)  # nothing will ever name them
                 raise
             if outcome is not None:
-                chunks.discard(self._client, chunk_keys)
+                self._discard_snapshots(spec.id, head.snapshots)
                 return outcome
+            owner = head.snapshots[0].id if head.snapshots else ""
+            self._doubt(spec.id, owner)
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
+            self._settle(spec.id, owner, named=verdict[0] == b"created")
             if verdict[0] != b"created":
-                chunks.discard(self._client, chunk_keys)
+                self._discard(spec.id, owner, chunk_keys)
                 with suppress(AdamdError), translated():
                     index.give_up(self._client, spec, key)
                 raise StoreUnavailable("the creation took too long and was given up; try again", retry_after=1.0)
@@ -297,9 +373,11 @@ class RedisStore:
             args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *snapshot_lengths((ref,))]
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
+            self._doubt(head.spec.id, ref.id)
             verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
+            self._settle(head.spec.id, ref.id, named=verdict[0] == b"set")
             if verdict[0] != b"set":
-                chunks.discard(self._client, chunk_keys)
+                self._discard_snapshots(head.spec.id, (ref,))
             return verdict[0] == b"set"
 
     def delete(self, session_id: str, chain: str | None = None, *, tenant: str = "default") -> bool:
@@ -327,7 +405,7 @@ class RedisStore:
 
     # -- steps
 
-    def stage(self, session_id: str, attempt: str, nbytes: int) -> chunks.Staging:
+    def stage(self, session_id: str, attempt: str, nbytes: int) -> Staging:
         """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives.
 
         Raises:
@@ -336,13 +414,23 @@ class RedisStore:
 
         """
         self._trust.require()
-        names = SessionKeys(session_id)
-        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads, self._grow)
+        name = BulkName(session_id, attempt)
+        if files := self._home(nbytes):
+            return files.stage(name, nbytes)
+        return chunks.ChunkStaging(self._client, name.key, nbytes, self._uploads, self._grow)
 
-    def discard(self, session_id: str, attempt: str, count: int) -> None:
-        """Unlink the chunks of an attempt that can no longer commit; their TTL does the same, later."""
-        names = SessionKeys(session_id)
-        chunks.discard(self._client, names.body(attempt, count))
+    def discard(self, session_id: str, attempt: str, ref: BulkRef) -> None:
+        """Let go of what an attempt has staged that can no longer commit. What is named, or may be, stays."""
+        self._discard(session_id, attempt, BulkName(session_id, attempt).keys(ref))
+
+    def _discard(self, session_id: str, owner: str, chunk_keys: Sequence[str]) -> None:
+        if self._files is not None:
+            self._files.release(session_id, owner)
+        chunks.discard(self._client, chunk_keys)
+
+    def _discard_snapshots(self, session_id: str, snapshots: tuple[SnapshotRef, ...]) -> None:
+        for ref in snapshots:
+            self._discard(session_id, ref.id, snapshot_keys(SessionKeys(session_id), (ref,)))
 
     def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
         """Put one record into the log and move the head, or say why not. Never sent twice.
@@ -354,17 +442,33 @@ class RedisStore:
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         script_keys, args = commit_call(session_id, commit)
+        with self._named_by(session_id, commit.record.attempt) as outcome:
+            try:
+                verdict = script("commit")(self._client, script_keys, *args)
+            except ResponseError as error:
+                raise _failed(error) from error
+            except Silent as error:  # nothing was sent
+                raise away(error) from error
+            except Unfit as error:  # nothing was sent
+                raise StoreUnavailable(str(error), retry_after=1.0) from error
+            except Exception as error:  # whatever else it was, the script may have run, or run yet
+                raise UnknownOutcome(str(error)) from error
+            return outcome(serialization.outcome_from(verdict))
+
+    @contextmanager
+    def _named_by(self, session_id: str, attempt: str) -> Iterator[Callable[[CommitOutcome], CommitOutcome]]:
+        """Hold an attempt's extents in doubt while its commit is under way, and until its outcome is known."""
+        self._doubt(session_id, attempt)
+
+        def known(outcome: CommitOutcome) -> CommitOutcome:
+            self._settle(session_id, attempt, named=isinstance(outcome, Committed))
+            return outcome
+
         try:
-            verdict = script("commit")(self._client, script_keys, *args)
-        except ResponseError as error:
-            raise _failed(error) from error
-        except Silent as error:  # nothing was sent
-            raise away(error) from error
-        except Unfit as error:  # nothing was sent
-            raise StoreUnavailable(str(error), retry_after=1.0) from error
-        except Exception as error:  # whatever else it was, the script may have run, or run yet
-            raise UnknownOutcome(str(error)) from error
-        return serialization.outcome_from(verdict)
+            yield known
+        except StoreUnavailable:  # and StoreFull: the script did not run, and will not
+            self._settle(session_id, attempt, named=False)
+            raise
 
     async def commit_soon(self, session_id: str, commit: Commit) -> CommitOutcome | None:
         """`commit` without a thread, on the event loop; None where that cannot be, and nothing has happened.
@@ -375,11 +479,12 @@ class RedisStore:
         """
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
-        try:
-            verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
-        except ResponseError as error:
-            raise _failed(error) from error
-        return None if verdict is None else serialization.outcome_from(verdict)
+        with self._named_by(session_id, commit.record.attempt) as outcome:
+            try:
+                verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
+            except ResponseError as error:
+                raise _failed(error) from error
+            return None if verdict is None else outcome(serialization.outcome_from(verdict))
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
         """Say whether an attempt to commit ``step`` was committed; where it was not, it never will be."""
@@ -389,7 +494,10 @@ class RedisStore:
             verdict = self._repeatable(
                 "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY_SECONDS
             )
-            return cast(Verdict, verdict[0].decode())
+            known = cast(Verdict, verdict[0].decode())
+        if known != "unknown":
+            self._settle(session_id, attempt, named=known == "committed")
+        return known
 
     def idempotent(self, session_id: str, key: str) -> tuple[str, int] | None:
         """Return the digest and the step of a client's key, if it was used within a day."""
@@ -444,13 +552,33 @@ class RedisStore:
                 raise Damaged(f"the record of step {record.step} has {length} bytes, not {into.nbytes}")
             memoryview(into)[:] = record.inline
             return
-        names = SessionKeys(session_id)
-        chunks.read_chunks(self._client, names.body(record.attempt, len(record.chunks)), record.chunks, into)
+        name = BulkName(session_id, record.attempt)
+        if record.bulk.extent:
+            self._require_files(record.bulk).read(name, record.bulk, into)
+        else:
+            chunks.read_chunks(self._client, name.keys(record.bulk), record.bulk.chunks, into)
 
     def read_array(self, session_id: str, snapshot: str, ref: ArrayRef, into: Bytes) -> None:
-        """Fill ``into`` with an array of a snapshot; raises ChunkMissing."""
-        names = SessionKeys(session_id)
-        chunks.read_array(self._client, lambda i: names.snapshot(snapshot, ref.name, i), ref, into)
+        """Fill ``into`` with an array of a snapshot.
+
+        Raises:
+            ChunkMissing: it is not there any more.
+            Damaged: its bytes are not those that were written.
+
+        """
+        name = BulkName(session_id, snapshot, ref.name)
+        if ref.bulk.extent:
+            self._require_files(ref.bulk).read(name, ref.bulk, into)
+            chunks.check_array(ref, into)
+        else:
+            chunks.read_array(self._client, name.key, ref, into)
+
+    def _require_files(self, ref: BulkRef) -> FileBulk:
+        if self._files is None:
+            raise StoreUnavailable(
+                f"the extent {ref.extent} lies in the bulk directory of another server", retry_after=5
+            )
+        return self._files
 
     # -- snapshots
 
@@ -458,10 +586,10 @@ class RedisStore:
         self, session_id: str, snapshot: str, name: str, data: Bytes, pace: Callable[[int], None] | None = None
     ) -> ArrayRef:
         """Write one array of a snapshot; it goes away by itself unless `commit_snapshot` follows."""
-        names = SessionKeys(session_id)
-        return chunks.write_array(
-            self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace, self._grow
-        )
+        whose = BulkName(session_id, snapshot, name)
+        if files := self._home(data.nbytes):
+            return ArrayRef(name, files.write(whose, data, pace), xxhash.xxh3_128_hexdigest(data))
+        return chunks.write_array(self._client, whose.key, name, data, pace, self._grow)
 
     def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int, damaged: str = "") -> bool:
         """Make a written snapshot the newest; False where the history went another way.
@@ -476,25 +604,26 @@ class RedisStore:
             text = serialization.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
             garbage.expect(self._client, spec.tenant, spec.id)
+            self._doubt(spec.id, ref.id)
             verdict = self._repeatable("snapshot", script_keys, *args)
+            self._settle(spec.id, ref.id, named=verdict[0] == b"kept")
             return verdict[0] == b"kept"
 
     def discard_snapshot(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
         """Unlink written arrays of a snapshot that will not be committed; their TTL does the same, later."""
-        names = SessionKeys(session_id)
-        chunks.discard(self._client, snapshot_keys(names, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),)))
+        self._discard_snapshots(session_id, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),))
 
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
         self._tidy()
         with translated():
-            return garbage.collect(self._client, SessionKeys(session_id))
+            return garbage.collect(self._client, SessionKeys(session_id), self._files)
 
     def sweep(self, tenant: str) -> int:
         """Collect for a few sessions for which that may be still to be done; returns the number of keys."""
         self._tidy()
         with translated():
-            return garbage.sweep(self._client, tenant)
+            return garbage.sweep(self._client, tenant, self._files)
 
     # -- inside
 
@@ -535,7 +664,7 @@ def _failed(error: ResponseError) -> AdamdError | UnknownOutcome:
 def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
     """Return the keys and arguments of a commit, in the order of the head comment of commit.lua."""
     names, record, key = SessionKeys(session_id), commit.record, commit.idempotency
-    body = names.body(record.attempt, len(record.chunks))
+    body = names.body(record.attempt, len(record.bulk.chunks))
     client_key = names.idempotency("" if key is None else key.key)
     script_keys = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
     entry = Entry(record.step, record.digest, record.attempt, record.chain)
@@ -549,6 +678,6 @@ def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
         index.DAY_SECONDS,
         "" if commit.progress is None else serialization.progress_text(commit.progress),
         serialization.seal(commit.incarnation, commit.settings_revision, settings) if settings else "",
-        *record.chunks,
+        *record.bulk.chunks,
     ]
     return script_keys, args

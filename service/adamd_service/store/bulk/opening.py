@@ -1,0 +1,67 @@
+"""Opens a store's bulk directory: lock, identity, and the list of what is free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from adamd_service.store.bulk.directory import BulkDirectory
+from adamd_service.store.bulk.disk import RealDisk
+from adamd_service.store.bulk.extents import NAME, Extents, Use
+from adamd_service.store.bulk.files import FileBulk
+from adamd_service.store.outcomes import StoreRefused
+from adamd_service.store.redis_store import RedisStore
+
+WRITERS: Final = 4  # threads that write: a disk wants several writes at once
+MARGIN_BYTES: Final = 64 * 1024 * 1024  # of the disk that stay free for the store's own file
+log = structlog.get_logger()
+
+
+@contextmanager
+def bulk_files(path: Path, store: RedisStore, *, synced: bool, written: bool = True) -> Iterator[FileBulk]:
+    """Open the directory at ``path`` for this store, which keeps its bulk there until the end.
+
+    Args:
+        path: the directory; it is made where it is missing.
+        store: whose bulk it is.
+        written: new bulk goes there; else only what is there is read.
+        synced: every body is on the disk before its step is committed; else the store's own sync takes it along.
+
+    Raises:
+        StoreRefused: the directory cannot be used, or is not the one that the store knows.
+
+    """
+    directory = BulkDirectory(path)
+    directory.open()
+    try:
+        directory.agree(store)
+        try:
+            disk = RealDisk(path)
+            extents = listed(disk.names(), store)
+        except OSError as error:
+            raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another directory") from None
+        writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
+        files = FileBulk(disk, extents, store.expect_extents, writers, synced=synced, margin=MARGIN_BYTES)
+        store.keep_bulk_in(files, written=written)
+        try:
+            yield files
+        finally:
+            files.close()
+    finally:
+        directory.close()
+
+
+def listed(names: list[str], store: RedisStore) -> Extents:
+    """Return the extents among these files. What the store names is its owner's, and the rest is free."""
+    extents, owners = Extents(), store.named_extents()
+    for name in sorted(filter(NAME.fullmatch, names)):
+        owner = owners.pop(name, None)
+        extents.add(name, Use.FREE if owner is None else Use.NAMED, owner)
+    for name, owner in owners.items():
+        log.error("an extent that the store names is not in the bulk directory", extent=name, session=owner.session_id)
+    return extents
