@@ -186,12 +186,15 @@ def _refused(fault: ErrorDetails, options: Collection[str]) -> str:
 def unknown(environ: Collection[str]) -> list[str]:
     """Return a warning for each variable ``ADAMD_…`` that no program of adamd reads, with the one probably meant.
 
-    They are not refused: a variable may belong to a newer version, or to another program.
+    An API key is told too: only clients send it. The others are not refused: a variable may belong to a newer version,
+    or to another program.
     """
     names = sorted({*CLIENTS, *(name.upper() for name in ServerSettings.model_fields)})
     lines = []
     for name in sorted(environ):
         prefix, own = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()
+        if prefix == PREFIX and own == "API_KEY":
+            lines.append(f"{name} is set, but this server checks no key: whoever reaches its ports may use it")
         if prefix != PREFIX or own in names or KUBERNETES.fullmatch(own):
             continue
         near = get_close_matches(own[:100], names, n=1)

@@ -343,7 +343,9 @@ def test_variables_that_nothing_reads_are_told(server_factory):
         "ADAMD_PORT_8000_TCP_ADDR": "10.0.0.1",
     }
     wrong = {"ADAMD_MAX_BODY_BYTE": "1", "adamd_fsink": "always", "ADAMD_XYZZY": ""}
-    told = [line for line in server_factory(env={**others, **wrong}).lines if "is not known" in line]
+    lines = server_factory(env={**others, **wrong}).lines
+    assert [line for line in lines if "ADAMD_API_KEY" in line and "checks no key" in line]
+    told = [line for line in lines if "is not known" in line]
     told = [line for line in told if any(name in line for name in (*others, *wrong))]
     assert [line.split()[3] for line in told] == ["ADAMD_MAX_BODY_BYTE", "ADAMD_XYZZY", "adamd_fsink"]
     assert "did you mean ADAMD_MAX_BODY_BYTES?" in told[0] and "did you mean ADAMD_FSYNC?" in told[2]
