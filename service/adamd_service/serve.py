@@ -33,7 +33,7 @@ from adamd_service.http.server.origin_check import doors
 from adamd_service.optim import warm_up
 from adamd_service.settings import ServerSettings, unknown
 from adamd_service.store import EmbeddedStore, RedisStore, StoreLoading, StoreRefused
-from adamd_service.store.bulk.opening import bulk_files
+from adamd_service.store.opening import bulk_files
 from adamd_service.telemetry import Telemetry, configure_logging
 
 if TYPE_CHECKING:  # an extra that may be missing

@@ -105,6 +105,7 @@ def staged(store, session_id, body, attempt=None):
     attempt = attempt or secrets.token_hex(8)
     staging = store.stage(session_id, attempt, len(body))
     staging.write(memoryview(body))
+    store.__dict__.setdefault("stagings", []).append(staging)  # as a step keeps its own, until it is committed
     return attempt, staging.finish()
 
 

@@ -58,9 +58,10 @@ class GarbageEntry:
 
 
 def collect(client: Client, keys: SessionKeys, files: FileBulk | None = None) -> int:
-    """Unlink what is free; returns the number of keys. A process that dies in between leaves the entry to the next.
+    """Unlink what is free; returns the number of keys and extents.
 
-    ``files``: where extents that nothing names any more are free again.
+    A process that dies in between leaves the entry to the next one. ``files``: where extents that nothing names any
+    more are free again.
     """
     unlinked, tried = 0, set[bytes]()  # what the head still names stays in the list, and is not tried again and again
     while entries := _entries(client, keys, tried):
@@ -76,7 +77,7 @@ def _entries(client: Client, keys: SessionKeys, tried: set[bytes]) -> list[bytes
 
 
 def _collected(client: Client, keys: SessionKeys, raw: bytes, files: FileBulk | None) -> int:
-    """Unlink what one entry names, as long as it is garbage; returns the number of keys."""
+    """Unlink what one entry names, as long as it is garbage; returns the number of keys and extents."""
     try:
         entry = _entry(raw)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -88,9 +89,8 @@ def _collected(client: Client, keys: SessionKeys, raw: bytes, files: FileBulk | 
         if not _unlinked(client, keys, raw, entry, batch, ""):
             return count
         count += sum(len(part.keys) for part in batch)
-        for name, extent in (pair for part in batch for pair in part.extents):
-            if files is not None:
-                files.free(name, extent)
+        if files is not None:
+            count += sum(files.free(name, extent) for part in batch for name, extent in part.extents)
         then = then if all(part.complete for part in batch) else EVERYTHING
     if _unlinked(client, keys, raw, entry, (), then) and entry.kind == "everything" and files is not None:
         files.free_session(keys.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any, Literal, Self, TypeAlias, cast
@@ -28,6 +28,7 @@ from adamd_service.records import (
     Entry,
     Head,
     IdempotencyKey,
+    Lost,
     Record,
     SnapshotRef,
     Spec,
@@ -192,9 +193,10 @@ class RedisStore:
                 self._client.sadd(keys.BULK_SESSIONS, session_id)
             self._expected.add(session_id)
 
-    def _doubt(self, session_id: str, owner: str) -> None:
-        if self._files is not None:
-            self._files.doubt(session_id, owner)
+    def _doubt(self, session_id: str, owner: str, refs: Iterable[BulkRef]) -> bool:
+        """Say whether extents that are about to be named are still there; hold them until the outcome is known."""
+        extents = [ref.extent for ref in refs if ref.extent]
+        return not extents or (self._files is not None and self._files.doubt(session_id, owner, extents))
 
     def _settle(self, session_id: str, owner: str, *, named: bool) -> None:
         if self._files is not None:
@@ -285,7 +287,7 @@ class RedisStore:
                 self._discard_snapshots(spec.id, head.snapshots)
                 return outcome
             owner = head.snapshots[0].id if head.snapshots else ""
-            self._doubt(spec.id, owner)
+            self._doubt(spec.id, owner, _bulk_of(head.snapshots))
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
@@ -373,7 +375,7 @@ class RedisStore:
             args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *snapshot_lengths((ref,))]
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
-            self._doubt(head.spec.id, ref.id)
+            self._doubt(head.spec.id, ref.id, _bulk_of((ref,)))
             verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
             self._settle(head.spec.id, ref.id, named=verdict[0] == b"set")
             if verdict[0] != b"set":
@@ -442,7 +444,9 @@ class RedisStore:
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         script_keys, args = commit_call(session_id, commit)
-        with self._named_by(session_id, commit.record.attempt) as outcome:
+        with self._named_by(session_id, commit.record) as outcome:
+            if outcome is None:
+                return Lost("chunks")
             try:
                 verdict = script("commit")(self._client, script_keys, *args)
             except ResponseError as error:
@@ -456,9 +460,15 @@ class RedisStore:
             return outcome(serialization.outcome_from(verdict))
 
     @contextmanager
-    def _named_by(self, session_id: str, attempt: str) -> Iterator[Callable[[CommitOutcome], CommitOutcome]]:
-        """Hold an attempt's extents in doubt while its commit is under way, and until its outcome is known."""
-        self._doubt(session_id, attempt)
+    def _named_by(self, session_id: str, record: Record) -> Iterator[Callable[[CommitOutcome], CommitOutcome] | None]:
+        """Hold a record's extent in doubt while its commit is under way, and until its outcome is known.
+
+        None: it is not there any more, as chunks whose time has run out.
+        """
+        attempt = record.attempt
+        if not self._doubt(session_id, attempt, (record.bulk,)):
+            yield None
+            return
 
         def known(outcome: CommitOutcome) -> CommitOutcome:
             self._settle(session_id, attempt, named=isinstance(outcome, Committed))
@@ -479,7 +489,9 @@ class RedisStore:
         """
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
-        with self._named_by(session_id, commit.record.attempt) as outcome:
+        with self._named_by(session_id, commit.record) as outcome:
+            if outcome is None:
+                return Lost("chunks")
             try:
                 verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
             except ResponseError as error:
@@ -604,7 +616,8 @@ class RedisStore:
             text = serialization.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
             garbage.expect(self._client, spec.tenant, spec.id)
-            self._doubt(spec.id, ref.id)
+            if not self._doubt(spec.id, ref.id, _bulk_of((ref,))):
+                return False
             verdict = self._repeatable("snapshot", script_keys, *args)
             self._settle(spec.id, ref.id, named=verdict[0] == b"kept")
             return verdict[0] == b"kept"
@@ -654,6 +667,10 @@ class RedisStore:
         if tombstone == index.DELETED.encode():
             raise SessionDeleted(f"session {session_id} is deleted")
         raise UnknownSession(f"there is no session {session_id!r}")
+
+
+def _bulk_of(snapshots: Iterable[SnapshotRef]) -> Iterator[BulkRef]:
+    return (array.bulk for ref in snapshots for array in ref.arrays)
 
 
 def _failed(error: ResponseError) -> AdamdError | UnknownOutcome:

@@ -122,6 +122,11 @@ class Extents:
             extent.use = after
         return True
 
+    def has(self, name: str, owner: Owner) -> bool:
+        """Say whether an extent is ``owner``'s, or its session's where nobody knows more."""
+        extent = self._extents.get(name)
+        return extent is not None and extent.owner in (owner, Owner(owner.session_id, ""))
+
     def forget(self, name: str) -> None:
         """Take an extent out of the list for good: its file is removed or retired."""
         extent = self._extents.pop(name)

@@ -10,7 +10,7 @@ import errno
 import mmap
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager, suppress
 from typing import Final, Literal
@@ -113,9 +113,13 @@ class FileBulk:
         """Fill ``into``. The caller compares the digest: an extent does not say whose bytes it has.
 
         Raises:
-            ChunkMissing: the file is not there, or shorter.
+            ChunkMissing: the extent is another's by now; or its file is not there, or shorter.
 
         """
+        with self._lock:
+            own = self._extents.has(ref.extent, owner_of(name))
+        if not own:
+            raise ChunkMissing(f"the extent {ref.extent} is not {name.owner}'s any more")
         if ref.length != into.nbytes:
             raise Damaged(f"an extent with {ref.length} bytes for an array of {into.nbytes}")
         try:
@@ -144,9 +148,15 @@ class FileBulk:
         with self._lock:
             return self._extents.move(extent, owner, before, after)
 
-    def doubt(self, session_id: str, owner: str) -> None:
-        """Note that a commit is about to be sent that names what an attempt or a snapshot has written."""
-        self._move_all(session_id, owner, STAGED, DOUBT)
+    def doubt(self, session_id: str, owner: str, extents: Collection[str]) -> bool:
+        """Note that a commit is about to be sent that names these extents of an attempt or a snapshot.
+
+        False where it does not have one of them (any more): then it must not be sent.
+        """
+        with self._lock:
+            own = {extent for extent, its, _ in self._extents.of_session(session_id) if its.owner == owner}
+            self._move_all(session_id, owner, STAGED, DOUBT)
+            return own.issuperset(extents)
 
     def settle(self, session_id: str, owner: str, *, named: bool) -> None:
         """Note that it is named now, or that nothing which was sent will name it."""
@@ -162,9 +172,9 @@ class FileBulk:
                 if its.owner == owner and use is before:
                     self._extents.move(extent, its, frozenset({before}), after)
 
-    def free(self, name: BulkName, extent: str) -> None:
-        """Free an extent that nothing names any more, and no reader follows."""
-        self.move(extent, owner_of(name), frozenset({NAMED, DOUBT}), FREE)
+    def free(self, name: BulkName, extent: str) -> bool:
+        """Free an extent that nothing names any more, and no reader follows; False where it is another's."""
+        return self.move(extent, owner_of(name), frozenset({NAMED, DOUBT}), FREE)
 
     def free_session(self, session_id: str) -> None:
         """Free what a session has that has ended damaged, so that nobody knows what it named."""
