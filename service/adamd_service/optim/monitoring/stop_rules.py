@@ -1,4 +1,4 @@
-"""When to stop: rules that only advise. Pure: what a session was told so far, in; a word, out.
+"""Evaluates the stop rules after a step; returns the first one that holds. They only advise. Pure.
 
     target_loss      lowest loss <= target_loss
     gradient_norm    norm <= gradient_norm * first norm,    of the last step's gradient and of the first one's
