@@ -41,5 +41,5 @@ GUARDS = [
 
 
 @pytest.mark.parametrize(("removed", "edits", "watcher"), GUARDS, ids=[guard[0] for guard in GUARDS])
-def test_a_guard_that_is_taken_out_is_missed(removed, edits, watcher, tree):  # noqa: F811 - pytest fills in the fixture of that name
+def test_a_guard_that_is_taken_out_is_missed(removed, edits, watcher, tree):  # noqa: F811 - the fixture
     check_guard(removed, edits, watcher, tree, "-m", "jax")
