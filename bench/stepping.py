@@ -19,7 +19,7 @@ def main(url: str, size: int, durability: str) -> None:
     gradient = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     out = np.empty_like(gradient)
     with adamd.connect(url) as client:
-        session = client.create(np.zeros(size, np.float32), lr=1e-3, durability=durability)  # type: ignore[arg-type]
+        session = client.create(np.zeros(size, np.float32), lr=1e-3, durability=durability)  # type: ignore[arg-type]  # a word from argv
         print(json.dumps(adamd.__file__), flush=True)
         for line in sys.stdin:
             seconds = []

@@ -29,7 +29,7 @@ from adamd_service.device.runtime import DeviceLost, Runtime
 from adamd_service.engine import LIFE, Engine
 from adamd_service.http.api.app import application
 from adamd_service.http.server.connection import guarded
-from adamd_service.http.server.origin_check import doors
+from adamd_service.http.server.host_and_origin_check import doors
 from adamd_service.optim import warm_up
 from adamd_service.settings import ServerSettings, unknown
 from adamd_service.store import EmbeddedStore, RedisStore, StoreLoading, StoreRefused

@@ -58,7 +58,7 @@ def follow(said, server):
     with ExitStack() as clients:
         library = SimpleNamespace(connect=lambda url: clients.enter_context(adamd.connect(url)))
         space = {"adamd": library, "w": np.ones(2, np.float32), "gradient": np.ones(2, np.float32)}
-        exec("\n".join(python), space)  # noqa: S102
+        exec("\n".join(python), space)  # noqa: S102 - the demo's own words
         assert space["session"].step_number == 1 and space["w"].tolist() != [1.0, 1.0]
         space["session"].delete()
     shells = [shlex.split(line) for line in lines if line.startswith("curl") or " sessions " in line]

@@ -19,7 +19,7 @@ from adamd.wire import encodings, layout
 from adamd.wire.dtypes import narrow, storage, widen
 from adamd.wire.encodings import INT8, LAZY, RAW, SPARSE
 from adamd_service.engine import CreateCall, RequestBody, StepCall
-from adamd_service.engine.recovery import check_body, gradient_of
+from adamd_service.engine.rebuilding import check_body, gradient_of
 from adamd_service.optim import FusedKernel, Lazy, State, Update, apply, encoded, parse_settings, plan
 from adamd_service.records import Record, Spec
 

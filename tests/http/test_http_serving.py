@@ -224,8 +224,11 @@ def test_no_file_descriptor_left_is_told_and_over_when_there_are(server_factory)
 @pytest.mark.slow
 def test_connections_leave_the_store_its_file_descriptors(tmp_path, spawned):
     """A small limit: half of it is clients', and who is one too many is told so."""
-    limited = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))  # noqa: E731
-    one = spawned(stdout=subprocess.PIPE, preexec_fn=limited)  # noqa: PLW1509
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
+
+    one = spawned(stdout=subprocess.PIPE, preexec_fn=limited)  # noqa: PLW1509 - one system call
     port = int(ready_line(one.stdout).split(b"127.0.0.1:")[1].split()[0])
     clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(48)]
     try:

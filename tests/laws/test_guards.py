@@ -75,7 +75,7 @@ GUARDS = [
     ),
     (
         "1 the chain before the head's is the log's",
-        [(f"{ENGINE}/recovery.py", "        self._check_before(head, last, before)\n", "")],
+        [(f"{ENGINE}/rebuilding.py", "        self._check_before(head, last, before)\n", "")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
@@ -90,7 +90,7 @@ GUARDS = [
     ),
     (
         "1 an older snapshot serves where the newest is damaged",
-        [(f"{ENGINE}/recovery.py", "in reversed(head.snapshots):", "in head.snapshots[-1:]:")],
+        [(f"{ENGINE}/rebuilding.py", "in reversed(head.snapshots):", "in head.snapshots[-1:]:")],
         f"{DAMAGE}::test_an_older_snapshot_serves_where_the_newest_is_damaged[turned]",
     ),
     (
@@ -100,7 +100,7 @@ GUARDS = [
     ),
     (
         "7 what is missing for good is not for later",
-        [(f"{ENGINE}/recovery.py", "if _names_the_same(now, head):", "if False:")],
+        [(f"{ENGINE}/rebuilding.py", "if _names_the_same(now, head):", "if False:")],
         f"{DAMAGE}::test_what_is_missing_for_good_is_damage_and_not_for_later[record:2]",
     ),
     (
@@ -180,17 +180,17 @@ GUARDS = [
     ),
     (
         "1 the body is the one that the digest names",
-        [(f"{ENGINE}/recovery.py", "        check_digest(record, updates, spec.layout, body)\n", "")],
+        [(f"{ENGINE}/rebuilding.py", "        check_digest(record, updates, spec.layout, body)\n", "")],
         f"{LAWS}::test_what_the_store_changed_is_seen_and_not_served[body]",
     ),
     (
         "1 the scalars are the ones that the chain names",
-        [(f"{ENGINE}/recovery.py", "if record.prev_chain != chain or record.chain != expected:", "if False:")],
+        [(f"{ENGINE}/rebuilding.py", "if record.prev_chain != chain or record.chain != expected:", "if False:")],
         f"{LAWS}::test_what_the_store_changed_is_seen_and_not_served[scalars]",
     ),
     (
         "1 every record after the snapshot is replayed",
-        [(f"{ENGINE}/recovery.py", "return state, ref.chain, ref.step,", "return state, head.chain, head.step,")],
+        [(f"{ENGINE}/rebuilding.py", "return state, ref.chain, ref.step,", "return state, head.chain, head.step,")],
         f"{LAWS}::test_law_1_state_is_the_fold_of_the_log[inline]",
     ),
     (
@@ -228,7 +228,7 @@ GUARDS = [
                 "        except BaseException:\n            raise\n        if isinstance(outcome",
             ),
             (
-                f"{ENGINE}/recovery.py",
+                f"{ENGINE}/rebuilding.py",
                 "        except BaseException:\n            hot.drop()\n            raise\n        assert",
                 "        except BaseException:\n            raise\n        assert",
             ),
@@ -240,7 +240,7 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "            await io.blocking(self._resolve, hot, step, record.step)\n            return False",
+                "            await io.blocking(self._drop_and_resolve, hot, step, record.step)\n            return False",
                 '            hot.drop()\n            raise StoreUnavailable("no answer")',
             )
         ],
@@ -294,8 +294,8 @@ GUARDS = [
         [
             (
                 f"{ENGINE}/step.py",
-                "await io.blocking(self._resolve, hot, step, record.step)",
-                "self._resolve(hot, step, record.step)",
+                "await io.blocking(self._drop_and_resolve, hot, step, record.step)",
+                "self._drop_and_resolve(hot, step, record.step)",
             )
         ],
         f"{LAWS}::test_law_2_a_commit_whose_answer_was_lost_is_found_out[inline]",
@@ -501,7 +501,7 @@ GUARDS = [
     ),
     (
         "1 what an encoded record says is checked again before it is applied",
-        [(f"{ENGINE}/recovery.py", "            gradient.check(body.nbytes)\n", "            pass\n")],
+        [(f"{ENGINE}/rebuilding.py", "            gradient.check(body.nbytes)\n", "            pass\n")],
         f"{ENCODED}::test_a_record_that_lies_consistently_says_nowhere_to_write[covered0]",
     ),
     (
@@ -537,14 +537,14 @@ GUARDS = [
     ),
     (
         "the doors: Host names this server",
-        [("service/adamd_service/http/server/origin_check.py", "name in allowed", "name != allowed")],
+        [("service/adamd_service/http/server/host_and_origin_check.py", "name in allowed", "name != allowed")],
         "tests/http/test_http_doors.py::test_a_name_of_somebody_else_is_refused_whatever_it_asks",
     ),
     (
         "the doors: a foreign page is refused",
         [
             (
-                "service/adamd_service/http/server/origin_check.py",
+                "service/adamd_service/http/server/host_and_origin_check.py",
                 "    if origins:\n        if len",
                 "    if origins:\n        return None\n        if len",
             )
@@ -555,7 +555,7 @@ GUARDS = [
         "the doors: nothing stands between the socket and a body's reader",
         [
             (
-                "service/adamd_service/http/server/origin_check.py",
+                "service/adamd_service/http/server/host_and_origin_check.py",
                 "(self._app if refusal is None else responses.problem(refusal))(scope, receive, send)",
                 '(self._app if refusal is None else responses.problem(refusal))({**scope, "extensions": {}}, receive, send)',
             )

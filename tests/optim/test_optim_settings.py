@@ -14,6 +14,12 @@ REFUSED = [
     ([], "", "the settings are a list of 0; wanted an object"),
     ({1: 2}, "", "wanted an object"),
     ({"lr": True}, "lr", f"lr is true; wanted {NUMBER}"),
+    ({"lower": float("inf")}, "lower", "lower is inf; wanted a finite number, null (none)"),
+    (
+        {"groups": [{"tensors": ["a"], "upper": float("nan")}]},
+        "groups[0].upper",
+        "groups[0].upper is nan; wanted a finite",
+    ),
     ({"lr": "0.1"}, "lr", f"lr is '0.1'; wanted {NUMBER}"),
     ({"lr": None}, "lr", f"lr is null; wanted {NUMBER}"),
     ({"lr": float("nan")}, "lr", f"lr is nan; wanted {NUMBER}"),

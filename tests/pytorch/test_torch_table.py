@@ -13,7 +13,7 @@ from adamd import errors
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("expecttest", reason="what torch's own tests import; .ci/environments installs it")
-from torch.testing._internal import common_optimizers  # noqa: E402
+from torch.testing._internal import common_optimizers  # noqa: E402 - it needs what the line before asks for
 
 OURS = {name: getattr(adamd.torch, name) for name in adamd.torch.__all__ if name != "Around"}
 TABLE = {info.optim_cls.__name__: info for info in common_optimizers.optim_db if info.optim_cls.__name__ in OURS}

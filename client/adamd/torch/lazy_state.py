@@ -104,11 +104,11 @@ class LazyState(defaultdict[Any, Any]):
             self.fill()
         return super().get(key, default)
 
-    def items(self) -> ItemsView[Any, Any]:  # type: ignore[override]
+    def items(self) -> ItemsView[Any, Any]:  # type: ignore[override]  # a view all the same
         self.fill()
         return ItemsView(self)
 
-    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]  # a view all the same
         self.fill()
         return ValuesView(self)
 
@@ -116,7 +116,7 @@ class LazyState(defaultdict[Any, Any]):
         self.fill()
         return super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # Python's own way to say that it has no hash
 
     def __repr__(self) -> str:
         self.fill()

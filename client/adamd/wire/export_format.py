@@ -1,4 +1,4 @@
-"""Reads and writes a session's exported state. Pure; arrays are not copied.
+"""Reads and writes a session's exported state. Pure; arrays are not copied. The server writes by `codecs.states`.
 
 Safetensors with ``param:<name>`` and, for each state array, ``<array>:<name>``; in the metadata, under ``adamd``, the
 session's document with ``state``: the step, each tensor's count of updates, and the numbers that it carries.

@@ -1,4 +1,4 @@
-"""Writes a whole state as safetensors, piece by piece, without a copy."""
+"""Writes a session's export, in the format of `adamd.wire.export_format`, piece by piece, without a copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine: admission, locks, threads and tasks around the synchronous work.
+"""The engine: admission, locks and tasks; it decides whether a step runs on the event loop or in a thread.
 
 A call's critical section is a task of its own, shielded from the caller's cancellation: a client that goes away
 after its record was committed leaves a session that is whole.
@@ -36,8 +36,8 @@ from adamd_service.engine.calls import (
 from adamd_service.engine.directory import Directory
 from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, memory_hot, require_unfixed, state_of
 from adamd_service.engine.readiness import LIFE, Readiness
+from adamd_service.engine.rebuilding import Rebuilder, settings_of
 from adamd_service.engine.receiving import receive_all
-from adamd_service.engine.recovery import Rebuilder, settings_of
 from adamd_service.engine.snapshots import Snapshots
 from adamd_service.engine.step import ReceivedStep, Stepper, is_small
 from adamd_service.engine.uploads import INLINE_BODY_BYTES, Uploads, flat_parameters
@@ -288,7 +288,7 @@ class Engine:
                 answer_nbytes = admission.answer_bytes(head.spec, call)
                 with self.in_flight.hold(expected * call.body.weight + answer_nbytes) as hold:
                     step = await self._uploads.receive(hot, head, call, expected)
-                    answer = await self._finish(hot, step)
+                    answer = await self._run_on_loop_or_in_thread(hot, step)
                     hold.leave(answer.parameters)
             self._watchers.moved(hot.id)
             self._snapshot_if_due(hot)
@@ -310,15 +310,15 @@ class Engine:
                 raise error
         return loaded.head
 
-    async def _finish(self, hot: Hot, step: ReceivedStep) -> Answer:
+    async def _run_on_loop_or_in_thread(self, hot: Hot, step: ReceivedStep) -> Answer:
         if hot.lock.locked() or not (self.device.inline and is_small(hot, step)):
             return await self._locked(hot, self._stepper.run, hot, step)
         if hot.durable:
-            return await self._workers.guard(self._soon(hot, step))
+            return await self._workers.guard(self._run_on_loop(hot, step))
         async with hot.lock:  # free, so this does not wait: the whole step happens in this turn of the loop
             return self._stepper.run_in_turn(hot, step)
 
-    async def _soon(self, hot: Hot, step: ReceivedStep) -> Answer:
+    async def _run_on_loop(self, hot: Hot, step: ReceivedStep) -> Answer:
         if self.store.lines.should_grow:
             self._workers.spawn(self.store.lines.grow(self._workers.ask))
         async with hot.lock:

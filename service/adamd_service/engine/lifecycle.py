@@ -26,7 +26,7 @@ from adamd.wire.dtypes import storage
 from adamd.wire.layout import Layout
 from adamd_service.engine.cache import Hot, LoadedSession, is_finite
 from adamd_service.engine.calls import CreateCall, Floats, SavedState, SessionView
-from adamd_service.engine.recovery import Rebuilder, settings_of
+from adamd_service.engine.rebuilding import Rebuilder, settings_of
 from adamd_service.engine.step import settings_with
 from adamd_service.optim import (
     BEST,

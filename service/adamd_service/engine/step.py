@@ -1,8 +1,8 @@
-"""Takes a step in a fixed order: decide, commit, apply, answer.
+"""Takes a step in a fixed order: decide, commit (and resolve one without an answer), apply, answer.
 
-A step is a coroutine that waits only through its `Io`. In a worker thread (`_ThreadIo`) it never suspends. On the event
-loop (`_LoopIo`), which takes small steps itself because a hop to a thread and back costs as much as they do, calls
-that wait for the store are moved to threads.
+`Engine` chooses where it runs, in a worker thread or on the event loop: small steps run on the loop, because a hop to a
+thread and back costs as much as they do. A step is a coroutine that waits only through its `Io`. In a thread
+(`_ThreadIo`) it never suspends. On the loop (`_LoopIo`) calls that wait for the store are moved to threads.
 
 All of it happens under the session's lock. A replica that loses the compare-and-set reloads and decides again. A
 replay or a refusal is answered only after the store was asked.
@@ -31,7 +31,7 @@ from adamd_service.advice import advice_of, notes_of
 from adamd_service.engine.answers import Copies, rounded
 from adamd_service.engine.cache import Hot, LoadedSession
 from adamd_service.engine.calls import Answer, StepCall
-from adamd_service.engine.recovery import Rebuilder
+from adamd_service.engine.rebuilding import Rebuilder
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import (
     NUMERICS_ID,
@@ -378,7 +378,7 @@ class Stepper:
         try:
             outcome = await io.commit(hot.id, commit)
         except UnknownOutcome:
-            await io.blocking(self._resolve, hot, step, record.step)
+            await io.blocking(self._drop_and_resolve, hot, step, record.step)
             return False
         except InternalError:  # no refusal that is known: it may have run, so its chunks stay (their TTL takes them)
             step.committed = True
@@ -398,7 +398,7 @@ class Stepper:
             # The attempt is dead, or its chunks outlived their TTL: the next commit needs a new one.
             step.attempt, step.bulk = secrets.token_hex(8), None
 
-    def _resolve(self, hot: Hot, step: ReceivedStep, number: int) -> None:
+    def _drop_and_resolve(self, hot: Hot, step: ReceivedStep, number: int) -> None:
         """Find out what became of a commit without an answer; the cache is rebuilt either way, by `_run` (law 2)."""
         hot.drop()
         step.committed = True  # as far as anyone knows: its chunks must not be unlinked

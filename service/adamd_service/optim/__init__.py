@@ -14,7 +14,6 @@ from adamd_service.optim.kernels.numba_kernel import WARM, FusedKernel, prepare,
 from adamd_service.optim.kernels.protocol import Block, Kernel
 from adamd_service.optim.kernels.reference import ReferenceKernel
 from adamd_service.optim.kernels.threaded import SlicedKernel
-from adamd_service.optim.messages import SettingsError
 from adamd_service.optim.monitoring.progress import Progress
 from adamd_service.optim.monitoring.progress import from_json as progress_from_json
 from adamd_service.optim.monitoring.stalls import remedy, stalls
@@ -47,6 +46,7 @@ from adamd_service.optim.settings import (
 )
 from adamd_service.optim.state import BEST, State, apply, check_state
 from adamd_service.optim.step_factors import at_step, lr_at
+from adamd_service.optim.validation import SettingsError
 
 __all__ = [
     "ARRAY",

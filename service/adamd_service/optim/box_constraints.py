@@ -15,11 +15,11 @@ import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.optim.gradients.encoded import Encoded, Raw
-from adamd_service.optim.messages import SettingsError
 from adamd_service.optim.recurrence.wrapping import ARRAY, BOUNDS
 from adamd_service.optim.scalars import Update
 from adamd_service.optim.settings import Settings, resolve
 from adamd_service.optim.state import State, runs_of
+from adamd_service.optim.validation import SettingsError
 
 NONE: Final = {"lower": -np.inf, "upper": np.inf}  # what bounds nothing
 

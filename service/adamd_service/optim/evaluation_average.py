@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 
 from adamd.wire.dtypes import Floats
-from adamd_service.optim.messages import SettingsError
 from adamd_service.optim.recurrence.language import signature
 from adamd_service.optim.settings import Settings, resolve
 from adamd_service.optim.state import State
+from adamd_service.optim.validation import SettingsError
 
 SLICE = 65_536  # elements at a time, so that what NumPy allocates between is small
 

@@ -14,11 +14,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from adamd_service.optim.family import Hyper, Optimizer
-from adamd_service.optim.messages import SettingsError
 from adamd_service.optim.recurrence import wrapping
 from adamd_service.optim.recurrence.rule import Rule, required, rule_for, schema
 from adamd_service.optim.recurrence.wrapping import AtStep
 from adamd_service.optim.settings import Settings
+from adamd_service.optim.validation import SettingsError
 
 NUMERICS_ID = "adamd-1"
 PLAIN: Final = AtStep()  # no schedule, nothing clipped

@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from adamd_service.optim.messages import SettingsError, Strict, first_error, number, one_of, shown, suggestion, whole
+from adamd_service.optim.validation import SettingsError, Strict, first_error, number, one_of, shown, suggestion, whole
 
 LONGEST: Final = 2**53
 FRACTION = "a finite number from 0 to 1"

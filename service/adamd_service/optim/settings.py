@@ -14,7 +14,10 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, Validati
 from adamd.wire import patterns
 from adamd.wire.patterns import GroupsError, Places, places
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
-from adamd_service.optim.messages import (
+from adamd_service.optim.monitoring.stop_rules import Stop, parse_stop
+from adamd_service.optim.recurrence import wrapping
+from adamd_service.optim.schedules import Constant, Schedule, parse_schedule
+from adamd_service.optim.validation import (
     ALIASES,
     SettingsError,
     Strict,
@@ -28,9 +31,6 @@ from adamd_service.optim.messages import (
     suggestion,
     whole,
 )
-from adamd_service.optim.monitoring.stop_rules import Stop, parse_stop
-from adamd_service.optim.recurrence import wrapping
-from adamd_service.optim.schedules import Constant, Schedule, parse_schedule
 
 NUMBER = "a finite number, 0 or more"
 BETA = "a finite number, 0 or more and below 1"

@@ -1,4 +1,4 @@
-"""What a step's number and its gradient decide before it is committed: recorded, so that a replay decides nothing."""
+"""Computes a step's two factors before the commit: the schedule's of lr, and that of clip_norm. Both are recorded."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The names of all keys in the store. Every key of a session carries the hash tag ``{session id}``."""
+"""The names of all keys: a session's keys share one hash tag, and those of a tenant's index another."""
 
 from __future__ import annotations
 

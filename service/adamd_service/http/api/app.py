@@ -21,7 +21,7 @@ from adamd_service.codecs.documents import server_info
 from adamd_service.engine import Engine
 from adamd_service.http import responses
 from adamd_service.http.api import docs_page, openapi, routes
-from adamd_service.http.server.origin_check import Doors, hang
+from adamd_service.http.server.host_and_origin_check import Doors, add_checks
 from adamd_service.http.server.unread_bodies import Leftovers
 from adamd_service.telemetry import Telemetry
 
@@ -71,7 +71,7 @@ def application(engine: Engine, telemetry: Telemetry, doors: Doors, root_path: s
     app.add_exception_handler(HTTPException, _routing_error)
     app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(Exception, _unexpected_error)
-    hang(app, doors)
+    add_checks(app, doors)
     app.add_middleware(Measured, telemetry=telemetry)
     # Outside the measuring: the rest of a body is not our time.
     app.add_middleware(Leftovers, gap=engine.limits.upload_gap, most=engine.limits.body)

@@ -263,9 +263,9 @@ class GuardedConnection(DirectConnection):
 
     def _watch_reader(self) -> None:
         self._unsent = self._unread()
-        self._reader_timer = self.loop.call_later(self.gap, self._look_at_reader)
+        self._reader_timer = self.loop.call_later(self.gap, self._drop_stalled_reader)
 
-    def _look_at_reader(self) -> None:
+    def _drop_stalled_reader(self) -> None:
         """Drop the connection if nothing was read since the last look; its buffers are freed."""
         self._reader_timer = None
         waiting, unsent = self.transport.get_write_buffer_size(), self._unread()

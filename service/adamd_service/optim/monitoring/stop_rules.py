@@ -1,4 +1,4 @@
-"""When to stop: rules that only advise. Pure: what a session was told so far, in; a word, out.
+"""Evaluates the stop rules after a step; returns the first one that holds. They only advise. Pure.
 
     target_loss      lowest loss <= target_loss
     gradient_norm    norm <= gradient_norm * first norm,    of the last step's gradient and of the first one's
@@ -18,7 +18,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from adamd_service.optim.messages import (
+from adamd_service.optim.monitoring.progress import Progress
+from adamd_service.optim.validation import (
     SettingsError,
     Strict,
     first_error,
@@ -28,7 +29,6 @@ from adamd_service.optim.messages import (
     suggestion,
     whole,
 )
-from adamd_service.optim.monitoring.progress import Progress
 
 FRACTION = "a finite number above 0, at most 1"
 COUNT = "a whole number of steps, 1 or more"

@@ -1,4 +1,4 @@
-"""What surrounds every optimizer's text: before it a prelude on the gradient, after it a postlude on the parameters.
+"""Clipping, gradient scale, bounds and averages: a prelude before each optimizer's recurrence, and a postlude after it.
 
 Each part is a recurrence of its own. It is there where its scalars are among the recorded ones and its state arrays
 among the session's, so that a replay decides alike, and a session without it runs the kernel of the bare text.

@@ -1,4 +1,4 @@
-"""Rebuilds a session from snapshot and log, and checks digests and chains on the way (law 1)."""
+"""Rebuilds a session in memory from snapshot and log, and checks digests and chains on the way (law 1)."""
 
 from __future__ import annotations
 

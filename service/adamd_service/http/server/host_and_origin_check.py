@@ -67,7 +67,7 @@ def _loopback(bound: str) -> bool:
         return bound.lower() == "localhost"
 
 
-def hang(app: Starlette, which: Doors) -> None:
+def add_checks(app: Starlette, which: Doors) -> None:
     """Add the checks to an application: Host and Origin outside, CORS inside."""
     if which.origins:
         app.add_middleware(
@@ -78,10 +78,10 @@ def hang(app: Starlette, which: Doors) -> None:
             expose_headers=RESPONSE_HEADERS,
             max_age=PREFLIGHT_SECONDS,
         )
-    app.add_middleware(Checked, doors=which)
+    app.add_middleware(HostAndOriginCheck, doors=which)
 
 
-class Checked:
+class HostAndOriginCheck:
     """Refuses requests to another name, and those of foreign web pages."""
 
     def __init__(self, app: ASGIApp, doors: Doors) -> None:

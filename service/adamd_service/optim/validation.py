@@ -1,4 +1,4 @@
-"""The error for refused settings, the words in it, and the parsing that all settings share."""
+"""Validates settings: the error for refused ones, its words, and the parsing that all settings share."""
 
 import difflib
 import math
