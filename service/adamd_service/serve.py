@@ -176,7 +176,7 @@ def _bulk(
 ) -> AbstractContextManager[object]:
     """Open the bulk directory beside the private store: to write there, or for what is there already."""
     written = settings.bulk == "files"
-    if embedded is None or not (written or store.bulk_identity()):
+    if embedded is None or not (written or store.bulk.identity()):
         return nullcontext()
     path = settings.data_dir.expanduser() / "bulk"
     return bulk_files(path, store, synced=settings.fsync == "always", written=written)

@@ -161,7 +161,7 @@ def test_uploads_have_connections_of_their_own(store_process, monkeypatch):
     head = step(store, head)  # the fifth connection
 
     # However an upload ends, and however often, its place is free once.
-    assert uploads[0].finish() == uploads[0].finish() == (3,)
+    assert uploads[0].finish() == uploads[0].finish() == BulkRef((3,))
     uploads[0].abort()
     uploads[1].abort()
     uploads[1].abort()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,7 @@ import structlog
 
 from adamd_service.store.bulk.directory import BulkDirectory
 from adamd_service.store.bulk.disk import RealDisk
-from adamd_service.store.bulk.extents import NAME, Extents, Use
+from adamd_service.store.bulk.extents import NAME, Extents, Owner, Use
 from adamd_service.store.bulk.files import FileBulk
 from adamd_service.store.outcomes import StoreRefused
 from adamd_service.store.redis_store import RedisStore
@@ -39,15 +39,15 @@ def bulk_files(path: Path, store: RedisStore, *, synced: bool, written: bool = T
     directory = BulkDirectory(path)
     directory.open()
     try:
-        directory.agree(store)
+        directory.agree(store.bulk)
         try:
             disk = RealDisk(path)
-            extents = listed(disk.names(), store)
+            extents = listed(disk.names(), store.bulk.named())
         except OSError as error:
             raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another directory") from None
         writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
-        files = FileBulk(disk, extents, store.expect_extents, writers, synced=synced, margin=MARGIN_BYTES)
-        store.keep_bulk_in(files, written=written)
+        files = FileBulk(disk, extents, store.bulk.expect, writers, synced=synced, margin=MARGIN_BYTES)
+        store.bulk.keep_in(files, written=written)
         try:
             yield files
         finally:
@@ -56,12 +56,14 @@ def bulk_files(path: Path, store: RedisStore, *, synced: bool, written: bool = T
         directory.close()
 
 
-def listed(names: list[str], store: RedisStore) -> Extents:
+def listed(names: Iterable[str], owners: Mapping[str, Owner]) -> Extents:
     """Return the extents among these files. What the store names is its owner's, and the rest is free."""
-    extents, owners = Extents(), store.named_extents()
-    for name in sorted(filter(NAME.fullmatch, names)):
-        owner = owners.pop(name, None)
+    extents, present = Extents(), set(filter(NAME.fullmatch, names))
+    for name in sorted(present):
+        owner = owners.get(name)
         extents.add(name, Use.FREE if owner is None else Use.NAMED, owner)
-    for name, owner in owners.items():
-        log.error("an extent that the store names is not in the bulk directory", extent=name, session=owner.session_id)
+    for name in sorted(owners.keys() - present):
+        log.error(
+            "an extent that the store names is not in the bulk directory", extent=name, session=owners[name].session_id
+        )
     return extents

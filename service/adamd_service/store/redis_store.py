@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import redis
@@ -34,10 +34,7 @@ from adamd_service.records import (
     Spec,
 )
 from adamd_service.store import chunks, garbage, index, keys, serialization
-from adamd_service.store.bulk import naming
-from adamd_service.store.bulk.directory import Identity
-from adamd_service.store.bulk.extents import Owner
-from adamd_service.store.bulk.files import FileBulk
+from adamd_service.store.bulk.homes import Homes
 from adamd_service.store.bulk.protocol import BulkName, Staging
 from adamd_service.store.connection.connect import StoreLink, connect, node_settings
 from adamd_service.store.connection.durability import Terms
@@ -53,7 +50,6 @@ from adamd_service.store.scripts import script
 Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
 COMMIT_OVERHEAD_BYTES = 4096  # of a commit without its body, at least
-SMALL_BULK_BYTES = 512 * 1024  # up to this it lies in the store, wherever the rest does
 SCRIPT_TRIES = 3  # of a script that is safe to repeat
 
 
@@ -72,9 +68,7 @@ class RedisStore:
         self.lines = Lines(link.client, timeout)
         self._uploads = threading.Semaphore(chunks.MAX_UPLOADS)
         self._room: DiskRoom | None = None
-        self._files: FileBulk | None = None
-        self._above: int | None = None  # bytes; bulk of more goes into files
-        self._expected = set[str]()  # sessions for which the store remembers that they may have extents
+        self.bulk = Homes(link.client)
         self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
@@ -140,67 +134,6 @@ class RedisStore:
     def belongs_to(self, private: EmbeddedStore) -> None:
         """Ask the process that was started for this store whether its disk has room, and why it does not answer."""
         self._room, self.silences.why = private.room, private.trouble
-
-    # -- bulk in files
-
-    def bulk_identity(self) -> Identity | None:
-        """Return the identity of the bulk directory that this store used last."""
-        with translated():
-            text = cast("bytes | None", self._client.get(keys.BULK))
-        try:
-            return None if text is None else Identity(**json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise StoreRefused(f"the store's note of its bulk directory ({keys.BULK}) is damaged: {error}") from None
-
-    def remember_bulk(self, identity: Identity) -> None:
-        """Remember the bulk directory."""
-        with translated():
-            self._client.set(keys.BULK, serialization.dumps(asdict(identity)))
-
-    def bulk_sessions(self) -> list[str]:
-        """Return the sessions that may have extents."""
-        with translated():
-            members = cast("set[bytes]", self._client.smembers(keys.BULK_SESSIONS))
-            return sorted(member.decode() for member in members)
-
-    def named_extents(self) -> dict[str, Owner]:
-        """Return every extent that the store names, and its owner."""
-        sessions = self.bulk_sessions()
-        with translated():
-            named = dict(naming.named_extents(self._client, sessions))
-            for session_id in set(sessions) - {owner.session_id for owner in named.values()}:
-                names = SessionKeys(session_id)
-                if not self._client.exists(names.head) and not self._client.exists(names.garbage):
-                    self._client.srem(keys.BULK_SESSIONS, session_id)
-            return named
-
-    def keep_bulk_in(self, files: FileBulk, *, written: bool = True, above: int = SMALL_BULK_BYTES) -> None:
-        """Read what lies in these files, and write new bulk of more than ``above`` bytes there.
-
-        What lies in chunks is read from the store.
-        """
-        self._files = files
-        self._above = above if written else None
-
-    def _home(self, nbytes: int) -> FileBulk | None:
-        """Return the files that new bulk of so many bytes goes to; None where it goes into chunks."""
-        return self._files if self._above is not None and nbytes > self._above else None
-
-    def expect_extents(self, session_id: str) -> None:
-        """Remember that a session may have extents, before it has one."""
-        if session_id not in self._expected:
-            with translated():
-                self._client.sadd(keys.BULK_SESSIONS, session_id)
-            self._expected.add(session_id)
-
-    def _doubt(self, session_id: str, owner: str, refs: Iterable[BulkRef]) -> bool:
-        """Say whether extents that are about to be named are still there; hold them until the outcome is known."""
-        extents = [ref.extent for ref in refs if ref.extent]
-        return not extents or (self._files is not None and self._files.doubt(session_id, owner, extents))
-
-    def _settle(self, session_id: str, owner: str, *, named: bool) -> None:
-        if self._files is not None:
-            self._files.settle(session_id, owner, named=named)
 
     def _grow(self, nbytes: int) -> None:
         """Raise StoreFull where the disk has no room for something that stays."""
@@ -287,11 +220,11 @@ class RedisStore:
                 self._discard_snapshots(spec.id, head.snapshots)
                 return outcome
             owner = head.snapshots[0].id if head.snapshots else ""
-            self._doubt(spec.id, owner, _bulk_of(head.snapshots))
+            self.bulk.doubt(spec.id, owner, _bulk_of(head.snapshots))
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
-            self._settle(spec.id, owner, named=verdict[0] == b"created")
+            self.bulk.settle(spec.id, owner, named=verdict[0] == b"created")
             if verdict[0] != b"created":
                 self._discard(spec.id, owner, chunk_keys)
                 with suppress(AdamdError), translated():
@@ -375,9 +308,9 @@ class RedisStore:
             args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *snapshot_lengths((ref,))]
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
-            self._doubt(head.spec.id, ref.id, _bulk_of((ref,)))
+            self.bulk.doubt(head.spec.id, ref.id, _bulk_of((ref,)))
             verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
-            self._settle(head.spec.id, ref.id, named=verdict[0] == b"set")
+            self.bulk.settle(head.spec.id, ref.id, named=verdict[0] == b"set")
             if verdict[0] != b"set":
                 self._discard_snapshots(head.spec.id, (ref,))
             return verdict[0] == b"set"
@@ -417,7 +350,7 @@ class RedisStore:
         """
         self._trust.require()
         name = BulkName(session_id, attempt)
-        if files := self._home(nbytes):
+        if files := self.bulk.files_for(nbytes):
             return files.stage(name, nbytes)
         return chunks.ChunkStaging(self._client, name.key, nbytes, self._uploads, self._grow)
 
@@ -426,8 +359,7 @@ class RedisStore:
         self._discard(session_id, attempt, BulkName(session_id, attempt).keys(ref))
 
     def _discard(self, session_id: str, owner: str, chunk_keys: Sequence[str]) -> None:
-        if self._files is not None:
-            self._files.release(session_id, owner)
+        self.bulk.release(session_id, owner)
         chunks.discard(self._client, chunk_keys)
 
     def _discard_snapshots(self, session_id: str, snapshots: tuple[SnapshotRef, ...]) -> None:
@@ -466,18 +398,18 @@ class RedisStore:
         None: it is not there any more, as chunks whose time has run out.
         """
         attempt = record.attempt
-        if not self._doubt(session_id, attempt, (record.bulk,)):
+        if not self.bulk.doubt(session_id, attempt, (record.bulk,), record.step):
             yield None
             return
 
         def known(outcome: CommitOutcome) -> CommitOutcome:
-            self._settle(session_id, attempt, named=isinstance(outcome, Committed))
+            self.bulk.settle(session_id, attempt, named=isinstance(outcome, Committed))
             return outcome
 
         try:
             yield known
         except StoreUnavailable:  # and StoreFull: the script did not run, and will not
-            self._settle(session_id, attempt, named=False)
+            self.bulk.settle(session_id, attempt, named=False)
             raise
 
     async def commit_soon(self, session_id: str, commit: Commit) -> CommitOutcome | None:
@@ -508,7 +440,7 @@ class RedisStore:
             )
             known = cast(Verdict, verdict[0].decode())
         if known != "unknown":
-            self._settle(session_id, attempt, named=known == "committed")
+            self.bulk.settle(session_id, attempt, named=known == "committed")
         return known
 
     def idempotent(self, session_id: str, key: str) -> tuple[str, int] | None:
@@ -566,7 +498,7 @@ class RedisStore:
             return
         name = BulkName(session_id, record.attempt)
         if record.bulk.extent:
-            self._require_files(record.bulk).read(name, record.bulk, into)
+            self.bulk.files_of(record.bulk).read(name, record.bulk, into)
         else:
             chunks.read_chunks(self._client, name.keys(record.bulk), record.bulk.chunks, into)
 
@@ -580,17 +512,10 @@ class RedisStore:
         """
         name = BulkName(session_id, snapshot, ref.name)
         if ref.bulk.extent:
-            self._require_files(ref.bulk).read(name, ref.bulk, into)
+            self.bulk.files_of(ref.bulk).read(name, ref.bulk, into)
             chunks.check_array(ref, into)
         else:
             chunks.read_array(self._client, name.key, ref, into)
-
-    def _require_files(self, ref: BulkRef) -> FileBulk:
-        if self._files is None:
-            raise StoreUnavailable(
-                f"the extent {ref.extent} lies in the bulk directory of another server", retry_after=5
-            )
-        return self._files
 
     # -- snapshots
 
@@ -599,7 +524,7 @@ class RedisStore:
     ) -> ArrayRef:
         """Write one array of a snapshot; it goes away by itself unless `commit_snapshot` follows."""
         whose = BulkName(session_id, snapshot, name)
-        if files := self._home(data.nbytes):
+        if files := self.bulk.files_for(data.nbytes):
             return ArrayRef(name, files.write(whose, data, pace), xxhash.xxh3_128_hexdigest(data))
         return chunks.write_array(self._client, whose.key, name, data, pace, self._grow)
 
@@ -616,10 +541,10 @@ class RedisStore:
             text = serialization.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
             garbage.expect(self._client, spec.tenant, spec.id)
-            if not self._doubt(spec.id, ref.id, _bulk_of((ref,))):
+            if not self.bulk.doubt(spec.id, ref.id, _bulk_of((ref,))):
                 return False
             verdict = self._repeatable("snapshot", script_keys, *args)
-            self._settle(spec.id, ref.id, named=verdict[0] == b"kept")
+            self.bulk.settle(spec.id, ref.id, named=verdict[0] == b"kept")
             return verdict[0] == b"kept"
 
     def discard_snapshot(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
@@ -630,13 +555,22 @@ class RedisStore:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
         self._tidy()
         with translated():
-            return garbage.collect(self._client, SessionKeys(session_id), self._files)
+            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.files)
 
     def sweep(self, tenant: str) -> int:
-        """Collect for a few sessions for which that may be still to be done; returns the number of keys."""
+        """Collect for a few sessions that may need it, and ask after commits without an answer; returns the keys."""
         self._tidy()
         with translated():
-            return garbage.sweep(self._client, tenant, self._files)
+            unlinked = garbage.sweep(self._client, tenant, self.bulk.files)
+            self.bulk.sweep(self.resolve, self._snapshot_ids, time.monotonic())
+            return unlinked
+
+    def _snapshot_ids(self, session_id: str) -> set[str]:
+        """Return the snapshots that a session's head names; none where it is gone."""
+        try:
+            return {ref.id for ref in self.load_head(session_id).snapshots}
+        except (UnknownSession, SessionDeleted):
+            return set()
 
     # -- inside
 

@@ -43,9 +43,6 @@ class SimulatedDisk:
         self.files[name] = bytearray(nbytes)
         self.unsynced[name] = {}
 
-    def warm(self, name):
-        self._call(f"warm {name}")
-
     def open(self, name):
         if name not in self.files:
             raise OSError(errno.ENOENT, "no such file")

@@ -44,7 +44,7 @@ class Simulation:
         self.disk = SimulatedDisk(self.rng, room)
         self.heads = {}
         store._client.delete(keys.BULK_SESSIONS)  # of other runs, on other disks
-        store._expected.clear()
+        store.bulk._expected.clear()
         self.staged = []
         self.reading = False
         self.crashes = self.committed = self.refused = 0
@@ -52,9 +52,9 @@ class Simulation:
 
     def open(self):
         """Start on what the disk has."""
-        extents = listed(self.disk.names(), self.store)
-        self.files = self.bulk(self.disk, extents, self.store.expect_extents, Inline(), synced=True, margin=0)
-        self.store.keep_bulk_in(self.files, above=0)
+        extents = listed(self.disk.names(), self.store.bulk.named())
+        self.files = self.bulk(self.disk, extents, self.store.bulk.expect, Inline(), synced=True, margin=0)
+        self.store.bulk.keep_in(self.files, above=0)
         self.staged.clear()
 
     def run(self, crashes):

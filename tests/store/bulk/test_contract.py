@@ -31,7 +31,7 @@ def store(store_process, directory):
     """The store, with everything that is not inline in files."""
     store = RedisStore.connect(store_process.url, timeout=10.0)
     with bulk_files(directory, store, synced=True) as files:
-        store.keep_bulk_in(files, above=0)
+        store.bulk.keep_in(files, above=0)
         store.files = files
         yield store
     store.close()
@@ -150,7 +150,7 @@ def test_a_deleted_session_leaves_no_extent(store):
 def test_a_start_frees_what_nothing_names(reopened, tmp_path):
     store, opened = reopened()
     with opened as files:
-        store.keep_bulk_in(files, above=0)
+        store.bulk.keep_in(files, above=0)
         head = step(store, create(store), BODY, staged_body=True)
         attempt, _ = staged(store, head.spec.id, BODY)  # and the server dies
         ref, _ = snapshot(store, head)
@@ -169,7 +169,7 @@ def test_a_start_frees_what_nothing_names(reopened, tmp_path):
 def test_a_directory_that_is_not_the_stores_is_refused(reopened, tmp_path):
     store, opened = reopened()
     with opened as files:
-        store.keep_bulk_in(files, above=0)
+        store.bulk.keep_in(files, above=0)
         step(store, create(store), BODY, staged_body=True)
         old = (tmp_path / "bulk" / IDENTITY).read_text()
         with pytest.raises(StoreRefused, match="another adamd uses"), reopened()[1]:
@@ -192,7 +192,7 @@ def test_a_directory_that_is_not_the_stores_is_refused(reopened, tmp_path):
 def test_another_stores_directory_is_not_overwritten(reopened, tmp_path, store_process):
     store, opened = reopened()
     with opened as files:
-        store.keep_bulk_in(files, above=0)
+        store.bulk.keep_in(files, above=0)
         step(store, create(store), BODY, staged_body=True)
     store_process.client().delete("adamd:bulk", "adamd:bulk-sessions")  # as a store that never had it
     with pytest.raises(StoreRefused, match="the bytes of another store"), reopened()[1]:

@@ -37,13 +37,13 @@ class Identity:
 class Remembered(Protocol):
     """What the store remembers of its bulk directory."""
 
-    def bulk_identity(self) -> Identity | None:
+    def identity(self) -> Identity | None:
         """Return the identity of the directory that it used last."""
 
-    def remember_bulk(self, identity: Identity) -> None:
+    def remember(self, identity: Identity) -> None:
         """Remember it."""
 
-    def bulk_sessions(self) -> list[str]:
+    def sessions(self) -> list[str]:
         """Return the sessions that may have bytes there."""
 
 
@@ -86,10 +86,10 @@ class BulkDirectory:
             StoreRefused: it is another directory, an older copy, or empty, and sessions would lose their bytes.
 
         """
-        here, known = self._identity(), store.bulk_identity()
+        here, known = self._identity(), store.identity()
         if here is not None and (known is None or known.id != here.id) and any(self.path.glob("x*-*")):
             raise StoreRefused(f"{self.path} has the bytes of another store; choose another directory, or remove it")
-        sessions = 0 if known is None else len(store.bulk_sessions())
+        sessions = 0 if known is None else len(store.sessions())
         if known is not None and sessions and (why := _difference(here, known)):
             raise StoreRefused(
                 f"{self.path} is not the bulk directory that this store used last: {why}. {sessions} sessions have "
@@ -100,7 +100,7 @@ class BulkDirectory:
         generation = max(here.generation, 0 if known is None else known.generation) + 1
         identity = Identity(here.id, generation)
         self._write(identity)  # before the store: a start that dies between the two is one ahead, and is let in
-        store.remember_bulk(identity)
+        store.remember(identity)
 
     def _identity(self) -> Identity | None:
         try:

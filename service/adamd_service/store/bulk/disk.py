@@ -13,7 +13,6 @@ from typing import Final, Protocol
 from adamd_service.store.bulk.extents import PAGE
 
 DIRECT: Final = getattr(os, "O_DIRECT", 0)
-ZEROS_BYTES: Final = 1024 * 1024
 FLAGS: Final = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -43,9 +42,6 @@ class Disk(Protocol):
 
     def make(self, name: str, nbytes: int) -> None:
         """Make a file of so many bytes, with room for all of them, and sync its name."""
-
-    def warm(self, name: str) -> None:
-        """Write zeros into all of it, and sync them: the next writes change no metadata."""
 
     def open(self, name: str) -> OpenFile:
         """Open a file to read and write it."""
@@ -142,17 +138,6 @@ class RealDisk:
             os.posix_fallocate(descriptor, 0, nbytes)
         else:
             os.ftruncate(descriptor, nbytes)
-
-    def warm(self, name: str) -> None:
-        """Write zeros into all of it, and sync them."""
-        zeros, file = mmap.mmap(-1, ZEROS_BYTES), self.open(name)
-        try:
-            size = (self._directory / name).stat().st_size
-            for offset in range(0, size, ZEROS_BYTES):
-                file.write(memoryview(zeros)[: min(ZEROS_BYTES, size - offset)], offset)
-            file.sync()
-        finally:
-            file.close()
 
     def open(self, name: str) -> RealFile:
         """Open a file to read and write it."""

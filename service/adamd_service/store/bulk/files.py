@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import threading
+import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future, wait
@@ -30,6 +31,7 @@ PIECE_BYTES: Final = 1024 * 1024  # of an upload, handed over at once
 WRITE_BYTES: Final = 4 * 1024 * 1024  # written by one call; also the piece of a snapshot
 BOUNCE_BYTES: Final = 1024 * 1024  # of aligned memory, for bytes that do not begin on a page
 MOST_UPLOADS: Final = 256  # at once
+YIELD: Final = 4.0  # a snapshot has a fifth of the disk at least
 RETIRED: Final = ".retired"  # behind the name of an extent whose disk failed
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STAGED, DOUBT, NAMED, FREE = Use.STAGED, Use.DOUBT, Use.NAMED, Use.FREE
@@ -69,6 +71,7 @@ class FileBulk:
         self._fresh = set[str]()  # made just now: their metadata are not on the disk before they are synced
         self._uploads = threading.Semaphore(MOST_UPLOADS)
         self._writers = writers
+        self._writing = _Writing()
         self._local = threading.local()
 
     def close(self) -> None:
@@ -96,11 +99,7 @@ class FileBulk:
             with self._failing(extent, owner):
                 file = self._disk.open(extent)
                 try:
-                    for start in range(0, data.nbytes, WRITE_BYTES):
-                        part = memoryview(data)[start : start + WRITE_BYTES]
-                        self.put(file, part, start)
-                        if pace is not None:
-                            pace(part.nbytes)
+                    self._write(file, memoryview(data), pace)
                     self.sync(file, extent)
                 finally:
                     file.close()
@@ -108,6 +107,22 @@ class FileBulk:
             self.move(extent, owner, frozenset({STAGED}), FREE)
             raise
         return BulkRef((), extent, data.nbytes)
+
+    def _write(self, file: OpenFile, data: memoryview, pace: Callable[[int], None] | None) -> None:
+        """Write piece by piece. With a ``pace``, which is told that nothing went through the store, let bodies go first.
+
+        A piece waits while some are written, but at most `YIELD` times as long as the piece before took: so it has its
+        share of a disk that is never idle.
+        """
+        took = 0.0
+        for start in range(0, data.nbytes, WRITE_BYTES):
+            if pace is not None:
+                self._writing.wait_for_none(YIELD * took)
+            began = time.monotonic()
+            self.put(file, data[start : start + WRITE_BYTES], start)
+            took = time.monotonic() - began
+            if pace is not None:
+                pace(0)
 
     def read(self, name: BulkName, ref: BulkRef, into: Bytes) -> None:
         """Fill ``into``. The caller compares the digest: an extent does not say whose bytes it has.
@@ -134,8 +149,12 @@ class FileBulk:
             file.close()
 
     def _read(self, file: OpenFile, ref: BulkRef, into: Bytes) -> None:
-        bounce, target = self._bounce(), memoryview(into)
-        for start in range(0, ref.length, BOUNCE_BYTES):
+        target = memoryview(into)
+        whole = ref.length // PAGE * PAGE if _address(target) % PAGE == 0 else 0  # read to where it is wanted
+        if whole and file.read(target[:whole], 0) < whole:
+            raise ChunkMissing(f"the extent {ref.extent} is shorter than it was")
+        bounce = self._bounce()
+        for start in range(whole, ref.length, BOUNCE_BYTES):
             length = min(BOUNCE_BYTES, ref.length - start)
             if file.read(bounce[: _pages(length)], start) < length:
                 raise ChunkMissing(f"the extent {ref.extent} is shorter than it was")
@@ -239,8 +258,11 @@ class FileBulk:
         return self._disk.open(extent)
 
     def submit(self, work: Callable[..., None], *args: object) -> Future[None]:
-        """Run work in a writer's thread."""
-        return self._writers.submit(work, *args)
+        """Run work in a writer's thread: a part of a body is written."""
+        self._writing.add()
+        future = self._writers.submit(work, *args)
+        future.add_done_callback(self._writing.done)
+        return future
 
     def put(self, file: OpenFile, part: memoryview, offset: int) -> None:
         """Write a part that begins on a page of the file: directly where it lies so, else through aligned memory."""
@@ -300,6 +322,28 @@ class FileBulk:
         if bounce is None:
             bounce = self._local.bounce = memoryview(mmap.mmap(-1, BOUNCE_BYTES))
         return bounce
+
+
+class _Writing:
+    """Counts the parts of bodies that are on their way to the disk."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = threading.Condition()
+
+    def add(self) -> None:
+        with self._none:
+            self._count += 1
+
+    def done(self, _: Future[None]) -> None:
+        with self._none:
+            self._count -= 1
+            if not self._count:
+                self._none.notify_all()
+
+    def wait_for_none(self, seconds: float) -> None:
+        with self._none:
+            self._none.wait_for(lambda: not self._count, seconds)
 
 
 class ExtentStaging:
