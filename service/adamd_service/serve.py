@@ -175,11 +175,18 @@ def _bulk(
     settings: ServerSettings, store: RedisStore, embedded: EmbeddedStore | None
 ) -> AbstractContextManager[object]:
     """Open the bulk directory beside the private store: to write there, or for what is there already."""
-    written = settings.bulk == "files"
+    written = settings.bulk_in_files
     if embedded is None or not (written or store.bulk.identity()):
         return nullcontext()
     path = settings.data_dir.expanduser() / "bulk"
-    return bulk_files(path, store, synced=settings.fsync == "always", written=written)
+    # With everysec the store's own sync flushes the device: what was written past the page cache goes along.
+    synced = settings.fsync == "always" or _device_of(path) != _device_of(path.with_name("store"))
+    return bulk_files(path, store, synced=synced, written=written, spare=settings.bulk_spare_bytes)
+
+
+def _device_of(path: Path) -> int:
+    """Return the device of a directory, or of what it will be made in."""
+    return path.stat().st_dev if path.exists() else path.parent.stat().st_dev
 
 
 def _url(settings: ServerSettings) -> str | None:

@@ -18,18 +18,22 @@ from adamd_service.store.outcomes import StoreRefused
 from adamd_service.store.redis_store import RedisStore
 
 WRITERS: Final = 4  # threads that write: a disk wants several writes at once
+SPARE_BYTES: Final = 1024 * 1024 * 1024  # of free extents
 MARGIN_BYTES: Final = 64 * 1024 * 1024  # of the disk that stay free for the store's own file
 log = structlog.get_logger()
 
 
 @contextmanager
-def bulk_files(path: Path, store: RedisStore, *, synced: bool, written: bool = True) -> Iterator[FileBulk]:
+def bulk_files(
+    path: Path, store: RedisStore, *, synced: bool, written: bool = True, spare: int = SPARE_BYTES
+) -> Iterator[FileBulk]:
     """Open the directory at ``path`` for this store, which keeps its bulk there until the end.
 
     Args:
         path: the directory; it is made where it is missing.
         store: whose bulk it is.
         written: new bulk goes there; else only what is there is read.
+        spare: bytes of free extents that are kept at most.
         synced: every body is on the disk before its step is committed; else the store's own sync takes it along.
 
     Raises:
@@ -46,7 +50,7 @@ def bulk_files(path: Path, store: RedisStore, *, synced: bool, written: bool = T
         except OSError as error:
             raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another directory") from None
         writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
-        files = FileBulk(disk, extents, store.bulk.expect, writers, synced=synced, margin=MARGIN_BYTES)
+        files = FileBulk(disk, extents, store.bulk.expect, writers, synced=synced, margin=MARGIN_BYTES, spare=spare)
         store.bulk.keep_in(files, written=written)
         try:
             yield files

@@ -563,7 +563,7 @@ class RedisStore:
         with translated():
             unlinked = garbage.sweep(self._client, tenant, self.bulk.files)
             self.bulk.sweep(self.resolve, self._snapshot_ids, time.monotonic())
-            return unlinked
+            return unlinked + (0 if self.bulk.files is None else self.bulk.files.tidy(time.monotonic()))
 
     def _snapshot_ids(self, session_id: str) -> set[str]:
         """Return the snapshots that a session's head names; none where it is gone."""

@@ -77,6 +77,7 @@ class Extents:
         self._extents: dict[str, _Extent] = {}
         self._free: dict[int, list[str]] = defaultdict(list)  # by size class; the last one is taken first
         self._of: dict[str, set[str]] = defaultdict(set)  # by session
+        self._least: dict[int, int] = {}  # by size class: the fewest that were free since `unused` looked
         self._next = 1
         self.bytes = 0
         self.free_bytes = 0
@@ -106,7 +107,9 @@ class Extents:
         if not free:
             return None
         name = free.pop()
-        self.free_bytes -= size_of(name)
+        size = size_of(name)
+        self._least[size] = min(self._least.get(size, len(free)), len(free))
+        self.free_bytes -= size
         self._assign(name, Use.STAGED, owner)
         return name
 
@@ -163,6 +166,11 @@ class Extents:
                 names.append(name)
                 excess -= size
         return names
+
+    def unused(self) -> list[str]:
+        """Return the free extents that nobody needed since this was asked before."""
+        least, self._least = self._least, {size: len(names) for size, names in self._free.items()}
+        return [name for size, names in self._free.items() for name in names[: least.get(size, 0)]]
 
     def _assign(self, name: str, use: Use, owner: Owner | None) -> None:
         extent = self._extents[name]

@@ -30,6 +30,7 @@ from adamd_service.store.outcomes import ChunkMissing
 PIECE_BYTES: Final = 1024 * 1024  # of an upload, handed over at once
 WRITE_BYTES: Final = 4 * 1024 * 1024  # written by one call; also the piece of a snapshot
 BOUNCE_BYTES: Final = 1024 * 1024  # of aligned memory, for bytes that do not begin on a page
+UNUSED_SECONDS: Final = 60.0  # a free extent that nobody needed for so long is removed
 MOST_UPLOADS: Final = 256  # at once
 YIELD: Final = 4.0  # a snapshot has a fifth of the disk at least
 RETIRED: Final = ".retired"  # behind the name of an extent whose disk failed
@@ -49,6 +50,7 @@ class FileBulk:
         synced: True: every write is synced before it is handed out. False: only where the disk's own order does not
             do it, since the store's next sync flushes direct writes of the same device too.
         margin: bytes of the disk that stay free.
+        spare: bytes of free extents, at most, that are kept for later.
 
     """
 
@@ -61,12 +63,15 @@ class FileBulk:
         *,
         synced: bool,
         margin: int,
+        spare: int = 2**62,
     ) -> None:
         self._disk = disk
         self._extents = extents
         self._expect = expect
         self._synced = synced or not disk.direct
         self._margin = margin
+        self._spare = spare
+        self._looked_at = time.monotonic()
         self._lock = threading.RLock()  # a finalizer may run while this thread holds it
         self._fresh = set[str]()  # made just now: their metadata are not on the disk before they are synced
         self._uploads = threading.Semaphore(MOST_UPLOADS)
@@ -245,13 +250,43 @@ class FileBulk:
     def give_back(self, most: int) -> int:
         """Remove free extents until at most ``most`` bytes are free; returns how many were removed."""
         with self._lock:
-            names = self._extents.spare(most)
-            for name in names:
-                self._extents.forget(name)
-                self._fresh.discard(name)
+            return self._remove(self._extents.spare(most))
+
+    def tidy(self, now: float) -> int:
+        """Remove free extents: what is more than `spare`, and what nobody needed for `UNUSED_SECONDS`.
+
+        ``now``: by the monotonic clock. Returns how many were removed.
+        """
+        with self._lock:
+            count = self._remove(self._extents.spare(self._spare))
+            if now - self._looked_at >= UNUSED_SECONDS:
+                self._looked_at = now
+                count += self._remove(self._extents.unused())
+            return count
+
+    def _remove(self, names: Collection[str]) -> int:
+        """Remove the files of free extents. An error leaves a file, which the next start finds and frees."""
         for name in names:
-            self._disk.remove(name)
+            self._extents.forget(name)
+            self._fresh.discard(name)
+            with suppress(OSError):
+                self._disk.remove(name)
         return len(names)
+
+    @property
+    def spare_bytes(self) -> int:
+        """How many bytes of free extents are kept at most."""
+        return self._spare
+
+    @property
+    def total_bytes(self) -> int:
+        """All extents' bytes."""
+        return self._extents.bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """The free extents' bytes."""
+        return self._extents.free_bytes
 
     def open(self, extent: str) -> OpenFile:
         """Open an extent that was taken."""
