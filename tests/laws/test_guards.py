@@ -352,7 +352,7 @@ GUARDS = [
     ),
     (
         "2 a script that was not allowed one of its commands may have run others",
-        [(f"{STORE}/redis_store.py", " if in_the_middle(error) else ", " if False else ")],
+        [(f"{STORE}/commit_call.py", " if in_the_middle(error) else ", " if False else ")],
         "tests/store/test_permissions.py::test_a_command_that_a_script_may_not_run_leaves_the_outcome_unknown",
     ),
     (

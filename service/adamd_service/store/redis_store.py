@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, Self, cast
 
 import redis
 import xxhash
@@ -34,11 +34,12 @@ from adamd_service.records import (
     Spec,
 )
 from adamd_service.store import chunks, garbage, index, keys, serialization
-from adamd_service.store.bulk.homes import Homes
+from adamd_service.store.bulk.homes import Homes, bulk_of
 from adamd_service.store.bulk.protocol import BulkName, Staging
+from adamd_service.store.commit_call import COMMIT_OVERHEAD_BYTES, Arguments, commit_call, failure
 from adamd_service.store.connection.connect import StoreLink, connect, node_settings
 from adamd_service.store.connection.durability import Terms
-from adamd_service.store.connection.failures import away, in_the_middle, no_permission, refused, translated
+from adamd_service.store.connection.failures import away, no_permission, translated
 from adamd_service.store.connection.silence import Silences, Silent
 from adamd_service.store.embedded.disk_room import DiskRoom
 from adamd_service.store.embedded.server import EmbeddedStore
@@ -47,9 +48,7 @@ from adamd_service.store.loop_connections import Lines
 from adamd_service.store.outcomes import Created, HeadVersion, Repeated, StoreRefused, Taken, Unfit, UnknownOutcome
 from adamd_service.store.scripts import script
 
-Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
-COMMIT_OVERHEAD_BYTES = 4096  # of a commit without its body, at least
 SCRIPT_TRIES = 3  # of a script that is safe to repeat
 
 
@@ -220,7 +219,7 @@ class RedisStore:
                 self._discard_snapshots(spec.id, head.snapshots)
                 return outcome
             owner = head.snapshots[0].id if head.snapshots else ""
-            self.bulk.doubt(spec.id, owner, _bulk_of(head.snapshots))
+            self.bulk.doubt(spec.id, owner, bulk_of(head.snapshots))
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
@@ -308,7 +307,7 @@ class RedisStore:
             args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *snapshot_lengths((ref,))]
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
-            self.bulk.doubt(head.spec.id, ref.id, _bulk_of((ref,)))
+            self.bulk.doubt(head.spec.id, ref.id, bulk_of((ref,)))
             verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
             self.bulk.settle(head.spec.id, ref.id, named=verdict[0] == b"set")
             if verdict[0] != b"set":
@@ -382,7 +381,7 @@ class RedisStore:
             try:
                 verdict = script("commit")(self._client, script_keys, *args)
             except ResponseError as error:
-                raise _failed(error) from error
+                raise failure(error) from error
             except Silent as error:  # nothing was sent
                 raise away(error) from error
             except Unfit as error:  # nothing was sent
@@ -413,12 +412,7 @@ class RedisStore:
             raise
 
     async def commit_soon(self, session_id: str, commit: Commit) -> CommitOutcome | None:
-        """`commit` without a thread, on the event loop; None where that cannot be, and nothing has happened.
-
-        Raises:
-            UnknownOutcome: as `commit`.
-
-        """
+        """`commit` on the event loop, raising as it does; None where that cannot be, and nothing has happened."""
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         with self._named_by(session_id, commit.record) as outcome:
@@ -427,7 +421,7 @@ class RedisStore:
             try:
                 verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
             except ResponseError as error:
-                raise _failed(error) from error
+                raise failure(error) from error
             return None if verdict is None else outcome(serialization.outcome_from(verdict))
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
@@ -541,7 +535,7 @@ class RedisStore:
             text = serialization.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
             garbage.expect(self._client, spec.tenant, spec.id)
-            if not self.bulk.doubt(spec.id, ref.id, _bulk_of((ref,))):
+            if not self.bulk.doubt(spec.id, ref.id, bulk_of((ref,))):
                 return False
             verdict = self._repeatable("snapshot", script_keys, *args)
             self.bulk.settle(spec.id, ref.id, named=verdict[0] == b"kept")
@@ -601,34 +595,3 @@ class RedisStore:
         if tombstone == index.DELETED.encode():
             raise SessionDeleted(f"session {session_id} is deleted")
         raise UnknownSession(f"there is no session {session_id!r}")
-
-
-def _bulk_of(snapshots: Iterable[SnapshotRef]) -> Iterator[BulkRef]:
-    return (array.bulk for ref in snapshots for array in ref.arrays)
-
-
-def _failed(error: ResponseError) -> AdamdError | UnknownOutcome:
-    """Return the error for a commit's error answer: it did not happen, or nobody knows how far it came."""
-    return UnknownOutcome(str(error)) if in_the_middle(error) else refused(error)
-
-
-def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
-    """Return the keys and arguments of a commit, in the order of the head comment of commit.lua."""
-    names, record, key = SessionKeys(session_id), commit.record, commit.idempotency
-    body = names.body(record.attempt, len(record.bulk.chunks))
-    client_key = names.idempotency("" if key is None else key.key)
-    script_keys = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
-    entry = Entry(record.step, record.digest, record.attempt, record.chain)
-    settings = "" if commit.settings_revision == commit.expect_revision else serialization.dumps(commit.settings)
-    args: Arguments = [
-        *(commit.incarnation, record.prev_chain, record.step - 1, commit.expect_revision),
-        *(record.step, keys.slot(record.step), serialization.entry_text(entry), record.attempt, record.chain),
-        *(serialization.record_meta(record), record.inline or b""),
-        *(settings, commit.settings_revision, record.nbytes),
-        "" if key is None else f"{key.digest} {record.step}",
-        index.DAY_SECONDS,
-        "" if commit.progress is None else serialization.progress_text(commit.progress),
-        serialization.seal(commit.incarnation, commit.settings_revision, settings) if settings else "",
-        *record.bulk.chunks,
-    ]
-    return script_keys, args

@@ -1,4 +1,7 @@
-"""A disk that forgets: at a crash each page that was not synced is kept, lost, or mixed with what was there."""
+"""A disk that forgets.
+
+At a crash each page that was not synced is kept, lost, or mixed with what was there.
+"""
 
 import errno
 

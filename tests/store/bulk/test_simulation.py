@@ -1,4 +1,7 @@
-"""File bulk on a disk that forgets: after every crash each committed record has its bytes. Faults are planted and found."""
+"""File bulk on a disk that forgets.
+
+After every crash each committed record has its bytes. Faults are planted and found.
+"""
 
 import os
 import time

@@ -1,4 +1,7 @@
-"""The disk as a port: the few file calls that bulk needs, and the real ones. The tests have a disk that forgets."""
+"""The disk as a port: the few file calls that bulk needs, and the real ones.
+
+The tests have a disk that forgets.
+"""
 
 from __future__ import annotations
 

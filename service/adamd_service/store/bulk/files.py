@@ -114,7 +114,7 @@ class FileBulk:
         return BulkRef((), extent, data.nbytes)
 
     def _write(self, file: OpenFile, data: memoryview, pace: Callable[[int], None] | None) -> None:
-        """Write piece by piece. With a ``pace``, which is told that nothing went through the store, let bodies go first.
+        """Write piece by piece. With a ``pace``, which is told that the store got nothing, let bodies go first.
 
         A piece waits while some are written, but at most `YIELD` times as long as the piece before took: so it has its
         share of a disk that is never idle.

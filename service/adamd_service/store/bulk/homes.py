@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Final, cast
 
 from adamd.errors import StoreUnavailable
-from adamd_service.records import BulkRef
+from adamd_service.records import BulkRef, SnapshotRef
 from adamd_service.store import keys, serialization
 from adamd_service.store.bulk.directory import Identity
 from adamd_service.store.bulk.extents import Owner
@@ -183,3 +183,8 @@ class Homes:
         self.settle(doubt.session_id, doubt.owner, named=named)
         self.release(doubt.session_id, doubt.owner)
         return True
+
+
+def bulk_of(snapshots: Iterable[SnapshotRef]) -> Iterator[BulkRef]:
+    """Yield where the arrays of snapshots lie."""
+    return (array.bulk for ref in snapshots for array in ref.arrays)
