@@ -1,9 +1,11 @@
 """Commits without an answer: what they may have named is kept until the outcome is known, and no longer."""
 
+from dataclasses import replace
+
 import pytest
 
 from adamd_service.records import Committed
-from adamd_service.store import RedisStore
+from adamd_service.store import ChunkMissing, RedisStore
 from adamd_service.store.bulk import homes
 from adamd_service.store.bulk.extents import Owner, Use
 from adamd_service.store.opening import bulk_files
@@ -95,3 +97,13 @@ def test_free_extents_above_the_bound_are_removed(store):
     store.discard(head.spec.id, record.attempt, record.bulk)
     files._spare = 0
     assert files.tidy(0.0) > 0 and files.free_bytes == 0
+
+
+def test_a_reader_is_handed_no_extent_of_anothers(store):
+    """Its bytes are whole, and not the reader's."""
+    head = create(store)
+    record = staged_record(store, head, BODY)
+    assert store.commit(head.spec.id, commit_of(head, record)) == Committed()
+    other = replace(record, attempt="0" * 16)
+    with pytest.raises(ChunkMissing):
+        store.read_body(head.spec.id, other, memoryview(bytearray(len(BODY))))
