@@ -88,7 +88,7 @@ class Rebuilder:
             except ChunkMissing as missing:
                 hot.drop()
                 now = self._store.load_head(hot.id)
-                if _names_the_same(now, head):
+                if _names_the_same(now, head):  # so nobody has unlinked it
                     lost.add(missing.snapshot)
                     if not missing.snapshot or lost >= {ref.id for ref in head.snapshots}:
                         raise Damaged(

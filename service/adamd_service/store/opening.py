@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from adamd_service.store.redis_store import RedisStore
 
 WRITERS: Final = 4  # threads that write: a disk wants several writes at once
 SPARE_BYTES: Final = 1024 * 1024 * 1024  # of free extents
-MARGIN_BYTES: Final = 64 * 1024 * 1024  # of the disk that stay free for the store's own file
+MARGIN_BYTES: Final = 128 * 1024 * 1024  # of the disk that stay free, or an eighth of it: twice the store's own margin
 log = structlog.get_logger()
 
 
@@ -49,8 +50,9 @@ def bulk_files(
             extents = listed(disk.names(), store.bulk.named())
         except OSError as error:
             raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another directory") from None
+        margin = min(MARGIN_BYTES, shutil.disk_usage(path).total // 8)
         writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
-        files = FileBulk(disk, extents, store.bulk.expect, writers, synced=synced, margin=MARGIN_BYTES, spare=spare)
+        files = FileBulk(disk, extents, store.bulk.expect, writers, synced=synced, margin=margin, spare=spare)
         store.bulk.keep_in(files, written=written)
         try:
             yield files

@@ -549,7 +549,7 @@ class RedisStore:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
         self._tidy()
         with translated():
-            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.files)
+            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.files) + self._given_back()
 
     def sweep(self, tenant: str) -> int:
         """Collect for a few sessions that may need it, and ask after commits without an answer; returns the keys."""
@@ -557,7 +557,11 @@ class RedisStore:
         with translated():
             unlinked = garbage.sweep(self._client, tenant, self.bulk.files)
             self.bulk.sweep(self.resolve, self._snapshot_ids, time.monotonic())
-            return unlinked + (0 if self.bulk.files is None else self.bulk.files.tidy(time.monotonic()))
+            return unlinked + self._given_back()
+
+    def _given_back(self) -> int:
+        """Remove free extents that nobody needs, and all of them where the store has no room; returns how many."""
+        return self.bulk.tidy(full=self._room is not None and self._room.full)
 
     def _snapshot_ids(self, session_id: str) -> set[str]:
         """Return the snapshots that a session's head names; none where it is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -11,11 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol
 
+from adamd_service.store.bulk.disk import FULL
 from adamd_service.store.embedded import private_files
 from adamd_service.store.outcomes import StoreRefused
 
 FORMAT: Final = 1
 IDENTITY: Final = "identity.json"
+SECTOR: Final = 512  # bytes of the identity, which is padded: a disk writes all of them or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +118,41 @@ class BulkDirectory:
         return identity
 
     def _write(self, identity: Identity) -> None:
+        text = json.dumps(asdict(identity)).encode().ljust(SECTOR)
         new = self.path / f"{IDENTITY}.new"
         try:
-            with private_files.opened(new) as file:
-                os.write(file, json.dumps(asdict(identity)).encode())
-                os.fsync(file)
-            new.replace(self.path / IDENTITY)
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                with private_files.opened(new) as file:
+                    os.write(file, text)
+                    os.fsync(file)
+                new.replace(self.path / IDENTITY)
+                _sync_names(self.path)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self._overwrite(text)
         except OSError as error:
+            raise StoreRefused(f"cannot write in {self.path}: {error.strerror}; choose another directory") from None
+        finally:
             with suppress(OSError):
                 new.unlink(missing_ok=True)
-            raise StoreRefused(f"cannot write in {self.path}: {error.strerror}; choose another directory") from None
+
+    def _overwrite(self, text: bytes) -> None:
+        """Write over the identity where it lies, which a full disk allows: within a sector, so all of it or nothing."""
+        with os.fdopen(os.open(self.path / IDENTITY, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
+            if os.fstat(file.fileno()).st_size != SECTOR:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _sync_names(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _difference(here: Identity | None, known: Identity) -> str:

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from adamd_service.store.bulk.extents import PAGE
 
 DIRECT: Final = getattr(os, "O_DIRECT", 0)
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FLAGS: Final = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -107,9 +108,9 @@ class RealDisk:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, *FULL):
                 raise
-            return False
+            return False  # on a full disk too: through the page cache goes everywhere
         finally:
             with suppress(OSError):
                 probe.unlink(missing_ok=True)

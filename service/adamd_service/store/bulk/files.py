@@ -22,7 +22,7 @@ import structlog
 from adamd.errors import Busy, Damaged, StoreFull, StoreUnavailable
 from adamd.wire.buffers import Bytes
 from adamd_service.records import BulkRef
-from adamd_service.store.bulk.disk import Disk, OpenFile
+from adamd_service.store.bulk.disk import FULL, Disk, OpenFile
 from adamd_service.store.bulk.extents import PAGE, Extents, Owner, Use
 from adamd_service.store.bulk.protocol import BulkName
 from adamd_service.store.outcomes import ChunkMissing
@@ -34,7 +34,6 @@ UNUSED_SECONDS: Final = 60.0  # a free extent that nobody needed for so long is 
 MOST_UPLOADS: Final = 256  # at once
 YIELD: Final = 4.0  # a snapshot has a fifth of the disk at least
 RETIRED: Final = ".retired"  # behind the name of an extent whose disk failed
-FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STAGED, DOUBT, NAMED, FREE = Use.STAGED, Use.DOUBT, Use.NAMED, Use.FREE
 log = structlog.get_logger()
 
@@ -72,6 +71,7 @@ class FileBulk:
         self._margin = margin
         self._spare = spare
         self._looked_at = time.monotonic()
+        self._full = False  # as far as it was tried
         self._lock = threading.RLock()  # a finalizer may run while this thread holds it
         self._fresh = set[str]()  # made just now: their metadata are not on the disk before they are synced
         self._uploads = threading.Semaphore(MOST_UPLOADS)
@@ -230,14 +230,27 @@ class FileBulk:
             self._disk.make(extent, size)
         except OSError as error:
             if error.errno in FULL:
-                raise StoreFull(
-                    f"the disk has no room for {size} bytes more: {error.strerror}", retry_after=2.0
-                ) from None
+                raise self._no_room(size, error) from None
             raise StoreUnavailable(f"the bulk directory takes no new file: {error.strerror}", retry_after=1.0) from None
         with self._lock:
             self._extents.add(extent, STAGED, owner)
             self._fresh.add(extent)
+            was_full, self._full = self._full, False
+        if was_full:
+            log.info("the bulk directory has room again")
         return extent
+
+    def _no_room(self, size: int, error: OSError) -> StoreFull:
+        """Return the error for a full disk, which is logged once. What is free already is still written."""
+        reason = (
+            f"the disk of the bulk directory has no room for {size} bytes more ({error.strerror}); "
+            "delete sessions, or make room there"
+        )
+        with self._lock:
+            was_full, self._full = self._full, True
+        if not was_full:
+            log.error("the bulk directory takes no more", reason=reason)
+        return StoreFull(reason, retry_after=2.0)
 
     def _require_room(self, size: int) -> None:
         """Remove free extents of other sizes where the disk is nearly full. Raises OSError (ENOSPC)."""

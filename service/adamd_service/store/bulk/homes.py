@@ -147,6 +147,12 @@ class Homes:
         if self.files is not None:
             self.files.release(session_id, owner)
 
+    def tidy(self, *, full: bool) -> int:
+        """Remove free extents that nobody needs; all of them where the disk is ``full``. Returns how many."""
+        if self.files is None:
+            return 0
+        return self.files.give_back(0) if full else self.files.tidy(time.monotonic())
+
     def sweep(
         self, outcome: Callable[[str, str, int], str], snapshots: Callable[[str], Collection[str]], now: float
     ) -> int:
