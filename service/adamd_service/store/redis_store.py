@@ -555,12 +555,11 @@ class RedisStore:
         """Collect for a few sessions that may need it, and ask after commits without an answer; returns the keys."""
         self._tidy()
         with translated():
-            unlinked = garbage.sweep(self._client, tenant, self.bulk.files)
             self.bulk.sweep(self.resolve, self._snapshot_ids, time.monotonic())
-            return unlinked + self._given_back()
+            return garbage.sweep(self._client, tenant, self.bulk.files) + self._given_back()
 
     def _given_back(self) -> int:
-        """Remove free extents that nobody needs, and all of them where the store has no room; returns how many."""
+        """Remove free extents: all of them where the store has no room."""
         return self.bulk.tidy(full=self._room is not None and self._room.full)
 
     def _snapshot_ids(self, session_id: str) -> set[str]:
