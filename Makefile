@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Hundreds of processes start here: what one has compiled, the next one finds, where it may write it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test bench gpu chaos proto check clean
+.PHONY: help demo test bench gpu chaos sim proto check clean
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 

@@ -7,6 +7,7 @@ import secrets
 import numpy as np
 
 from adamd_service.optim import FusedKernel, State, apply, parse_settings, plan
+from adamd_service.records import BulkRef
 from adamd_service.store import RedisStore
 from bench.clock import Floats, timed
 from bench.floor import Floor
@@ -65,18 +66,18 @@ class BulkWriter:
         self.name = name
         self._store = RedisStore.connect(redis_url, timeout=60.0)
         self._bytes = memoryview(gradient).cast("B")
-        self._written: list[tuple[str, int]] = []
+        self._written: list[tuple[str, BulkRef]] = []
 
     @timed
     def step(self) -> None:
         attempt = secrets.token_hex(8)
         staging = self._store.stage("s_bench", attempt, self._bytes.nbytes)
         staging.write(self._bytes)
-        self._written.append((attempt, len(staging.finish())))
+        self._written.append((attempt, staging.finish()))
 
     def settle(self) -> None:
-        for attempt, count in self._written:  # not sooner: the log does not write over its last record either
-            self._store.discard("s_bench", attempt, count)
+        for attempt, ref in self._written:  # not sooner: the log does not write over its last record either
+            self._store.discard("s_bench", attempt, ref)
         self._written.clear()
 
     def close(self) -> None:

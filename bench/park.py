@@ -38,7 +38,7 @@ class Park:
             found[f"naive, {policy}"] = self.naive[policy].pid
             pid = self.stores[policy].pid
             assert pid is not None
-            found[f"store, {policy} (adamd's session, the naive one, 13 bodies of the bulk writer)"] = pid
+            found[f"store, {policy} (the naive session, 13 bodies of the bulk writer)"] = pid
         for one in self.children:
             found |= one.pids
         return found
@@ -51,13 +51,13 @@ def start(stack: ExitStack, out: Path, asked: Sequence[str], say: Callable[[str]
     enter, directory = stack.enter_context, out / "data"
     stores, committed, naive = {}, {}, {}
     for policy in POLICIES:
-        say(f"starting a store with appendfsync {policy}, adamd and the naive service on it")
+        say(f"starting adamd with {policy}, and a store with appendfsync {policy} for the naive service")
         stores[policy] = enter(processes.store(directory / policy, policy))
-        committed[policy] = enter(processes.adamd(f"adamd {policy}", stores[policy].url, directory))
+        committed[policy] = enter(processes.adamd(f"adamd {policy}", directory / f"adamd-{policy}", policy))
         naive[policy] = enter(processes.naive(f"naive {policy}", stores[policy].url))
     say("starting two servers for memory sessions")
-    memory = enter(processes.adamd("adamd memory", stores["everysec"].url, directory))
-    sdk = enter(processes.adamd("adamd sdk", stores["everysec"].url, directory))
+    memory = enter(processes.adamd("adamd memory", directory / "adamd-memory", "everysec"))
+    sdk = enter(processes.adamd("adamd sdk", directory / "adamd-sdk", "everysec"))
     children: list[Child] = []
     absent: dict[str, str] = {}
     for one in PEERS:

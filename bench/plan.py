@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The product's defaults take a snapshot when the log has outgrown the state by a ratio of 4: 4 bytes a step against 12
-# (and the counts) make that every 13th step. A block of 13 committed steps so pays for exactly one snapshot.
+# The product's defaults take a snapshot when the log is 1.5 times the state: 4 bytes a step against 12 make that every
+# 5th step, and every 11th at 100,000 parameters, where the log reaches 4 MiB first. A block pays for one at least.
 SNAPSHOT_PERIOD = 13
 SNAPSHOT_PHASE = 8  # steps before the timed ones, so that the snapshot falls due, and is written, inside a block
 SMALL = 100_000  # parameters; calls that carry a whole body in one message are compared up to here

@@ -40,9 +40,9 @@ def store(directory: Path, fsync: str) -> Iterator[EmbeddedStore]:
 
 
 @contextmanager
-def adamd(name: str, redis_url: str, directory: Path) -> Iterator[Service]:
-    """Run ``adamd serve`` on a store."""
-    options = ["serve", "--port", "0", "--grpc-port", "0", "--redis-url", redis_url, "--data-dir", str(directory)]
+def adamd(name: str, directory: Path, fsync: str) -> Iterator[Service]:
+    """Run ``adamd serve`` on a data directory of its own, as a user does: with a private store, and files for bulk."""
+    options = ["serve", "--port", "0", "--grpc-port", "0", "--fsync", fsync, "--data-dir", str(directory)]
     ready = r"adamd is ready at http://([^:]+):(\d+) and grpc://(\S+)"
     with _service(name, ["-m", "adamd_service", *options], ready) as found:
         yield found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from adamd_service.settings import ServerSettings
+from adamd_service.settings import RATIO_IN_FILES
 from bench import processes, ratios, table
 from bench.run import Measured
 from bench.table import Found
@@ -18,11 +18,10 @@ def rest(found: Found) -> list[str]:
     """Return what the tables do not say."""
     if not found.sizes:
         return []
-    defaults = {name: field.default for name, field in ServerSettings.model_fields.items()}
     counts = ", ".join(f"{one.snapshots} at {one.parameters:,}" for one in found.sizes)
     lines = [
         f"Snapshots that fell into the committed blocks: {sum(one.snapshots for one in found.sizes)} ({counts}); "
-        f"ratio {defaults['snapshot_ratio']:g}, pace {defaults['snapshot_pace'] / processes.MIB:g} MiB/s: the defaults."
+        f"ratio {RATIO_IN_FILES:g}: the default."
     ]
     last = found.sizes[-1]
     bound = SELF + EACH * last.parameters / 1e6

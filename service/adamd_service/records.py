@@ -31,11 +31,32 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True)
+class BulkRef:
+    """Where bulk bytes lie.
+
+    Attributes:
+        chunks: lengths in bytes of chunks in the store.
+        extent: the file that has them instead; "": none.
+        length: bytes in that extent.
+
+    """
+
+    chunks: tuple[int, ...] = ()
+    extent: str = ""
+    length: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in all."""
+        return self.length if self.extent else sum(self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
 class ArrayRef:
-    """One array of a snapshot: chunk lengths in bytes, and the XXH3-128 (hex) of all of its bytes."""
+    """One array of a snapshot: where it lies, and the XXH3-128 (hex) of all of its bytes."""
 
     name: str  # params, or one of the optimizer's state arrays: exp_avg, exp_avg_sq, …
-    chunks: tuple[int, ...]
+    bulk: BulkRef
     digest: str
 
 
@@ -53,8 +74,8 @@ class SnapshotRef:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in its chunks."""
-        return sum(sum(array.chunks) for array in self.arrays)
+        """Bytes of its arrays."""
+        return sum(array.bulk.nbytes for array in self.arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +136,7 @@ class Record:
 
     The body is as it came: in ``encoding`` (`adamd.wire.encodings`), of values in ``dtype``. Where that is "raw", it is
     the flat concatenation, in layout order, of the gradients of the tensors that ``updates`` covers, little-endian.
-    Small bodies lie ``inline``; others in chunks of the attempt.
+    Small bodies lie ``inline``; others are bulk, under the attempt's name.
     """
 
     step: int
@@ -125,7 +146,7 @@ class Record:
     chain: str
     dtype: str
     updates: list[Any]  # optim.scalars.updates_to_json
-    chunks: tuple[int, ...] = ()
+    bulk: BulkRef = BulkRef()
     inline: bytes | None = None
     settings: dict[str, Any] | None = None  # the change that this step carried, as the client sent it
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -136,7 +157,7 @@ class Record:
     @property
     def nbytes(self) -> int:
         """Length of the body."""
-        return len(self.inline) if self.inline is not None else sum(self.chunks)
+        return len(self.inline) if self.inline is not None else self.bulk.nbytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from adamd_service.http.server.host_and_origin_check import doors
 from adamd_service.optim import warm_up
 from adamd_service.settings import ServerSettings, unknown
 from adamd_service.store import EmbeddedStore, RedisStore, StoreLoading, StoreRefused
+from adamd_service.store.opening import bulk_files
 from adamd_service.telemetry import Telemetry, configure_logging
 
 if TYPE_CHECKING:  # an extra that may be missing
@@ -162,11 +164,30 @@ def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[R
         url = embedded.url
     try:
         store = _connected(settings, url, embedded, say)
-        yield store
+        with _bulk(settings, store, embedded):
+            yield store
         store.close()
     finally:
         if embedded is not None:
             embedded.stop()
+
+
+def _bulk(
+    settings: ServerSettings, store: RedisStore, embedded: EmbeddedStore | None
+) -> AbstractContextManager[object]:
+    """Open the bulk directory beside the private store: to write there, or for what is there already."""
+    written = settings.bulk_in_files
+    if embedded is None or not (written or store.bulk.identity()):
+        return nullcontext()
+    path = settings.data_dir.expanduser() / "bulk"
+    # With everysec the store's own sync flushes the device: what was written past the page cache goes along.
+    synced = settings.fsync == "always" or _device_of(path) != _device_of(path.with_name("store"))
+    return bulk_files(path, store, synced=synced, written=written, spare=settings.bulk_spare_bytes)
+
+
+def _device_of(path: Path) -> int:
+    """Return the device of a directory, or of what it will be made in."""
+    return path.stat().st_dev if path.exists() else path.parent.stat().st_dev
 
 
 def _url(settings: ServerSettings) -> str | None:

@@ -83,6 +83,8 @@ def _bytes(value: Any) -> Any:
         return value
 
 
+RATIO_IN_FILES = 1.5  # bytes of log by bytes of state: what it costs in time and on the disk is in docs/decisions
+RATIO_IN_STORE = 4.0
 PORT = "a port: a whole number from 0 to 65535, 0 for a free one"
 SIZE = "a number of bytes, as in 2147483648, 2GB or 512MiB"
 SECONDS = "seconds, more than 0"
@@ -110,6 +112,8 @@ class ServerSettings(BaseSettings):
     device: str = Field("auto", pattern=f"^{ASKED}$", description="auto, cpu, cuda, or cuda:N as in cuda:0")
     device_bytes: Size | None = Field(None, description=SIZE)
     fsync: Literal["always", "everysec"] = Field("always", description="always or everysec")
+    bulk: Literal["files", "store"] = Field("files", description="files or store")
+    bulk_spare_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=0, description=SIZE)] = 1024 * MIB
     allow_lossy_store: bool = Field(False, description=SWITCH)
     store_trusted: bool = Field(False, description=SWITCH)
     store_timeout: Seconds = 10.0
@@ -132,12 +136,17 @@ class ServerSettings(BaseSettings):
     upload_gap: Seconds = 30.0
     shutdown_grace: Seconds = 30.0
     threads: int = Field(32, ge=2, le=256, description="a whole number from 2 to 256")
-    snapshot_ratio: float = Field(4.0, gt=0, description="a number above 0")
+    snapshot_ratio: float | None = Field(None, gt=0, description="a number above 0")
     snapshot_records: int = Field(1024, ge=1, description=COUNT)
     snapshot_pace: Annotated[float, BeforeValidator(_bytes), Field(gt=0, description=f"{SIZE}, a second")] = 128.0 * MIB
     # As many as `CALLS`, and as messages fit into the bytes in flight.
     grpc_calls: int | None = Field(None, ge=1, description=COUNT)
     grpc_streams: int = Field(128, ge=1, description=COUNT)
+
+    @property
+    def bulk_in_files(self) -> bool:
+        """Whether new bulk goes into files beside the private store."""
+        return self.bulk == "files" and self.redis_url is None and self.redis_url_file is None
 
     def limits(self) -> Limits:
         """Return the bounds that the engine upholds."""
@@ -150,13 +159,14 @@ class ServerSettings(BaseSettings):
             upload_gap=self.upload_gap,
             threads=self.threads,
             kernels=os.cpu_count() or 1,
-            snapshot_ratio=self.snapshot_ratio,
+            snapshot_ratio=self.snapshot_ratio or (RATIO_IN_FILES if self.bulk_in_files else RATIO_IN_STORE),
             snapshot_records=self.snapshot_records,
             snapshot_pace=self.snapshot_pace,
             calls=self.grpc_calls or max(1, min(MAX_GRPC_CALLS, self.in_flight_bytes // channel.MAX_MESSAGE)),
             streams=self.grpc_streams,
             sessions=self.max_sessions,
             store=self.store_bytes if self.redis_url is None else None,
+            bulk_spare=self.bulk_spare_bytes if self.bulk_in_files else None,
         )
 
 

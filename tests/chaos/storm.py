@@ -36,6 +36,7 @@ class Plan:
     stores: int
     large: int  # elements of the large vectors
     every: int  # kills between two comparisons
+    bulk: str = "files"  # where the large vectors lie
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Storm:
     def __init__(self, plan, directory, say=print):
         self.plan, self.say = plan, say
         self.rng = np.random.default_rng(plan.seed)
-        self.server = Server(directory, env=ENV)
+        self.server = Server(directory, env={**ENV, "ADAMD_BULK": plan.bulk})
         self.server.forked = False  # killed and started as a user's is, who has no fork server
         self.crew = Crew()
         self.summary = Summary()

@@ -25,11 +25,13 @@ def storm(plan, directory):
 
 
 @pytest.mark.slow
-def test_a_short_storm(tmp_path):
-    storm(Plan(SEED, servers=8, stores=3, large=100_000, every=6), tmp_path / "server")
+@pytest.mark.parametrize("bulk", ["files", "store"])
+def test_a_short_storm(tmp_path, bulk):
+    storm(Plan(SEED, servers=8, stores=3, large=300_000, every=6, bulk=bulk), tmp_path / "server")
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
-def test_a_long_storm(tmp_path):
-    storm(Plan(SEED, servers=100, stores=30, large=300_000, every=20), tmp_path / "server")
+@pytest.mark.parametrize("bulk", ["files", "store"])
+def test_a_long_storm(tmp_path, bulk):
+    storm(Plan(SEED, servers=100, stores=30, large=600_000, every=20, bulk=bulk), tmp_path / "server")

@@ -49,13 +49,14 @@ def beside(server_factory, store_factory):
 def test_waiting_for_the_store_takes_no_place_of_computing(beside):
     one, store, client, durable, memory = beside
     told = []
+    sessions = [durable, client.create(np.zeros(4, np.float32))]  # a thread waits for each: every one that may wait
 
-    def reader():
-        told.append(asked(one.url, f"/v1/sessions/{durable.id}/parameters"))
+    def reader(session):
+        told.append(asked(one.url, f"/v1/sessions/{session.id}/parameters"))
 
     before = commands(store)
     store.pause()
-    readers = [threading.Thread(target=reader) for _ in range(READERS)]
+    readers = [threading.Thread(target=reader, args=(sessions[n % 2],)) for n in range(READERS)]
     for each in readers:
         each.start()
     # All of this is answered while every reader waits for the store.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adamd.errors import InternalError, InvalidRequest, SessionDeleted, UnknownSession
-from adamd_service.records import Committed, IdempotencyKey, Lost
+from adamd_service.records import BulkRef, Committed, IdempotencyKey, Lost
 from adamd_service.store import ChunkMissing, Created, HeadVersion, Repeated, Taken, chunks
 
 from .sessions import (
@@ -60,7 +60,7 @@ class StoreContract:
         head = create(store, missing=True)
         assert (head.parameters_missing, head.snapshots) == (True, ())
         empty = create(store, 0)
-        assert [array.chunks for array in empty.snapshots[0].arrays] == [()]
+        assert [array.bulk.chunks for array in empty.snapshots[0].arrays] == [()]
         assert array_of(store, empty.spec.id, empty.snapshots[0], empty.snapshots[0].arrays[0]) == b""
         empty = step(store, empty, b"")
         (record,) = store.records(empty.spec.id, 1, 1)
@@ -173,7 +173,7 @@ class StoreContract:
             0: (chunks.CHUNK_BYTES, chunks.CHUNK_BYTES),
             1: (chunks.CHUNK_BYTES, chunks.CHUNK_BYTES, 1),
         }
-        assert record.chunks == wanted[off]
+        assert record.bulk.chunks == wanted[off]
         assert store.commit(head.spec.id, commit_of(head, record)) == Committed()
         assert body_of(store, head.spec.id, record) == body
 
@@ -183,7 +183,7 @@ class StoreContract:
         with pytest.raises(ChunkMissing):
             body_of(store, head.spec.id, replace(record, attempt="another"))
         with pytest.raises(ChunkMissing):
-            body_of(store, head.spec.id, replace(record, chunks=(99,)))
+            body_of(store, head.spec.id, replace(record, bulk=BulkRef((99,))))
         ref = head.snapshots[0]
         with pytest.raises(InternalError, match="damaged"):
             array_of(store, head.spec.id, ref, replace(ref.arrays[0], digest="0" * 32))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from adamd.errors import StoreFull
-from adamd_service.records import Committed, IdempotencyKey, Lost
+from adamd_service.records import BulkRef, Committed, IdempotencyKey, Lost
 from adamd_service.store import chunks
 from adamd_service.store.keys import SessionKeys
 
@@ -84,7 +84,7 @@ def commit_wants_every_chunk(store, client):
 def commit_wants_every_byte(store, client):
     head = create(store)
     record = staged_record(store, head, b"12345678")
-    assert store.commit(head.spec.id, commit_of(head, replace(record, chunks=(7,)))) == CHUNKS
+    assert store.commit(head.spec.id, commit_of(head, replace(record, bulk=BulkRef((7,))))) == CHUNKS
     assert store.load_head(head.spec.id) == head
 
 

@@ -351,7 +351,7 @@ def discarding_spares_what_is_named(store, client):
     """Who discards has asked a store that is another one by now, where the attempt was committed."""
     head = step(store, create(store), staged_body=True)
     record = store.records(head.spec.id, 1, 1)[0]
-    store.discard(head.spec.id, record.attempt, 1)
+    store.discard(head.spec.id, record.attempt, record.bulk)
     assert body_of(store, head.spec.id, record) == b"gradient"
     ref = head.snapshots[0]
     store.discard_snapshot(head.spec.id, ref.id, ref.arrays)

@@ -9,7 +9,7 @@ import xxhash
 
 from adamd.errors import StoreUnavailable
 from adamd.wire import layout
-from adamd_service.records import Commit, Committed, Head, Record, SnapshotRef, Spec
+from adamd_service.records import BulkRef, Commit, Committed, Head, Record, SnapshotRef, Spec
 from adamd_service.rules import first_chain, next_chain
 
 
@@ -59,8 +59,8 @@ def digest_of(body):
     return xxhash.xxh3_128_hexdigest(body)
 
 
-def next_record(head, body=b"gradient", *, chunks=None, **more):
-    """The record of the step after ``head``: ``body`` inline, or staged in ``chunks`` of these lengths."""
+def next_record(head, body=b"gradient", *, bulk=None, **more):
+    """The record of the step after ``head``: ``body`` inline, or staged where ``bulk`` says."""
     digest = digest_of(body)
     updates = more.pop("updates", [[0, 1, {"lr": 0.1}]])
     number = head.step + 1
@@ -73,8 +73,8 @@ def next_record(head, body=b"gradient", *, chunks=None, **more):
             "chain": next_chain(head.chain, number, digest, updates, "adamd-1"),
             "dtype": "float32",
             "updates": updates,
-            "chunks": chunks or (),
-            "inline": None if chunks else body,
+            "bulk": bulk or BulkRef(),
+            "inline": None if bulk else body,
             "metrics": {"loss": 0.5},
             **more,
         }
@@ -101,16 +101,17 @@ def moved_on(head, record):
 
 
 def staged(store, session_id, body, attempt=None):
-    """Stage a body; returns the attempt and the chunks' lengths."""
+    """Stage a body; returns the attempt and where it lies."""
     attempt = attempt or secrets.token_hex(8)
     staging = store.stage(session_id, attempt, len(body))
     staging.write(memoryview(body))
+    store.__dict__.setdefault("stagings", []).append(staging)  # as a step keeps its own, until it is committed
     return attempt, staging.finish()
 
 
 def staged_record(store, head, body, **more):
-    attempt, lengths = staged(store, head.spec.id, body)
-    return next_record(head, body, chunks=lengths, attempt=attempt, **more)
+    attempt, ref = staged(store, head.spec.id, body)
+    return next_record(head, body, bulk=ref, attempt=attempt, **more)
 
 
 def step(store, head, body=b"gradient", *, staged_body=False):
@@ -144,7 +145,7 @@ def body_of(store, session_id, record):
 
 
 def array_of(store, session_id, ref, array):
-    into = np.empty(sum(array.chunks), np.uint8)
+    into = np.empty(array.bulk.nbytes, np.uint8)
     store.read_array(session_id, ref.id, array, into)
     return into.tobytes()
 

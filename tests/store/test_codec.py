@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adamd.errors import InternalError
 from adamd.wire import layout
-from adamd_service.records import ArrayRef, Entry, Head, Record, SnapshotRef, Spec
+from adamd_service.records import ArrayRef, BulkRef, Entry, Head, Record, SnapshotRef, Spec
 from adamd_service.store import HeadVersion, chunks, serialization
 from adamd_service.store.keys import IndexKeys, SessionKeys, slot
 
@@ -29,10 +29,12 @@ ATTEMPTS = st.text("0123456789abcdef", min_size=1, max_size=32)
 PRINTABLE = st.text(min_size=1, max_size=20).filter(str.isprintable)
 SHAPES = st.lists(st.integers(0, 12), max_size=4).map(tuple)
 LAYOUTS = st.dictionaries(PRINTABLE, SHAPES, max_size=5).map(layout.named_layout) | SHAPES.map(layout.vector_layout)
+EXTENTS = st.builds(BulkRef, extent=st.just("x000524288-7"), length=COUNTS)
+BULK = st.builds(BulkRef, st.lists(COUNTS, max_size=4).map(tuple)) | EXTENTS
 ARRAYS = st.builds(
     ArrayRef,
     name=st.sampled_from(["params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"]),
-    chunks=st.lists(COUNTS, max_size=4).map(tuple),
+    bulk=BULK,
     digest=HEX,
 )
 SNAPSHOTS = st.builds(
@@ -85,7 +87,7 @@ RECORDS = st.builds(
     chain=HEX,
     dtype=st.sampled_from(["float16", "bfloat16", "float32", "float64"]),
     updates=st.lists(JSON, max_size=4),
-    chunks=st.lists(st.integers(1, 2**53), min_size=1, max_size=4).map(tuple),
+    bulk=st.builds(BulkRef, st.lists(st.integers(1, 2**53), min_size=1, max_size=4).map(tuple)) | EXTENTS,
     inline=st.none(),
     settings=st.none() | OBJECTS,
     metrics=OBJECTS,
@@ -113,7 +115,7 @@ def test_a_head_comes_back_exactly(head):
 def test_a_record_comes_back_exactly(record, inline):
     meta = serialization.record_meta(record).encode()
     assert serialization.record_from(record.step, meta, b"") == record
-    small = replace(record, chunks=(), inline=inline)
+    small = replace(record, bulk=BulkRef(), inline=inline)
     assert serialization.record_from(record.step, serialization.record_meta(small).encode(), inline) == small
     with pytest.raises(InternalError):
         serialization.record_from(record.step + 1, meta, b"")

@@ -8,7 +8,7 @@ import pytest
 
 from adamd.errors import StoreUnavailable
 from adamd.wire import layout
-from adamd_service.records import Committed, IdempotencyKey, SnapshotRef
+from adamd_service.records import BulkRef, Committed, IdempotencyKey, SnapshotRef
 from adamd_service.store import UnknownOutcome, chunks
 
 from .contract import StoreContract
@@ -87,9 +87,9 @@ def test_what_came_to_nothing_is_unlinked_at_once(store, client):
 
     before = keys_of(client, head.spec.id)
     store.put_parameters(replace(head, chain="0" * 64), head, params(head), (0,))
-    attempt, lengths = staged(store, head.spec.id, b"x" * 10)
-    store.discard(head.spec.id, attempt, len(lengths))
-    store.discard(head.spec.id, attempt, 0)
+    attempt, ref = staged(store, head.spec.id, b"x" * 10)
+    store.discard(head.spec.id, attempt, ref)
+    store.discard(head.spec.id, attempt, BulkRef())
     ref, kept = snapshot(store, replace(head, chain="0" * 64))
     assert not kept
     store.discard_snapshot(head.spec.id, ref.id, ref.arrays)
@@ -128,9 +128,9 @@ def test_as_many_chunks_as_there_may_be(store, client, monkeypatch):
     size = 2000
     arrays = {name: np.arange(size, dtype="f4") for name in ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
     head = create(store, size, arrays=arrays)
-    assert [len(array.chunks) for array in head.snapshots[0].arrays] == [1000] * 4
+    assert [len(array.bulk.chunks) for array in head.snapshots[0].arrays] == [1000] * 4
     record = staged_record(store, head, arrays["params"].tobytes())
-    assert len(record.chunks) == 1000
+    assert len(record.bulk.chunks) == 1000
     assert store.commit(head.spec.id, commit_of(head, record)) == Committed()
     assert body_of(store, head.spec.id, record) == arrays["params"].tobytes()
     head = moved_on(head, record)
@@ -205,7 +205,7 @@ def test_a_connection_that_lost_its_place_is_thrown_away(store_process, connecte
     record = staged_record(store, head, bytes(3))
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
-            body_of(store, head.spec.id, replace(record, chunks=(3, 3, 3)))
+            body_of(store, head.spec.id, replace(record, bulk=BulkRef((3, 3, 3))))
         staging = store.stage(head.spec.id, secrets.token_hex(8), 3 * chunks.CHUNK_BYTES)
         staging.write(memoryview(bytes(3 * chunks.CHUNK_BYTES)))
         staging.abort()

@@ -18,7 +18,7 @@ from redis.exceptions import (
 )
 
 from adamd.errors import Busy, InternalError, StoreFull, StoreUnavailable
-from adamd_service.records import Committed
+from adamd_service.records import BulkRef, Committed
 from adamd_service.store import RedisStore, StoreRefused, UnknownOutcome, chunks
 from adamd_service.store.connection.connect import connect
 from adamd_service.store.connection.failures import refused, translated
@@ -63,7 +63,7 @@ def test_a_full_store_refuses_and_keeps_nothing_half(store_factory, store_kind, 
     assert 0 < client.ttl(f"adamd:{{{head.spec.id}}}:body:{record.attempt}:0")
 
     store.delete(head.spec.id)
-    store.discard(head.spec.id, record.attempt, len(record.chunks))
+    store.discard(head.spec.id, record.attempt, record.bulk)
     assert store.collect(head.spec.id) > 0
     room(client, 16 * MIB)
     assert step(store, create(store, MIB), bytes(2 * MIB), staged_body=True)
@@ -105,7 +105,7 @@ def test_a_killed_store_is_unavailable_and_then_works_with_the_same_client(store
         assert told.value.retry_after
     with pytest.raises(UnknownOutcome):
         store.commit(head.spec.id, commit_of(head, next_record(head)))
-    store.discard(head.spec.id, "nothing", 3)  # does what it can
+    store.discard(head.spec.id, "nothing", BulkRef((1, 1, 1)))  # does what it can
 
     process.start()
     assert store.load_head(head.spec.id).step == 1
@@ -161,7 +161,7 @@ def test_uploads_have_connections_of_their_own(store_process, monkeypatch):
     head = step(store, head)  # the fifth connection
 
     # However an upload ends, and however often, its place is free once.
-    assert uploads[0].finish() == uploads[0].finish() == (3,)
+    assert uploads[0].finish() == uploads[0].finish() == BulkRef((3,))
     uploads[0].abort()
     uploads[1].abort()
     uploads[1].abort()
@@ -212,9 +212,9 @@ def test_an_upload_is_given_up_while_it_is_at_work(store_process, connected, cli
         worker.start()
         upload.abort()
         worker.join()
-        assert ended in ([None], [(chunks.CHUNK_BYTES,) * 4])
+        assert ended in ([None], [BulkRef((chunks.CHUNK_BYTES,) * 4)])
         assert store.load_head(head.spec.id) == head
-        store.discard(head.spec.id, f"a{number}", 4)
+        store.discard(head.spec.id, f"a{number}", BulkRef((1, 1, 1, 1)))
 
 
 def test_a_piece_that_is_not_a_multiple_is_still_whole(store):
@@ -223,7 +223,7 @@ def test_a_piece_that_is_not_a_multiple_is_still_whole(store):
     staging = store.stage(head.spec.id, "a", len(body))
     for part in (body[:10], b"", body[10 : chunks.CHUNK_BYTES + 20], body[chunks.CHUNK_BYTES + 20 :]):
         staging.write(memoryview(part))
-    record = next_record(head, body, chunks=staging.finish(), attempt="a")
+    record = next_record(head, body, bulk=staging.finish(), attempt="a")
     assert store.commit(head.spec.id, commit_of(head, record)) == Committed()
     assert body_of(store, head.spec.id, record) == body
 

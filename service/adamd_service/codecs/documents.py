@@ -135,6 +135,7 @@ def server_info(engine: Engine) -> dict[str, Any]:
             "in_flight_bytes": limits.in_flight,
             "sessions": limits.sessions,
             "store_bytes": limits.store,
+            "bulk_spare_bytes": limits.bulk_spare,
         },
         "grpc": {
             "message_bytes": channel.MAX_MESSAGE,

@@ -41,6 +41,7 @@ class Limits:
     streams: int = 128  # of them on one connection
     sessions: int = 100_000
     store: int | None = None  # that the private store may hold; None: it is not ours
+    bulk_spare: int | None = None  # of free extents that are kept; None: bulk lies in the store
 
 
 class Budget:

@@ -10,19 +10,19 @@ import asyncio
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
-from adamd.errors import AdamdError, SessionExists, ShuttingDown, StoreUnavailable, TooLarge, Unavailable
+from adamd.errors import AdamdError, Busy, SessionExists, ShuttingDown, StoreUnavailable, TooLarge, Unavailable
 from adamd.wire.buffers import BufferPool
 from adamd_service.engine import admission
 from adamd_service.engine.admission import Budget, Limits
 from adamd_service.engine.answers import Copies
-from adamd_service.engine.cache import Hot, HotSessions, LoadedSession
+from adamd_service.engine.cache import Hot, HotSessions, LoadedSession, is_finite
 from adamd_service.engine.calls import (
     Answer,
     CreateCall,
@@ -116,7 +116,18 @@ class Engine:
         self._directory.require_free(call.name)
         head = first_head(call, settings, state, f"s_{secrets.token_hex(10)}")
         create = partial(self._lifecycle.create, restored=call.saved is not None)
-        return _created(await self._workers.guard(self._workers.ask(create, head, state, key)))
+        view = await self._workers.guard(self._workers.ask(create, head, state, key))
+        if state is not None and not view.repeated:
+            self._keep(view, state, diverged=not await self._workers.run(is_finite, state))
+        return _created(view)
+
+    def _keep(self, view: SessionView, state: State, *, diverged: bool) -> None:
+        """Keep a new session in memory where there is room, so that its first step reads nothing back."""
+        spec = view.head.spec
+        with suppress(Busy, TooLarge), self.hot.use(spec.id) as hot:
+            if hot.loaded is None and not hot.lock.locked():  # else somebody was quicker
+                self.hot.charge(hot, admission.state_bytes(spec, view.settings))
+                hot.loaded = LoadedSession(view.head, view.settings, state, diverged=diverged)
 
     async def _create_memory(
         self, head: Head, settings: Settings, state: State | None, key: IdempotencyKey | None
@@ -421,6 +432,12 @@ class Engine:
                 await self._readiness.check()
         except TimeoutError:
             raise StoreUnavailable(f"the store has not answered for {READY:g} s", retry_after=1.0) from None
+
+    @property
+    def bulk_bytes(self) -> tuple[int, int]:
+        """The bytes of all extents in the bulk directory, and of the free ones among them."""
+        files = self.store.bulk.files
+        return (0, 0) if files is None else (files.total_bytes, files.free_bytes)
 
     async def keep_house(self) -> None:
         """Give a sign of life, and raise as `ready`; sweep what deleted sessions left."""

@@ -88,12 +88,18 @@ class Rebuilder:
             except ChunkMissing as missing:
                 hot.drop()
                 now = self._store.load_head(hot.id)
-                if _names_the_same(now, head):
+                if _names_the_same(now, head):  # so nobody has unlinked it
                     lost.add(missing.snapshot)
                     if not missing.snapshot or lost >= {ref.id for ref in head.snapshots}:
                         raise Damaged(
                             f"session {hot.id}: {missing.detail}, and is missing for good; {Damaged.ADVICE}"
                         ) from None
+                head = now
+            except Damaged:
+                now = self._store.load_head(hot.id)
+                if _names_the_same(now, head):
+                    raise
+                hot.drop()  # the head has moved, and what it named has become free and holds other bytes
                 head = now
         raise StoreUnavailable("the session was changed each time while it was read; try again", retry_after=0.2)
 

@@ -50,9 +50,9 @@ from adamd_service.optim import (
     to_json,
     updates_to_json,
 )
-from adamd_service.records import Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
+from adamd_service.records import BulkRef, Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
 from adamd_service.rules import Apply, Refuse, Replay, StepRequest, decide, next_chain
-from adamd_service.store import RedisStore, UnknownOutcome
+from adamd_service.store import RedisStore, Staging, UnknownOutcome
 
 T = TypeVar("T")
 
@@ -134,8 +134,9 @@ class ReceivedStep:
         call: as it was asked for; its settings and metrics may have come in the body.
         present: the tensors that the body has, by index; None: all of them.
         attempt: names this try in the store.
-        chunks: lengths of what is staged there under the attempt's name.
-        committed: the staged chunks must stay, as far as anyone knows.
+        bulk: where it was logged under the attempt's name, as far as it was.
+        staging: keeps what was logged, as long as nothing names it.
+        committed: what was logged must stay, as far as anyone knows.
         landed: the step that a POST was committed as, where only `resolve` knows it.
 
     """
@@ -144,7 +145,8 @@ class ReceivedStep:
     body: StepBody
     present: tuple[int, ...] | None
     attempt: str
-    chunks: tuple[int, ...] | None = None
+    bulk: BulkRef | None = None
+    staging: Staging | None = None
     committed: bool = False
     landed: int | None = None
 
@@ -197,7 +199,7 @@ class Stepper:
         try:
             return await self._run(hot, step, io)
         finally:
-            if step.chunks and not step.committed:
+            if step.bulk is not None and not step.committed:
                 self._discard(hot.id, step)
 
     async def _run(self, hot: Hot, step: ReceivedStep, io: Io) -> Answer:
@@ -332,8 +334,8 @@ class Stepper:
         digest = step.body.digest()
         body = step.body.buffer
         inline = body.tobytes() if head.spec.durability == "committed" and body.nbytes <= self._inline else None
-        if head.spec.durability == "committed" and inline is None and step.chunks is None:
-            step.chunks = self._stage(head.spec.id, step)
+        if head.spec.durability == "committed" and inline is None and step.bulk is None:
+            step.bulk = self._stage(head.spec.id, step)
         return Record(
             step=number,
             attempt=step.attempt,
@@ -343,7 +345,7 @@ class Stepper:
             dtype=step.body.dtype,
             encoding=step.body.encoding,
             updates=scalars,
-            chunks=step.chunks or (),
+            bulk=step.bulk or BulkRef(),
             inline=inline,
             settings=None if step.call.settings is None else dict(step.call.settings),
             metrics=dict(step.call.metrics),
@@ -351,10 +353,10 @@ class Stepper:
             best=best,
         )
 
-    def _stage(self, session_id: str, step: ReceivedStep) -> tuple[int, ...]:
+    def _stage(self, session_id: str, step: ReceivedStep) -> BulkRef:
         """Log a body that was not logged while it arrived: it looked like a replay, or came in another encoding."""
         body = step.body.buffer
-        staging = self._store.stage(session_id, step.attempt, body.nbytes)
+        staging = step.staging = self._store.stage(session_id, step.attempt, body.nbytes)
         try:
             staging.write(memoryview(body))
             return staging.finish()
@@ -394,7 +396,7 @@ class Stepper:
     def _after_loss(self, step: ReceivedStep, outcome: Lost) -> None:
         if outcome.reason == "fenced" or outcome.reason == "chunks":
             # The attempt is dead, or its chunks outlived their TTL: the next commit needs a new one.
-            step.attempt, step.chunks = secrets.token_hex(8), None
+            step.attempt, step.bulk = secrets.token_hex(8), None
 
     def _drop_and_resolve(self, hot: Hot, step: ReceivedStep, number: int) -> None:
         """Find out what became of a commit without an answer; the cache is rebuilt either way, by `_run` (law 2)."""
@@ -406,12 +408,12 @@ class Stepper:
         if verdict == "fenced":
             step.committed = False
             self._discard(hot.id, step)
-            step.attempt, step.chunks = secrets.token_hex(8), None
+            step.attempt, step.bulk = secrets.token_hex(8), None
 
     def _discard(self, session_id: str, step: ReceivedStep) -> None:
         """Unlink an attempt that can no longer commit. Its TTL does the same, later, where this fails."""
         try:
-            self._store.discard(session_id, step.attempt, len(step.chunks or ()))
+            self._store.discard(session_id, step.attempt, step.bulk or BulkRef())
         except StoreUnavailable:
             return
 

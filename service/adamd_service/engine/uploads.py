@@ -121,24 +121,24 @@ class Uploads:
             staging = self._store.stage(hot.id, attempt, expected)
         present = present_of(head.spec.layout, call.tensors)
         reception = _reception(head.spec, call, dtype, buffer, present, staging)
-        chunks = None
+        bulk = None
         try:
             gap = self._limits.upload_gap
             threads = self._workers.threads if staging is None else self._workers.waiting
             await receive_exactly(call.body, reception, threads, gap, self._draining)
             if staging is not None:
-                chunks = await self._workers.ask(staging.finish)
+                bulk = await self._workers.ask(staging.finish)
         except BaseException:
             if staging is not None:
                 self._workers.spawn(self._workers.ask(self._give_up, hot.id, attempt, staging))
             raise
         present = present if present is not None else _tensors_of(reception, head.spec)
-        return ReceivedStep(call, reception, present, attempt, chunks)
+        return ReceivedStep(call, reception, present, attempt, bulk, staging)
 
     def _give_up(self, session_id: str, attempt: str, staging: Staging) -> None:
         """Unlink the staged chunks of an upload that will not commit. Their TTL would do it later."""
         with suppress(AdamdError):
-            self._store.discard(session_id, attempt, len(staging.finish()))
+            self._store.discard(session_id, attempt, staging.finish())
 
     async def _decoded(self, decode: Callable[[memoryview, Spec], Gradient], raw: Bytes, spec: Spec) -> Gradient:
         if raw.nbytes <= DECODE_INLINE_BYTES:

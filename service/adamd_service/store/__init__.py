@@ -1,6 +1,6 @@
 """The store: sessions in Redis or Valkey. One implementation of the protocol, embedded by default."""
 
-from adamd_service.store.chunks import Staging
+from adamd_service.store.bulk.protocol import Staging
 from adamd_service.store.embedded.server import EmbeddedStore
 from adamd_service.store.outcomes import (
     ChunkMissing,

@@ -16,7 +16,7 @@ from redis.connection import ConnectionPool
 
 from adamd.errors import AdamdError, Busy, Damaged, StoreFull, StoreUnavailable
 from adamd.wire.buffers import Bytes
-from adamd_service.records import ArrayRef
+from adamd_service.records import ArrayRef, BulkRef
 from adamd_service.store.connection.connect import Client, borrowed, pool_of, refreshing
 from adamd_service.store.connection.failures import translated
 from adamd_service.store.outcomes import ChunkMissing, Connection
@@ -44,7 +44,7 @@ def lifetime(nbytes: int) -> int:
     return CHUNK_TTL_SECONDS + nbytes // 2**20
 
 
-class Staging:
+class ChunkStaging:
     """One attempt's chunks on their way into the store, on a connection of its own. Used by one thread at a time.
 
     ``piece`` is the length of a chunk in bytes: hand over multiples of it, except at the end. ``slots`` bounds how
@@ -89,8 +89,8 @@ class Staging:
                 self._lengths.append(piece.nbytes)
                 connection.send_packed_command(_setting(key, piece, self._ttl))
 
-    def finish(self) -> tuple[int, ...]:
-        """Wait until the store has everything; returns the chunks' lengths, also when it is asked again.
+    def finish(self) -> BulkRef:
+        """Wait until the store has everything; returns where it lies, also when it is asked again.
 
         Raises:
             StoreUnavailable, StoreFull: it has not.
@@ -102,7 +102,7 @@ class Staging:
                     connection.read_response()
                     self._answered += 1
                 self._end("done")
-        return tuple(self._lengths)
+        return BulkRef(tuple(self._lengths))
 
     def abort(self) -> None:
         """Give up, from any thread and without waiting. A thread that is at work ends the attempt when it is done.
@@ -182,7 +182,7 @@ def write_array(
     except BaseException:
         discard(client, [key_of(i) for i in range(len(lengths))])
         raise
-    return ArrayRef(name, tuple(lengths), xxhash.xxh3_128_hexdigest(data))
+    return ArrayRef(name, BulkRef(tuple(lengths)), xxhash.xxh3_128_hexdigest(data))
 
 
 def _setting(key: str, piece: memoryview, seconds: int) -> list[bytes | memoryview]:
@@ -213,8 +213,13 @@ def read_array(client: Client, key_of: Callable[[int], str], ref: ArrayRef, into
         Damaged: its bytes are not those that were written.
 
     """
-    read_chunks(client, [key_of(i) for i in range(len(ref.chunks))], ref.chunks, into)
-    if xxhash.xxh3_128_hexdigest(into) != ref.digest:
+    read_chunks(client, [key_of(i) for i in range(len(ref.bulk.chunks))], ref.bulk.chunks, into)
+    check_array(ref, into)
+
+
+def check_array(ref: ArrayRef, data: Bytes) -> None:
+    """Compare an array with its digest; raises Damaged."""
+    if xxhash.xxh3_128_hexdigest(data) != ref.digest:
         raise Damaged(f"the snapshot's array {ref.name} in the store is damaged: its digest does not match")
 
 

@@ -17,7 +17,10 @@ import redis
 import structlog
 
 from adamd.errors import InternalError
+from adamd_service.records import BulkRef
 from adamd_service.store import chunks, serialization
+from adamd_service.store.bulk.files import FileBulk
+from adamd_service.store.bulk.protocol import BulkName
 from adamd_service.store.connection.connect import Client
 from adamd_service.store.connection.failures import refused
 from adamd_service.store.keys import IndexKeys, SessionKeys
@@ -34,13 +37,14 @@ log = structlog.get_logger()
 class GarbagePart:
     """Keys that `unlink.lua` unlinks together, if the record that names them (if any) belongs to ``attempt``.
 
-    ``complete``: nothing that they name is left behind.
+    ``complete``: nothing that they name is left behind. ``extents``: free once the keys are gone.
     """
 
     keys: Sequence[str]
     record: str = ""
     attempt: str = ""
     complete: bool = True
+    extents: tuple[tuple[BulkName, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +54,20 @@ class GarbageEntry:
     kind: str
     name: str = ""
     first: int = 0
-    arrays: tuple[tuple[str, int], ...] = ()  # (name, how many chunks)
+    arrays: tuple[tuple[str, BulkRef], ...] = ()
 
 
-def collect(client: Client, keys: SessionKeys) -> int:
-    """Unlink what is free; returns the number of keys. A process that dies in between leaves the entry to the next."""
+def collect(client: Client, keys: SessionKeys, files: FileBulk | None = None) -> int:
+    """Unlink what is free; returns the number of keys and extents.
+
+    A process that dies in between leaves the entry to the next one. ``files``: where extents that nothing names any
+    more are free again.
+    """
     unlinked, tried = 0, set[bytes]()  # what the head still names stays in the list, and is not tried again and again
     while entries := _entries(client, keys, tried):
         for raw in entries:
             tried.add(raw)
-            unlinked += _collected(client, keys, raw)
+            unlinked += _collected(client, keys, raw, files)
     return unlinked
 
 
@@ -68,8 +76,8 @@ def _entries(client: Client, keys: SessionKeys, tried: set[bytes]) -> list[bytes
     return [entry for entry in entries if entry not in tried]
 
 
-def _collected(client: Client, keys: SessionKeys, raw: bytes) -> int:
-    """Unlink what one entry names, as long as it is garbage; returns the number of keys."""
+def _collected(client: Client, keys: SessionKeys, raw: bytes, files: FileBulk | None) -> int:
+    """Unlink what one entry names, as long as it is garbage; returns the number of keys and extents."""
     try:
         entry = _entry(raw)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -81,8 +89,11 @@ def _collected(client: Client, keys: SessionKeys, raw: bytes) -> int:
         if not _unlinked(client, keys, raw, entry, batch, ""):
             return count
         count += sum(len(part.keys) for part in batch)
+        if files is not None:
+            count += sum(files.free(name, extent) for part in batch for name, extent in part.extents)
         then = then if all(part.complete for part in batch) else EVERYTHING
-    _unlinked(client, keys, raw, entry, (), then)
+    if _unlinked(client, keys, raw, entry, (), then) and entry.kind == "everything" and files is not None:
+        files.free_session(keys.id)
     return count
 
 
@@ -109,7 +120,8 @@ def _entry(raw: bytes) -> GarbageEntry:
     if document["kind"] == "snapshot":
         snapshot = document["snapshot"]
         arrays = tuple(
-            (serialization.array_name(array["name"]), len(array["chunks"])) for array in snapshot["arrays"] or ()
+            (serialization.array_name(array["name"]), serialization.bulk_from(array))
+            for array in snapshot["arrays"] or ()
         )
         return GarbageEntry("snapshot", serialization.identifier(snapshot["id"]), arrays=arrays)
     first, last = int(document["first"]), int(document["last"])
@@ -120,7 +132,9 @@ def _entry(raw: bytes) -> GarbageEntry:
 
 def _parts(client: Client, keys: SessionKeys, entry: GarbageEntry) -> Iterator[GarbagePart]:
     if entry.kind == "snapshot":
-        yield from _pieces(keys.snapshot_chunks(entry.name, entry.arrays))
+        yield from _pieces(keys.snapshot_chunks(entry.name, ((name, len(ref.chunks)) for name, ref in entry.arrays)))
+        extents = tuple((BulkName(keys.id, entry.name, name), ref.extent) for name, ref in entry.arrays if ref.extent)
+        yield GarbagePart((), extents=extents)
     elif entry.kind == "records":
         for step in range(entry.first, int(entry.name) + 1):
             yield from _record(client, keys, step)
@@ -136,15 +150,16 @@ def _record(client: Client, keys: SessionKeys, step: int) -> Iterator[GarbagePar
         if meta is None and stored_attempt is None:
             return
         attempt = (stored_attempt or b"").decode()
-        count = len(serialization.record_from(step, meta or b"", b"", stored_attempt).chunks)
+        bulk = serialization.record_from(step, meta or b"", b"", stored_attempt).bulk
     except (redis.ResponseError, InternalError, UnicodeDecodeError) as error:
         if not _damage(error):
             raise
         yield GarbagePart([record], complete=False)  # nobody knows any more where its body is
         return
-    for part in _pieces(keys.body(attempt, count)):
+    for part in _pieces(keys.body(attempt, len(bulk.chunks))):
         yield GarbagePart(part.keys, record, attempt)
-    yield GarbagePart([record], record, attempt)
+    extents = ((BulkName(keys.id, attempt), bulk.extent),) if bulk.extent else ()
+    yield GarbagePart([record], record, attempt, extents=extents)
 
 
 def _everything(client: Client, keys: SessionKeys) -> list[str]:
@@ -187,7 +202,7 @@ def expect(client: Client, tenant: str, session_id: str) -> None:
         client.sadd(IndexKeys(tenant).littered, session_id)
 
 
-def sweep(client: Client, tenant: str) -> int:
+def sweep(client: Client, tenant: str, files: FileBulk | None = None) -> int:
     """Collect for a few sessions for which that may be still to be done; returns the number of keys.
 
     What is damaged harms only its own session: the others' garbage goes all the same.
@@ -196,7 +211,7 @@ def sweep(client: Client, tenant: str) -> int:
     for names in (index.deleted, index.littered):
         for member in cast("list[bytes]", client.srandmember(names, MAX_ENTRIES)):
             try:
-                unlinked += _swept(client, index, names, member.decode())
+                unlinked += _swept(client, index, names, member.decode(), files)
             except (redis.ResponseError, InternalError, UnicodeDecodeError) as error:
                 if not _damage(error):
                     raise
@@ -209,9 +224,9 @@ def _damage(error: Exception) -> bool:
     return not isinstance(error, redis.ResponseError) or isinstance(refused(error), InternalError)
 
 
-def _swept(client: Client, index: IndexKeys, names: str, session_id: str) -> int:
+def _swept(client: Client, index: IndexKeys, names: str, session_id: str, files: FileBulk | None) -> int:
     keys = SessionKeys(session_id)
-    unlinked = collect(client, keys)
+    unlinked = collect(client, keys, files)
     goes_on = names == index.deleted and client.exists(keys.head)  # its deleter is not that far yet
     if not goes_on and not client.exists(keys.garbage):
         client.srem(names, session_id)

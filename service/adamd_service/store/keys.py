@@ -120,6 +120,10 @@ class IndexKeys:
         return self._key("key", _hashed(key))
 
 
+BULK = "adamd:bulk"  # string: the identity of the bulk directory
+BULK_SESSIONS = "adamd:bulk-sessions"  # set: ids of sessions that may have extents
+
+
 def replica(name: str) -> str:
     """String with a TTL: this server process lives."""
     return f"adamd:replica:{name}"
@@ -141,10 +145,10 @@ def _hashed(key: str) -> str:
 
 def snapshot_keys(names: SessionKeys, snapshots: tuple[SnapshotRef, ...]) -> list[str]:
     """Return the keys of all chunks of these snapshots."""
-    lists = (names.snapshot_chunks(ref.id, ((a.name, len(a.chunks)) for a in ref.arrays)) for ref in snapshots)
+    lists = (names.snapshot_chunks(ref.id, ((a.name, len(a.bulk.chunks)) for a in ref.arrays)) for ref in snapshots)
     return list(chain.from_iterable(lists))
 
 
 def snapshot_lengths(snapshots: tuple[SnapshotRef, ...]) -> list[int]:
     """Return their lengths in bytes, in the same order."""
-    return [length for ref in snapshots for array in ref.arrays for length in array.chunks]
+    return [length for ref in snapshots for array in ref.arrays for length in array.bulk.chunks]

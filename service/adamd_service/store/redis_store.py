@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, Self, cast
 
 import redis
+import xxhash
 from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
@@ -18,20 +20,26 @@ from adamd.wire.buffers import Bytes
 from adamd_service.records import (
     ArrayRef,
     Broken,
+    BulkRef,
     Carried,
     Commit,
     CommitOutcome,
+    Committed,
     Entry,
     Head,
     IdempotencyKey,
+    Lost,
     Record,
     SnapshotRef,
     Spec,
 )
 from adamd_service.store import chunks, garbage, index, keys, serialization
+from adamd_service.store.bulk.homes import Homes, bulk_of
+from adamd_service.store.bulk.protocol import BulkName, Staging
+from adamd_service.store.commit_call import COMMIT_OVERHEAD_BYTES, Arguments, commit_call, failure
 from adamd_service.store.connection.connect import StoreLink, connect, node_settings
 from adamd_service.store.connection.durability import Terms
-from adamd_service.store.connection.failures import away, in_the_middle, no_permission, refused, translated
+from adamd_service.store.connection.failures import away, no_permission, translated
 from adamd_service.store.connection.silence import Silences, Silent
 from adamd_service.store.embedded.disk_room import DiskRoom
 from adamd_service.store.embedded.server import EmbeddedStore
@@ -40,9 +48,7 @@ from adamd_service.store.loop_connections import Lines
 from adamd_service.store.outcomes import Created, HeadVersion, Repeated, StoreRefused, Taken, Unfit, UnknownOutcome
 from adamd_service.store.scripts import script
 
-Arguments: TypeAlias = "list[str | bytes | int]"
 Verdict = Literal["committed", "fenced", "unknown"]
-COMMIT_OVERHEAD_BYTES = 4096  # of a commit without its body, at least
 SCRIPT_TRIES = 3  # of a script that is safe to repeat
 
 
@@ -61,6 +67,7 @@ class RedisStore:
         self.lines = Lines(link.client, timeout)
         self._uploads = threading.Semaphore(chunks.MAX_UPLOADS)
         self._room: DiskRoom | None = None
+        self.bulk = Homes(link.client)
         self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
@@ -206,16 +213,19 @@ class RedisStore:
             try:
                 outcome = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
-                chunks.discard(self._client, chunk_keys)  # nothing will ever name them
+                self._discard_snapshots(spec.id, head.snapshots)  # nothing will ever name them
                 raise
             if outcome is not None:
-                chunks.discard(self._client, chunk_keys)
+                self._discard_snapshots(spec.id, head.snapshots)
                 return outcome
+            owner = head.snapshots[0].id if head.snapshots else ""
+            self.bulk.doubt(spec.id, owner, bulk_of(head.snapshots))
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
             args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
             verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
+            self.bulk.settle(spec.id, owner, named=verdict[0] == b"created")
             if verdict[0] != b"created":
-                chunks.discard(self._client, chunk_keys)
+                self._discard(spec.id, owner, chunk_keys)
                 with suppress(AdamdError), translated():
                     index.give_up(self._client, spec, key)
                 raise StoreUnavailable("the creation took too long and was given up; try again", retry_after=1.0)
@@ -297,9 +307,11 @@ class RedisStore:
             args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *snapshot_lengths((ref,))]
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
+            self.bulk.doubt(head.spec.id, ref.id, bulk_of((ref,)))
             verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
+            self.bulk.settle(head.spec.id, ref.id, named=verdict[0] == b"set")
             if verdict[0] != b"set":
-                chunks.discard(self._client, chunk_keys)
+                self._discard_snapshots(head.spec.id, (ref,))
             return verdict[0] == b"set"
 
     def delete(self, session_id: str, chain: str | None = None, *, tenant: str = "default") -> bool:
@@ -327,7 +339,7 @@ class RedisStore:
 
     # -- steps
 
-    def stage(self, session_id: str, attempt: str, nbytes: int) -> chunks.Staging:
+    def stage(self, session_id: str, attempt: str, nbytes: int) -> Staging:
         """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives.
 
         Raises:
@@ -336,13 +348,22 @@ class RedisStore:
 
         """
         self._trust.require()
-        names = SessionKeys(session_id)
-        return chunks.Staging(self._client, lambda i: names.chunk(attempt, i), nbytes, self._uploads, self._grow)
+        name = BulkName(session_id, attempt)
+        if files := self.bulk.files_for(nbytes):
+            return files.stage(name, nbytes)
+        return chunks.ChunkStaging(self._client, name.key, nbytes, self._uploads, self._grow)
 
-    def discard(self, session_id: str, attempt: str, count: int) -> None:
-        """Unlink the chunks of an attempt that can no longer commit; their TTL does the same, later."""
-        names = SessionKeys(session_id)
-        chunks.discard(self._client, names.body(attempt, count))
+    def discard(self, session_id: str, attempt: str, ref: BulkRef) -> None:
+        """Let go of what an attempt has staged that can no longer commit. What is named, or may be, stays."""
+        self._discard(session_id, attempt, BulkName(session_id, attempt).keys(ref))
+
+    def _discard(self, session_id: str, owner: str, chunk_keys: Sequence[str]) -> None:
+        self.bulk.release(session_id, owner)
+        chunks.discard(self._client, chunk_keys)
+
+    def _discard_snapshots(self, session_id: str, snapshots: tuple[SnapshotRef, ...]) -> None:
+        for ref in snapshots:
+            self._discard(session_id, ref.id, snapshot_keys(SessionKeys(session_id), (ref,)))
 
     def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
         """Put one record into the log and move the head, or say why not. Never sent twice.
@@ -354,32 +375,54 @@ class RedisStore:
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         script_keys, args = commit_call(session_id, commit)
+        with self._named_by(session_id, commit.record) as outcome:
+            if outcome is None:
+                return Lost("chunks")
+            try:
+                verdict = script("commit")(self._client, script_keys, *args)
+            except ResponseError as error:
+                raise failure(error) from error
+            except Silent as error:  # nothing was sent
+                raise away(error) from error
+            except Unfit as error:  # nothing was sent
+                raise StoreUnavailable(str(error), retry_after=1.0) from error
+            except Exception as error:  # whatever else it was, the script may have run, or run yet
+                raise UnknownOutcome(str(error)) from error
+            return outcome(serialization.outcome_from(verdict))
+
+    @contextmanager
+    def _named_by(self, session_id: str, record: Record) -> Iterator[Callable[[CommitOutcome], CommitOutcome] | None]:
+        """Hold a record's extent in doubt while its commit is under way, and until its outcome is known.
+
+        None: it is not there any more, as chunks whose time has run out.
+        """
+        attempt = record.attempt
+        if not self.bulk.doubt(session_id, attempt, (record.bulk,), record.step):
+            yield None
+            return
+
+        def known(outcome: CommitOutcome) -> CommitOutcome:
+            self.bulk.settle(session_id, attempt, named=isinstance(outcome, Committed))
+            return outcome
+
         try:
-            verdict = script("commit")(self._client, script_keys, *args)
-        except ResponseError as error:
-            raise _failed(error) from error
-        except Silent as error:  # nothing was sent
-            raise away(error) from error
-        except Unfit as error:  # nothing was sent
-            raise StoreUnavailable(str(error), retry_after=1.0) from error
-        except Exception as error:  # whatever else it was, the script may have run, or run yet
-            raise UnknownOutcome(str(error)) from error
-        return serialization.outcome_from(verdict)
+            yield known
+        except StoreUnavailable:  # and StoreFull: the script did not run, and will not
+            self.bulk.settle(session_id, attempt, named=False)
+            raise
 
     async def commit_soon(self, session_id: str, commit: Commit) -> CommitOutcome | None:
-        """`commit` without a thread, on the event loop; None where that cannot be, and nothing has happened.
-
-        Raises:
-            UnknownOutcome: as `commit`.
-
-        """
+        """`commit` on the event loop, raising as it does; None where that cannot be, and nothing has happened."""
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
-        try:
-            verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
-        except ResponseError as error:
-            raise _failed(error) from error
-        return None if verdict is None else serialization.outcome_from(verdict)
+        with self._named_by(session_id, commit.record) as outcome:
+            if outcome is None:
+                return Lost("chunks")
+            try:
+                verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
+            except ResponseError as error:
+                raise failure(error) from error
+            return None if verdict is None else outcome(serialization.outcome_from(verdict))
 
     def resolve(self, session_id: str, attempt: str, step: int) -> Verdict:
         """Say whether an attempt to commit ``step`` was committed; where it was not, it never will be."""
@@ -389,7 +432,10 @@ class RedisStore:
             verdict = self._repeatable(
                 "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY_SECONDS
             )
-            return cast(Verdict, verdict[0].decode())
+            known = cast(Verdict, verdict[0].decode())
+        if known != "unknown":
+            self.bulk.settle(session_id, attempt, named=known == "committed")
+        return known
 
     def idempotent(self, session_id: str, key: str) -> tuple[str, int] | None:
         """Return the digest and the step of a client's key, if it was used within a day."""
@@ -444,13 +490,26 @@ class RedisStore:
                 raise Damaged(f"the record of step {record.step} has {length} bytes, not {into.nbytes}")
             memoryview(into)[:] = record.inline
             return
-        names = SessionKeys(session_id)
-        chunks.read_chunks(self._client, names.body(record.attempt, len(record.chunks)), record.chunks, into)
+        name = BulkName(session_id, record.attempt)
+        if record.bulk.extent:
+            self.bulk.files_of(record.bulk).read(name, record.bulk, into)
+        else:
+            chunks.read_chunks(self._client, name.keys(record.bulk), record.bulk.chunks, into)
 
     def read_array(self, session_id: str, snapshot: str, ref: ArrayRef, into: Bytes) -> None:
-        """Fill ``into`` with an array of a snapshot; raises ChunkMissing."""
-        names = SessionKeys(session_id)
-        chunks.read_array(self._client, lambda i: names.snapshot(snapshot, ref.name, i), ref, into)
+        """Fill ``into`` with an array of a snapshot.
+
+        Raises:
+            ChunkMissing: it is not there any more.
+            Damaged: its bytes are not those that were written.
+
+        """
+        name = BulkName(session_id, snapshot, ref.name)
+        if ref.bulk.extent:
+            self.bulk.files_of(ref.bulk).read(name, ref.bulk, into)
+            chunks.check_array(ref, into)
+        else:
+            chunks.read_array(self._client, name.key, ref, into)
 
     # -- snapshots
 
@@ -458,10 +517,10 @@ class RedisStore:
         self, session_id: str, snapshot: str, name: str, data: Bytes, pace: Callable[[int], None] | None = None
     ) -> ArrayRef:
         """Write one array of a snapshot; it goes away by itself unless `commit_snapshot` follows."""
-        names = SessionKeys(session_id)
-        return chunks.write_array(
-            self._client, lambda i: names.snapshot(snapshot, name, i), name, data, pace, self._grow
-        )
+        whose = BulkName(session_id, snapshot, name)
+        if files := self.bulk.files_for(data.nbytes):
+            return ArrayRef(name, files.write(whose, data, pace), xxhash.xxh3_128_hexdigest(data))
+        return chunks.write_array(self._client, whose.key, name, data, pace, self._grow)
 
     def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int, damaged: str = "") -> bool:
         """Make a written snapshot the newest; False where the history went another way.
@@ -476,25 +535,39 @@ class RedisStore:
             text = serialization.snapshot_text(ref)
             args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
             garbage.expect(self._client, spec.tenant, spec.id)
+            if not self.bulk.doubt(spec.id, ref.id, bulk_of((ref,))):
+                return False
             verdict = self._repeatable("snapshot", script_keys, *args)
+            self.bulk.settle(spec.id, ref.id, named=verdict[0] == b"kept")
             return verdict[0] == b"kept"
 
     def discard_snapshot(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
         """Unlink written arrays of a snapshot that will not be committed; their TTL does the same, later."""
-        names = SessionKeys(session_id)
-        chunks.discard(self._client, snapshot_keys(names, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),)))
+        self._discard_snapshots(session_id, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),))
 
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
         self._tidy()
         with translated():
-            return garbage.collect(self._client, SessionKeys(session_id))
+            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.files) + self._given_back()
 
     def sweep(self, tenant: str) -> int:
-        """Collect for a few sessions for which that may be still to be done; returns the number of keys."""
+        """Collect for a few sessions that may need it, and ask after commits without an answer; returns the keys."""
         self._tidy()
         with translated():
-            return garbage.sweep(self._client, tenant)
+            self.bulk.sweep(self.resolve, self._snapshot_ids, time.monotonic())
+            return garbage.sweep(self._client, tenant, self.bulk.files) + self._given_back()
+
+    def _given_back(self) -> int:
+        """Remove free extents: all of them where the store has no room."""
+        return self.bulk.tidy(full=self._room is not None and self._room.full)
+
+    def _snapshot_ids(self, session_id: str) -> set[str]:
+        """Return the snapshots that a session's head names; none where it is gone."""
+        try:
+            return {ref.id for ref in self.load_head(session_id).snapshots}
+        except (UnknownSession, SessionDeleted):
+            return set()
 
     # -- inside
 
@@ -525,30 +598,3 @@ class RedisStore:
         if tombstone == index.DELETED.encode():
             raise SessionDeleted(f"session {session_id} is deleted")
         raise UnknownSession(f"there is no session {session_id!r}")
-
-
-def _failed(error: ResponseError) -> AdamdError | UnknownOutcome:
-    """Return the error for a commit's error answer: it did not happen, or nobody knows how far it came."""
-    return UnknownOutcome(str(error)) if in_the_middle(error) else refused(error)
-
-
-def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
-    """Return the keys and arguments of a commit, in the order of the head comment of commit.lua."""
-    names, record, key = SessionKeys(session_id), commit.record, commit.idempotency
-    body = names.body(record.attempt, len(record.chunks))
-    client_key = names.idempotency("" if key is None else key.key)
-    script_keys = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
-    entry = Entry(record.step, record.digest, record.attempt, record.chain)
-    settings = "" if commit.settings_revision == commit.expect_revision else serialization.dumps(commit.settings)
-    args: Arguments = [
-        *(commit.incarnation, record.prev_chain, record.step - 1, commit.expect_revision),
-        *(record.step, keys.slot(record.step), serialization.entry_text(entry), record.attempt, record.chain),
-        *(serialization.record_meta(record), record.inline or b""),
-        *(settings, commit.settings_revision, record.nbytes),
-        "" if key is None else f"{key.digest} {record.step}",
-        index.DAY_SECONDS,
-        "" if commit.progress is None else serialization.progress_text(commit.progress),
-        serialization.seal(commit.incarnation, commit.settings_revision, settings) if settings else "",
-        *record.chunks,
-    ]
-    return script_keys, args

@@ -20,7 +20,18 @@ from adamd.errors import AdamdError, Damaged
 from adamd.wire import layout
 from adamd.wire.dtypes import ITEMSIZE, SESSION_DTYPES
 from adamd.wire.encodings import ENCODINGS, RAW
-from adamd_service.records import ArrayRef, CommitOutcome, Committed, Entry, Head, Lost, Record, SnapshotRef, Spec
+from adamd_service.records import (
+    ArrayRef,
+    BulkRef,
+    CommitOutcome,
+    Committed,
+    Entry,
+    Head,
+    Lost,
+    Record,
+    SnapshotRef,
+    Spec,
+)
 from adamd_service.store.outcomes import HeadVersion
 
 T = TypeVar("T")
@@ -29,6 +40,7 @@ ATTEMPT = re.compile(r"[A-Za-z0-9_-]{1,32}")  # shorter than one that has run in
 SUM = "sum"  # the member that a text carries its sum in
 COUNT = re.compile(r"0|[1-9][0-9]{0,18}")
 IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+EXTENT = re.compile(r"x[0-9]{6,15}-[0-9]{1,12}")  # the name of a file in the bulk directory: its bytes, its number
 ARRAY = re.compile(r"[a-z][a-z0-9_]{0,31}")  # which of them a session has, its optimizer says
 STANDING = ("incarnation", "step", "chain", "settings_revision", "parameters_missing")
 
@@ -88,9 +100,29 @@ def spec_text(spec: Spec) -> str:
 
 def snapshot_text(ref: SnapshotRef) -> str:
     """Return a snapshot's reference as text."""
-    members = asdict(ref)
+    members = asdict(ref) | {"arrays": [_array(array) for array in ref.arrays]}
     omitted = {"damage"} if ref.carried else {"damage", "carried"}
     return summed({name: members[name] for name in members if name not in omitted})
+
+
+def _array(array: ArrayRef) -> dict[str, Any]:
+    return {"name": array.name, **_bulk(array.bulk), "digest": array.digest}
+
+
+def _bulk(ref: BulkRef) -> dict[str, Any]:
+    """Return where bytes lie. The version before knows chunks alone, and refuses what lies elsewhere."""
+    return {"chunks": list(ref.chunks)} | ({"extent": [ref.extent, ref.length]} if ref.extent else {})
+
+
+def bulk_from(raw: Mapping[str, Any]) -> BulkRef:
+    """Read where bytes lie; raises what the wrong kind of value raises."""
+    chunks = tuple(_count(length) for length in raw["chunks"])
+    if raw.get("extent") is None:
+        return BulkRef(chunks)
+    extent, length = raw["extent"]
+    if chunks or EXTENT.fullmatch(_text(extent)) is None:
+        raise ValueError(f"{extent!r} is no extent")
+    return BulkRef((), extent, _count(length))
 
 
 def progress_text(progress: Mapping[str, Any]) -> str:
@@ -297,13 +329,16 @@ def record_meta(record: Record) -> str:
             "dtype": record.dtype,
             "encoding": record.encoding,
             "updates": record.updates,
-            "chunks": list(record.chunks),
+            **_bulk(record.bulk),
             "settings": record.settings,
             "metrics": record.metrics,
             "numerics": record.numerics,
             **optional,
         }
     )
+
+
+RECORD_MEMBERS = ({field.name for field in fields(Record)} - {"bulk"}) | {"chunks", "extent"}
 
 
 def record_from(
@@ -317,14 +352,14 @@ def record_from(
     """
 
     def read() -> Record:
-        raw = _exactly(unsummed(json.loads(meta)), *(field.name for field in fields(Record)))
+        raw = _exactly(unsummed(json.loads(meta)), *RECORD_MEMBERS)
         encoding = raw.get("encoding", RAW)  # the first records did not say it
         if raw["step"] != step or raw["dtype"] not in ITEMSIZE or encoding not in ENCODINGS:
             raise ValueError("step, dtype or encoding")
         for stored, name in ((attempt, "attempt"), (chain, "chain")):
             if stored is not None and stored.decode() != raw[name]:
                 raise ValueError(f"another {name}")
-        chunks = tuple(_count(length) for length in raw["chunks"])
+        bulk = bulk_from(raw)
         return Record(
             step=step,
             attempt=_text(raw["attempt"]),
@@ -333,8 +368,8 @@ def record_from(
             chain=_text(raw["chain"]),
             dtype=raw["dtype"],
             updates=list(raw["updates"]),
-            chunks=chunks,
-            inline=None if chunks else inline,
+            bulk=bulk,
+            inline=None if bulk.chunks or bulk.extent else inline,
             settings=None if raw["settings"] is None else _object(raw["settings"]),
             metrics=_object(raw["metrics"]),
             numerics=_text(raw["numerics"]),
@@ -356,10 +391,7 @@ def _snapshot_or_damage(raw: Any) -> SnapshotRef:
 
 def _snapshot(raw: Any) -> SnapshotRef:
     raw = _exactly(unsummed(raw), *(field.name for field in fields(SnapshotRef)))
-    arrays = tuple(
-        ArrayRef(array_name(item["name"]), tuple(_count(n) for n in item["chunks"]), _text(item["digest"]))
-        for item in raw["arrays"]
-    )
+    arrays = tuple(ArrayRef(array_name(item["name"]), bulk_from(item), _text(item["digest"])) for item in raw["arrays"])
     return SnapshotRef(
         id=identifier(raw["id"]),
         step=_count(raw["step"]),

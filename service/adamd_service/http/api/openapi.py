@@ -327,7 +327,11 @@ INFO: dict[int | str, dict[str, Any]] = {
                                 "store_bytes": {
                                     "type": ["integer", "null"],
                                     "description": "what the private store may hold; null: the store is another's",
-                                }
+                                },
+                                "bulk_spare_bytes": {
+                                    "type": ["integer", "null"],
+                                    "description": "free extents that are kept; null: large vectors lie in the store",
+                                },
                             }
                         ),
                         "grpc": _object(

@@ -1,0 +1,166 @@
+"""The bulk directory: its lock, its identity and generation, which the store remembers, and the files in it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+from adamd_service.store.bulk.disk import FULL
+from adamd_service.store.embedded import private_files
+from adamd_service.store.outcomes import StoreRefused
+
+FORMAT: Final = 1
+IDENTITY: Final = "identity.json"
+SECTOR: Final = 512  # bytes of the identity, which is padded: a disk writes all of them or none
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which directory it is, and how often a server has started on it: both stand in the store too.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        generation: starts so far. A copy that was put back has fewer than the store.
+        format: of the files.
+
+    """
+
+    id: str
+    generation: int
+    format: int = FORMAT
+
+
+class Remembered(Protocol):
+    """What the store remembers of its bulk directory."""
+
+    def identity(self) -> Identity | None:
+        """Return the identity of the directory that it used last."""
+
+    def remember(self, identity: Identity) -> None:
+        """Remember it."""
+
+    def sessions(self) -> list[str]:
+        """Return the sessions that may have bytes there."""
+
+
+class BulkDirectory:
+    """A directory of extents, locked for this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    def open(self) -> None:
+        """Make the directory where it is missing, and lock it.
+
+        Raises:
+            StoreRefused: it cannot be made or written, is open to others, or another process has it.
+
+        """
+        private_files.make(self.path)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock = os.fdopen(os.open(self.path / "lock", flags, 0o600), "w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise StoreRefused(f"another adamd uses {self.path}; give this one a directory of its own") from None
+        except OSError as error:
+            self.close()
+            raise StoreRefused(f"cannot write in {self.path}: {error.strerror}; choose another directory") from None
+
+    def close(self) -> None:
+        """Let another process have it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def agree(self, store: Remembered) -> None:
+        """Check that directory and store belong together, and note one more start in both.
+
+        Raises:
+            StoreRefused: it is another directory, an older copy, or empty, and sessions would lose their bytes.
+
+        """
+        here, known = self._identity(), store.identity()
+        if here is not None and (known is None or known.id != here.id) and any(self.path.glob("x*-*")):
+            raise StoreRefused(f"{self.path} has the bytes of another store; choose another directory, or remove it")
+        sessions = 0 if known is None else len(store.sessions())
+        if known is not None and sessions and (why := _difference(here, known)):
+            raise StoreRefused(
+                f"{self.path} is not the bulk directory that this store used last: {why}. {sessions} sessions have "
+                "bytes there; put that directory back, or delete these sessions in the store"
+            )
+        if here is None:
+            here = Identity(secrets.token_hex(16), 0)
+        generation = max(here.generation, 0 if known is None else known.generation) + 1
+        identity = Identity(here.id, generation)
+        self._write(identity)  # before the store: a start that dies between the two is one ahead, and is let in
+        store.remember(identity)
+
+    def _identity(self) -> Identity | None:
+        try:
+            raw = json.loads((self.path / IDENTITY).read_text())
+            identity = Identity(str(raw["id"]), int(raw["generation"]), int(raw["format"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreRefused(f"{self.path / IDENTITY} cannot be read: {error}; put back what it was") from None
+        if identity.format != FORMAT:
+            raise StoreRefused(f"{self.path} has format {identity.format}; this adamd reads {FORMAT}: use a newer one")
+        return identity
+
+    def _write(self, identity: Identity) -> None:
+        text = json.dumps(asdict(identity)).encode().ljust(SECTOR)
+        new = self.path / f"{IDENTITY}.new"
+        try:
+            try:
+                with private_files.opened(new) as file:
+                    os.write(file, text)
+                    os.fsync(file)
+                new.replace(self.path / IDENTITY)
+                _sync_names(self.path)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self._overwrite(text)
+        except OSError as error:
+            raise StoreRefused(f"cannot write in {self.path}: {error.strerror}; choose another directory") from None
+        finally:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+
+    def _overwrite(self, text: bytes) -> None:
+        """Write over the identity where it lies, which a full disk allows: within a sector, so all of it or nothing."""
+        with os.fdopen(os.open(self.path / IDENTITY, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
+            if os.fstat(file.fileno()).st_size != SECTOR:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _sync_names(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _difference(here: Identity | None, known: Identity) -> str:
+    """Return how a directory differs from the one that the store knows; "": it is the same."""
+    if here is None:
+        return "it is empty"
+    if here.id != known.id:
+        return "it is another one"
+    if here.generation < known.generation:
+        return f"it is an older copy (start {here.generation}, the store says {known.generation})"
+    return ""

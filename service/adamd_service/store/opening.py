@@ -1,0 +1,75 @@
+"""Opens a store's bulk directory: lock, identity, and the list of what is free."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from adamd_service.store.bulk.directory import BulkDirectory
+from adamd_service.store.bulk.disk import RealDisk
+from adamd_service.store.bulk.extents import NAME, Extents, Owner, Use
+from adamd_service.store.bulk.files import FileBulk
+from adamd_service.store.outcomes import StoreRefused
+from adamd_service.store.redis_store import RedisStore
+
+WRITERS: Final = 4  # threads that write: a disk wants several writes at once
+SPARE_BYTES: Final = 1024 * 1024 * 1024  # of free extents
+MARGIN_BYTES: Final = 128 * 1024 * 1024  # of the disk that stay free, or an eighth of it: twice the store's own margin
+log = structlog.get_logger()
+
+
+@contextmanager
+def bulk_files(
+    path: Path, store: RedisStore, *, synced: bool, written: bool = True, spare: int = SPARE_BYTES
+) -> Iterator[FileBulk]:
+    """Open the directory at ``path`` for this store, which keeps its bulk there until the end.
+
+    Args:
+        path: the directory; it is made where it is missing.
+        store: whose bulk it is.
+        written: new bulk goes there; else only what is there is read.
+        spare: bytes of free extents that are kept at most.
+        synced: every body is on the disk before its step is committed; else the store's own sync takes it along.
+
+    Raises:
+        StoreRefused: the directory cannot be used, or is not the one that the store knows.
+
+    """
+    directory = BulkDirectory(path)
+    directory.open()
+    try:
+        directory.agree(store.bulk)
+        try:
+            disk = RealDisk(path)
+            extents = listed(disk.names(), store.bulk.named())
+        except OSError as error:
+            raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another directory") from None
+        margin = min(MARGIN_BYTES, shutil.disk_usage(path).total // 8)
+        writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
+        files = FileBulk(disk, extents, store.bulk.expect, writers, synced=synced, margin=margin, spare=spare)
+        store.bulk.keep_in(files, written=written)
+        try:
+            yield files
+        finally:
+            files.close()
+    finally:
+        directory.close()
+
+
+def listed(names: Iterable[str], owners: Mapping[str, Owner]) -> Extents:
+    """Return the extents among these files. What the store names is its owner's, and the rest is free."""
+    extents, present = Extents(), set(filter(NAME.fullmatch, names))
+    for name in sorted(present):
+        owner = owners.get(name)
+        extents.add(name, Use.FREE if owner is None else Use.NAMED, owner)
+    for name in sorted(owners.keys() - present):
+        log.error(
+            "an extent that the store names is not in the bulk directory", extent=name, session=owners[name].session_id
+        )
+    return extents
