@@ -128,7 +128,7 @@ class BulkDirectory:
                 new.replace(self.path / IDENTITY)
                 _sync_names(self.path)
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in FULL or not (self.path / IDENTITY).exists():
                     raise
                 self._overwrite(text)
         except OSError as error:
