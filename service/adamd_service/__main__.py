@@ -66,6 +66,10 @@ def serve(
     data_dir: Annotated[
         Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
     ] = None,
+    bulk_dir: Annotated[
+        Path | None,
+        typer.Option(help="where vectors above 512 KiB lie \\[<data-dir>/bulk, or the --redis-url]"),
+    ] = None,
     redis_url: RedisUrl = None,
     redis_url_file: RedisUrlFile = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N: where updates run \\[auto]")] = None,

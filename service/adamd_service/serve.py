@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -164,7 +165,7 @@ def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[R
         url = embedded.url
     try:
         store = _connected(settings, url, embedded, say)
-        with _bulk(settings, store, embedded):
+        with _bulk(settings, store):
             yield store
         store.close()
     finally:
@@ -172,17 +173,27 @@ def store_of(settings: ServerSettings, say: Callable[[str], None]) -> Iterator[R
             embedded.stop()
 
 
-def _bulk(
-    settings: ServerSettings, store: RedisStore, embedded: EmbeddedStore | None
-) -> AbstractContextManager[object]:
-    """Open the bulk directory beside the private store: to write there, or for what is there already."""
-    written = settings.bulk_in_files
-    if embedded is None or not (written or store.bulk.identity()):
+def _bulk(settings: ServerSettings, store: RedisStore) -> AbstractContextManager[object]:
+    """Open the bulk directory: to write there, or for what is there already.
+
+    Beside a store that replicas share there is one only where it is named.
+    """
+    written, private, data_dir = settings.bulk_in_files, settings.store_is_private, settings.data_dir.expanduser()
+    path = data_dir / "bulk" if settings.bulk_dir is None else settings.bulk_dir.expanduser()
+    wanted = written or (store.bulk.identity() is not None if private else settings.bulk_dir is not None)
+    if not wanted:
         return nullcontext()
-    path = settings.data_dir.expanduser() / "bulk"
-    # With everysec the store's own sync flushes the device: what was written past the page cache goes along.
-    synced = settings.fsync == "always" or _device_of(path) != _device_of(path.with_name("store"))
-    return bulk_files(path, store, synced=synced, written=written, spare=settings.bulk_spare_bytes)
+    # With everysec the private store's own sync flushes the device: what was written past the page cache goes along.
+    synced = not private or settings.fsync == "always" or _device_of(path) != _device_of(data_dir / "store")
+    return bulk_files(
+        path,
+        store,
+        synced=synced,
+        written=written,
+        spare=settings.bulk_spare_bytes,
+        shared=not private,
+        server=f"{socket.gethostname()}:{settings.port}",
+    )
 
 
 def _device_of(path: Path) -> int:

@@ -112,6 +112,7 @@ class ServerSettings(BaseSettings):
     device: str = Field("auto", pattern=f"^{ASKED}$", description="auto, cpu, cuda, or cuda:N as in cuda:0")
     device_bytes: Size | None = Field(None, description=SIZE)
     fsync: Literal["always", "everysec"] = Field("always", description="always or everysec")
+    bulk_dir: Path | None = Field(None, description="a directory")
     bulk: Literal["files", "store"] = Field("files", description="files or store")
     bulk_spare_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=0, description=SIZE)] = 1024 * MIB
     allow_lossy_store: bool = Field(False, description=SWITCH)
@@ -145,8 +146,13 @@ class ServerSettings(BaseSettings):
 
     @property
     def bulk_in_files(self) -> bool:
-        """Whether new bulk goes into files beside the private store."""
-        return self.bulk == "files" and self.redis_url is None and self.redis_url_file is None
+        """Whether new bulk goes into files: beside the private store, or in the directory that is named."""
+        return self.bulk == "files" and (self.store_is_private or self.bulk_dir is not None)
+
+    @property
+    def store_is_private(self) -> bool:
+        """Whether the server starts a store of its own."""
+        return self.redis_url is None and self.redis_url_file is None
 
     def limits(self) -> Limits:
         """Return the bounds that the engine upholds."""

@@ -781,6 +781,59 @@ GUARDS = [
         "tests/optim/test_around.py::test_what_a_patch_may_change",
     ),
     (
+        "7 a later start refuses what an earlier one still sends",
+        [
+            (
+                "service/adamd_service/store/opening.py",
+                "            store.bulk.replace_tokens(identity)",
+                "            pass",
+            )
+        ],
+        "tests/store/bulk/test_shared.py::test_a_commit_that_comes_after_the_next_start_is_refused",
+    ),
+    (
+        "7 an earlier start does not replace a later one's token",
+        [
+            (
+                "service/adamd_service/store/bulk/homes.py",
+                "self._client.set(SessionKeys(session_id).bulk, start.token, nx=True)",
+                "self._client.set(SessionKeys(session_id).bulk, start.token)",
+            )
+        ],
+        "tests/store/bulk/test_shared.py::test_an_earlier_start_does_not_replace_a_later_ones_token",
+    ),
+    (
+        "7 extents of another server are its own to free",
+        [
+            (
+                "service/adamd_service/store/garbage.py",
+                "others = files is None and any(part.extents for part in batch)",
+                "others = False",
+            )
+        ],
+        "tests/store/bulk/test_shared.py::test_the_owner_frees_what_another_server_unnamed",
+    ),
+    (
+        "7 a damaged session's extents are the owner's to free",
+        [("service/adamd_service/store/garbage.py", "client.sismember(BULK_SESSIONS, keys.id)", "False")],
+        "tests/store/bulk/test_shared.py::test_a_damaged_sessions_extents_are_the_owners_to_free",
+    ),
+    (
+        "7 another directory is refused while sessions have bytes",
+        [("service/adamd_service/store/bulk/directory.py", "(living := store.living(sessions))", "(living := [])")],
+        "tests/store/bulk/test_shared.py::test_another_directory_is_refused_while_sessions_have_bytes",
+    ),
+    (
+        "7 a server that lost its directory does not read it",
+        [("service/adamd_service/store/bulk/homes.py", "if self.identity() != start:", "if False:")],
+        "tests/store/bulk/test_shared.py::test_a_server_that_lost_its_directory_answers_as_the_others",
+    ),
+    (
+        "7 a full store is not written at the start",
+        [("service/adamd_service/store/bulk/homes.py", "if self.is_full() and known is not None:", "if False:")],
+        "tests/store/bulk/test_contract.py::test_a_start_on_a_full_store_writes_nothing_there",
+    ),
+    (
         "around the norm is the scaled gradient's",
         [(f"{OPTIM}/step_factors.py", "norm = hyper.gradient_scale * gradient_norm(", "norm = gradient_norm(")],
         "tests/optim/test_around.py::test_what_each_part_does",

@@ -10,11 +10,13 @@ import pytest
 
 from adamd.errors import AdamdError, InternalError
 from adamd_service.store import chunks, garbage, index, redis_store, scripts
+from adamd_service.store.bulk import homes
 from adamd_service.store.scripts import Script
 
-from . import guards, guards_damage, guards_sessions
+from . import guards, guards_damage, guards_sessions, guards_shared
 
 PERSIST = "  redis.call('PERSIST', KEYS[keys_before_chunks + i"
+TOKEN = "bulk_token ~= '' and redis.call('GET', bulk_key) ~= bulk_token"
 GUARDS = [
     ("commit", "incarnation ~= expected_incarnation or ", "", "commit_compares_the_incarnation"),
     ("commit", "head_chain ~= expected_chain or ", "", "commit_compares_the_chain"),
@@ -139,8 +141,8 @@ GUARDS = [
     ("delete", "chain ~= expected_chain", "false", "deleting_compares_the_chain_if_asked"),
     (
         "delete",
-        "redis.call('DEL', head_key, ring_key, readers_key)\nredis.call('SET', tombstone_key, tombstone, 'EX', tombstone_seconds)\n",
-        "redis.call('SET', tombstone_key, tombstone, 'EX', tombstone_seconds)\nredis.call('DEL', head_key, ring_key, readers_key)\n",
+        "redis.call('DEL', head_key, ring_key, readers_key, bulk_key)\nredis.call('SET', tombstone_key, tombstone, 'EX', tombstone_seconds)\n",
+        "redis.call('SET', tombstone_key, tombstone, 'EX', tombstone_seconds)\nredis.call('DEL', head_key, ring_key, readers_key, bulk_key)\n",
         "deleting_works_in_a_full_store",
     ),
     (
@@ -202,6 +204,31 @@ GUARDS = [
         "false",
         "claiming_is_whole_or_not_at_all",
     ),
+    ("commit", TOKEN, "false", "a_later_start_lets_no_step_through"),
+    ("snapshot", TOKEN, "false", "a_later_start_lets_no_snapshot_through"),
+    ("parameters", TOKEN, "false", "a_later_start_lets_no_parameters_through"),
+    ("create", TOKEN, "false", "a_later_start_lets_no_creation_through"),
+    ("delete", "readers_key, bulk_key)", "readers_key)", "a_deleted_session_leaves_no_token"),
+    ("bulk_claim", "known ~= expected or ", "", "one_claim_of_two_counts"),
+    ("bulk_claim", "if known == identity then", "if false then", "one_claim_of_two_counts"),
+    (
+        "bulk_claim",
+        " or redis.call('SCARD', sessions_key) ~= count",
+        "",
+        "a_claim_wants_the_sessions_that_were_looked_at",
+    ),
+    (
+        "bulk_expect",
+        "redis.call('GET', identity_key) ~= identity",
+        "false",
+        "a_later_start_expects_no_session_of_an_earlier",
+    ),
+    (
+        "bulk_expect",
+        "redis.call('SADD', sessions_key, session)\n",
+        "",
+        "a_session_is_expected_before_it_has_an_extent",
+    ),
     (
         "collect",
         "redis.call('ZREMRANGEBYSCORE', readers_key, '-inf', '(' .. (now - lease_seconds))\n",
@@ -209,10 +236,21 @@ GUARDS = [
         "a_lease_that_nobody_gave_back_ends",
     ),
 ]
-HELP = ("full", "key_of", "refused", "_put", "whole_or_nothing", "stripped", "_listed_then", "_back_to")
+HELP = (
+    "full",
+    "key_of",
+    "refused",
+    "_put",
+    "whole_or_nothing",
+    "stripped",
+    "_listed_then",
+    "_back_to",
+    "owner",
+    "taken_over",
+)
 CHECKS = {
     name: check
-    for module in (guards, guards_damage, guards_sessions)
+    for module in (guards, guards_damage, guards_sessions, guards_shared)
     for name, check in vars(module).items()
     if getattr(check, "__module__", "") == module.__name__ and name not in HELP
 }
@@ -221,7 +259,7 @@ CHECKS = {
 def replace_script(monkeypatch, name, text):
     """Let the store use ``text`` where it would use the script ``name``."""
     changed = Script(text, hashlib.sha1(text.encode()).hexdigest())
-    for module in (redis_store, index, garbage, chunks):
+    for module in (redis_store, index, garbage, chunks, homes):
         monkeypatch.setattr(module, "script", lambda asked: changed if asked == name else scripts.script(asked))
 
 

@@ -441,6 +441,7 @@ class Engine:
 
     async def keep_house(self) -> None:
         """Give a sign of life, and raise as `ready`; sweep what deleted sessions left."""
+        await self._workers.ask(self.store.give_back)  # first: the sign of life needs room
         await self._readiness.check()
         await self._workers.ask(self.store.sweep, TENANT)
 

@@ -17,12 +17,13 @@ Arguments: TypeAlias = "list[str | bytes | int]"
 COMMIT_OVERHEAD_BYTES = 4096  # of a commit without its body, at least
 
 
-def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
+def commit_call(session_id: str, commit: Commit, bulk_token: str) -> tuple[list[str], Arguments]:
     """Return the keys and arguments of a commit, in the order of the head comment of commit.lua."""
     names, record, key = SessionKeys(session_id), commit.record, commit.idempotency
     body = names.body(record.attempt, len(record.bulk.chunks))
     client_key = names.idempotency("" if key is None else key.key)
-    script_keys = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key, *body]
+    script_keys = [names.head, names.ring, names.record(record.step), names.fence(record.attempt), client_key]
+    script_keys += [names.bulk, *body]
     entry = Entry(record.step, record.digest, record.attempt, record.chain)
     settings = "" if commit.settings_revision == commit.expect_revision else serialization.dumps(commit.settings)
     args: Arguments = [
@@ -34,6 +35,7 @@ def commit_call(session_id: str, commit: Commit) -> tuple[list[str], Arguments]:
         index.DAY_SECONDS,
         "" if commit.progress is None else serialization.progress_text(commit.progress),
         serialization.seal(commit.incarnation, commit.settings_revision, settings) if settings else "",
+        bulk_token,
         *record.bulk.chunks,
     ]
     return script_keys, args

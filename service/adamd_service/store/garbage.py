@@ -23,7 +23,7 @@ from adamd_service.store.bulk.files import FileBulk
 from adamd_service.store.bulk.protocol import BulkName
 from adamd_service.store.connection.connect import Client
 from adamd_service.store.connection.failures import refused
-from adamd_service.store.keys import IndexKeys, SessionKeys
+from adamd_service.store.keys import BULK_SESSIONS, IndexKeys, SessionKeys
 from adamd_service.store.scripts import script
 
 LEASE_SECONDS = 120  # that a reader's lease lasts
@@ -61,7 +61,7 @@ def collect(client: Client, keys: SessionKeys, files: FileBulk | None = None) ->
     """Unlink what is free; returns the number of keys and extents.
 
     A process that dies in between leaves the entry to the next one. ``files``: where extents that nothing names any
-    more are free again.
+    more are free again. Without them, what names extents stays for the server that has these.
     """
     unlinked, tried = 0, set[bytes]()  # what the head still names stays in the list, and is not tried again and again
     while entries := _entries(client, keys, tried):
@@ -85,8 +85,11 @@ def _collected(client: Client, keys: SessionKeys, raw: bytes, files: FileBulk | 
         _unlinked(client, keys, raw, GarbageEntry("damaged"), (), EVERYTHING)
         return 0
     count, then = 0, "done"
+    if files is None and entry.kind == "everything" and client.sismember(BULK_SESSIONS, keys.id):
+        return 0
     for batch in _batches(_parts(client, keys, entry)):
-        if not _unlinked(client, keys, raw, entry, batch, ""):
+        others = files is None and any(part.extents for part in batch)
+        if others or not _unlinked(client, keys, raw, entry, batch, ""):
             return count
         count += sum(len(part.keys) for part in batch)
         if files is not None:

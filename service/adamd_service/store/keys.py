@@ -40,6 +40,11 @@ class SessionKeys:
         return self._key("gone")
 
     @property
+    def bulk(self) -> str:
+        """String: the token of the server start whose extents the session may name, where replicas share a store."""
+        return self._key("bulk")
+
+    @property
     def garbage(self) -> str:
         """List: what is unnamed and may be unlinked once no reader is at work."""
         return self._key("garbage")
@@ -120,8 +125,8 @@ class IndexKeys:
         return self._key("key", _hashed(key))
 
 
-BULK = "adamd:bulk"  # string: the identity of the bulk directory
-BULK_SESSIONS = "adamd:bulk-sessions"  # set: ids of sessions that may have extents
+BULK = "adamd:{bulk}:identity"  # string: the identity of the bulk directory
+BULK_SESSIONS = "adamd:{bulk}:sessions"  # set: ids of sessions that may have extents
 
 
 def replica(name: str) -> str:

@@ -26,7 +26,14 @@ log = structlog.get_logger()
 
 @contextmanager
 def bulk_files(
-    path: Path, store: RedisStore, *, synced: bool, written: bool = True, spare: int = SPARE_BYTES
+    path: Path,
+    store: RedisStore,
+    *,
+    synced: bool,
+    written: bool = True,
+    spare: int = SPARE_BYTES,
+    shared: bool = False,
+    server: str = "",
 ) -> Iterator[FileBulk]:
     """Open the directory at ``path`` for this store, which keeps its bulk there until the end.
 
@@ -36,6 +43,8 @@ def bulk_files(
         written: new bulk goes there; else only what is there is read.
         spare: bytes of free extents that are kept at most.
         synced: every body is on the disk before its step is committed; else the store's own sync takes it along.
+        shared: other replicas use the store too.
+        server: what people call this server.
 
     Raises:
         StoreRefused: the directory cannot be used, or is not the one that the store knows.
@@ -44,7 +53,9 @@ def bulk_files(
     directory = BulkDirectory(path)
     directory.open()
     try:
-        directory.agree(store.bulk)
+        identity = directory.agree(store.bulk, server)
+        if shared:
+            store.bulk.replace_tokens(identity)  # before the names are read: nothing may be named after that
         try:
             disk = RealDisk(path)
             extents = listed(disk.names(), store.bulk.named())
@@ -53,7 +64,7 @@ def bulk_files(
         margin = min(MARGIN_BYTES, shutil.disk_usage(path).total // 8)
         writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
         files = FileBulk(disk, extents, store.bulk.expect, writers, synced=synced, margin=margin, spare=spare)
-        store.bulk.keep_in(files, written=written)
+        store.bulk.keep_in(files, written=written, shared=identity if shared else None)
         try:
             yield files
         finally:

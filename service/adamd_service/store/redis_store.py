@@ -24,7 +24,6 @@ from adamd_service.records import (
     Carried,
     Commit,
     CommitOutcome,
-    Committed,
     Entry,
     Head,
     IdempotencyKey,
@@ -133,6 +132,7 @@ class RedisStore:
     def belongs_to(self, private: EmbeddedStore) -> None:
         """Ask the process that was started for this store whether its disk has room, and why it does not answer."""
         self._room, self.silences.why = private.room, private.trouble
+        self.bulk.is_full = private.room.is_full
 
     def _grow(self, nbytes: int) -> None:
         """Raise StoreFull where the disk has no room for something that stays."""
@@ -159,6 +159,7 @@ class RedisStore:
                     self.announce(replica, ttl)
             raise
         self.announce(replica, ttl)
+        self.bulk.look()
         if self._room is not None:
             self._room.require_any()
 
@@ -205,6 +206,7 @@ class RedisStore:
         """Write a first snapshot of ``arrays`` (flat, by name; none where the parameters come later), then the head."""
         self._trust.require()
         spec, names = head.spec, SessionKeys(head.spec.id)
+        self.bulk.adopt(spec)
         self._grow(COMMIT_OVERHEAD_BYTES)
         with translated():
             if arrays:
@@ -221,8 +223,9 @@ class RedisStore:
             owner = head.snapshots[0].id if head.snapshots else ""
             self.bulk.doubt(spec.id, owner, bulk_of(head.snapshots))
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
-            args: Arguments = [head.incarnation, len(fields), *fields, *snapshot_lengths(head.snapshots)]
-            verdict = self._repeatable("create", [names.head, names.gone, *chunk_keys], *args)
+            token = self.bulk.token(bulk_of(head.snapshots))
+            args: Arguments = [head.incarnation, token, len(fields), *fields, *snapshot_lengths(head.snapshots)]
+            verdict = self._repeatable("create", [names.head, names.gone, names.bulk, *chunk_keys], *args)
             self.bulk.settle(spec.id, owner, named=verdict[0] == b"created")
             if verdict[0] != b"created":
                 self._discard(spec.id, owner, chunk_keys)
@@ -304,11 +307,12 @@ class RedisStore:
         with translated():
             ref = self._first(after, arrays, counts)
             text = serialization.snapshot_text(ref)
-            args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text, *snapshot_lengths((ref,))]
+            args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text]
+            args += [self.bulk.token(bulk_of((ref,))), *snapshot_lengths((ref,))]
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
             self.bulk.doubt(head.spec.id, ref.id, bulk_of((ref,)))
-            verdict = self._repeatable("parameters", [names.head, names.garbage, *chunk_keys], *args)
+            verdict = self._repeatable("parameters", [names.head, names.garbage, names.bulk, *chunk_keys], *args)
             self.bulk.settle(head.spec.id, ref.id, named=verdict[0] == b"set")
             if verdict[0] != b"set":
                 self._discard_snapshots(head.spec.id, (ref,))
@@ -328,13 +332,14 @@ class RedisStore:
             except Damaged:
                 name, damage = index.name_of(self._client, tenant, session_id), "damaged"
             garbage.remember(self._client, tenant, session_id)
-            script_keys = [names.head, names.gone, names.garbage, names.ring, names.readers]
+            script_keys = [names.head, names.gone, names.garbage, names.ring, names.readers, names.bulk]
             verdict = self._repeatable(
                 "delete", script_keys, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
             )
             if verdict[0] == b"moved":
                 return False
             index.release(self._client, tenant, session_id, name, remember=index.DAY_SECONDS)
+            self.bulk.forget(session_id)
             return True
 
     # -- steps
@@ -349,7 +354,7 @@ class RedisStore:
         """
         self._trust.require()
         name = BulkName(session_id, attempt)
-        if files := self.bulk.files_for(nbytes):
+        if files := self.bulk.files_for(session_id, nbytes):
             return files.stage(name, nbytes)
         return chunks.ChunkStaging(self._client, name.key, nbytes, self._uploads, self._grow)
 
@@ -374,8 +379,8 @@ class RedisStore:
         """
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
-        script_keys, args = commit_call(session_id, commit)
-        with self._named_by(session_id, commit.record) as outcome:
+        script_keys, args = commit_call(session_id, commit, self.bulk.token((commit.record.bulk,)))
+        with self.bulk.naming(session_id, commit.record) as outcome:
             if outcome is None:
                 return Lost("chunks")
             try:
@@ -390,36 +395,16 @@ class RedisStore:
                 raise UnknownOutcome(str(error)) from error
             return outcome(serialization.outcome_from(verdict))
 
-    @contextmanager
-    def _named_by(self, session_id: str, record: Record) -> Iterator[Callable[[CommitOutcome], CommitOutcome] | None]:
-        """Hold a record's extent in doubt while its commit is under way, and until its outcome is known.
-
-        None: it is not there any more, as chunks whose time has run out.
-        """
-        attempt = record.attempt
-        if not self.bulk.doubt(session_id, attempt, (record.bulk,), record.step):
-            yield None
-            return
-
-        def known(outcome: CommitOutcome) -> CommitOutcome:
-            self.bulk.settle(session_id, attempt, named=isinstance(outcome, Committed))
-            return outcome
-
-        try:
-            yield known
-        except StoreUnavailable:  # and StoreFull: the script did not run, and will not
-            self.bulk.settle(session_id, attempt, named=False)
-            raise
-
     async def commit_soon(self, session_id: str, commit: Commit) -> CommitOutcome | None:
         """`commit` on the event loop, raising as it does; None where that cannot be, and nothing has happened."""
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
-        with self._named_by(session_id, commit.record) as outcome:
+        with self.bulk.naming(session_id, commit.record) as outcome:
             if outcome is None:
                 return Lost("chunks")
             try:
-                verdict = await self.lines.run(script("commit"), *commit_call(session_id, commit))
+                call = commit_call(session_id, commit, self.bulk.token((commit.record.bulk,)))
+                verdict = await self.lines.run(script("commit"), *call)
             except ResponseError as error:
                 raise failure(error) from error
             return None if verdict is None else outcome(serialization.outcome_from(verdict))
@@ -492,7 +477,7 @@ class RedisStore:
             return
         name = BulkName(session_id, record.attempt)
         if record.bulk.extent:
-            self.bulk.files_of(record.bulk).read(name, record.bulk, into)
+            self.bulk.files_of(session_id).read(name, record.bulk, into)
         else:
             chunks.read_chunks(self._client, name.keys(record.bulk), record.bulk.chunks, into)
 
@@ -506,7 +491,7 @@ class RedisStore:
         """
         name = BulkName(session_id, snapshot, ref.name)
         if ref.bulk.extent:
-            self.bulk.files_of(ref.bulk).read(name, ref.bulk, into)
+            self.bulk.files_of(session_id).read(name, ref.bulk, into)
             chunks.check_array(ref, into)
         else:
             chunks.read_array(self._client, name.key, ref, into)
@@ -518,7 +503,7 @@ class RedisStore:
     ) -> ArrayRef:
         """Write one array of a snapshot; it goes away by itself unless `commit_snapshot` follows."""
         whose = BulkName(session_id, snapshot, name)
-        if files := self.bulk.files_for(data.nbytes):
+        if files := self.bulk.files_for(session_id, data.nbytes):
             return ArrayRef(name, files.write(whose, data, pace), xxhash.xxh3_128_hexdigest(data))
         return chunks.write_array(self._client, whose.key, name, data, pace, self._grow)
 
@@ -529,11 +514,12 @@ class RedisStore:
         newest snapshot, where it is damaged: the new one takes its place, and the one before it stays.
         """
         names = SessionKeys(spec.id)
-        script_keys = [names.head, names.record(ref.step), names.garbage, *snapshot_keys(names, (ref,))]
+        script_keys = [names.head, names.record(ref.step), names.garbage, names.bulk, *snapshot_keys(names, (ref,))]
         self._tidy()
         with translated():
             text = serialization.snapshot_text(ref)
-            args: Arguments = [incarnation, ref.chain, text, covered, damaged, *snapshot_lengths((ref,))]
+            args: Arguments = [incarnation, ref.chain, text, covered, damaged, self.bulk.token(bulk_of((ref,)))]
+            args += snapshot_lengths((ref,))
             garbage.expect(self._client, spec.tenant, spec.id)
             if not self.bulk.doubt(spec.id, ref.id, bulk_of((ref,))):
                 return False
@@ -549,17 +535,17 @@ class RedisStore:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
         self._tidy()
         with translated():
-            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.files) + self._given_back()
+            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.files) + self.give_back()
 
     def sweep(self, tenant: str) -> int:
         """Collect for a few sessions that may need it, and ask after commits without an answer; returns the keys."""
         self._tidy()
         with translated():
             self.bulk.sweep(self.resolve, self._snapshot_ids, time.monotonic())
-            return garbage.sweep(self._client, tenant, self.bulk.files) + self._given_back()
+            return garbage.sweep(self._client, tenant, self.bulk.files) + self.give_back()
 
-    def _given_back(self) -> int:
-        """Remove free extents: all of them where the store has no room."""
+    def give_back(self) -> int:
+        """Remove free extents that nobody needs, and all of them where the store has no room; returns how many."""
         return self.bulk.tidy(full=self._room is not None and self._room.full)
 
     def _snapshot_ids(self, session_id: str) -> set[str]:

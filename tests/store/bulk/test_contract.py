@@ -13,6 +13,7 @@ from adamd_service.store.bulk.directory import IDENTITY, BulkDirectory
 from adamd_service.store.bulk.disk import RealDisk
 from adamd_service.store.bulk.extents import NAME, Extents, Owner, Use, class_of, size_of
 from adamd_service.store.bulk.files import FileBulk
+from adamd_service.store.keys import BULK, BULK_SESSIONS
 from adamd_service.store.opening import bulk_files
 
 from ..contract import StoreContract
@@ -45,7 +46,7 @@ def reopened(store_process, tmp_path):
         store = RedisStore.connect(store_process.url, timeout=10.0)
         return store, bulk_files(tmp_path / name, store, synced=True, **more)
 
-    store_process.client().delete("adamd:bulk", "adamd:bulk-sessions")
+    store_process.client().delete(BULK, BULK_SESSIONS)
     return open_
 
 
@@ -194,9 +195,26 @@ def test_another_stores_directory_is_not_overwritten(reopened, tmp_path, store_p
     with opened as files:
         store.bulk.keep_in(files, above=0)
         step(store, create(store), BODY, staged_body=True)
-    store_process.client().delete("adamd:bulk", "adamd:bulk-sessions")  # as a store that never had it
+    store_process.client().delete(BULK, BULK_SESSIONS)  # as a store that never had it
     with pytest.raises(StoreRefused, match="the bytes of another store"), reopened()[1]:
         pass
+
+
+def test_a_start_on_a_full_store_writes_nothing_there(reopened, store_process):
+    """A store that cannot append to its file ends. The directory is one start ahead then, and is let in again."""
+    store, opened = reopened()
+    with opened as files:
+        store.bulk.keep_in(files, above=0)
+        head = step(store, create(store), BODY, staged_body=True)
+    written = store_process.client().info("persistence")["aof_current_size"]
+    store, opened = reopened()
+    store.bulk.is_full = lambda: True
+    with opened:
+        assert store_process.client().info("persistence")["aof_current_size"] == written
+        assert body_of(store, head.spec.id, store.records(head.spec.id, 1, 1)[0]) == BODY
+    store, opened = reopened()
+    with opened:
+        assert store.bulk.identity().generation == 3
 
 
 def test_open_to_others_is_refused(tmp_path):

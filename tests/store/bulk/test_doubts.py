@@ -8,6 +8,7 @@ from adamd_service.records import Committed
 from adamd_service.store import ChunkMissing, RedisStore
 from adamd_service.store.bulk import homes
 from adamd_service.store.bulk.extents import Owner, Use
+from adamd_service.store.keys import BULK, BULK_SESSIONS
 from adamd_service.store.opening import bulk_files
 
 from ..sessions import commit_of, create, staged_record
@@ -18,7 +19,7 @@ LATER = 10**9  # seconds on the monotonic clock, after any doubt
 
 @pytest.fixture
 def store(store_process, tmp_path):
-    store_process.client().delete("adamd:bulk", "adamd:bulk-sessions")
+    store_process.client().delete(BULK, BULK_SESSIONS)
     store = RedisStore.connect(store_process.url, timeout=10.0)
     with bulk_files(tmp_path / "bulk", store, synced=True) as files:
         store.bulk.keep_in(files, above=0)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,12 +30,19 @@ class Identity:
         id: 32 hexadecimal digits.
         generation: starts so far. A copy that was put back has fewer than the store.
         format: of the files.
+        server: host and port of the server that has it, for people.
 
     """
 
     id: str
     generation: int
     format: int = FORMAT
+    server: str = ""
+
+    @property
+    def token(self) -> str:
+        """What a session's commits carry that name extents of this start, where replicas share a store."""
+        return f"{self.id}:{self.generation}"
 
 
 class Remembered(Protocol):
@@ -43,11 +51,14 @@ class Remembered(Protocol):
     def identity(self) -> Identity | None:
         """Return the identity of the directory that it used last."""
 
-    def remember(self, identity: Identity) -> None:
-        """Remember it."""
+    def remember(self, identity: Identity, known: Identity | None, sessions: int) -> bool:
+        """Remember it, if `identity` and the number of `sessions` are still these; False where another was faster."""
 
     def sessions(self) -> list[str]:
         """Return the sessions that may have bytes there."""
+
+    def living(self, sessions: Sequence[str]) -> list[str]:
+        """Return those of these sessions that are not deleted."""
 
 
 class BulkDirectory:
@@ -82,8 +93,8 @@ class BulkDirectory:
             self._lock.close()
             self._lock = None
 
-    def agree(self, store: Remembered) -> None:
-        """Check that directory and store belong together, and note one more start in both.
+    def agree(self, store: Remembered, server: str = "") -> Identity:
+        """Check that directory and store belong together, and note one more start in both. ``server``: for people.
 
         Raises:
             StoreRefused: it is another directory, an older copy, or empty, and sessions would lose their bytes.
@@ -92,18 +103,21 @@ class BulkDirectory:
         here, known = self._identity(), store.identity()
         if here is not None and (known is None or known.id != here.id) and any(self.path.glob("x*-*")):
             raise StoreRefused(f"{self.path} has the bytes of another store; choose another directory, or remove it")
-        sessions = 0 if known is None else len(store.sessions())
-        if known is not None and sessions and (why := _difference(here, known)):
+        sessions = store.sessions()
+        if known is not None and (why := _difference(here, known)) and (living := store.living(sessions)):
+            used_last = f"used last{f', on {known.server}' if known.server else ''}"
             raise StoreRefused(
-                f"{self.path} is not the bulk directory that this store used last: {why}. {sessions} sessions have "
-                "bytes there; put that directory back, or delete these sessions in the store"
+                f"{self.path} is not the bulk directory that this store {used_last}: {why}. {len(living)} sessions "
+                "have bytes there; put that directory back, or delete these sessions in the store"
             )
         if here is None:
             here = Identity(secrets.token_hex(16), 0)
         generation = max(here.generation, 0 if known is None else known.generation) + 1
-        identity = Identity(here.id, generation)
+        identity = Identity(here.id, generation, server=server)
         self._write(identity)  # before the store: a start that dies between the two is one ahead, and is let in
-        store.remember(identity)
+        if not store.remember(identity, known, len(sessions)):
+            raise StoreRefused(f"another server has just taken a bulk directory for this store; {self.path} is unused")
+        return identity
 
     def _identity(self) -> Identity | None:
         try:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Final, cast
 
-from adamd.errors import StoreUnavailable
-from adamd_service.records import BulkRef, SnapshotRef
+import structlog
+
+from adamd.errors import StoreFull, StoreUnavailable, WrongReplica
+from adamd.wire.dtypes import ITEMSIZE
+from adamd_service.records import BulkRef, CommitOutcome, Committed, Record, SnapshotRef, Spec
 from adamd_service.store import keys, serialization
 from adamd_service.store.bulk.directory import Identity
 from adamd_service.store.bulk.extents import Owner
@@ -20,10 +24,12 @@ from adamd_service.store.connection.connect import Client
 from adamd_service.store.connection.failures import translated
 from adamd_service.store.keys import SessionKeys
 from adamd_service.store.outcomes import StoreRefused
+from adamd_service.store.scripts import script
 
 SMALL_BULK_BYTES: Final = 512 * 1024  # up to this it lies in the store, wherever the rest does
 DOUBT_SECONDS: Final = 60.0  # a step without an outcome is asked for after so long
 SNAPSHOT_DOUBT_SECONDS: Final = 900.0  # and a snapshot, whose script has no fence: as long as its chunks would live
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +59,59 @@ class Homes:
         self._client = client
         self.files: FileBulk | None = None
         self._above: int | None = None  # bytes; bulk of more goes into files
+        self._start: Identity | None = None  # of the directory, where other replicas share the store
+        self._own = set[str]()  # then: the sessions whose bulk goes into its files
         self._expected = set[str]()  # sessions for which the store remembers that they may have extents
         self._doubts: dict[tuple[str, str], Doubt] = {}
+        self.is_full: Callable[[], bool] = _never  # whether the private store could not append even a few bytes
         self._lock = threading.Lock()
 
-    def keep_in(self, files: FileBulk, *, written: bool = True, above: int = SMALL_BULK_BYTES) -> None:
+    def keep_in(
+        self, files: FileBulk, *, written: bool = True, above: int = SMALL_BULK_BYTES, shared: Identity | None = None
+    ) -> None:
         """Read what lies in these files, and write new bulk of more than ``above`` bytes there.
 
-        What lies in chunks is read from the store.
+        What lies in chunks is read from the store. ``shared``: this start of the directory, where other replicas use
+        the store too. Then the bulk of the sessions that were created here goes into files, and no other.
         """
+        self._start = shared
+        if shared is not None:
+            self._own.update(self.sessions())
+            self._expected.update(self._own)
         self.files = files
         self._above = above if written else None
 
-    def files_for(self, nbytes: int) -> FileBulk | None:
-        """Return the files that new bulk of so many bytes goes to; None where it goes into chunks."""
-        return self.files if self._above is not None and nbytes > self._above else None
+    def adopt(self, spec: Spec) -> None:
+        """Note a session that is created here."""
+        nbytes = spec.layout.size * ITEMSIZE[spec.dtype]  # of one of its arrays
+        if self._start is not None and self._above is not None and nbytes > self._above:
+            self._own.add(spec.id)
 
-    def files_of(self, ref: BulkRef) -> FileBulk:
-        """Return the files that have this.
+    def files_for(self, session_id: str, nbytes: int) -> FileBulk | None:
+        """Return the files that new bulk of so many bytes goes to; None where it goes into chunks."""
+        if self._above is None or nbytes <= self._above:
+            return None
+        return self.files if self._start is None or session_id in self._own else None
+
+    def files_of(self, session_id: str) -> FileBulk:
+        """Return the files that have a session's extents.
 
         Raises:
-            StoreUnavailable: another server has them.
+            WrongReplica: another server has them.
 
         """
         if self.files is None:
-            raise StoreUnavailable(
-                f"the extent {ref.extent} lies in the bulk directory of another server; ask that one", retry_after=5
+            identity = self.identity()
+            where = f" ({identity.server})" if identity is not None and identity.server else ""
+            raise WrongReplica(
+                f"session {session_id} lies in the bulk directory of another server{where}; ask that server, or start "
+                "it again with its --bulk-dir"
             )
         return self.files
+
+    def token(self, refs: Iterable[BulkRef]) -> str:
+        """Return what a commit that names these has to find in the store; "" where nothing has to be there."""
+        return self._start.token if self._start is not None and any(ref.extent for ref in refs) else ""
 
     # -- what the store remembers of the directory
 
@@ -93,10 +124,27 @@ class Homes:
         except (ValueError, TypeError) as error:
             raise StoreRefused(f"the store's note of its bulk directory ({keys.BULK}) is damaged: {error}") from None
 
-    def remember(self, identity: Identity) -> None:
-        """Remember the bulk directory."""
+    def remember(self, identity: Identity, known: Identity | None, sessions: int) -> bool:
+        """Remember the bulk directory, if what the store knows is still this; False where another was faster.
+
+        A private store whose disk is full would end by this write. It is left out then: the directory is one start
+        ahead, and is let in.
+        """
+        if self.is_full() and known is not None:
+            log.warning("the store's disk is full; this start is not noted there")
+            return True
+        before = "" if known is None else _text(known)
         with translated():
-            self._client.set(keys.BULK, serialization.dumps(asdict(identity)))
+            names = [keys.BULK, keys.BULK_SESSIONS]
+            return script("bulk_claim")(self._client, names, before, sessions, _text(identity))[0] == b"claimed"
+
+    def replace_tokens(self, identity: Identity) -> None:
+        """Let no commit through any more that names extents for an earlier start: they are about to be free."""
+        with translated():
+            pipeline = self._client.pipeline(transaction=False)
+            for session_id in self.sessions():
+                pipeline.set(SessionKeys(session_id).bulk, identity.token)
+            pipeline.execute()
 
     def sessions(self) -> list[str]:
         """Return the sessions that may have extents."""
@@ -104,23 +152,75 @@ class Homes:
             members = cast("set[bytes]", self._client.smembers(keys.BULK_SESSIONS))
             return sorted(member.decode() for member in members)
 
+    def living(self, sessions: Sequence[str]) -> list[str]:
+        """Return those of these sessions that are not deleted."""
+        with translated():
+            pipeline = self._client.pipeline(transaction=False)
+            for session_id in sessions:
+                pipeline.exists(SessionKeys(session_id).head)
+            return [session_id for session_id, exists in zip(sessions, pipeline.execute(), strict=True) if exists]
+
     def expect(self, session_id: str) -> None:
-        """Remember that a session may have extents, before it has one."""
-        if session_id not in self._expected:
-            with translated():
+        """Remember that a session may have extents, before it has one.
+
+        Raises:
+            StoreUnavailable: another server has taken over the directory.
+            StoreFull: the store's disk is full.
+
+        """
+        if session_id in self._expected:
+            return
+        if self.is_full():
+            raise StoreFull("the store's disk is full; delete sessions, or make room there", retry_after=2.0)
+        with translated():
+            if self._start is None:
                 self._client.sadd(keys.BULK_SESSIONS, session_id)
-            self._expected.add(session_id)
+            else:
+                self._expect_shared(session_id, self._start)
+        self._expected.add(session_id)
+
+    def _expect_shared(self, session_id: str, start: Identity) -> None:
+        names = [keys.BULK, keys.BULK_SESSIONS]
+        if script("bulk_expect")(self._client, names, _text(start), session_id)[0] != b"noted":
+            raise StoreUnavailable("another server has the bulk directory of this store now; ask that one")
+        self._client.set(SessionKeys(session_id).bulk, start.token, nx=True)  # a later start's token stays
 
     def named(self) -> dict[str, Owner]:
         """Return every extent that the store names, and its owner; forget the sessions that have none any more."""
         sessions = self.sessions()
         with translated():
             named = dict(named_extents(self._client, sessions))
-            for session_id in set(sessions) - {owner.session_id for owner in named.values()}:
-                names = SessionKeys(session_id)
-                if not self._client.exists(names.head) and not self._client.exists(names.garbage):
-                    self._client.srem(keys.BULK_SESSIONS, session_id)
+            if not self.is_full():
+                self._forget_ended(set(sessions) - {owner.session_id for owner in named.values()})
             return named
+
+    def _forget_ended(self, sessions: Collection[str]) -> None:
+        for session_id in sessions:
+            names = SessionKeys(session_id)
+            if not self._client.exists(names.head) and not self._client.exists(names.garbage):
+                self._client.delete(names.bulk)
+                self._client.srem(keys.BULK_SESSIONS, session_id)
+
+    def look(self) -> None:
+        """Look whether this server still has the directory, and repeat what a failover of the store may have lost."""
+        start = self._start
+        if start is None or self.files is None:
+            return
+        if self.identity() != start:
+            log.critical("another server has the bulk directory now; what lies there is answered with 421 from here")
+            self.files = self._above = None
+            return
+        with translated():
+            pipeline = self._client.pipeline(transaction=False)
+            for session_id in tuple(self._expected):
+                pipeline.sadd(keys.BULK_SESSIONS, session_id)
+                pipeline.set(SessionKeys(session_id).bulk, start.token, nx=True)
+            pipeline.execute()
+
+    def forget(self, session_id: str) -> None:
+        """Note that a session is deleted."""
+        self._expected.discard(session_id)
+        self._own.discard(session_id)
 
     # -- what is about to be named
 
@@ -141,6 +241,27 @@ class Homes:
             known = self._doubts.pop((session_id, owner), None)
         if known is not None and self.files is not None:
             self.files.settle(session_id, owner, named=named)
+
+    @contextmanager
+    def naming(self, session_id: str, record: Record) -> Iterator[Callable[[CommitOutcome], CommitOutcome] | None]:
+        """Hold a record's extent in doubt while its commit is under way, and until its outcome is known.
+
+        None: it is not there any more, as chunks whose time has run out.
+        """
+        attempt = record.attempt
+        if not self.doubt(session_id, attempt, (record.bulk,), record.step):
+            yield None
+            return
+
+        def known(outcome: CommitOutcome) -> CommitOutcome:
+            self.settle(session_id, attempt, named=isinstance(outcome, Committed))
+            return outcome
+
+        try:
+            yield known
+        except StoreUnavailable:  # and StoreFull: the script did not run, and will not
+            self.settle(session_id, attempt, named=False)
+            raise
 
     def release(self, session_id: str, owner: str) -> None:
         """Free what an attempt or a snapshot has staged. What is named, or may be, stays."""
@@ -189,6 +310,14 @@ class Homes:
         self.settle(doubt.session_id, doubt.owner, named=named)
         self.release(doubt.session_id, doubt.owner)
         return True
+
+
+def _never() -> bool:
+    return False
+
+
+def _text(identity: Identity) -> str:
+    return serialization.dumps(asdict(identity))
 
 
 def bulk_of(snapshots: Iterable[SnapshotRef]) -> Iterator[BulkRef]:

@@ -1,27 +1,30 @@
 -- Commits one step, or says why not. No other script moves a session to its next step.
 --
--- KEYS  1 head   2 ring   3 record   4 fence of the attempt   5 idempotency   6… chunks of the body
+-- KEYS  1 head   2 ring   3 record   4 fence of the attempt   5 idempotency   6 bulk token   7… chunks of the body
 -- ARGV  1 nonce
 --       2 incarnation, 3 chain, 4 step and 5 settings revision that the head must have
 --       6 step   7 ring slot  8 ring entry  9 attempt  10 chain  11 record's meta  12 inline body ("" if in chunks)
 --       13 settings ("" if unchanged)  14 settings revision  15 bytes of the body
 --       16 idempotency value ("" if none)  17 seconds that it lasts
 --       18 progress: 16 digits of its sum, then its text ("" if unchanged)
---       19 seal of the settings ("" if unchanged)  20… bytes of each chunk
+--       19 seal of the settings ("" if unchanged)
+--       20 bulk token that the session must have ("": the record names no extent of a shared store)
+--       21… bytes of each chunk
 -- Returns {nonce, verdict[, detail]}: committed | again | fenced | idempotency (its value) | moved | chunks
 --
 -- Idempotent by attempt: the same attempt again answers "again". Everything that can fail stands before the first
 -- write: a step counts together with its Idempotency-Key, or not at all. The first write is one that a full store
 -- refuses (SET and HSET may enlarge it, PERSIST may not), so a refusal leaves nothing half done.
 local head_key, ring_key, record_key, fence_key, idempotency_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local bulk_key = KEYS[6]
 local nonce = ARGV[1]
 local expected_incarnation, expected_chain, expected_step, expected_revision = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local step, ring_slot, ring_entry, attempt, chain = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local meta, inline_body = ARGV[11], ARGV[12]
 local settings, revision, body_bytes = ARGV[13], ARGV[14], tonumber(ARGV[15])
 local idempotency, idempotency_seconds = ARGV[16], ARGV[17]
-local progress, seal = ARGV[18], ARGV[19]
-local keys_before_chunks, args_before_chunks = 5, 19
+local progress, seal, bulk_token = ARGV[18], ARGV[19], ARGV[20]
+local keys_before_chunks, args_before_chunks = 6, 20
 
 local incarnation, head_chain, head_step, head_revision, parameters_missing, log_bytes = unpack(redis.call('HMGET',
   head_key, 'incarnation', 'chain', 'step', 'settings_revision', 'parameters_missing', 'log_bytes'))
@@ -41,6 +44,10 @@ end
 if incarnation ~= expected_incarnation or head_chain ~= expected_chain or head_step ~= expected_step
   or head_revision ~= expected_revision or parameters_missing ~= '0' then
   return {nonce, 'moved'}
+end
+-- A later start has the bulk directory, and may have used the extent for something else.
+if bulk_token ~= '' and redis.call('GET', bulk_key) ~= bulk_token then
+  return {nonce, 'chunks'}
 end
 for i = 1, #KEYS - keys_before_chunks do
   if redis.call('STRLEN', KEYS[keys_before_chunks + i]) ~= tonumber(ARGV[args_before_chunks + i]) then

@@ -1,6 +1,6 @@
 -- Ends a session: its head goes, a tombstone stands for a day, and everything that the head named becomes garbage.
 --
--- KEYS  1 head   2 tombstone   3 garbage   4 ring   5 readers
+-- KEYS  1 head   2 tombstone   3 garbage   4 ring   5 readers   6 bulk token
 -- ARGV  1 nonce  2 seconds that the tombstone stands  3 text of the tombstone
 --       4 "any", or "absent": end a session only if it was claimed and never created
 --       5 chain that the head must have ("": any)
@@ -10,6 +10,7 @@
 -- The first write frees memory, because a full store refuses a script at its first write only: so a full store can be
 -- emptied. A damaged session can be deleted too: nothing here depends on what its keys hold.
 local head_key, tombstone_key, garbage_key, ring_key, readers_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local bulk_key = KEYS[6]
 local nonce, tombstone_seconds, tombstone = ARGV[1], ARGV[2], ARGV[3]
 local mode, expected_chain, damaged = ARGV[4], ARGV[5], ARGV[6] == 'damaged'
 
@@ -43,7 +44,7 @@ elseif exists then
   end
 end
 
-redis.call('DEL', head_key, ring_key, readers_key)
+redis.call('DEL', head_key, ring_key, readers_key, bulk_key)
 redis.call('SET', tombstone_key, tombstone, 'EX', tombstone_seconds)
 if garbage_damaged then
   redis.call('DEL', garbage_key)

@@ -1,20 +1,20 @@
 -- Makes a written snapshot the newest, keeps the one before it, and puts what is older into the garbage. That is
 -- unlinked later (see collect.lua): a reader that still follows the old names gets time, or starts again.
 --
--- KEYS  1 head   2 record of the snapshot's step   3 garbage   4… chunks
+-- KEYS  1 head   2 record of the snapshot's step   3 garbage   4 bulk token   5… chunks
 -- ARGV  1 nonce  2 incarnation that the head must have  3 chain that the step must have  4 snapshot
 --       5 bytes of log that it covers
 --       6 id of the newest snapshot if that is damaged: this one replaces it, and the one before it stays
 --         ("": it is not damaged)
---       7… bytes of each chunk
+--       7 bulk token that the session must have ("": no extent of a shared store is named)  8… bytes of each chunk
 -- Returns {nonce, verdict}: kept (also again) | chunks | damaged (the head is)
 --                           | moved (another history, or a newer snapshot is there)
 --
 -- Everything that can fail stands before the first write.
-local head_key, record_key, garbage_key = KEYS[1], KEYS[2], KEYS[3]
+local head_key, record_key, garbage_key, bulk_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local nonce, expected_incarnation, chain, snapshot_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local covered_bytes, damaged_id = tonumber(ARGV[5]), ARGV[6]
-local keys_before_chunks, args_before_chunks = 3, 6
+local covered_bytes, damaged_id, bulk_token = tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local keys_before_chunks, args_before_chunks = 4, 7
 
 local incarnation, snapshots_text, log_first, log_bytes, newest_text = unpack(redis.call('HMGET', head_key,
   'incarnation', 'snapshots', 'log_first', 'log_bytes', 'newest'))
@@ -52,6 +52,10 @@ elseif newest.step >= snapshot.step then
 end
 if newest_text == '' or string.sub(snapshots_text, -#newest_text - 1) ~= newest_text .. ']' then
   return {nonce, 'damaged'}
+end
+-- A later start has the bulk directory, and may have used the extents for something else.
+if bulk_token ~= '' and redis.call('GET', bulk_key) ~= bulk_token then
+  return {nonce, 'chunks'}
 end
 for i = 1, #KEYS - keys_before_chunks do
   if redis.call('STRLEN', KEYS[keys_before_chunks + i]) ~= tonumber(ARGV[args_before_chunks + i]) then
