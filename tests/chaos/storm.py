@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import redis
@@ -196,12 +197,15 @@ class Storm:
             self._kill_server()
 
     def _end_store(self):
-        pid = self.server.store_pid
-        with suppress(OSError):
-            if os.readlink(f"/proc/{pid}/cwd") == str((self.server.data_dir / "store").resolve()):
-                os.kill(pid, signal.SIGKILL)
-                self.summary.stores += 1
-                return True
+        """Kill the server's child that is its store. On a full disk the file with the store's number is empty."""
+        home = str((self.server.data_dir / "store").resolve())
+        for children in Path(f"/proc/{self.server.pid}/task").glob("*/children"):
+            with suppress(OSError):
+                for pid in map(int, children.read_text().split()):
+                    if os.readlink(f"/proc/{pid}/cwd") == home:
+                        os.kill(pid, signal.SIGKILL)
+                        self.summary.stores += 1
+                        return True
         return False
 
     def _start(self):
