@@ -28,6 +28,9 @@ gpu: ## what only an NVIDIA GPU can tell: selftest, tests, bench; writes bench/G
 chaos: $(STAMP) ## 100 kill -9 of the server, 30 of the store, 8 failovers to replicas that are behind
 	@$(BIN)/python -m pytest -q -m chaos tests/chaos -s
 
+sim: $(STAMP) ## 2,000 power cuts of the bulk's simulated disk (SIM_CRASHES, SIM_SEED); planted faults are found
+	@SIM_CRASHES=$${SIM_CRASHES:-2000} $(BIN)/python -m pytest -q -s --timeout 3600 tests/store/bulk/test_simulation.py
+
 proto: ## adamd.proto linted, compared with the released one, and its Python code written anew
 	@.ci/proto
 

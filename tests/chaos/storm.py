@@ -1,4 +1,7 @@
-"""A storm: clients step over HTTP and gRPC while the server and its store are killed (-9) at random."""
+"""A storm: clients step over HTTP and gRPC while the server and its store are killed (-9) at random.
+
+Where there is a small disk for it, that is full for some seconds now and then, and the killing goes on meanwhile.
+"""
 
 import os
 import signal
@@ -6,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import redis
@@ -24,6 +28,8 @@ MOMENT = 0.4  # seconds from there to the kill, at most
 LINES = 5.0  # seconds between two lines for a person
 BOTH = 0.3  # of the kills of the store: the server dies with it
 EARLY = 0.1  # of the kills of the server: it has not come up yet
+FULL_SECONDS = 3.0  # that the disk stays full, at most, after each refusal that was waited for
+KILLS_WHILE_FULL = 3  # fewer kills than this while the disk is full
 REWRITE = 0.15  # before a kill: the store is rewriting its file
 
 
@@ -37,6 +43,7 @@ class Plan:
     large: int  # elements of the large vectors
     every: int  # kills between two comparisons
     bulk: str = "files"  # where the large vectors lie
+    full: int = 0  # how often the disk is full
 
 
 @dataclass
@@ -49,6 +56,9 @@ class Summary:
     replays: int = 0
     comparisons: int = 0
     rewrites: int = 0
+    full: int = 0  # times that the disk was full
+    refused: int = 0  # steps that were answered `store_full`
+    killed_while_full: int = 0
     seconds: float = 0.0
     lost: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
@@ -56,8 +66,9 @@ class Summary:
 
     def __str__(self):
         bits = "bits equal" if not self.bits else f"{len(self.bits)} TIMES OTHER BITS"
+        full = f"the disk full {self.full} times ({self.killed_while_full} kills meanwhile), {self.refused:,} steps refused, "
         return (
-            f"chaos: {self.servers} kills of the server, {self.stores} of the store, {self.acknowledged:,} steps "
+            f"chaos: {full if self.full else ''}{self.servers} kills of the server, {self.stores} of the store, {self.acknowledged:,} steps "
             f"acknowledged, {len(self.lost)} lost, {len(self.twice)} applied twice, {bits}"
         )
 
@@ -65,8 +76,8 @@ class Summary:
 class Storm:
     """One run, from the first process to the last."""
 
-    def __init__(self, plan, directory, say=print):
-        self.plan, self.say = plan, say
+    def __init__(self, plan, directory, say=print, hog=None):
+        self.plan, self.say, self.hog = plan, say, hog
         self.rng = np.random.default_rng(plan.seed)
         self.server = Server(directory, env={**ENV, "ADAMD_BULK": plan.bulk})
         self.server.forked = False  # killed and started as a user's is, who has no fork server
@@ -106,7 +117,9 @@ class Storm:
     def _writers(self):
         url, grpc, of, seed = self.server.url, self.server.grpc_url, self.journals, self.plan.seed
         places = {}
+        more = [Poster("poster c", url, of["post-large"], (seed, 7))] if self.plan.full else []
         return [
+            *more,
             Owner("owner a", url, [of["a-small"], of["a-large"]], (seed, 1)),
             Owner("owner b", grpc, [of["b-small"], of["b-large"]], (seed, 2)),
             Racer("racer a", url, of["race"], (seed, 3), places),
@@ -120,11 +133,14 @@ class Storm:
     def _weather(self, writers):
         """Kill until the plan is fulfilled, comparing everything in between."""
         since = 0
-        while (left := self.plan.servers - self.summary.servers) + max(0, self._stores_left()) > 0:
+        while (left := max(0, self.plan.servers - self.summary.servers)) + self._stores_left() + self._full_left() > 0:
             self.crew.wait_for(int(self.rng.integers(0, STEPS)), PROGRESS, str(self.rng.choice(writers)))
             self._maybe_rewrite()
             time.sleep(self.rng.uniform(0, MOMENT))
-            if self.rng.random() * (max(left, 0) + self._stores_left()) < self._stores_left():
+            stores, full = self._stores_left(), self._full_left()
+            if full and self.rng.random() * (left + stores + full) < full:
+                self._fill_disk(writers)
+            elif self.rng.random() * (left + stores) < stores:
                 self._kill_store()
             else:
                 self._kill_server()
@@ -137,7 +153,36 @@ class Storm:
                 self.crew.resume()
 
     def _stores_left(self):
-        return self.plan.stores - self.summary.stores
+        return max(0, self.plan.stores - self.summary.stores)
+
+    def _full_left(self):
+        return self.plan.full - self.summary.full
+
+    def _fill_disk(self, writers):
+        """Fill the disk, kill meanwhile, and make room: then every writer goes on, and no process starts for it."""
+        self.hog.fill()
+        try:
+            self.crew.wait_for_refusal(PROGRESS)
+            for _ in range(int(self.rng.integers(0, KILLS_WHILE_FULL)) if self.summary.full else 1):
+                time.sleep(self.rng.uniform(0, FULL_SECONDS))
+                self._kill_while_full()
+                self.crew.wait_for_refusal(PROGRESS)  # what has started on a full disk serves, and refuses
+            time.sleep(self.rng.uniform(0, FULL_SECONDS))
+            process = self.server.process
+        finally:
+            self.hog.empty()
+        self.summary.full += 1
+        for writer in writers:
+            self.crew.wait_for(1, PROGRESS, writer)
+        assert self.server.process is process and process.poll() is None, "it took a start to serve again"
+
+    def _kill_while_full(self):
+        before = self.summary.servers + self.summary.stores
+        if self.summary.full and self.rng.random() < BOTH:
+            self._kill_store()
+        else:
+            self._kill_server()
+        self.summary.killed_while_full += self.summary.servers + self.summary.stores - before
 
     def _kill_server(self):
         self.server.kill()
@@ -152,12 +197,15 @@ class Storm:
             self._kill_server()
 
     def _end_store(self):
-        pid = self.server.store_pid
-        with suppress(OSError):
-            if os.readlink(f"/proc/{pid}/cwd") == str((self.server.data_dir / "store").resolve()):
-                os.kill(pid, signal.SIGKILL)
-                self.summary.stores += 1
-                return True
+        """Kill the server's child that is its store. On a full disk the file with the store's number is empty."""
+        home = str((self.server.data_dir / "store").resolve())
+        for children in Path(f"/proc/{self.server.pid}/task").glob("*/children"):
+            with suppress(OSError):
+                for pid in map(int, children.read_text().split()):
+                    if os.readlink(f"/proc/{pid}/cwd") == home:
+                        os.kill(pid, signal.SIGKILL)
+                        self.summary.stores += 1
+                        return True
         return False
 
     def _start(self):
@@ -213,6 +261,7 @@ class Storm:
                     self.say(f"chaos: {verdict}")
         self.summary.comparisons += 1
         self.summary.acknowledged, self.summary.replays = self.crew.acknowledged, self.crew.replays
+        self.summary.refused = self.crew.refused
 
     def _progress(self):
         now, done, plan = time.monotonic() - self.began, self.summary, self.plan
@@ -221,7 +270,7 @@ class Storm:
         self.told = now
         self.say(
             f"chaos: {now:5.0f} s  server killed {done.servers:3d} of {plan.servers}, store {done.stores:2d} of "
-            f"{plan.stores}, {self.crew.acknowledged:6,} steps acknowledged, {done.comparisons} comparisons"
+            f"{plan.stores}, disk full {done.full} of {plan.full}, {self.crew.acknowledged:6,} steps acknowledged, {done.comparisons} comparisons"
         )
 
 
@@ -240,6 +289,8 @@ def journals(plan):
         one("race", 500, "float64", lr=0.005),
         one("post", 2_000, "float32", lr=0.05, betas=[0.8, 0.99]),
     ]
+    if plan.full:
+        made.append(one("post-large", plan.large, "float32", lr=0.01))  # by a client that sees what is refused
     return {journal.name: journal for journal in made}
 
 

@@ -1,6 +1,7 @@
 """The clients of a storm: threads that step sessions and write down what was acknowledged."""
 
 import http.client
+import json
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ class Crew:
         self.acknowledged = 0
         self.by_writer = Counter()
         self.replays = 0
+        self.refused = 0  # answers that said `store_full`, of the clients that see them: the SDK keeps them to itself
         self.faults = []
 
     def start(self, writers):
@@ -65,6 +67,20 @@ class Crew:
             self.by_writer[threading.current_thread().name] += 1
             self.replays += replayed
             self.changed.notify_all()
+
+    def note_refusal(self):
+        """Count one step that a full disk refused."""
+        with self.changed:
+            self.refused += 1
+            self.changed.notify_all()
+
+    def wait_for_refusal(self, within):
+        """Wait until one more step is refused since the disk is full."""
+        with self.changed:
+            before = self.refused
+            came = self.changed.wait_for(lambda: self.refused > before or self.faults, within)
+        self.check()
+        assert came, f"the disk is full, and nothing was refused in {within} s"
 
     def wait_for(self, more, within, writer):
         """Wait until one writer has so many more steps acknowledged: each has its own pauses between attempts."""
@@ -174,18 +190,18 @@ class Poster:
         self.count += 1
         seed = (*self.seed, self.count)
         key, body = "-".join(map(str, seed)), self.journal.gradient(seed).tobytes()
-        one, replayed = self._until_answered(seed, key, body)
+        one, replayed = self._until_answered(crew, seed, key, body)
         crew.note(self.journal, one, replayed=replayed)
         if self.rng.random() < 0.2:  # a client that did not trust its answer
-            again, replayed = self._until_answered(seed, key, body)
+            again, replayed = self._until_answered(crew, seed, key, body)
             assert replayed, f"key {key} was used, and its repetition is no replay"
             assert again.step == one.step, f"key {key} was step {one.step}, and is step {again.step} when repeated"
         time.sleep(self.rng.uniform(0, 0.02))
 
-    def _until_answered(self, seed, key, body):
+    def _until_answered(self, crew, seed, key, body):
         deadline = time.monotonic() + PATIENCE.total
         while True:
-            answer = self._once(key, body)
+            answer = self._once(crew, key, body)
             if answer is not None:
                 headers, raw = answer
                 now = int(headers["Adamd-Step"])
@@ -196,7 +212,7 @@ class Poster:
             assert time.monotonic() < deadline, f"POST {key}: no answer"
             time.sleep(self.rng.uniform(0.02, 0.3))
 
-    def _once(self, key, body):
+    def _once(self, crew, key, body):
         """Return headers and body of a 200; None where there was no answer, or one that says to try again."""
         headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": key}
         try:
@@ -209,6 +225,8 @@ class Poster:
             self.close()
             return None
         if response.status in (429, 503):
+            if json.loads(raw)["code"] == "store_full":
+                crew.note_refusal()
             return None
         assert response.status == 200, (response.status, raw[:500])
         return response.headers, raw

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import subprocess
 import time
 import urllib.request
 
@@ -13,6 +12,7 @@ import adamd
 from adamd.errors import RetriesExhausted, StoreFull
 from adamd_service.store import EmbeddedStore, RedisStore
 from adamd_service.store.embedded.disk_room import LOOK_VALID_SECONDS, MIB, DiskRoom
+from small_disk import small_disk
 
 from .sessions import create, step
 
@@ -39,17 +39,8 @@ def settled(store):
 @pytest.fixture
 def disk(tmp_path):
     """A disk of 64 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    here = tmp_path / "disk"
-    here.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", here], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"this machine cannot mount a small disk: {mounted.stderr.strip()}")
-    yield here
-    subprocess.run(["umount", "-l", here], check=True)
+    with small_disk(tmp_path / "disk", 64) as here:
+        yield here
 
 
 @pytest.fixture(params=["always", pytest.param("everysec", marks=pytest.mark.slow)])

@@ -1,7 +1,11 @@
 """A random run of the real file bulk on the simulated disk, beside a real store, and its crashes."""
 
+import gc
+import mmap
 import random
+import secrets
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +13,7 @@ import numpy as np
 from adamd.errors import StoreFull, StoreUnavailable
 from adamd_service.records import Committed, SnapshotRef
 from adamd_service.store import ChunkMissing, keys
+from adamd_service.store.bulk.extents import PAGE
 from adamd_service.store.bulk.files import FileBulk
 from adamd_service.store.opening import listed
 
@@ -30,6 +35,19 @@ class Inline(Executor):
         return future
 
 
+@contextmanager
+def collected_at_crashes():
+    """Collect cycles when the run says so: one may hold an upload, whose extent is free when it goes."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
 class Simulation:
     """Sessions that step, take snapshots, lose uploads and end, with a crash of the machine now and then.
 
@@ -43,6 +61,7 @@ class Simulation:
         self.faults = faults
         self.disk = SimulatedDisk(self.rng, room)
         self.heads = {}
+        self.prefix = f"s_{secrets.token_hex(6)}"  # the store has the sessions of other runs with this seed
         store._client.delete(keys.BULK_SESSIONS)  # of other runs, on other disks
         store.bulk._expected.clear()
         self.staged = []
@@ -59,6 +78,10 @@ class Simulation:
 
     def run(self, crashes):
         """Go on until there were so many crashes."""
+        with collected_at_crashes():
+            self._run(crashes)
+
+    def _run(self, crashes):
         while self.crashes < crashes:
             self.disk.crash_at = self.disk.calls + self.rng.randrange(1, 40)
             if self.rng.random() < self.faults:
@@ -68,9 +91,15 @@ class Simulation:
                     self.act()
             except Crash:
                 self.crashes += 1
+                gc.collect()
                 self.disk.crash()
                 self.open()
                 self.check()
+
+    def trace(self):
+        """Everything by which two runs can be compared."""
+        files = {name: digest_of(bytes(data)) for name, data in self.disk.files.items()}
+        return self.crashes, self.committed, self.refused, self.disk.calls, files
 
     def act(self):
         try:
@@ -84,20 +113,27 @@ class Simulation:
 
     def begin(self):
         if len(self.heads) < 4:
-            head = create(self.store, 10)
+            head = create(self.store, 10, session_id=f"{self.prefix}{self.rng.getrandbits(32):08x}")
             self.heads[head.spec.id] = head
 
     def some(self):
         return self.heads[self.rng.choice(sorted(self.heads))] if self.heads else None
 
     def body(self):
-        return self.rng.randbytes(self.rng.randrange(1, 5 * 4096))
+        return self.rng.randbytes(self.rng.randrange(1, 5 * PAGE))
+
+    def laid(self, body):
+        """Lay bytes where a page begins, or not: chance would have the two be written by other calls each time."""
+        memory, start = mmap.mmap(-1, len(body) + PAGE), self.rng.choice((0, 8))
+        memory[start : start + len(body)] = body
+        return memoryview(memory)[start : start + len(body)]
 
     def stage(self, head):
         body, attempt = self.body(), f"{self.rng.getrandbits(64):016x}"
         staging = self.store.stage(head.spec.id, attempt, len(body))
-        for start in range(0, len(body), 2 * 4096):
-            staging.write(memoryview(body)[start : start + 2 * 4096])
+        laid = self.laid(body)
+        for start in range(0, len(body), 2 * PAGE):
+            staging.write(laid[start : start + 2 * PAGE])
         return body, attempt, staging
 
     def step(self):
@@ -124,7 +160,7 @@ class Simulation:
         if (head := self.some()) is None or head.step == 0:
             return
         snapshot_id = f"{self.rng.getrandbits(64):016x}"
-        data = np.frombuffer(self.body(), np.uint8)
+        data = np.frombuffer(self.laid(self.body()), np.uint8)
         refs = tuple(self.store.write_array(head.spec.id, snapshot_id, name, data) for name in ("params", "exp_avg"))
         ref = SnapshotRef(snapshot_id, head.step, head.chain, (head.step,), refs)
         self.store.commit_snapshot(head.spec, head.incarnation, ref, head.log_bytes)
