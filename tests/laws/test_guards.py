@@ -62,6 +62,17 @@ GUARDS = [
         "tests/store/bulk/test_doubts.py::test_a_snapshot_in_doubt_is_given_up_at_the_second_look",
     ),
     (
+        "7 a server starts on a full disk: its store is told nothing then",
+        [
+            (
+                f"{STORE}/bulk/homes.py",
+                "        if identity is not None and not self.is_full():\n",
+                "        if identity is not None:\n",
+            )
+        ],
+        "tests/store/bulk/test_doubts.py::test_a_start_on_a_full_disk_writes_nothing_into_the_store",
+    ),
+    (
         "words for people reach a stream of any encoding",
         [("service/adamd_service/__main__.py", "    take_any_words()\n    app()", "    app()")],
         "tests/http/test_http_serving.py::test_the_ready_line_comes_in_any_encoding[ioencoding]",

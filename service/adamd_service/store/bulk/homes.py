@@ -56,6 +56,8 @@ class Homes:
         self._expected = set[str]()  # sessions for which the store remembers that they may have extents
         self._doubts: dict[tuple[str, str], Doubt] = {}
         self._lock = threading.Lock()
+        self._owed: Identity | None = None  # to be remembered, once the store has room for it
+        self.is_full: Callable[[], bool] = _never  # whether the store would end if it wrote anything
 
     def keep_in(self, files: FileBulk, *, written: bool = True, above: int = SMALL_BULK_BYTES) -> None:
         """Read what lies in these files, and write new bulk of more than ``above`` bytes there.
@@ -94,9 +96,17 @@ class Homes:
             raise StoreRefused(f"the store's note of its bulk directory ({keys.BULK}) is damaged: {error}") from None
 
     def remember(self, identity: Identity) -> None:
-        """Remember the bulk directory."""
-        with translated():
-            self._client.set(keys.BULK, serialization.dumps(asdict(identity)))
+        """Remember the bulk directory: at once, or where the store has no room for that before the next extent."""
+        self._owed = identity
+        self._pay()
+
+    def _pay(self) -> None:
+        """Remember what is owed. Without room the private store would end, and no server would start on a full disk."""
+        identity = self._owed
+        if identity is not None and not self.is_full():
+            with translated():
+                self._client.set(keys.BULK, serialization.dumps(asdict(identity)))
+            self._owed = None
 
     def sessions(self) -> list[str]:
         """Return the sessions that may have extents."""
@@ -106,6 +116,7 @@ class Homes:
 
     def expect(self, session_id: str) -> None:
         """Remember that a session may have extents, before it has one."""
+        self._pay()
         if session_id not in self._expected:
             with translated():
                 self._client.sadd(keys.BULK_SESSIONS, session_id)
@@ -116,6 +127,8 @@ class Homes:
         sessions = self.sessions()
         with translated():
             named = dict(named_extents(self._client, sessions))
+            if self.is_full():
+                return named
             for session_id in set(sessions) - {owner.session_id for owner in named.values()}:
                 names = SessionKeys(session_id)
                 if not self._client.exists(names.head) and not self._client.exists(names.garbage):
@@ -194,3 +207,8 @@ class Homes:
 def bulk_of(snapshots: Iterable[SnapshotRef]) -> Iterator[BulkRef]:
     """Yield where the arrays of snapshots lie."""
     return (array.bulk for ref in snapshots for array in ref.arrays)
+
+
+def _never() -> bool:
+    """Say that a store of somebody else's is not full, as far as this process knows."""
+    return False
