@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import load, park, plan, plot, processes, results, run, table
+from bench import cold, load, park, plan, plot, processes, results, run, table
 from bench.environments import PEERS
 from bench.table import Found
 
@@ -27,7 +27,7 @@ def main() -> None:
     asked = _asked()
     offered = () if asked.load else plan.QUICK if asked.quick else plan.FULL
     sizes = tuple(size for size in offered if not asked.only or size.parameters in asked.only)
-    crowd = None if asked.only else plan.QUICK_LOAD if asked.quick else plan.FULL_LOAD
+    many = None if asked.only else plan.QUICK_MANY if asked.quick else plan.FULL_MANY
     console, began = Console(soft_wrap=True), time.monotonic()
 
     def say(line: str) -> None:
@@ -35,7 +35,7 @@ def main() -> None:
 
     found = Found([], [], {})
     try:
-        _run(found, sizes, crowd, asked.peers, say)
+        _run(found, sizes, many, asked.peers, say)
     finally:  # a part that fails takes nothing away from those before it
         _write(found)
     for one in table.tables(found):
@@ -62,7 +62,7 @@ def _asked() -> argparse.Namespace:
         "--quick", action="store_true", help="a minute, without the 10 M: a smoke test, not a measurement"
     )
     parser.add_argument("--only", type=int, nargs="+", metavar="PARAMETERS", help="these sizes alone, without the load")
-    parser.add_argument("--load", action="store_true", help="200 sessions and 32 clients alone")
+    parser.add_argument("--load", action="store_true", help="many sessions alone: load, first steps, restarts")
     parser.add_argument(
         "--peers",
         nargs="+",
@@ -79,7 +79,7 @@ def _asked() -> argparse.Namespace:
     return asked
 
 
-def _run(found: Found, sizes: tuple[plan.Size, ...], crowd: plan.Load | None, peers: list[str], say: Say) -> None:
+def _run(found: Found, sizes: tuple[plan.Size, ...], many: plan.Many | None, peers: list[str], say: Say) -> None:
     data = OUT / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
@@ -89,8 +89,11 @@ def _run(found: Found, sizes: tuple[plan.Size, ...], crowd: plan.Load | None, pe
             found.absent.update(everyone.absent)
             for size in sizes:
                 found.sizes.append(run.measure(everyone, size, _prefixed(say, size)))
-            if crowd:
-                found.loads.extend(load.measure(everyone, crowd, say))
+            if many:
+                found.loads.extend(load.measure(everyone, many.load, say))
+                found.beginnings.extend(cold.beginnings(everyone, many.beginning, say))
+        for one in many.restarts if many else ():  # alone: a start takes every core
+            found.restarts.append(cold.restart(data, one, say))
     finally:
         shutil.rmtree(data, ignore_errors=True)
 

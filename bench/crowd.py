@@ -74,14 +74,38 @@ class Crowd:
         random = np.random.default_rng(sessions)
         self.begin = random.standard_normal(parameters, np.float32)
         self._gradient = random.standard_normal(parameters, np.float32)
+        self._number = clients
+        self._clients: list[Client] = []
         self._control = HTTPConnection(host, port, timeout=60)
         layout = [{"name": "vector", "shape": [parameters]}]
         asked = {"layout": layout, "dtype": "float32", "durability": durability}
         self.paths = [f"/v1/sessions/{self._json('POST', '/v1/sessions', asked)['id']}" for _ in range(sessions)]
         for path in self.paths:
             self._bytes("PUT", f"{path}/parameters", self.begin.tobytes())
-        self._clients = [self._client(host, port, self.paths[number::clients]) for number in range(clients)]
+        self.connect(host, port)
         self.applied = 0
+
+    def connect(self, host: str, port: int) -> None:
+        """Connect every client; a server that was started again has the same sessions."""
+        self.disconnect()
+        self._control = HTTPConnection(host, port, timeout=60)
+        self._clients = [self._client(host, port, self.paths[n :: self._number]) for n in range(self._number)]
+
+    def disconnect(self) -> None:
+        """Close every connection."""
+        for client in self._clients:
+            client.connection.close()
+        self._clients.clear()
+        self._control.close()
+
+    def read(self) -> list[float]:
+        """Read the parameters of one session after the other; returns the seconds of each."""
+        seconds = []
+        for path in self.paths:
+            began = time.perf_counter()
+            self._bytes("GET", f"{path}/parameters")
+            seconds.append(time.perf_counter() - began)
+        return seconds
 
     def _client(self, host: str, port: int, paths: list[str]) -> Client:
         connection = socket.create_connection((host, port), timeout=60)
@@ -146,11 +170,9 @@ class Crowd:
 
     def close(self) -> None:
         """Delete the sessions."""
-        for client in self._clients:
-            client.connection.close()
         for path in self.paths:
             self._json("DELETE", path)
-        self._control.close()
+        self.disconnect()
 
     def _json(self, method: str, path: str, document: Any = None) -> Any:
         body = b"" if document is None else json.dumps(document).encode()

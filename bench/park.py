@@ -21,6 +21,7 @@ POLICIES = "always", "everysec"
 class Park:
     """The processes, and why a row has none."""
 
+    data: Path  # where the servers' data lie
     floor: int
     memory: Service
     sdk: Service
@@ -70,4 +71,4 @@ def start(stack: ExitStack, out: Path, asked: Sequence[str], say: Callable[[str]
         except Absent as why:
             say(f"{one.name}: {why}")
             absent |= dict.fromkeys(one.rows, str(why))
-    return Park(enter(peer()), memory, sdk, stores, committed, naive, children, absent)
+    return Park(directory, enter(peer()), memory, sdk, stores, committed, naive, children, absent)

@@ -40,6 +40,34 @@ class Load:
     warm: int  # of each session, before
 
 
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """A server with many sessions that is killed and started again."""
+
+    sessions: int
+    parameters: int
+    clients: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """New sessions that many clients step for the first time, and for the second."""
+
+    rounds: int
+    sessions: int = 320
+    parameters: int = 100
+    clients: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """What is measured with many sessions at once."""
+
+    load: Load
+    beginning: Beginning
+    restarts: tuple[Restart, ...]
+
+
 FULL = (
     Size(1_000, rounds=9, interleaved=60, burst=20, committed=39, bulk=39, naive=39),
     Size(100_000, rounds=9, interleaved=30, burst=5, committed=SNAPSHOT_PERIOD, bulk=13, naive=13),
@@ -51,5 +79,12 @@ QUICK = (
     Size(100_000, rounds=3, interleaved=10, burst=5, committed=SNAPSHOT_PERIOD, bulk=4, naive=4),
     Size(1_000_000, rounds=3, interleaved=4, burst=2, committed=SNAPSHOT_PERIOD, bulk=3, naive=2),
 )
-FULL_LOAD = Load(200, 10_000, clients=32, steps=50, warm=3)
-QUICK_LOAD = Load(200, 10_000, clients=32, steps=5, warm=1)
+LARGE_ENOUGH = 150_000  # parameters whose bytes lie in files, not in the store
+FULL_MANY = Many(
+    Load(200, 10_000, clients=32, steps=50, warm=3),
+    Beginning(rounds=9),
+    (Restart(1_000, LARGE_ENOUGH), Restart(1_000, 100)),
+)
+QUICK_MANY = Many(
+    Load(200, 10_000, clients=32, steps=5, warm=1), Beginning(rounds=1, sessions=80), (Restart(40, LARGE_ENOUGH),)
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TypeAlias
@@ -13,7 +13,7 @@ from bench.park import POLICIES
 from bench.run import Measured
 
 Value: TypeAlias = "Callable[[Measured], float]"
-TEN_MILLION, THOUSAND = 10_000_000, 1_000
+TEN_MILLION, MILLION, THOUSAND = 10_000_000, 1_000_000, 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,17 @@ def lines() -> list[Line]:
         _beside("memory", "local Adam, foreach"),
         _beside("memory", "local Adam, fused"),
         *(line for policy in POLICIES for line in _durable(policy)),
+        _medians("committed, always", "local Adam, default", owed={TEN_MILLION: 1.0}),
+        _medians("committed, always", "memory", owed={TEN_MILLION: 1.4, MILLION: 1.6}),
+        _medians("committed, everysec", "memory", owed={TEN_MILLION: 1.25}),
+        _medians("committed, always", "naive, always", owed={TEN_MILLION: 0.06}),
+        _medians("committed, always", "fresh file, fdatasync"),
+        _medians("committed, always", "recycled file, fdatasync"),
+        _medians("fresh file, fdatasync", "recycled file, fdatasync"),
+        _medians("fresh file", "recycled file"),
+        _p99s("committed, always", "local Adam, default"),
+        _p99s("committed, always", "memory"),
+        _p99s("committed, everysec", "memory"),
         _p50s("memory", "torch RPC", owed={THOUSAND: 1.0}),
         _p50s("memory, gRPC stream, lockstep", "torch RPC"),
         _apart("committed, everysec", "memory", owed={THOUSAND: 0.5}),
@@ -97,6 +108,23 @@ def _blocks(of: str, *others: str, owed: dict[int, float]) -> Line:
     return Line(f"{of} ÷ {_sum(others)}", (of, *others), value, owed)
 
 
+def _medians(of: str, other: str, owed: dict[int, float] | None = None) -> Line:
+    """Compare rows that take turns round by round: the median of the ratios of their rounds' medians."""
+
+    def value(measured: Measured) -> float:
+        return paired(*([median(one) for one in measured.times[name]] for name in (of, other)))
+
+    return Line(f"medians: {of} ÷ {other}", (of, other), value, owed or {})
+
+
+def _p99s(of: str, other: str) -> Line:
+    def value(measured: Measured) -> float:
+        ours, theirs = (float(np.percentile(_flat(measured, name), 99)) for name in (of, other))
+        return ours / theirs
+
+    return Line(f"p99 of {of} ÷ p99 of {other}", (of, other), value)
+
+
 def _p50s(of: str, other: str, owed: dict[int, float] | None = None) -> Line:
     def value(measured: Measured) -> float:
         return median(_flat(measured, of)) / median(_flat(measured, other))
@@ -119,6 +147,11 @@ def _speed(of: str, other: str, owed: dict[int, float] | None = None) -> Line:
         return median(slow / fast for fast, slow in pairs)
 
     return Line(f"steps per second: {of} ÷ {other}", (of, other), value, owed or {}, at_least=True)
+
+
+def paired(of: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median of the ratios of what was measured in the same round."""
+    return median(one / other for one, other in zip(of, others, strict=True))
 
 
 def _sum(names: tuple[str, ...]) -> str:

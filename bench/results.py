@@ -73,8 +73,9 @@ fused kernel alone on one thread. **memory**: a session in `memory` over HTTP by
 own. **gRPC stream**: by adamd's own over `grpc://`; unary, lockstep, pipelined (20 steps ahead): by grpcio, each by
 the API in which it is fastest: lockstep by asyncio's, the others by the blocking one, lockstep too for comparison.
 **bulk writer**: the product's `store.stage(…)`, `write`, `finish` of the same bytes, without a server. **naive**:
-bench/naive.py. committed and naive share one store process for each `appendfsync`, with the settings of adamd's
-own embedded store.
+bench/naive.py, on a store process of its own with the settings of adamd's embedded store. **fresh file**, **recycled
+file**: the vector written by `open` and `write` into a new file, or over one that is there, on the disk of the
+servers' data; with and without `os.fdatasync`. They take their turns in the blocks of `always`.
 
 **torch RPC**: two processes on TensorPipe, `rpc_sync` of the gradient, `torch.optim.Adam` at the server, its
 default for a CPU and fused. **MXNet**: push and pull of one key, Adam at the server. **Ray**: an actor with
@@ -83,4 +84,10 @@ environment of its own (`bench/environments.py`) and times itself; torch and Ray
 
 The load: every client steps its own share of the sessions, one after the other, and has one step under way;
 adamd's by one thread that only sends and counts bytes, torch's by as many threads of one process. Afterwards every
-session of adamd equalled the reference bit for bit: no step lost, none applied twice."""
+session of adamd equalled the reference bit for bit: no step lost, none applied twice.
+
+After `kill -9`: a server with as many sessions, one step old, is killed twice. First the parameters of one session
+after the other are read (cold loads), then 16 clients make a step of every session (cold) and one more (warm). "Start
+to ready" is from the start of the command to its ready line, the imports of Python included: an empty directory's is
+beside it. The first step is that of a session which was just created. Afterwards every session equalled the reference
+bit for bit."""

@@ -13,6 +13,7 @@ from bench import parity
 from bench.by_grpc import Blocking, Lockstep, Pipelined, Unary
 from bench.clock import Compared, Contender, Floats
 from bench.contenders import BulkWriter, KernelAlone, SocketFloor
+from bench.local_files import local_files
 from bench.park import POLICIES, Park
 from bench.plan import SMALL, SNAPSHOT_PERIOD, SNAPSHOT_PHASE, Size
 from bench.processes import forget_peak, memory
@@ -32,11 +33,19 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Durable:
+    """What is measured in blocks, in rotating order: a session and who writes to the same disk; steps of each."""
+
+    session: Session
+    blocks: list[tuple[Contender, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Field:
-    """Everyone at one size. ``fast`` are measured in turns; ``durable`` in blocks, each group on one store."""
+    """Everyone at one size. ``fast`` are measured in turns; ``durable`` in blocks."""
 
     fast: list[Contender]
-    durable: list[tuple[BulkWriter, Naive, Session]]
+    durable: list[Durable]
     compared: list[Compared]
 
     @property
@@ -44,7 +53,7 @@ class Field:
         """Yield every contender."""
         yield from self.fast
         for group in self.durable:
-            yield from group
+            yield from (contender for contender, _ in group.blocks)
 
 
 def measure(park: Park, size: Size, say: Say) -> Measured:
@@ -58,7 +67,7 @@ def measure(park: Park, size: Size, say: Say) -> Measured:
     for pid in park.pids().values():
         forget_peak(pid)
     with ExitStack() as stack:
-        given = _field(park, parameters, gradient)
+        given = _field(park, size, parameters, gradient)
         for contender in given.everyone:
             stack.callback(contender.close)
         say("parity: adamd bit for bit, the others as near as their own order of operations allows")
@@ -75,7 +84,7 @@ def measure(park: Park, size: Size, say: Say) -> Measured:
     return measured
 
 
-def _field(park: Park, parameters: Floats, gradient: Floats) -> Field:
+def _field(park: Park, size: Size, parameters: Floats, gradient: Floats) -> Field:
     http, stream = f"http://{park.sdk.host}:{park.sdk.port}", f"grpc://{park.sdk.grpc}"
     fast: list[Contender] = [SocketFloor(park.floor, gradient), KernelAlone(parameters, gradient)]
     compared: list[Compared] = [
@@ -89,14 +98,16 @@ def _field(park: Park, parameters: Floats, gradient: Floats) -> Field:
         compared.append(Lockstep("memory, gRPC stream, lockstep", park.memory, parameters, gradient))
         compared.append(Blocking("memory, gRPC stream, lockstep, blocking", park.memory, parameters, gradient))
     compared += [row for child in park.children for row in child.rows(parameters, gradient)]
+    fast += compared
     durable = []
     for policy in POLICIES:
         bulk = BulkWriter(f"bulk writer, {policy}", park.stores[policy].url, gradient)
         naive = Naive(f"naive, {policy}", park.naive[policy], parameters, gradient)
         session = Session(f"committed, {policy}", park.committed[policy], "committed", parameters, gradient)
-        durable.append((bulk, naive, session))
-    stored: list[Compared] = [one for _, naive, session in durable for one in (naive, session)]
-    return Field([*fast, *compared], durable, [*compared, *stored])
+        compared += [naive, session]
+        durable.append(Durable(session, [(bulk, size.bulk), (naive, size.naive), (session, size.committed)]))
+    durable[0].blocks.extend((one, size.bulk) for one in local_files(park.data / "files", gradient))
+    return Field(fast, durable, compared)
 
 
 def _warm_up(given: Field) -> None:
@@ -114,19 +125,16 @@ def _in_turns(size: Size, fast: Sequence[Contender], measured: Measured) -> None
                 _take(contender, measured)
 
 
-def _in_blocks(
-    number: int, size: Size, durable: Sequence[tuple[BulkWriter, Naive, Session]], measured: Measured
-) -> None:
-    for bulk, naive, session in durable:
-        blocks: list[tuple[Contender, int]] = [(bulk, size.bulk), (naive, size.naive), (session, size.committed)]
-        turn = number % len(blocks)  # each comes after each: who follows the naive service finds a busy disk
-        for contender, steps in blocks[turn:] + blocks[:turn]:
-            before = session.snapshot_step() if contender is session else 0
+def _in_blocks(number: int, size: Size, durable: Sequence[Durable], measured: Measured) -> None:
+    for group in durable:
+        turn = number % len(group.blocks)  # each comes after each: who follows the naive service finds a busy disk
+        for contender, steps in group.blocks[turn:] + group.blocks[:turn]:
+            before = group.session.snapshot_step() if contender is group.session else 0
             for _ in range(steps):
                 _take(contender, measured)
             contender.settle()
-            if contender is session:
-                measured.snapshots += _snapshots(session, before, size)
+            if contender is group.session:
+                measured.snapshots += _snapshots(group.session, before, size)
 
 
 def _take(contender: Contender, measured: Measured) -> None:

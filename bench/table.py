@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 
+import numpy as np
 from rich.table import Table as Shown
 
 from bench import ratios
+from bench.cold import READY_WITHIN, Begun, Restarted
 from bench.load import Loaded
 from bench.run import Measured
 
@@ -19,6 +22,8 @@ class Found:
     sizes: list[Measured]
     loads: list[Loaded]
     absent: dict[str, str]
+    restarts: list[Restarted] = field(default_factory=list)
+    beginnings: list[Begun] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,10 @@ def tables(found: Found) -> list[Table]:
         made += [_times(found.sizes, found.absent), _compared(found.sizes), _owed(found.sizes)]
     if found.loads:
         made.append(_loads(found.loads))
+    if found.restarts:
+        made.append(_restarts(found.restarts))
+    if found.beginnings:
+        made.append(_beginnings(found.beginnings))
     return made
 
 
@@ -106,6 +115,53 @@ def _loads(loads: Sequence[Loaded]) -> Table:
         "MB: now / peak",
     ]
     return Table(head, body)
+
+
+def _restarts(restarts: Sequence[Restarted]) -> Table:
+    body = []
+    for one in restarts:
+        start, loading = max(one.starts), 1000 * np.array(one.loads)
+        p50, p99 = np.percentile(loading, (50, 99))
+        body.append(
+            [
+                f"{one.sessions:,} sessions of {one.parameters:,}",
+                f"{one.nbytes / 1e6:,.0f}",
+                f"{start:.2f}",
+                "yes" if start <= READY_WITHIN else "**no**",
+                f"{one.empty:.2f}",
+                f"{one.sessions / start:,.0f} / {one.nbytes / 1e6 / start:,.0f}",
+                f"{1000 * len(one.loads) / loading.sum():,.0f}",
+                f"{_ms(p50)} / {_ms(p99)}",
+                f"{one.cold:,.0f} / {one.warm:,.0f}",
+                f"{one.cold / one.warm:.2f}",
+            ]
+        )
+    head = [
+        "after kill -9",
+        "MB on the disk",
+        "start to ready, s (the slower of 2)",
+        f"≤ {READY_WITHIN:g}",
+        "an empty one, s",
+        "sessions / MB per second of it",
+        "cold loads per second",
+        "ms: p50 / p99",
+        "steps per second: cold / warm",
+        "cold ÷ warm",
+    ]
+    return Table(head, body)
+
+
+def _beginnings(beginnings: Sequence[Begun]) -> Table:
+    body = [
+        [
+            f"{one.name}, {one.parameters:,} parameters",
+            f"{median(one.first):,.0f}",
+            f"{median(one.second):,.0f}",
+            f"{ratios.paired(one.first, one.second):.2f}",
+        ]
+        for one in beginnings
+    ]
+    return Table(["16 clients, steps per second", "first", "second", "first ÷ second"], body)
 
 
 def _heads(sizes: Sequence[Measured]) -> list[str]:

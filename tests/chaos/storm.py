@@ -99,6 +99,9 @@ class Storm:
                 self._weather([one.name for one in writers])
                 self.crew.pause()
                 self._compare(cold=True)
+            except BaseException as error:  # said at once: without a server the writers may take minutes to end
+                self.say(f"chaos: the storm ends by {error!r}")
+                raise
             finally:
                 self.crew.end()
             self.crew.check()

@@ -200,23 +200,6 @@ def test_another_stores_directory_is_not_overwritten(reopened, tmp_path, store_p
         pass
 
 
-def test_a_start_on_a_full_store_writes_nothing_there(reopened, store_process):
-    """A store that cannot append to its file ends. The directory is one start ahead then, and is let in again."""
-    store, opened = reopened()
-    with opened as files:
-        store.bulk.keep_in(files, above=0)
-        head = step(store, create(store), BODY, staged_body=True)
-    written = store_process.client().info("persistence")["aof_current_size"]
-    store, opened = reopened()
-    store.bulk.is_full = lambda: True
-    with opened:
-        assert store_process.client().info("persistence")["aof_current_size"] == written
-        assert body_of(store, head.spec.id, store.records(head.spec.id, 1, 1)[0]) == BODY
-    store, opened = reopened()
-    with opened:
-        assert store.bulk.identity().generation == 3
-
-
 def test_open_to_others_is_refused(tmp_path):
     (tmp_path / "bulk").mkdir(mode=0o755)
     with pytest.raises(StoreRefused, match="other users can read or write"):

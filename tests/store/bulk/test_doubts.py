@@ -108,3 +108,22 @@ def test_a_reader_is_handed_no_extent_of_anothers(store):
     other = replace(record, attempt="0" * 16)
     with pytest.raises(ChunkMissing):
         store.read_body(head.spec.id, other, memoryview(bytearray(len(BODY))))
+
+
+def test_a_start_on_a_full_disk_writes_nothing_into_the_store(store_process, tmp_path):
+    """The private store would end. What it has to remember of the directory it is told before the next extent."""
+    store_process.client().delete(BULK, BULK_SESSIONS)
+    store = RedisStore.connect(store_process.url, timeout=10.0)
+    with bulk_files(tmp_path / "bulk", store, synced=True):
+        first = store.bulk.identity()
+        store.bulk.expect("s_gone")
+    store.bulk.is_full = lambda: True
+    with bulk_files(tmp_path / "bulk", store, synced=True) as files:
+        store.bulk.keep_in(files, above=0)
+        assert store.bulk.identity() == first and store.bulk.sessions() == ["s_gone"]
+        store.bulk.is_full = lambda: False
+        create(store)
+        assert store.bulk.identity() == replace(first, generation=first.generation + 1)
+    with bulk_files(tmp_path / "bulk", store, synced=True):
+        assert "s_gone" not in store.bulk.sessions()
+    store.close()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Final, cast
 
 import structlog
@@ -63,7 +64,8 @@ class Homes:
         self._own = set[str]()  # then: the sessions whose bulk goes into its files
         self._expected = set[str]()  # sessions for which the store remembers that they may have extents
         self._doubts: dict[tuple[str, str], Doubt] = {}
-        self.is_full: Callable[[], bool] = _never  # whether the private store could not append even a few bytes
+        self.is_full: Callable[[], bool] = _never  # whether the private store would end if it wrote anything
+        self._owed: Callable[[], bool] | None = None  # remembers the directory, once the store has room for it
         self._lock = threading.Lock()
 
     def keep_in(
@@ -127,16 +129,24 @@ class Homes:
     def remember(self, identity: Identity, known: Identity | None, sessions: int) -> bool:
         """Remember the bulk directory, if what the store knows is still this; False where another was faster.
 
-        A private store whose disk is full would end by this write. It is left out then: the directory is one start
-        ahead, and is let in.
+        A private store whose disk is full would end by this write, and no server would start there. Then it is done
+        before the next extent.
         """
-        if self.is_full() and known is not None:
-            log.warning("the store's disk is full; this start is not noted there")
+        self._owed = partial(self._claim, identity, "" if known is None else _text(known), sessions)
+        return self._pay()
+
+    def _pay(self) -> bool:
+        """Remember what is owed, where there is room; False where another was faster."""
+        owed = self._owed
+        if owed is None or self.is_full():
             return True
-        before = "" if known is None else _text(known)
+        self._owed = None
+        return owed()
+
+    def _claim(self, identity: Identity, known: str, sessions: int) -> bool:
         with translated():
             names = [keys.BULK, keys.BULK_SESSIONS]
-            return script("bulk_claim")(self._client, names, before, sessions, _text(identity))[0] == b"claimed"
+            return script("bulk_claim")(self._client, names, known, sessions, _text(identity))[0] == b"claimed"
 
     def replace_tokens(self, identity: Identity) -> None:
         """Let no commit through any more that names extents for an earlier start: they are about to be free."""
@@ -168,6 +178,7 @@ class Homes:
             StoreFull: the store's disk is full.
 
         """
+        self._pay()
         if session_id in self._expected:
             return
         if self.is_full():
@@ -312,10 +323,6 @@ class Homes:
         return True
 
 
-def _never() -> bool:
-    return False
-
-
 def _text(identity: Identity) -> str:
     return serialization.dumps(asdict(identity))
 
@@ -323,3 +330,8 @@ def _text(identity: Identity) -> str:
 def bulk_of(snapshots: Iterable[SnapshotRef]) -> Iterator[BulkRef]:
     """Yield where the arrays of snapshots lie."""
     return (array.bulk for ref in snapshots for array in ref.arrays)
+
+
+def _never() -> bool:
+    """Say that a store of somebody else's is not full, as far as this process knows."""
+    return False
