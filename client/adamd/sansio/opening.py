@@ -192,7 +192,7 @@ def _renamed(
     try:
         exported = json.loads(header.metadata["adamd"])
         document = {name: exported[name] for name in RESTORED if name in exported}
-        optimizer = dict(document["optimizer"])
+        optimizer = {**document["optimizer"]}
         _ = document["state"], document["dtype"]
     except (KeyError, TypeError, ValueError):
         raise InvalidRequest(

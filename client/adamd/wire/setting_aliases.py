@@ -13,7 +13,7 @@ class Meant(NamedTuple):
     """The setting that an alias stands for, and the place in it where that is a list."""
 
     setting: str
-    index: int | None = None
+    place: int | None = None
 
 
 # Reddi et al. 2021, "Adaptive Federated Optimization", arXiv:2003.00295, algorithm 2, as Flower spells it.
@@ -68,17 +68,18 @@ def _renamed(given: Mapping[str, Any], current: Mapping[str, Any], place: str) -
         _check_number(place + alias, value, is_beta=index is not None)
         if setting in given:
             _check_same(place, alias, value, given[setting])
+        pair = made.get(setting, current.get(setting))
         if index is None:
             made[setting] = value
-        else:
-            pair = _pair(made.get(setting, current[setting]), value)
+        elif pair is None:  # the other one is for whoever knows the defaults
+            made[alias] = value
+        elif _is_pair(pair):  # anything else is refused by its own name
             made[setting] = [*pair[:index], value, *pair[index + 1 :]]
     return made
 
 
-def _pair(betas: object, value: object) -> list[Any]:
-    """Return both betas; where what is there is no pair, it is refused as such elsewhere, and any will do."""
-    return list(betas) if isinstance(betas, list | tuple) and len(betas) == 2 else [value, value]
+def _is_pair(betas: object) -> bool:
+    return isinstance(betas, list | tuple) and len(betas) == 2
 
 
 def _check_number(path: str, value: object, *, is_beta: bool) -> None:
@@ -93,13 +94,13 @@ def _check_number(path: str, value: object, *, is_beta: bool) -> None:
         raise AliasError(path, f"{path} is {shown(value)}; wanted {wanted}")
 
 
-def _check_same(place: str, alias: str, value: object, given: object) -> None:
+def _check_same(place: str, alias: str, value: object, given: Any) -> None:
     """Raise AliasError where a setting is given by both of its names, with two values."""
     setting, index = ALIASES[alias]
     own, name = given, f"{place}{setting}"
     if index is not None:
-        if not isinstance(given, list | tuple) or len(given) != 2:
-            return  # refused as such, by its own name
+        if not _is_pair(given):
+            return  # refused by its own name
         own, name = given[index], f"{place}{setting}[{index}]"
     if isinstance(own, bool) or own != value:
         path = place + alias

@@ -245,7 +245,8 @@ def _derived(optimizer: Optimizer, model: BaseModel, hyper: Hyper) -> dict[str, 
     made = {name: of(hyper) for name, of in optimizer.derived.items() if name not in model.model_fields_set}
     for name, value in made.items():
         if not math.isfinite(value):
-            raise SettingsError(name, f"{name} follows from the other settings, and would be {value}; give it, or smaller ones")
+            said = f"{name} follows from the other settings, and would be {value}; give it, or smaller ones"
+            raise SettingsError(name, said)
     return made
 
 
