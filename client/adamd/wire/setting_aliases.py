@@ -91,7 +91,14 @@ def _check_number(path: str, value: object, *, is_beta: bool) -> None:
         number = math.inf
     if not (math.isfinite(number) and number >= 0.0 and (number < 1.0 or not is_beta)):
         wanted = "a finite number, 0 or more and below 1" if is_beta else "a finite number, 0 or more"
-        raise AliasError(path, f"{path} is {shown(value)}; wanted {wanted}")
+        raise AliasError(path, f"{path} is {_words(value)}; wanted {wanted}")
+
+
+def _words(value: object) -> str:
+    """Return a value as JSON spells it, cut to a length that fits into an error's words."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return shown(value)
 
 
 def _check_same(place: str, alias: str, value: object, given: Any) -> None:
@@ -105,5 +112,5 @@ def _check_same(place: str, alias: str, value: object, given: Any) -> None:
     if isinstance(own, bool) or own != value:
         path = place + alias
         raise AliasError(
-            path, f"{path} is {shown(value)}, and {name}, which is the same setting, is {shown(own)}; give one of them"
+            path, f"{path} is {_words(value)}, and {name}, which is the same setting, is {_words(own)}; give one of them"
         )
