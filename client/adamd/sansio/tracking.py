@@ -111,8 +111,7 @@ class Track:
         if metrics is not None and not isinstance(metrics, Mapping):
             raise InvalidRequest(f"metrics is {metrics!r:.60}; wanted a dict of numbers, as {{'accuracy': 0.9}}")
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
-        now, answer_dtype = self.now, options.answer_dtype
-        kept_changes = own_names(changes, now.settings)
+        now, answer_dtype, kept = self.now, options.answer_dtype, own_names(changes, self.now.settings)
         doubt_before, open_before = self.encoder.in_doubt, self.left_open
         try:
             encoded = self.encoder.write(gradient, now.layout, now.dtype, options)
@@ -132,7 +131,7 @@ class Track:
                 on_sent=self._backup.keep,
             )
             self.encoder.in_doubt, self.left_open = True, operation.number or open_before
-            return self._take((yield from self._receive(operation, landing)), kept_changes, landing, encoded)
+            return self._take((yield from self._receive(operation, landing)), kept, landing, encoded)
         except (StepConflict, StepSuperseded) as error:
             self.left_open = open_before
             if not error.extra.get("applied"):  # not this gradient; one before it, whose answer was lost, perhaps

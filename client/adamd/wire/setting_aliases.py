@@ -111,6 +111,5 @@ def _check_same(place: str, alias: str, value: object, given: Any) -> None:
         own, name = given[index], f"{place}{setting}[{index}]"
     if isinstance(own, bool) or own != value:
         path = place + alias
-        raise AliasError(
-            path, f"{path} is {_words(value)}, and {name}, which is the same setting, is {_words(own)}; give one of them"
-        )
+        said = f"{path} is {_words(value)}, and {name}, which is the same setting, is {_words(own)}; give one of them"
+        raise AliasError(path, said)
