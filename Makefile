@@ -50,4 +50,4 @@ $(STAMP): $(RUNS)
 	@touch $@
 
 clean: ## remove what make made
-	rm -rf $(VENV) $(addprefix .venv-,oldest newest demo proto torch jax gpu languages) .bench .nvrtc .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(addprefix .venv-,oldest newest demo proto torch jax flower gpu languages) .bench .nvrtc .pytest_cache .mypy_cache .ruff_cache .hypothesis

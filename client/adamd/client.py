@@ -115,7 +115,7 @@ class Client:
             lr: and the other settings: as in ``torch.optim.Adam``; None is its default (1e-3).
             name: to find it again: letters, digits, ``.``, ``_`` and ``-``, at most 128; not ``s_…``, ``m_…``, as ids.
             optimizer: "adamw" decouples the weight decay (0.01 by default); "nadam", "radam", "adamax", "yogi",
-                "adagrad", "rmsprop", "sgd", "lion", "schedule_free_adamw": as docs/protocol.md has them.
+                "adagrad", "rmsprop", "sgd", "lion", "schedule_free_adamw", "fedadam", …: see docs/protocol.md.
             betas: decay rates of exp_avg and exp_avg_sq, each in [0, 1).
             eps: added outside the square root.
             weight_decay: 0 or more.

@@ -4,6 +4,7 @@ A new entry of FAMILY is tested by being there.
 """
 
 import json
+import uuid
 from contextlib import suppress
 
 import numpy as np
@@ -124,6 +125,8 @@ def test_a_setting_that_an_optimizer_does_not_have_is_refused_by_its_name(blocki
         ({"optimizer": "rmsprop"}, {"centered": True}),
         ({"optimizer": "adagrad"}, {"initial_accumulator_value": 0.5}),
         ({"optimizer": "adam"}, {"amsgrad": True}),
+        ({"optimizer": "fedyogi"}, {"initial_accumulator_value": 0.5}),
+        ({"optimizer": "fedadagrad"}, {"form": "torch"}),
     ],
 )
 def test_what_decides_the_arrays_is_fixed(blocking, given, change):
@@ -135,6 +138,47 @@ def test_what_decides_the_arrays_is_fixed(blocking, given, change):
         session.step([1.0], settings=change)
     assert session.settings == before and session.step([1.0]).shape == (1,)
     session.delete(anyway=True)
+
+
+def test_fedopt_takes_the_papers_names(client):
+    """In a creation, an open, a step, an update and a restore; what is seen are the settings' own names."""
+    start, name = begun(), f"fedopt-{uuid.uuid4().hex[:12]}"
+    given = {"optimizer": "fedadam", "form": "flower", "eta": 0.05, "beta_1": 0.8, "tau": 1e-2}
+    given["groups"] = [{"tensors": ["bias"], "beta_2": 0.5}]
+    session, twin = client.open(name, start, **given), Twin(start, given)
+    own = {"lr": 0.05, "betas": [0.8, 0.99], "eps": 1e-2, "groups": [{"tensors": ["bias"], "betas": [0.8, 0.5]}]}
+    assert session.settings.items() >= own.items()
+    session = client.open(name, start, **given)  # no other settings than those that are there
+    with pytest.raises(InvalidSettings, match="betas is \\[0.8, 0.99\\] there and \\[0.7, 0.99\\] here"):
+        client.open(name, start, **given | {"beta_1": 0.7})
+    changes = {"eta": 0.02, "beta_2": 0.9}
+    [gradient] = gradients(1)
+    twin.change(changes)
+    twin.step(gradient)
+    params = session.step(gradient, settings=changes)
+    assert np.concatenate([params[key].reshape(-1) for key in NAMES]).tobytes() == twin.state.params.tobytes()
+    assert (session.settings["lr"], session.settings["betas"]) == (0.02, [0.8, 0.9])
+    assert session.settings.items() == session.info()["optimizer"].items()
+    session.update(tau=0.5)
+    assert session.settings["eps"] == 0.5 and not {"eta", "beta_1", "beta_2", "tau"} & session.settings.keys()
+    before = session.settings
+    wrong = {"eta": 0.3, "lr": 0.4}
+    calls = [
+        lambda: client.create(start, optimizer="fedadam", **wrong),
+        lambda: client.open(name, start, **wrong),
+        lambda: session.step(gradient, lr=0.4, settings={"eta": 0.3}),
+        lambda: session.update(**wrong),
+        lambda: client.restore(session.export(), settings=wrong, durability="memory"),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidSettings, match="eta is 0.3, and lr, which is the same setting, is 0.4") as caught:
+            call()
+        assert caught.value.extra["path"] == "eta"
+    assert session.settings == before and session.info()["step"] == session.step_number == 1
+    other = client.restore(session.export(), settings={"eta": 0.3, "beta_1": 0.5}, durability="memory")
+    assert (other.settings["lr"], other.settings["betas"]) == (0.3, [0.5, 0.9])
+    for one in (other, session):
+        one.delete(anyway=True)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])

@@ -21,7 +21,7 @@ NAMES = list(SHAPES)
 # Settings that an optimizer has arrays or choices for, beside its defaults.
 MORE = {"amsgrad": True, "momentum": 0.9, "nesterov": True, "centered": True, "weight_decay": 0.05, "maximize": True}
 MORE |= {"decoupled_weight_decay": True, "initial_accumulator_value": 0.25, "warmup_steps": 4, "dampening": 0.0}
-MORE |= {"eps_form": "hat", "lr_decay": 0.1, "momentum_decay": 0.01, "r": 0.5}
+MORE |= {"eps_form": "hat", "lr_decay": 0.1, "momentum_decay": 0.01, "r": 0.5, "form": "flower"}
 
 
 def variants():

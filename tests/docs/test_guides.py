@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from servers import ended
@@ -125,6 +126,19 @@ def test_the_sdk(snippet, tmp_path):
         assert said.startswith("300 [")
     first, second = (float(number) for number in re.findall(r"-?\d+\.\d*", said))
     assert abs(first - 3) < 0.01 and abs(second + 2) < 0.01
+
+
+@runs('optimizer="fedadam"')
+def test_federated_averaging(snippet, tmp_path):
+    """It ends where the paper's equation does, which this writes again."""
+    said = run_python(snippet, tmp_path)
+    m, v, weights = 0.0, 1e-6, 0.0
+    for _ in range(5):
+        mean = np.average([weights + 0.5 * (target - weights) for target in (1.0, -2.0)], weights=[40, 10])
+        m, v = 0.9 * m + 0.1 * (mean - weights), 0.99 * v + 0.01 * (mean - weights) ** 2
+        weights += 0.1 * m / (v**0.5 + 1e-3)
+    found = [float(number) for number in re.findall(r"-?\d+\.\d*", said)]
+    assert found == pytest.approx([weights] * 3, rel=0, abs=1e-6) and weights > 0.1
 
 
 @runs("keep_best")

@@ -13,6 +13,7 @@ import jsonschema_rs
 import pytest
 from talking import Talk, watched
 
+from adamd.wire.setting_aliases import ALIASES, TAKEN_BY
 from servers import ended
 
 REFUSALS = ["400", "404", "405", "406", "409", "410", "412", "413", "415", "422"]
@@ -94,22 +95,31 @@ def test_every_setting_of_every_optimizer_is_in_the_document_with_its_kind_and_i
     for schema in bodies:
         known = schema["properties"]
         assert known["name"]["enum"] == list(had) and not schema["additionalProperties"]
-        assert {"groups", *known} == {"name", "groups"} | {name for settings in had.values() for name in settings}
+        assert known.keys() == {"name", "groups", *ALIASES} | {name for settings in had.values() for name in settings}
         for name, told_ in known.items():
             assert {"type", "anyOf"} & told_.keys() and told_["description"]
-            if name != "groups":
+            if name in ALIASES:
+                assert f"another name of {ALIASES[name].setting}" in told_["description"]
+            elif name != "groups":
                 assert "default " in told_["description"]
         assert (
             "0.001 (adam, adamw" in known["lr"]["description"]
             and "0.01 (adamw)" in known["weight_decay"]["description"]
         )
         inner = known["groups"]["items"]["properties"]
-        assert "weight_decay" in inner and not {"amsgrad", "schedule", "name"} & inner.keys()
+        assert {"weight_decay", *ALIASES} <= inner.keys() and not {"amsgrad", "schedule", "name", "form"} & inner.keys()
     # each default is of its own kind, and what the schema knows is what the server takes
     for optimizer, settings in had.items():
         given = {name: value for name, value in settings.items() if value is not None}
         jsonschema_rs.validate(bodies[0], {"name": optimizer, **given})
         talk("POST", "/v1/sessions", {"parameters": [1.0], "optimizer": {"name": optimizer, **given}}).good(201)
+    for optimizer in had:
+        for alias in ALIASES:
+            for value, within in ((0, True), (-0.5, False)):
+                settings = {"name": optimizer, alias: value}
+                taken = talk("POST", "/v1/sessions", {"parameters": [1.0], "optimizer": settings}).status == 201
+                assert taken == (within and optimizer in TAKEN_BY)
+                assert jsonschema_rs.is_valid(bodies[0], settings) == within
     talk.close()
 
 

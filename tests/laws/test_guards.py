@@ -892,6 +892,57 @@ GUARDS = [
         ],
         "tests/wire/test_wire_patterns.py::test_patterns",
     ),
+    (
+        "6 what a state array begins as is held by the dtype",
+        [(f"{OPTIM}/scalars.py", "not isinstance(first, str) and first > most", "False")],
+        "tests/optim/test_scalars.py::test_what_float32_cannot_hold_is_refused",
+    ),
+    (
+        "6 a derived default that is infinite is refused",
+        [(f"{OPTIM}/settings.py", "        if not math.isfinite(value):\n", "        if False:\n")],
+        "tests/optim/test_optim_settings.py::test_the_papers_names_are_refused_by_name",
+    ),
+    (
+        "6 a setting by two names with two values is refused",
+        [("client/adamd/wire/setting_aliases.py", "isinstance(own, bool) or own != value", "False")],
+        "tests/optim/test_optim_settings.py::test_the_papers_names_are_refused_by_name",
+    ),
+    (
+        "6 an alias is in its setting's range",
+        [("client/adamd/wire/setting_aliases.py", "    if not (math.isfinite(number) and", "    if False and (")],
+        "tests/optim/test_optim_settings.py::test_the_papers_names_are_refused_by_name",
+    ),
+    (
+        "around the form of an optimizer is fixed",
+        [
+            (
+                f"{OPTIM}/settings.py",
+                "            name in optimizer.fixed\n            or name in",
+                "            name in",
+            )
+        ],
+        "tests/optim/test_optim_settings.py::test_what_fedopt_fixes",
+    ),
+    (
+        "around v begins as tau squared in the paper's form",
+        [(f"{OPTIM}/family/fedopt.py", "hyper.eps * hyper.eps if", "0.0 if")],
+        "tests/optim/test_published_vectors.py::test_published",
+    ),
+    (
+        "around form flower has one update more in its exponent",
+        [(f"{OPTIM}/family/fedopt.py", "t + 1 if is_flower else t", "t")],
+        "tests/optim/test_published_vectors.py::test_published",
+    ),
+    (
+        "around the SDK keeps a step's settings by their own names",
+        [("client/adamd/sansio/tracking.py", "own_names(changes, self.now.settings)", "changes")],
+        "tests/contract/test_contract_family.py::test_fedopt_takes_the_papers_names",
+    ),
+    (
+        "around the SDK compares settings by their own names",
+        [("client/adamd/sansio/settings_match.py", "own_names(settings, standing.settings)", "settings")],
+        "tests/contract/test_contract_family.py::test_fedopt_takes_the_papers_names",
+    ),
 ]
 
 

@@ -31,6 +31,8 @@ SIZE = 3 * numba_kernel.SPARE + 5
 def kinds(name):
     had = settings_of(FAMILY[name])
     free = {key: KINDS.get(key, (False, True)) for key, value in had.items() if key in KINDS or isinstance(value, bool)}
+    if name == "fedadagrad":
+        free["betas"] = ((0.9, 0.0),)  # it has no second one
     for chosen in product(*free.values()):
         given = {key: value for key, value in zip(free, chosen, strict=True) if value is not None}
         try:
@@ -41,7 +43,7 @@ def kinds(name):
 
 def test_settings_of_every_kind_ask_for_so_many_loops():
     rules = {one.rule for name in FAMILY for settings in kinds(name) for one in of_session(settings, DTYPES[0])}
-    assert 1_200 < len(rules) < 1_450  # as `fused.MOST` says; each of them in two dtypes, with an answer and without
+    assert 1_300 < len(rules) < 1_600  # as `fused.MOST` says; each of them in two dtypes, with an answer and without
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamd_service.optim import Hyper, SettingsError, check_groups, merge_settings, parse_settings, resolve, to_json
+from adamd.wire.setting_aliases import TAKEN_BY
+from adamd_service.optim import (
+    FAMILY,
+    Hyper,
+    SettingsError,
+    check_groups,
+    merge_settings,
+    parse_settings,
+    resolve,
+    settings_of,
+    to_json,
+)
 
 NUMBER = "a finite number, 0 or more"
 REFUSED = [
@@ -190,3 +201,114 @@ def test_resolve():
     )
     assert resolve(settings, "a") == Hyper(weight_decay=0.01)
     assert resolve(settings, "b") == Hyper(lr=0.0, betas=(0.0, 0.0), maximize=True)
+
+
+FEDERATED = ["fedadam", "fedyogi", "fedadagrad"]
+
+
+def test_who_takes_the_papers_names():
+    assert list(TAKEN_BY) == [name for name, one in FAMILY.items() if "form" in one.settings] == FEDERATED
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_the_papers_names_are_the_settings(name):
+    given = {"name": name, "eta": 0.25, "beta_1": 0.5, "beta_2": 0, "tau": 2}
+    settings = parse_settings(given)
+    assert settings == parse_settings({"name": name, "lr": 0.25, "betas": [0.5, 0.0], "eps": 2.0})
+    assert settings == parse_settings({**given, "lr": 0.25, "betas": [0.5, 0], "eps": 2})  # twice the same
+    assert not {"eta", "beta_1", "beta_2", "tau"} & to_json(settings).keys()
+    assert merge_settings(settings, to_json(settings)) == settings
+    changed = merge_settings(settings, {"eta": 0.5, "beta_1": 0.25})
+    assert (changed.hyper.lr, changed.hyper.betas, changed.hyper.eps) == (0.5, (0.25, 0.0), 2.0)
+    assert parse_settings({"name": name, "beta_1": 0.5}).hyper.betas == (0.5, FAMILY[name].settings["betas"][1])
+    assert given == {"name": name, "eta": 0.25, "beta_1": 0.5, "beta_2": 0, "tau": 2}  # the caller's, left alone
+
+
+def test_the_papers_names_in_groups():
+    raw = {
+        "name": "fedadam",
+        "beta_2": 0.5,
+        "groups": [{"tensors": ["a"], "beta_1": 0.25, "tau": 1}, {"tensors": ["b"]}],
+    }
+    settings = parse_settings(raw)
+    assert resolve(settings, "a")[:3] == (0.1, (0.25, 0.5), 1.0)
+    assert resolve(settings, "b")[:3] == (0.1, (0.9, 0.5), 1e-3)
+    groups = [{"tensors": ["a"], "eta": 2}]
+    assert merge_settings(settings, {"groups": groups}).document["groups"] == [{"tensors": ["a"], "lr": 2.0}]
+
+
+def test_v_keeps_where_it_began():
+    settings = parse_settings({"name": "fedadam"})
+    assert merge_settings(settings, {"tau": 0.5}).document["initial_accumulator_value"] == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "message"),
+    [
+        ({"eta": 0.1, "lr": 0.2}, "eta", "eta is 0.1, and lr, which is the same setting, is 0.2; give one of them"),
+        ({"tau": 0.1, "eps": 0.2}, "tau", "tau is 0.1, and eps, which is the same setting, is 0.2"),
+        (
+            {"beta_1": 0.1, "betas": [0.2, 0.3]},
+            "beta_1",
+            "beta_1 is 0.1, and betas[0], which is the same setting, is 0.2",
+        ),
+        ({"beta_2": 0.1, "betas": [0.2, 0.3]}, "beta_2", "and betas[1], which is the same setting, is 0.3"),
+        ({"eta": 1, "lr": True}, "eta", "and lr, which is the same setting, is true"),
+        ({"eta": 1, "lr": "1"}, "eta", "and lr, which is the same setting, is '1'"),
+        ({"groups": [{"tensors": ["a"], "eta": 1, "lr": 2}]}, "groups[0].eta", "and groups[0].lr, which is the same"),
+        ({"eta": -1}, "eta", "eta is -1; wanted a finite number, 0 or more"),
+        ({"eta": True}, "eta", "eta is true; wanted a finite number, 0 or more"),
+        ({"eta": None}, "eta", "eta is null; wanted"),
+        ({"eta": "1"}, "eta", "eta is '1'; wanted"),
+        ({"eta": float("nan")}, "eta", "eta is nan; wanted"),
+        ({"eta": 10**400}, "eta", "eta is a number of more than 60 digits; wanted"),
+        ({"tau": float("inf")}, "tau", "tau is inf; wanted a finite number, 0 or more"),
+        ({"beta_1": 1}, "beta_1", "beta_1 is 1; wanted a finite number, 0 or more and below 1"),
+        ({"groups": [{"tensors": ["a"], "beta_2": -0.5}]}, "groups[0].beta_2", "groups[0].beta_2 is -0.5; wanted"),
+        ({"beta_1": 0.5, "betas": [0.5]}, "betas", "betas is a list of 1; wanted a list of two numbers"),
+        ({"beta_1": 0.5, "betas": "x"}, "betas", "betas is 'x'; wanted a list of two numbers"),
+        ({"groups": [{"tensors": ["a"], "beta_1": 0.5}], "betas": []}, "betas", "betas is a list of 0; wanted"),
+        ({"groups": [3], "eta": 1}, "groups[0]", "groups[0] is 3; wanted an object"),
+        ({"beta1": 0.5}, "beta1", "unknown setting beta1; did you mean betas?"),
+        ({"form": "keras"}, "form", 'form is \'keras\'; wanted "paper", "torch" or "flower"'),
+        ({"groups": [{"tensors": ["a"], "form": "torch"}]}, "groups[0].form", "form is for the whole session"),
+        ({"tau": 1e200}, "initial_accumulator_value", "follows from the other settings, and would be inf; give it"),
+        ({"eta": 0.1, "momentum": 1}, "momentum", "fedadam has no setting momentum"),
+    ],
+)
+def test_the_papers_names_are_refused_by_name(raw, path, message):
+    with pytest.raises(SettingsError) as caught:
+        parse_settings({"name": "fedadam", **raw})
+    assert caught.value.path == path and message in caught.value.message
+    if path == "initial_accumulator_value":  # a PATCH leaves v where it began
+        assert merge_settings(parse_settings({"name": "fedadam"}), raw).hyper.eps == 1e200
+        return
+    with pytest.raises(SettingsError) as again:
+        merge_settings(parse_settings({"name": "fedadam"}), raw)
+    assert again.value.path == path
+
+
+def test_what_fedopt_fixes():
+    settings = parse_settings({"name": "fedadam", "form": "torch"})
+    for patch in ({"form": "paper"}, {"form": "flower"}, {"initial_accumulator_value": 1}):
+        with pytest.raises(SettingsError, match="fixed when it was created") as caught:
+            merge_settings(settings, patch)
+        assert caught.value.path == next(iter(patch))
+    assert merge_settings(settings, {"form": "torch"}) == settings
+
+
+@pytest.mark.parametrize(
+    "raw", [{"betas": [0.5, 0.9]}, {"beta_2": 0.9}, {"groups": [{"tensors": ["a"], "beta_2": 0.9}]}]
+)
+def test_fedadagrad_has_no_second_beta(raw):
+    with pytest.raises(SettingsError, match="fedadagrad sums the squares, and has no beta_2"):
+        parse_settings({"name": "fedadagrad", **raw})
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY if name not in FEDERATED])
+def test_nobody_else_takes_the_papers_names(name):
+    for alias, setting in (("eta", "lr"), ("tau", "eps"), ("beta_1", "betas")):
+        with pytest.raises(SettingsError) as caught:
+            parse_settings({"name": name, alias: 0.5})
+        assert caught.value.path == alias and "unknown setting" in caught.value.message
+        assert f"did you mean {setting}?" in caught.value.message or setting not in settings_of(FAMILY[name])

@@ -10,33 +10,49 @@ from adamd_service.optim import FusedKernel, ReferenceKernel, State, apply, pars
 from adamd_service.optim.family import FAMILY
 
 CASES = json.loads((Path(__file__).parent.parent / "vectors" / "adam_family.json").read_text())["cases"]
-HERE = [case["source"] for case in CASES if case["optimizer"] in FAMILY]
-# For the issues that bring the federated optimizers; whoever does moves the line up.
-LATER = [
-    "Flower, fedadagrad_test.py",
-    "Flower 1.41 FedAdam as run (it bias-corrects with round+1)",
-    "Reddi et al. 2021, Algorithm 2, FedAdam with v0 = tau^2, computed in float64",
-    "Reddi et al. 2021, FedYogi with v0 = tau^2, computed in float64",
-]
+SOURCES = [case["source"] for case in CASES]
 # What these tests do not say, and Keras and TensorFlow have.
 HAT = {"adam": {"eps_form": "hat"}, "adamw": {"eps_form": "hat"}}
 
 
-def test_every_case_is_accounted_for():
-    assert len(HERE) == 13 and sorted(HERE + LATER) == sorted(case["source"] for case in CASES)
+FORMS = {
+    "paper": {"form": "paper"},
+    "paper, v0 = 0": {"form": "paper", "initial_accumulator_value": 0},
+    "flower": {"form": "flower"},
+}
+
+
+def settings_of_case(case):
+    """The settings of a case, tau under its own name; no other key is left over but data and the words of eps."""
+    own = {key: case[key] for key in (*FAMILY[case["optimizer"]].settings, "tau") if key in case and key != "form"}
+    data = {"source", "optimizer", "eps_form", "form", "x0", "gradients", "deltas", "clients", "weights", "repeat"}
+    assert case.keys() <= own.keys() | data | {"expected", "expected_last", "atol"}
+    own.pop("eps_form", None)
+    return {"name": case["optimizer"], **own, **HAT.get(case["optimizer"], {}), **FORMS.get(case.get("form"), {})}
+
+
+def gradients_of_case(case):
+    """The gradients that a session gets: a client's change, or the weighted mean of several, is one with the other sign."""
+    if "clients" in case:
+        mean = np.average(case["clients"], axis=0, weights=case["weights"])
+        return [np.array(case["x0"]) - mean]
+    return [-np.array(delta) for delta in case["deltas"]] if "deltas" in case else case["gradients"]
+
+
+def test_every_case_is_there():
+    assert len(SOURCES) == len(set(SOURCES)) == 17
+    assert {case["optimizer"] for case in CASES} <= set(FAMILY)
 
 
 @pytest.mark.parametrize("kernel", [ReferenceKernel(), FusedKernel()], ids=["reference", "fused"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("source", HERE)
+@pytest.mark.parametrize("source", SOURCES)
 def test_published(source, dtype, kernel):
     case = next(case for case in CASES if case["source"] == source)
-    optimizer = case["optimizer"]
-    given = {key: case[key] for key in FAMILY[optimizer].settings if key in case}
-    settings = parse_settings({"name": optimizer, **given, **HAT.get(optimizer, {})})
+    settings = parse_settings(settings_of_case(case))
     state = State.fresh(np.array(case["x0"], dtype), 1, settings)
     seen = []
-    for gradient in case["gradients"] * case.get("repeat", 1):
+    for gradient in gradients_of_case(case) * case.get("repeat", 1):
         updates = plan(settings, ["x"], state.counts, [True], np.dtype(dtype), state.carried)
         apply(state, np.array(gradient, dtype), updates, [0, len(gradient)], None, kernel)
         seen.append(state.params.tolist())

@@ -64,6 +64,11 @@ def test_rounded_once_from_float64(t, dtype):
         ({"name": "nadam", "lr": 1e39, "eps_form": "hat"}, "lr"),
         ({"name": "sgd", "momentum": 0.9, "dampening": 1e39}, "dampening"),
         ({"name": "schedule_free_adamw", "lr": 1e40, "warmup_steps": 10**6}, "lr"),
+        ({"name": "fedadam", "form": "flower", "lr": 1e39, "betas": [0, 0.9999999]}, "lr"),
+        # What a state array begins as: an infinity would be there before the first step.
+        ({"name": "adagrad", "initial_accumulator_value": 1e39}, "initial_accumulator_value"),
+        ({"name": "yogi", "initial_accumulator_value": 1e39}, "initial_accumulator_value"),
+        ({"name": "fedyogi", "tau": 1e20}, "initial_accumulator_value"),
     ],
 )
 def test_what_float32_cannot_hold_is_refused(raw, path):
@@ -88,10 +93,18 @@ def test_settings_that_no_tensor_uses_are_not_checked():
     b2=st.floats(0, 1, exclude_max=True),
     name=st.sampled_from([name for name in FAMILY if not FAMILY[name].carried]),
     hat=st.booleans(),
+    form=st.sampled_from(["paper", "torch", "flower"]),
     t=st.integers(1, 2**53),
 )
-def test_a_check_at_a_few_updates_holds_for_all(lr, b1, b2, name, hat, t):
-    had = {"betas": [b1, b2], "eps_form": "hat" if hat else "outside", "dampening": lr, "lr_decay": lr, "alpha": b1}
+def test_a_check_at_a_few_updates_holds_for_all(lr, b1, b2, name, hat, form, t):
+    had = {
+        "form": form,
+        "betas": [b1, 0 if name == "fedadagrad" else b2],
+        "eps_form": "hat" if hat else "outside",
+        "dampening": lr,
+        "lr_decay": lr,
+        "alpha": b1,
+    }
     raw = {"name": name, "lr": lr, **{key: value for key, value in had.items() if key in settings_of(FAMILY[name])}}
     settings = parse_settings(raw)
     for dtype in (F32, F64):

@@ -28,7 +28,7 @@ from adamd.sansio.operations import (
     body_of,
 )
 from adamd.sansio.settings_match import check_settings
-from adamd.sansio.tracking import Logic, OnBadGradient, Track, labels_document, settings_document
+from adamd.sansio.tracking import Logic, OnBadGradient, Track, labels_document, own_names, settings_document
 from adamd.wire import safetensors
 
 Durability: TypeAlias = Literal["committed", "memory"]
@@ -192,13 +192,14 @@ def _renamed(
     try:
         exported = json.loads(header.metadata["adamd"])
         document = {name: exported[name] for name in RESTORED if name in exported}
-        document["optimizer"] = {**document["optimizer"], **settings}
+        optimizer = {**document["optimizer"]}
         _ = document["state"], document["dtype"]
     except (KeyError, TypeError, ValueError):
         raise InvalidRequest(
             "this is no exported state: its metadata has no adamd document with optimizer, dtype and state; "
             "use what session.export() wrote"
         ) from None
+    document["optimizer"] = {**optimizer, **own_names(settings, optimizer)}
     document |= changes
     tensors = ((item.tensor.name, item.dtype, item.tensor.shape) for item in header.tensors)
     head = safetensors.write_header(tensors, {"adamd": json.dumps(document)})

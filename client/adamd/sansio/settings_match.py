@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from adamd.errors import InvalidRequest, InvalidSettings
 from adamd.sansio.operations import Info, Standing
-from adamd.sansio.tracking import Logic, settings_document
+from adamd.sansio.tracking import Logic, own_names, settings_document
 
 OnOtherSettings: TypeAlias = Literal["raise", "keep"]
 BESIDE: Final = ("dtype", "durability", "labels")  # options of a creation that are no settings of its optimizer
@@ -47,6 +47,7 @@ def check_settings(standing: Standing, lr: float | None, options: Mapping[str, A
     optimizer = settings.pop("optimizer", name)
     if optimizer != name:
         raise _differ(standing, [("optimizer", name, optimizer)])
+    settings = own_names(settings, standing.settings)
     current = {**standing.settings, **{key: standing.document[key] for key in ("dtype", "durability")}}
     if not settings.keys() <= current.keys():  # unknown, or at a default that the document does not tell
         server: dict[str, Any] = yield Info()

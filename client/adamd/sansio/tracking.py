@@ -36,7 +36,7 @@ from adamd.errors import (
 from adamd.sansio import array_checks, arrays, operations
 from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, EncodingOptions
 from adamd.sansio.operations import Operation, Stall, Standing, Stepped, body_of
-from adamd.wire import safetensors
+from adamd.wire import safetensors, setting_aliases
 
 UNBOUNDED = {"lower": -math.inf, "upper": math.inf}  # bounds that bound nothing
 STALL_REASONS = {
@@ -111,7 +111,7 @@ class Track:
         if metrics is not None and not isinstance(metrics, Mapping):
             raise InvalidRequest(f"metrics is {metrics!r:.60}; wanted a dict of numbers, as {{'accuracy': 0.9}}")
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
-        now, answer_dtype = self.now, options.answer_dtype
+        now, answer_dtype, kept = self.now, options.answer_dtype, own_names(changes, self.now.settings)
         doubt_before, open_before = self.encoder.in_doubt, self.left_open
         try:
             encoded = self.encoder.write(gradient, now.layout, now.dtype, options)
@@ -131,7 +131,7 @@ class Track:
                 on_sent=self._backup.keep,
             )
             self.encoder.in_doubt, self.left_open = True, operation.number or open_before
-            return self._take((yield from self._receive(operation, landing)), changes, landing, encoded)
+            return self._take((yield from self._receive(operation, landing)), kept, landing, encoded)
         except (StepConflict, StepSuperseded) as error:
             self.left_open = open_before
             if not error.extra.get("applied"):  # not this gradient; one before it, whose answer was lost, perhaps
@@ -361,6 +361,19 @@ def settings_document(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         raise InvalidRequest(f"settings is {settings!r:.60}; wanted a dict, as {{'lr': 1e-4}}")
     return {name: _setting(name, _bound(name, value)) for name, value in settings.items() if value is not None}
+
+
+def own_names(settings: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under their own names, as the server keeps them; ``current`` are those that they change.
+
+    Raises:
+        InvalidSettings: an alias is refused; ``extra["path"]`` names it.
+
+    """
+    try:
+        return setting_aliases.canonical(str(current.get("name", "adam")), settings, current)
+    except setting_aliases.AliasError as error:
+        raise InvalidSettings(error.message, path=error.path) from None
 
 
 def _setting(name: str, value: Any) -> Any:

@@ -95,12 +95,18 @@ def plan(
 
 
 def check_scalars(settings: Settings, names: Sequence[str], dtype: np.dtype[Any]) -> None:
-    """Raise SettingsError where a scalar of the session or of a group would not survive rounding to `dtype`.
+    """Raise SettingsError where a scalar of the session or of a group, or what a state array begins as, would not
+    survive rounding to `dtype`.
 
     Not only in its next update: a session that goes on until a later one would be refused every step from there on. Of
     `EXTREMES` the ones between are never beyond. The session's own settings are left out where every tensor of `names`
     is in a group.
     """
+    for array in settings.arrays:
+        first, most = settings.begin(array), float(np.finfo(dtype).max)
+        if not isinstance(first, str) and first > most:
+            setting = settings.optimizer.begins[array]
+            raise SettingsError(setting, f"{setting} is {first!r}, more than {dtype} holds; wanted at most {most:.8g}")
     own = not names or any(settings.places.of(name) is None for name in names)
     for index in (*((None,) if own else ()), *range(len(settings.groups))):
         for t in EXTREMES:

@@ -4,6 +4,7 @@ Every refusal is a SettingsError that names the place (`groups[0].lr`), what cam
 only pass it on.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,8 +12,9 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, ValidationError, create_model
 
-from adamd.wire import patterns
+from adamd.wire import patterns, setting_aliases
 from adamd.wire.patterns import GroupsError, Places, places
+from adamd.wire.setting_aliases import AliasError
 from adamd_service.optim.family import FAMILY, Hyper, Optimizer
 from adamd_service.optim.monitoring.stop_rules import Stop, parse_stop
 from adamd_service.optim.recurrence import wrapping
@@ -71,6 +73,7 @@ KINDS: Final[Mapping[str, tuple[Any, str]]] = {
     "amsgrad": (bool, SWITCH),
     "eps_form": (Literal["outside", "hat"], '"outside" (torch, optax) or "hat" (Keras, TensorFlow)'),
     "bias_correction": (bool, SWITCH),
+    "form": (Literal["paper", "torch", "flower"], '"paper", "torch" or "flower", whose arithmetic it is'),
     "momentum": (Number, NUMBER),
     "momentum_buffer": (bool, SWITCH),
     "dampening": (Number, NUMBER),
@@ -102,7 +105,10 @@ WANTED: Final[Mapping[str, str]] = {
 BUFFER: Final = "momentum_buffer"  # there is this array: if left out, where a momentum is above 0 at the creation
 COMMON: Final[Mapping[str, Any]] = {"lr": 0.001}  # the default of every optimizer that says no other
 # For the session as a whole: its arrays and its bits depend on them.
-SESSION: Final = {"name", "groups", "amsgrad", "centered", "initial_accumulator_value", BUFFER, *wrapping.SESSION}
+SESSION: Final = {
+    *("name", "groups", "amsgrad", "centered", "form", "initial_accumulator_value", BUFFER),
+    *wrapping.SESSION,
+}
 GROUPED: Final = frozenset(KINDS) - SESSION  # what a group may have of its own
 # adamd's own, beside torch's: told only where they are not as torch would have it.
 QUIET: Final = {"eps_form", "bias_correction", *wrapping.SETTINGS} - {"maximize"}
@@ -183,16 +189,27 @@ def parse_settings(raw: object) -> Settings:
     name = raw.get("name", "adam")
     if not isinstance(name, str) or name not in FAMILY:
         raise SettingsError("name", f"optimizer {one_of(name, FAMILY)}")  # as the SDK calls it
+    optimizer = FAMILY[name]
+    own_names = _own_names(optimizer, raw, settings_of(optimizer))
     try:
-        return _made(FAMILY[name], _model(name).model_validate(raw))
+        return _made(optimizer, _model(name).model_validate(own_names))
     except ValidationError as error:
-        raise _explain(FAMILY[name], *first_error(error)) from None
+        raise _explain(optimizer, *first_error(error)) from None
+
+
+def _own_names(optimizer: Optimizer, given: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without aliases. Raises SettingsError for one that is refused."""
+    try:
+        return setting_aliases.canonical(optimizer.name, given, current)
+    except AliasError as error:
+        raise SettingsError(error.path, error.message) from None
 
 
 def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
     had = settings_of(optimizer)
     own = {name: getattr(model, name) for name in had}
-    hyper = Hyper(**own | ({BUFFER: _buffered(model)} if BUFFER in had else {}))
+    derived = _derived(optimizer, model, Hyper(**own))
+    hyper = Hyper(**own | derived | ({BUFFER: _buffered(model)} if BUFFER in had else {}))
     groups = []
     for index, group in enumerate(getattr(model, "groups")):  # noqa: B009 - a model that was made at run time
         over = {name: value for name in had if (value := getattr(group, name, None)) is not None}
@@ -206,7 +223,7 @@ def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
                 f"{shown(getattr(hyper, blamed))}: one of them needs arrays that the other does not have",
             )
     _check_together(optimizer, hyper, "")
-    document = model.model_dump(mode="json", exclude_none=True)
+    document = model.model_dump(mode="json", exclude_none=True) | derived
     quiet = {name for name in QUIET & had.keys() if getattr(model, name) == had[name]}
     document = {name: value for name, value in document.items() if name not in (*quiet, BUFFER)}
     if hyper.momentum_buffer and hyper.momentum == 0.0:  # else the momentum says it
@@ -221,6 +238,16 @@ def _made(optimizer: Optimizer, model: BaseModel) -> Settings:
             del document[name]
     _check_loss(hyper, **beside)
     return Settings(optimizer, document, hyper, tuple(groups), _arrays(optimizer, hyper), found, **beside)
+
+
+def _derived(optimizer: Optimizer, model: BaseModel, hyper: Hyper) -> dict[str, float]:
+    """Return the defaults that follow from other settings. Raises SettingsError where one is beyond float64."""
+    made = {name: of(hyper) for name, of in optimizer.derived.items() if name not in model.model_fields_set}
+    for name, value in made.items():
+        if not math.isfinite(value):
+            said = f"{name} follows from the other settings, and would be {value}; give it, or smaller ones"
+            raise SettingsError(name, said)
+    return made
 
 
 def _check_loss(hyper: Hyper, stop: Stop, keep_best: bool) -> None:
@@ -264,7 +291,8 @@ def _blamed(optimizer: Optimizer, before: Hyper, after: Hyper) -> str:
     for name in settings_of(optimizer):
         new = getattr(after, name)
         if new != getattr(before, name) and (
-            name in optimizer.begins.values()
+            name in optimizer.fixed
+            or name in optimizer.begins.values()
             or _arrays(optimizer, before._replace(**{name: new})) != _arrays(optimizer, before)
         ):
             return name
@@ -285,7 +313,8 @@ def merge_settings(current: Settings, patch: object) -> Settings:
         said = f"optimizer is {shown(wanted)}; this session's is {name}, fixed when it was created"
         raise SettingsError("name", said)
     there = {BUFFER: True} if current.hyper.momentum_buffer else {}
-    merged = parse_settings({**current.document, **there, **patch})
+    changes = _own_names(current.optimizer, patch, current.document)
+    merged = parse_settings({**current.document, **there, **changes})
     if merged.hyper.momentum_buffer and not there and BUFFER not in patch:
         raise SettingsError(
             "momentum",

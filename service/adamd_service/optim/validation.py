@@ -19,6 +19,7 @@ ALIASES: Final[Mapping[str, str]] = {
     "b1": "betas",
     "b2": "betas",
     "epsilon": "eps",
+    "tau": "eps",
     "l2": "weight_decay",
     "wd": "weight_decay",
     "decay": "weight_decay",

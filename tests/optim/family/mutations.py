@@ -3,7 +3,7 @@
 `contracted` is test_parity's.
 """
 
-from adamd_service.optim.family import adagrad, adamax, lion, nadam, radam, rmsprop, schedule_free, sgd, yogi
+from adamd_service.optim.family import adagrad, adamax, fedopt, lion, nadam, radam, rmsprop, schedule_free, sgd, yogi
 
 M_FLUSHED = "m = where((-tiny < m) & (m < tiny), zero, m)"
 V_FLUSHED = "v = where(v < tiny, zero, v)"
@@ -98,6 +98,16 @@ MUTATIONS = {
             "p = p - u",
             "p = p - where(c > zero, step_size, where(c < zero, -step_size, zero)) - (u - where(c > zero, step_size, where(c < zero, -step_size, zero)))",
         ),
+    },
+    fedopt.fedadagrad: {
+        "contracted m": ("m = b1 * m + one_minus_b1 * g", "m = contracted(b1, m, one_minus_b1 * g)"),
+        "contracted s": ("s = s + g * g", "s = contracted(g, g, s)"),
+        "contracted p": ("p = p - step_size * q", "p = contracted(-step_size, q, p)"),
+        "reassociated p": ("p = p - step_size * q", "p = p - where(d == zero, zero, step_size * m / d)"),
+        "lerp": ("m = b1 * m + one_minus_b1 * g", "m = m + one_minus_b1 * (g - m)"),
+        "m not flushed": (M_FLUSHED, "m = m"),
+        "s flushed": ("s = s + g * g", "s = where(s + g * g < TINY[s.dtype], zero, s + g * g)"),
+        "not guarded": ("q = where(d == zero, zero, m / d)", "q = m / d"),
     },
     schedule_free.schedule_free_adamw: {
         "contracted v": ("v = b2 * v + one_minus_b2 * (g * g)", "v = contracted(b2, v, one_minus_b2 * (g * g))"),

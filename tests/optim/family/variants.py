@@ -70,6 +70,15 @@ VARIANTS = {
     "schedule_free_adamw decays": {"name": "schedule_free_adamw", "weight_decay": 0.1, "lr": 0.1, "maximize": True},
     "schedule_free_adamw warm-up": {"name": "schedule_free_adamw", "warmup_steps": 8, "r": 1, "betas": [0.95, 0.9]},
     "schedule_free_adamw eps 0": {"name": "schedule_free_adamw", "eps": 0, "weight_lr_power": 0},
+    "fedadam": {"name": "fedadam"},
+    "fedadam torch": {"name": "fedadam", "form": "torch", "maximize": True, "betas": [0.8, 0.9]},
+    "fedadam flower": {"name": "fedadam", "form": "flower", "eps": 1e-8},
+    "fedyogi": {"name": "fedyogi", "maximize": True},
+    "fedyogi torch": {"name": "fedyogi", "form": "torch", "betas": [0.8, 0.9]},
+    "fedyogi flower": {"name": "fedyogi", "form": "flower", "eps": 0},
+    "fedadagrad": {"name": "fedadagrad", "betas": [0.9, 0]},
+    "fedadagrad torch": {"name": "fedadagrad", "form": "torch", "betas": [0.8, 0], "maximize": True},
+    "fedadagrad flower eps 0": {"name": "fedadagrad", "form": "flower", "eps": 0},
 }
 # One for each optimizer, with the most choices taken: for what takes long.
 FULLEST = [
@@ -82,4 +91,7 @@ FULLEST = [
     "sgd coupled nesterov",
     "lion far",
     "schedule_free_adamw decays",
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 from adamd.wire import headers
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.encodings import ENCODINGS, RAW
+from adamd.wire.setting_aliases import ALIASES, TAKEN_BY
 from adamd_service.codecs.bodies import CreateDocument
 from adamd_service.codecs.checks import AT, MAX_LABEL_NAME
 from adamd_service.codecs.documents import PatchDocument
@@ -22,6 +23,7 @@ BOUND = {"anyOf": [{"type": "number"}, {"type": "array", "items": {}}, {"type": 
 SHAPES: Mapping[str, dict[str, Any]] = {
     "betas": {"type": "array", "items": BETA, "minItems": 2, "maxItems": 2},
     "eps_form": {"type": "string", "enum": ["outside", "hat"]},
+    "form": {"type": "string", "enum": ["paper", "torch", "flower"]},
     "alpha": BETA,
     "ema_decay": BETA,
     "gradient_scale": {"type": "number", "exclusiveMinimum": 0},
@@ -57,14 +59,19 @@ def settings_schema() -> dict[str, Any]:
     The defaults are words: a generated client would send a ``default`` to optimizers that have no such setting.
     """
     settings = {name: _shape(name) | {"description": _words(name)} for name in KINDS}
+    aliases = {
+        alias: (NOT_NEGATIVE if place is None else BETA) | {"description": _alias_words(setting, place)}
+        for alias, (setting, place) in ALIASES.items()
+    }
     groups = {"tensors": {"type": "array", "items": {"type": "string"}, "description": WANTED["tensors"]}}
-    groups |= {name: settings[name] for name in KINDS if name in GROUPED}
+    groups |= {name: settings[name] for name in KINDS if name in GROUPED} | aliases
     return {
         "type": "object",
         "additionalProperties": False,
         "properties": {
             "name": {"type": "string", "enum": list(FAMILY), "description": "which optimizer; default adam"},
             **settings,
+            **aliases,
             "stop": STOP | {"description": "rules that advise when to stop; default none"},
             "keep_best": SWITCH | {"description": "keep the parameters of the lowest loss; default false"},
             "groups": {
@@ -95,6 +102,11 @@ def _words(name: str) -> str:
     everywhere = len(defaults) == 1 and len(*defaults.values()) == len(FAMILY)
     words = [value if everywhere else f"{value} ({', '.join(who)})" for value, who in defaults.items()]
     return f"{WANTED[name]}; default {', '.join(words)}"
+
+
+def _alias_words(setting: str, place: int | None) -> str:
+    """Say what an alias stands for, and which optimizers take it."""
+    return f"another name of {setting if place is None else f'{setting}[{place}]'} ({', '.join(TAKEN_BY)})"
 
 
 def _value(default: Any) -> str:

@@ -49,7 +49,8 @@ def yogi(
     return p, m, v
 
 
-def _scalars(hyper: Hyper, t: int, carried: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+def scalars(hyper: Hyper, t: int, carried: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The scalars of update t, see `moments`; nothing is carried."""
     factor, sqrt_bc2 = second_moment(hyper, t)
     made = averages(hyper)
     del made["b2"]  # v is not multiplied by anything
@@ -83,7 +84,7 @@ YOGI: Final = Optimizer(
         "bias_correction": True,
     },
     present=_present,
-    scalars=_scalars,
+    scalars=scalars,
     choices=_choices,
     begins={"exp_avg": "initial_accumulator_value", "exp_avg_sq": "initial_accumulator_value"},
     nonnegative=("exp_avg_sq",),

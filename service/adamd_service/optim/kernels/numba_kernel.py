@@ -27,7 +27,7 @@ from adamd_service.optim.settings import Settings, parse_settings
 _REFERENCE: Final = ReferenceKernel()
 WARM: Final = "adam", "adamw"  # one text, compiled in all of its variants before a server is ready
 # Loops of one process: 2 MB each that Numba never gives back, and half a second of a processor. Settings of all kinds
-# would ask for 5,648 (1,412 rules, in two dtypes, with an answer or without), and clients choose the settings.
+# would ask for 6,080 (1,520 rules, in two dtypes, with an answer or without), and clients choose the settings.
 MOST: Final = 256
 SPARE: Final = 1 << 14  # elements at once by the reference: what it makes in between stays in the processor's cache
 _LOOPS: Final[dict[tuple[Rule, bool, np.dtype[Any]], Compiled]] = {}  # what this process has compiled, or loaded

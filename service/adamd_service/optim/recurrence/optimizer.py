@@ -31,6 +31,7 @@ class Hyper(NamedTuple):
     momentum_decay: float = 0.004
     lr_decay: float = 0.0
     initial_accumulator_value: float = 0.0
+    form: str = "paper"  # of FedOpt, see `fedopt`
     warmup_steps: int = 0
     r: float = 0.0
     weight_lr_power: float = 2.0
@@ -104,8 +105,9 @@ class Optimizer:
     with. carried: float64 numbers kept per tensor from update to update, with their first values.
     nonnegative: state arrays that are never below 0; they are watched for NaN and infinity, beside the parameters.
     schema: what KNOWN does not say about its scalars. refuse: of settings that do not fit together, which one, and what
-    is wanted. average: None where the parameters are those to evaluate. why_not_lazy: why an update of named elements
-    alone (sparse-lazy) means nothing here; None: it does.
+    is wanted. derived: settings whose default follows from the others, and how. fixed: settings that never change,
+    beside those that `present` and `begins` depend on. average: None where the parameters are those to evaluate.
+    why_not_lazy: why an update of named elements alone (sparse-lazy) means nothing here; None: it does.
     """
 
     name: str
@@ -120,5 +122,7 @@ class Optimizer:
     nonnegative: tuple[str, ...] = ()
     schema: Mapping[str, Scalar] = field(default_factory=dict)
     refuse: Callable[[Hyper], tuple[str, str] | None] = _nothing_refused
+    derived: Mapping[str, Callable[[Hyper], float]] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
     average: Average | None = None
     why_not_lazy: str | None = None
