@@ -406,8 +406,8 @@ GUARDS = [
         [
             (
                 f"{STORE}/redis_store.py",
-                "        self.announce(replica, ttl)\n        if self._room",
-                "        if self._room",
+                "        self.announce(replica, ttl)\n        self.bulk.look()",
+                "        self.bulk.look()",
             )
         ],
         "tests/store/test_trust.py::test_ready_is_who_can_write",
