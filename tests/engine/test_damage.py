@@ -397,17 +397,50 @@ def test_a_session_that_is_changed_each_time_is_for_later(replica, client, monke
             client.delete(key(session, "record", 2))
             there = client.hget(key(session, "head"), "prev_chain").decode()
 
-            def lease(session_id):
+            def read_ahead(head):
                 client.hset(key(session, "head"), "step", str(5 + next(number)))
-                return real(session_id)
+                return real(head)
 
-            real = engine.store.lease
-            monkeypatch.setattr(engine.store, "lease", lease)
+            real = engine.store.read_ahead
+            monkeypatch.setattr(engine.store, "read_ahead", read_ahead)
             with pytest.raises(StoreUnavailable, match="changed each time") as error:
                 await engine.view(session)
             assert not isinstance(error.value, Damaged) and there
 
     run(scenario())
+
+
+def test_a_small_session_is_read_without_a_lease_and_again_where_it_moved_on(replica, monkeypatch):
+    """What it named was unlinked between its head and the rest: it is found missing, and the new head is read."""
+
+    async def scenario():
+        async with replica(snapshot_records=2) as writer, replica() as engine:
+            session = await made(writer, 1)
+
+            def read_ahead(head):
+                if not moved:
+                    moved.append(head.step)
+                    asyncio.run_coroutine_threadsafe(move_on(writer, session), loop).result(30)
+                return real(head)
+
+            moved, loop, real = [], asyncio.get_running_loop(), engine.store.read_ahead
+            monkeypatch.setattr(engine.store, "read_ahead", read_ahead)
+            monkeypatch.setattr(engine.store, "lease", lambda session_id: pytest.fail("two writes for a small session"))
+            view = await engine.view(session)
+            assert moved == [1]
+            assert (view.head.step, view.head.chain) == (7, (await writer.view(session)).head.chain)
+
+    run(scenario())
+
+
+async def move_on(writer, session):
+    """Steps, snapshots, and nothing of what there was before is left."""
+    for number in range(2, 8):
+        await stepped(writer, session, number)
+        while writer.hot.find(session).snapshotting:
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(writer.store.collect, session)
+    assert (await asyncio.to_thread(writer.store.load_head, session)).snapshots[0].step > 1
 
 
 def test_a_creation_that_is_fenced_leaves_the_others_name(replica):

@@ -121,7 +121,7 @@ GUARDS = [
     ),
     (
         "1 the chain before the head's is the log's",
-        [(f"{ENGINE}/rebuilding.py", "        self._check_before(head, last, before)\n", "")],
+        [(f"{ENGINE}/rebuilding.py", "        self._check_before(head, last, before, reader)\n", "")],
         f"{DAMAGE}::test_every_bit_that_decides_is_under_a_sum[12]",
     ),
     (
@@ -838,6 +838,17 @@ GUARDS = [
         "7 a server that lost its directory does not read it",
         [("service/adamd_service/store/bulk/homes.py", "if self.identity() != start:", "if False:")],
         "tests/store/bulk/test_shared.py::test_a_server_that_lost_its_directory_answers_as_the_others",
+    ),
+    (
+        "7 a small session is read again where it moved on under its reader",
+        [
+            (
+                f"{ENGINE}/rebuilding.py",
+                "                if _names_the_same(now, head):  # so nobody has unlinked it\n",
+                "                if True:\n",
+            )
+        ],
+        "tests/engine/test_damage.py::test_a_small_session_is_read_without_a_lease_and_again_where_it_moved_on",
     ),
     (
         "around the norm is the scaled gradient's",

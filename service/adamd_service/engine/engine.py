@@ -383,9 +383,10 @@ class Engine:
 
     async def _loaded(self, hot: Hot) -> LoadedSession:
         """Return what the cache has; fill it first where it is empty."""
-        if hot.loaded is None:
-            return await self._locked(hot, self._rebuilder.current, hot)
-        return hot.loaded
+        if hot.loaded is not None:
+            return hot.loaded
+        head = await self._room(hot)
+        return await self._locked(hot, self._rebuilder.current, hot, head)
 
     async def _locked(self, hot: Hot, work: Callable[..., T], *args: Any, charged: bool = True) -> T:
         """Run ``work`` in a thread under the session's lock, to its end even if the caller goes away."""
@@ -402,11 +403,13 @@ class Engine:
         await hot.lock.acquire()  # free: without a task of its own, which takes several turns of the loop
         return await run(work, *args, after=hot.lock.release)
 
-    async def _room(self, hot: Hot) -> None:
-        """Charge a session's state before it is loaded (law 6)."""
-        if hot.durable and not hot.charged:
-            head = await self._workers.ask(self.store.load_head, hot.id)
-            self.hot.charge(hot, admission.state_bytes(head.spec, settings_of(head)))
+    async def _room(self, hot: Hot) -> Head | None:
+        """Charge a session's state before it is loaded (law 6); returns its head, where it was read for that."""
+        if not hot.durable or hot.charged:
+            return None
+        head = await self._workers.ask(self.store.load_head, hot.id)
+        self.hot.charge(hot, admission.state_bytes(head.spec, settings_of(head)))
+        return head
 
     # -- bounds and shutdown
 

@@ -32,7 +32,7 @@ from adamd_service.optim import (
 )
 from adamd_service.records import Entry, Head, Record, SnapshotRef, Spec
 from adamd_service.rules import digest_start, next_chain
-from adamd_service.store import ChunkMissing, RedisStore
+from adamd_service.store import ChunkMissing, Reader, RedisStore, is_quick
 
 TRIES = 5  # a reader that meets a missing chunk reloads the head and starts again
 PAGE = 64  # records read at once
@@ -47,8 +47,10 @@ class Rebuilder:
         self._device = device
         self._pool = pool
 
-    def current(self, hot: Hot) -> LoadedSession:
+    def current(self, hot: Hot, known: Head | None = None) -> LoadedSession:
         """Bring the session to where the store says that it stands, and return it.
+
+        ``known``: its head, read since the caller's request came.
 
         Raises:
             UnknownSession, SessionDeleted, StoreUnavailable: and the cache is dropped.
@@ -60,7 +62,10 @@ class Rebuilder:
                 raise SessionDeleted(f"the memory session {hot.id} is no more; create it again")
             return hot.loaded
         try:
-            head = self._store.load_head(hot.id) if hot.loaded is None else self._moved(hot.loaded.head)
+            if hot.loaded is None:
+                head: Head | None = known or self._store.load_head(hot.id)
+            else:
+                head = self._moved(hot.loaded.head)
             if head is not None:
                 self._follow(hot, head)
         except BaseException:
@@ -82,8 +87,12 @@ class Rebuilder:
         lost = set[str]()
         for _ in range(TRIES):
             try:
+                if is_quick(head):
+                    reader = self._store.read_ahead(head) if hot.loaded is None else self._store
+                    hot.loaded = self._fold(hot.loaded, head, lost, reader)
+                    return
                 with self._store.lease(hot.id):
-                    hot.loaded = self._fold(hot.loaded, head, lost)
+                    hot.loaded = self._fold(hot.loaded, head, lost, self._store)
                 return
             except ChunkMissing as missing:
                 hot.drop()
@@ -103,7 +112,7 @@ class Rebuilder:
                 head = now
         raise StoreUnavailable("the session was changed each time while it was read; try again", retry_after=0.2)
 
-    def _fold(self, cached: LoadedSession | None, head: Head, lost: set[str]) -> LoadedSession:
+    def _fold(self, cached: LoadedSession | None, head: Head, lost: set[str], reader: Reader) -> LoadedSession:
         """Return the session at ``head``: the log folded into the cached state, or into a snapshot's."""
         settings = settings_of(head)
         if head.parameters_missing:
@@ -111,35 +120,35 @@ class Rebuilder:
         progress_of(head)  # raises where it is none
         if cached is None or cached.head.settings != head.settings:  # the next step may be the event loop's
             self._device.prepare(settings, storage(head.spec.dtype))
-        if cached is not None and cached.state is not None and self._continues(cached.head, head):
+        if cached is not None and cached.state is not None and self._continues(cached.head, head, reader):
             before: Head | None = cached.head
             state, chain, step, replaced = cached.state, cached.head.chain, cached.head.step, cached.replaced
         else:
-            state, chain, step, replaced = self._snapshot(head, settings, lost)
+            state, chain, step, replaced = self._snapshot(head, settings, lost, reader)
             before = None
         last: Record | None = None
-        for last in self._records(head, step):
-            chain = self._replay(head, last, chain, state)
+        for last in self._records(head, step, reader):
+            chain = self._replay(head, last, chain, state, reader)
         if chain != head.chain:
             raise Damaged(
                 f"session {head.spec.id}: the log folds to chain {chain[:12]}…, the head says {head.chain[:12]}…"
             )
-        self._check_before(head, last, before)
-        ring = self._ring(head)
+        self._check_before(head, last, before, reader)
+        ring = self._ring(head, reader)
         self._device.fetch(state)
         return LoadedSession(head, settings, state, ring, diverged=not is_finite(state), replaced=replaced)
 
-    def _ring(self, head: Head) -> dict[int, Entry]:
-        ring = {entry.step: entry for entry in self._store.ring(head.spec.id)}
+    def _ring(self, head: Head, reader: Reader) -> dict[int, Entry]:
+        ring = {entry.step: entry for entry in reader.ring(head.spec.id)}
         last = ring.get(head.step)
         if last is not None and last.chain != head.chain:
             raise Damaged(f"session {head.spec.id}: the ring has another chain for step {head.step} than the head")
         return ring
 
-    def _check_before(self, head: Head, last: Record | None, before: Head | None) -> None:
+    def _check_before(self, head: Head, last: Record | None, before: Head | None, reader: Reader) -> None:
         """Check the one field of a head that the log's chain does not cover: the chain before its step."""
         if last is None and head.step > head.snapshots[0].step and (before is None or before.step != head.step):
-            records = self._store.records(head.spec.id, head.step, head.step)
+            records = reader.records(head.spec.id, head.step, head.step)
             if not records:
                 raise ChunkMissing(f"the record of step {head.step} is not there")
             last = records[0]
@@ -147,7 +156,7 @@ class Rebuilder:
         if (previous.prev_chain if previous is not None else "") != head.prev_chain:
             raise Damaged(f"session {head.spec.id}: the head names another chain before step {head.step} than the log")
 
-    def _snapshot(self, head: Head, settings: Settings, lost: set[str]) -> tuple[State, str, int, str]:
+    def _snapshot(self, head: Head, settings: Settings, lost: set[str], reader: Reader) -> tuple[State, str, int, str]:
         """Return the state of the newest whole snapshot, its chain and step, and the id of a damaged newer one, or "".
 
         The next snapshot takes the damaged one's place.
@@ -157,7 +166,7 @@ class Rebuilder:
             try:
                 if ref.damage or ref.id in lost:
                     raise Damaged(ref.damage or f"a chunk of snapshot {ref.id} is not there")
-                state = self._read_snapshot(head.spec, settings, ref)
+                state = self._read_snapshot(head.spec, settings, ref, reader)
             except ChunkMissing as missing:
                 missing.snapshot = ref.id
                 raise
@@ -169,28 +178,28 @@ class Rebuilder:
             return state, ref.chain, ref.step, "" if ref is newest else newest.id
         raise Damaged(f"session {head.spec.id}: {'; '.join(why)}; {Damaged.ADVICE}")
 
-    def _continues(self, cached: Head, head: Head) -> bool:
+    def _continues(self, cached: Head, head: Head, reader: Reader) -> bool:
         """Say whether a cached head is a place in the head's own history, from which the log goes on."""
         if cached.incarnation != head.incarnation or not head.snapshots[0].step <= cached.step <= head.step:
             return False
         if cached.step == head.step:
             return cached.chain == head.chain
-        following = self._store.records(head.spec.id, cached.step + 1, cached.step + 1)
+        following = reader.records(head.spec.id, cached.step + 1, cached.step + 1)
         return bool(following) and following[0].prev_chain == cached.chain
 
-    def _records(self, head: Head, after: int) -> Iterator[Record]:
+    def _records(self, head: Head, after: int, reader: Reader) -> Iterator[Record]:
         for first in range(after + 1, head.step + 1, PAGE):
             last = min(first + PAGE - 1, head.step)
-            page = self._store.records(head.spec.id, first, last)
+            page = reader.records(head.spec.id, first, last)
             if len(page) != last - first + 1:
                 raise ChunkMissing(f"one of the records {first} to {last} is not there")
             yield from page
 
-    def _read_snapshot(self, spec: Spec, settings: Settings, snapshot: SnapshotRef) -> State:
+    def _read_snapshot(self, spec: Spec, settings: Settings, snapshot: SnapshotRef, reader: Reader) -> State:
         arrays = {}
         for ref in snapshot.arrays:
             flat = np.empty(spec.layout.size, storage(spec.dtype))
-            self._store.read_array(spec.id, snapshot.id, ref, flat.view(np.uint8))
+            reader.read_array(spec.id, snapshot.id, ref, flat.view(np.uint8))
             arrays[ref.name] = flat
         if "params" not in arrays or len(snapshot.counts) != len(spec.layout.tensors):
             raise Damaged(f"session {spec.id}: snapshot {snapshot.id} lacks parameters or counts")
@@ -209,7 +218,7 @@ class Rebuilder:
                 raise Damaged(f"session {spec.id}: snapshot {snapshot.id}: carried: {error}") from None
         return state
 
-    def _replay(self, head: Head, record: Record, chain: str, state: State) -> str:
+    def _replay(self, head: Head, record: Record, chain: str, state: State, reader: Reader) -> str:
         spec = head.spec
         expected = next_chain(chain, record.step, record.digest, record.updates, record.numerics)
         if record.prev_chain != chain or record.chain != expected:
@@ -219,7 +228,7 @@ class Rebuilder:
         updates = updates_of(record, state)
         check_body(record, updates, spec.layout)
         body = self._pool.lease(record.nbytes)
-        self._store.read_body(spec.id, record, body)
+        reader.read_body(spec.id, record, body)
         check_digest(record, updates, spec.layout, body)
         if record.best and state.best is not None:
             self._device.fetch(state)

@@ -12,6 +12,7 @@ from adamd_service.store.outcomes import (
     Taken,
     UnknownOutcome,
 )
+from adamd_service.store.read_ahead import Reader, is_quick
 from adamd_service.store.redis_store import RedisStore
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Created",
     "EmbeddedStore",
     "HeadVersion",
+    "Reader",
     "RedisStore",
     "Repeated",
     "Staging",
@@ -26,4 +28,5 @@ __all__ = [
     "StoreRefused",
     "Taken",
     "UnknownOutcome",
+    "is_quick",
 ]

@@ -7,7 +7,7 @@ names them makes them permanent.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Literal, cast
 
@@ -235,12 +235,25 @@ def read_chunks(client: Client, keys: Sequence[str], lengths: Sequence[int], int
     if not keys:
         return
     with translated(), borrowed(client, keys[0]) as connection:
-        start = 0
-        for chunk, length in zip(_pipelined_gets(connection, keys), lengths, strict=True):
-            if chunk is None or len(chunk) != length:
-                raise ChunkMissing("a chunk that the head names is not there, or not as long as it was")
-            memoryview(into)[start : start + length] = chunk
-            start += length
+        join(_pipelined_gets(connection, keys), lengths, into)
+
+
+def join(parts: Iterable[bytes | None], lengths: Sequence[int], into: Bytes) -> None:
+    """Fill ``into`` with chunks that were read.
+
+    Raises:
+        ChunkMissing: one is not there, or not as long as it should be.
+        Damaged: together they are not as long as ``into``.
+
+    """
+    if sum(lengths) != into.nbytes:
+        raise Damaged(f"chunks of {sum(lengths)} bytes for an array of {into.nbytes}")
+    start = 0
+    for chunk, length in zip(parts, lengths, strict=True):
+        if chunk is None or len(chunk) != length:
+            raise ChunkMissing("a chunk that the head names is not there, or not as long as it was")
+        memoryview(into)[start : start + length] = chunk
+        start += length
 
 
 def _pipelined_gets(connection: Connection, keys: Sequence[str]) -> Iterator[bytes | None]:

@@ -45,6 +45,7 @@ from adamd_service.store.embedded.server import EmbeddedStore
 from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_lengths
 from adamd_service.store.loop_connections import Lines
 from adamd_service.store.outcomes import Created, HeadVersion, Repeated, StoreRefused, Taken, Unfit, UnknownOutcome
+from adamd_service.store.read_ahead import Reader, read_ahead
 from adamd_service.store.scripts import script
 
 Verdict = Literal["committed", "fenced", "unknown"]
@@ -446,6 +447,10 @@ class RedisStore:
         finally:
             with suppress(AdamdError), translated():  # it expires by itself
                 self._client.zrem(names.readers, lease)
+
+    def read_ahead(self, head: Head) -> Reader:
+        """Return what a small session is rebuilt from, read with one question; see `is_quick`."""
+        return read_ahead(self._client, self, head)
 
     def ring(self, session_id: str) -> list[Entry]:
         """Return the last steps that are remembered, in no order."""
