@@ -21,6 +21,7 @@ class Use(Enum):
     STAGED = "staged"  # it is written, and nothing names it
     DOUBT = "doubt"  # a commit that names it was sent, and its outcome is not known
     NAMED = "named"  # the store names it
+    HELD = "held"  # nothing names it any more, but a store that loses its last seconds would name it again
 
 
 @dataclass(frozen=True, slots=True)
