@@ -209,17 +209,17 @@ class RedisStore:
         self.bulk.adopt(spec)
         self._grow(COMMIT_OVERHEAD_BYTES)
         with translated():
-            if arrays:
-                head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
-            chunk_keys = snapshot_keys(names, head.snapshots)
             try:
+                if arrays:
+                    head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
                 outcome = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
-                self._discard_snapshots(spec.id, head.snapshots)  # nothing will ever name them
+                self._give_up(head)
                 raise
             if outcome is not None:
-                self._discard_snapshots(spec.id, head.snapshots)
+                self._give_up(head)
                 return outcome
+            chunk_keys = snapshot_keys(names, head.snapshots)
             owner = head.snapshots[0].id if head.snapshots else ""
             self.bulk.doubt(spec.id, owner, bulk_of(head.snapshots))
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
@@ -568,6 +568,11 @@ class RedisStore:
             self.discard_snapshot(head.spec.id, snapshot, refs)
             raise
         return SnapshotRef(snapshot, head.step, head.chain, counts, tuple(refs), carried or {})
+
+    def _give_up(self, head: Head) -> None:
+        """Forget what was written for a session whose head was not sent: nothing will ever name it."""
+        self._discard_snapshots(head.spec.id, head.snapshots)
+        self.bulk.give_up(head.spec.id)
 
     def _repeatable(self, name: str, script_keys: list[str], *args: str | bytes | int) -> list[bytes]:
         """Run a script that may safely run twice, again where the first answer did not come."""

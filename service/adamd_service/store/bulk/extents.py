@@ -39,6 +39,9 @@ class _Extent:
     owner: Owner | None = None
 
 
+MANY: Final = Owner("", "")  # the store names it for several; none of them may free it, and digests tell whose it is
+
+
 def class_of(nbytes: int) -> int:
     """Return the bytes of the smallest size class that holds ``nbytes``.
 
@@ -127,9 +130,9 @@ class Extents:
         return True
 
     def has(self, name: str, owner: Owner) -> bool:
-        """Say whether an extent is ``owner``'s, or its session's where nobody knows more."""
+        """Say whether an extent is ``owner``'s, or perhaps: its session's or somebody's, where nobody knows more."""
         extent = self._extents.get(name)
-        return extent is not None and extent.owner in (owner, Owner(owner.session_id, ""))
+        return extent is not None and extent.owner in (owner, Owner(owner.session_id, ""), MANY)
 
     def forget(self, name: str) -> None:
         """Take an extent out of the list for good: its file is removed or retired."""
