@@ -477,7 +477,7 @@ class RedisStore:
             return
         name = BulkName(session_id, record.attempt)
         if record.bulk.extent:
-            self.bulk.files_of(session_id).read(name, record.bulk, into)
+            self.bulk.read(name, record.bulk, into)
         else:
             chunks.read_chunks(self._client, name.keys(record.bulk), record.bulk.chunks, into)
 
@@ -491,7 +491,7 @@ class RedisStore:
         """
         name = BulkName(session_id, snapshot, ref.name)
         if ref.bulk.extent:
-            self.bulk.files_of(session_id).read(name, ref.bulk, into)
+            self.bulk.read(name, ref.bulk, into)
             chunks.check_array(ref, into)
         else:
             chunks.read_array(self._client, name.key, ref, into)

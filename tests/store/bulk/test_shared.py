@@ -311,3 +311,13 @@ def test_a_server_loses_its_directory_between_a_look_and_a_use(server, monkeypat
     ):
         one.bulk.files = files
         use()
+
+
+def test_what_a_later_start_has_written_is_not_missing(server, tmp_path):
+    """Before it has looked, an earlier start would take the session for damaged, and advise to delete it."""
+    one = server("bulk")
+    head = create(one, LARGE)
+    two = taken_from("bulk", server, tmp_path)
+    step(two, head, BODY, staged_body=True)
+    with pytest.raises(WrongReplica, match=r"\(two:8000\)"):
+        body_of(one, head.spec.id, one.records(head.spec.id, 1, 1)[0])

@@ -14,6 +14,7 @@ import structlog
 from redis.cluster import RedisCluster
 
 from adamd.errors import AdamdError, InternalError, StoreFull, StoreUnavailable, WrongReplica
+from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import ITEMSIZE
 from adamd_service.records import BulkRef, CommitOutcome, Committed, Record, SnapshotRef, Spec
 from adamd_service.store import index, keys, serialization
@@ -21,10 +22,11 @@ from adamd_service.store.bulk.directory import Identity
 from adamd_service.store.bulk.extents import MANY, Owner
 from adamd_service.store.bulk.files import FileBulk
 from adamd_service.store.bulk.naming import named_extents
+from adamd_service.store.bulk.protocol import BulkName
 from adamd_service.store.connection.connect import Client
 from adamd_service.store.connection.failures import translated
 from adamd_service.store.keys import SessionKeys
-from adamd_service.store.outcomes import StoreRefused
+from adamd_service.store.outcomes import ChunkMissing, StoreRefused
 from adamd_service.store.scripts import script
 
 SMALL_BULK_BYTES: Final = 512 * 1024  # up to this it lies in the store, wherever the rest does
@@ -112,6 +114,21 @@ class Homes:
                 "it again with its --bulk-dir"
             )
         return files
+
+    def read(self, name: BulkName, ref: BulkRef, into: Bytes) -> None:
+        """Fill ``into`` from an extent.
+
+        Raises:
+            ChunkMissing: it is not there any more.
+            WrongReplica: another server has the directory, perhaps since a moment ago.
+
+        """
+        try:
+            self.files_of(name.session_id).read(name, ref, into)
+        except ChunkMissing:
+            self.look()  # what a later start has written is not missing
+            self.files_of(name.session_id)
+            raise
 
     def token(self, refs: Iterable[BulkRef]) -> str:
         """Return what a commit that names these has to find in the store; "" where nothing has to be there."""
