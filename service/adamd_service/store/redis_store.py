@@ -535,14 +535,14 @@ class RedisStore:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
         self._tidy()
         with translated():
-            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.files) + self.give_back()
+            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.own_files()) + self.give_back()
 
     def sweep(self, tenant: str) -> int:
         """Collect for a few sessions that may need it, and ask after commits without an answer; returns the keys."""
         self._tidy()
         with translated():
             self.bulk.sweep(self.resolve, self._snapshot_ids, time.monotonic())
-            return garbage.sweep(self._client, tenant, self.bulk.files) + self.give_back()
+            return garbage.sweep(self._client, tenant, self.bulk.own_files()) + self.give_back()
 
     def give_back(self) -> int:
         """Remove free extents that nobody needs, and all of them where the store has no room; returns how many."""

@@ -321,3 +321,15 @@ def test_what_a_later_start_has_written_is_not_missing(server, tmp_path):
     step(two, head, BODY, staged_body=True)
     with pytest.raises(WrongReplica, match=r"\(two:8000\)"):
         body_of(one, head.spec.id, one.records(head.spec.id, 1, 1)[0])
+
+
+@pytest.mark.parametrize("way", ["collect", "sweep"])
+def test_what_a_later_start_has_written_is_its_own_to_free(server, tmp_path, way):
+    one = server("bulk")
+    head = create(one, LARGE)
+    two = taken_from("bulk", server, tmp_path)
+    step(two, head, BODY, staged_body=True)
+    one.delete(head.spec.id)
+    assert not (one.collect(head.spec.id) if way == "collect" else one.sweep("default"))
+    two.collect(head.spec.id)
+    assert two.bulk.files.free_bytes == two.bulk.files.total_bytes > 0

@@ -126,7 +126,7 @@ class Homes:
         try:
             self.files_of(name.session_id).read(name, ref, into)
         except ChunkMissing:
-            self.look()  # what a later start has written is not missing
+            self.own_files()  # what a later start has written is not missing
             self.files_of(name.session_id)
             raise
 
@@ -255,18 +255,7 @@ class Homes:
         """Look whether this server still has the directory, and repeat what a failover of the store may have lost."""
         self._note_start()
         start = self._start
-        if start is None or self.files is None:
-            return
-        try:
-            known = self.identity()
-        except StoreRefused as error:  # the tokens are still compared
-            log.error("nobody knows which server has the bulk directory", reason=str(error))
-            return
-        if known is None and self.remember(start, None, len(self.sessions())):
-            known = start
-        if known != start:
-            log.critical("another server has the bulk directory now; what lies there is answered with 421 from here")
-            self.files = self._above = None
+        if start is None or self.own_files() is None:
             return
         with translated():
             expected = self._not_deleted(tuple(self._expected))
@@ -275,6 +264,23 @@ class Homes:
                 pipeline.sadd(keys.BULK_SESSIONS, session_id)
                 pipeline.set(SessionKeys(session_id).bulk, start.token, nx=True)
             pipeline.execute()
+
+    def own_files(self) -> FileBulk | None:
+        """Return the files, once the store was asked whether they are still this server's; None where they are not."""
+        start = self._start
+        if start is None or self.files is None:
+            return self.files
+        try:
+            known = self.identity()
+        except StoreRefused as error:  # the tokens are still compared
+            log.error("nobody knows which server has the bulk directory", reason=str(error))
+            return self.files
+        if known is None and self.remember(start, None, len(self.sessions())):
+            known = start
+        if known != start:
+            log.critical("another server has the bulk directory now; what lies there is answered with 421 from here")
+            self.files = self._above = None
+        return self.files
 
     def _note_start(self) -> None:
         """Note a start in the store that its full disk did not take: else a copy from before it would be let in."""
