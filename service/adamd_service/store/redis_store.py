@@ -66,7 +66,7 @@ class RedisStore:
         self.lines = Lines(link.client, timeout)
         self._uploads = threading.Semaphore(chunks.MAX_UPLOADS)
         self._room: DiskRoom | None = None
-        self.bulk = Homes(link.client)
+        self.bulk = Homes(link.client, lambda: link.trust.changes)
         self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
@@ -534,15 +534,22 @@ class RedisStore:
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
         self._tidy()
+        began = time.monotonic()
         with translated():
-            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.own_files()) + self.give_back()
+            count = garbage.collect(self._client, SessionKeys(session_id), self.bulk.own_files())
+            self.bulk.confirm(began)
+            return count + self.give_back()
 
     def sweep(self, tenant: str) -> int:
         """Collect for a few sessions that may need it, and ask after commits without an answer; returns the keys."""
         self._tidy()
         with translated():
-            self.bulk.sweep(self.resolve, self._snapshot_ids, time.monotonic())
-            return garbage.sweep(self._client, tenant, self.bulk.own_files()) + self.give_back()
+            began = time.monotonic()
+            self.bulk.follow()
+            self.bulk.sweep(self.resolve, self._snapshot_ids, began)
+            count = garbage.sweep(self._client, tenant, self.bulk.own_files())
+            self.bulk.confirm(began)
+            return count + self.give_back()
 
     def give_back(self) -> int:
         """Remove free extents that nobody needs, and all of them where the store has no room; returns how many."""

@@ -156,6 +156,11 @@ class Extents:
             found.append((name, extent.owner, extent.use))
         return found
 
+    def named(self) -> dict[str, Owner]:
+        """Return the extents that the store names, and their owners."""
+        every = self._extents.items()
+        return {name: one.owner for name, one in every if one.use is Use.NAMED and one.owner is not None}
+
     def free_of(self, size: int) -> int:
         """Return how many extents of a size class are free."""
         return len(self._free.get(size, ()))

@@ -12,9 +12,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -37,6 +38,14 @@ YIELD: Final = 4.0  # a snapshot has a fifth of the disk at least
 RETIRED: Final = ".retired"  # behind the name of an extent whose disk failed
 STAGED, DOUBT, NAMED, HELD, FREE = Use.STAGED, Use.DOUBT, Use.NAMED, Use.HELD, Use.FREE
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the store was thought to name at one moment, with its owners, and what was held."""
+
+    named: Mapping[str, Owner]
+    held: frozenset[str]
 
 
 class FileBulk:
@@ -75,7 +84,7 @@ class FileBulk:
         self._margin = margin
         self._spare = spare
         self._hold = hold
-        self._held = deque[tuple[float, str, Owner]]()  # until when, by the monotonic clock
+        self._held = deque[tuple[float, str, Owner]]()  # since when, by the monotonic clock
         self._reuse_from = time.monotonic() + hold  # what is free at the start may have been named a moment ago
         self._looked_at = time.monotonic()
         self._full = False  # as far as it was tried
@@ -214,14 +223,42 @@ class FileBulk:
             return self._extents.move(extent, owner, before, FREE)
         if not self._extents.move(extent, owner, before, HELD):
             return False
-        self._held.append((time.monotonic() + self._hold, extent, owner))
+        self._held.append((time.monotonic(), extent, owner))
         return True
 
-    def _free_held(self, now: float) -> None:
-        """Free the extents whose time is over. The lock is held."""
-        while self._held and self._held[0][0] <= now:
-            _, extent, owner = self._held.popleft()
-            self._extents.move(extent, owner, frozenset({HELD}), FREE)
+    def free_held(self, seen: float) -> None:
+        """Free the extents that were let go of `hold` seconds before ``seen``, by the monotonic clock.
+
+        The store has answered since then, and was the same process all the time.
+        """
+        with self._lock:
+            while self._held and self._held[0][0] + self._hold <= seen:
+                _, extent, owner = self._held.popleft()
+                self._extents.move(extent, owner, frozenset({HELD}), FREE)
+
+    def listed(self) -> Listed:
+        """Return what the store is thought to name now, and what is held."""
+        with self._lock:
+            return Listed(self._extents.named(), frozenset(extent for _, extent, _ in self._held))
+
+    def list_again(self, before: Listed, named: Collection[str]) -> None:
+        """Follow a store that may have lost its last seconds: keep what it names again, let go of what it does not.
+
+        Args:
+            before: what `listed` returned before the store was read.
+            named: what the store names now.
+
+        """
+        with self._lock:
+            for extent, owner in before.named.items():
+                if extent not in named:
+                    self._let_go(extent, owner, frozenset({NAMED}))
+            held, self._held = self._held, deque()
+            for _, extent, owner in held:
+                if extent in before.held and extent in named:
+                    self._extents.move(extent, owner, frozenset({HELD}), NAMED)
+                else:
+                    self._held.append((time.monotonic(), extent, owner))
 
     def free_session(self, session_id: str) -> None:
         """Free what a session has that has ended damaged, so that nobody knows what it named."""
@@ -242,7 +279,6 @@ class FileBulk:
         self._expect(owner.session_id)
         now = time.monotonic()
         with self._lock:
-            self._free_held(now)
             extent = self._extents.take(nbytes, owner) if now >= self._reuse_from else None
         return extent or self._make(nbytes, owner)
 
@@ -296,7 +332,6 @@ class FileBulk:
         ``now``: by the monotonic clock. Returns how many were removed.
         """
         with self._lock:
-            self._free_held(now)
             count = self._remove(self._extents.spare(self._spare))
             if now - self._looked_at >= UNUSED_SECONDS:
                 self._looked_at = now
@@ -311,6 +346,11 @@ class FileBulk:
             with suppress(OSError):
                 self._disk.remove(name)
         return len(names)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the store may lose a part of its history."""
+        return self._hold > 0
 
     @property
     def spare_bytes(self) -> int:

@@ -58,8 +58,11 @@ class Doubt:
 class Homes:
     """Where bulk lies: in the store, or in the files of one directory. Thread-safe."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, changes: Callable[[], int]) -> None:
+        """``changes``: how often the store became another process, which may have lost its last seconds."""
         self._client = client
+        self._changes = changes
+        self._listed_at = changes()  # how often it had, when it was read what it names
         self.files: FileBulk | None = None
         self._above: int | None = None  # bytes; bulk of more goes into files
         self._start: Identity | None = None  # of the directory, where other replicas share the store
@@ -235,14 +238,39 @@ class Homes:
 
     def named(self) -> dict[str, Owner]:
         """Return every extent that the store names, and its owner; forget the sessions that have none any more."""
+        self._listed_at = self._changes()
         sessions = self.sessions()
+        named = self._named(sessions)
         with translated():
-            named = dict[str, Owner]()
-            for extent, owner in named_extents(self._client, sessions):
-                named[extent] = owner if named.get(extent, owner) == owner else MANY
             if not self.is_full():
                 self._forget_ended(set(sessions) - {owner.session_id for owner in named.values()})
             return named
+
+    def _named(self, sessions: Sequence[str]) -> dict[str, Owner]:
+        named = dict[str, Owner]()
+        with translated():
+            for extent, owner in named_extents(self._client, sessions):
+                named[extent] = owner if named.get(extent, owner) == owner else MANY
+        return named
+
+    def follow(self) -> None:
+        """Where the store became another process: say again what it may have lost, and list again what it names."""
+        files, changes = self.files, self._changes()
+        if files is None or not files.holds or changes == self._listed_at:
+            return
+        with translated():
+            if expected := tuple(self._expected):
+                self._client.sadd(keys.BULK_SESSIONS, *expected)
+        before = files.listed()
+        sessions = {owner.session_id for owner in before.named.values()}
+        files.list_again(before, self._named(sorted(sessions.union(self.sessions()))).keys())
+        self._listed_at = changes
+
+    def confirm(self, seen: float) -> None:
+        """Free what was let go of long enough before ``seen``: the store has answered a question of that time."""
+        files = self.files
+        if files is not None and self._changes() == self._listed_at:
+            files.free_held(seen)
 
     def _forget_ended(self, sessions: Collection[str]) -> None:
         for session_id in sessions:
@@ -334,6 +362,8 @@ class Homes:
         files = self.files
         if known is not None and files is not None:
             files.settle(session_id, owner, named=named)
+            if named:
+                self.confirm(known.since)
 
     @contextmanager
     def naming(self, session_id: str, record: Record) -> Iterator[Callable[[CommitOutcome], CommitOutcome] | None]:
