@@ -11,7 +11,7 @@ from adamd_service.records import Committed, Lost
 from adamd_service.store import RedisStore, StoreRefused, index
 from adamd_service.store.bulk.extents import MANY
 from adamd_service.store.bulk.homes import SMALL_BULK_BYTES, Homes
-from adamd_service.store.keys import ANY_BULK_TOKEN, BULK, BULK_SESSIONS, SessionKeys
+from adamd_service.store.keys import BULK, BULK_OF_SESSIONS, BULK_SESSIONS, SessionKeys
 from adamd_service.store.opening import bulk_files
 from adamd_service.store.outcomes import Taken
 
@@ -266,11 +266,11 @@ def test_two_sessions_that_claim_an_extent_both_keep_it(server, store_process):
 def test_a_creation_that_fails_leaves_nothing(server, store_process):
     one, client = server("bulk"), store_process.client()
     create(one, LARGE, name="taken")
-    sessions, tokens = one.bulk.sessions(), client.keys(ANY_BULK_TOKEN)
+    sessions, tokens = one.bulk.sessions(), client.keys(BULK_OF_SESSIONS)
     for _ in range(3):
         head = new_head(LARGE, name="taken")
         assert isinstance(one.create(head, params(head), (0,), None), Taken)
-    assert one.bulk.sessions() == sessions and client.keys(ANY_BULK_TOKEN) == tokens
+    assert one.bulk.sessions() == sessions and client.keys(BULK_OF_SESSIONS) == tokens
     assert one.bulk._expected == one.bulk._own == set(sessions)
 
 

@@ -17,7 +17,7 @@ from adamd.errors import AdamdError, InternalError, StoreFull, StoreUnavailable,
 from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import ITEMSIZE
 from adamd_service.records import BulkRef, CommitOutcome, Committed, Record, SnapshotRef, Spec
-from adamd_service.store import index, keys, serialization
+from adamd_service.store import keys, serialization
 from adamd_service.store.bulk.directory import Identity
 from adamd_service.store.bulk.extents import MANY, Owner
 from adamd_service.store.bulk.files import FileBulk
@@ -32,6 +32,7 @@ from adamd_service.store.scripts import script
 SMALL_BULK_BYTES: Final = 512 * 1024  # up to this it lies in the store, wherever the rest does
 DOUBT_SECONDS: Final = 60.0  # a step without an outcome is asked for after so long
 SNAPSHOT_DOUBT_SECONDS: Final = 900.0  # and a snapshot, whose script has no fence: as long as its chunks would live
+TOKEN_SECONDS: Final = 86_400  # that a session which never was keeps its token: as long as a fence stands
 log = structlog.get_logger()
 
 
@@ -193,7 +194,7 @@ class Homes:
         if not isinstance(self._client, RedisCluster):  # a store with one history loses the session first
             return
         with translated():
-            for key in self._client.scan_iter(match=keys.ANY_BULK_TOKEN, count=10_000):
+            for key in self._client.scan_iter(match=keys.BULK_OF_SESSIONS, count=10_000):
                 if session_id := keys.session_of(cast(bytes, key)):
                     self._client.sadd(keys.BULK_SESSIONS, session_id)
 
@@ -276,7 +277,7 @@ class Homes:
         for session_id in sessions:
             names = SessionKeys(session_id)
             if not self._client.exists(names.head) and not self._client.exists(names.garbage):
-                self._client.expire(names.bulk, index.DAY_SECONDS)  # an earlier start may be about to write its own
+                self._client.expire(names.bulk, TOKEN_SECONDS)  # an earlier start may be about to write its own
                 self._client.srem(keys.BULK_SESSIONS, session_id)
 
     def look(self) -> None:
