@@ -395,8 +395,8 @@ GUARDS = [
         [
             (
                 f"{STORE}/redis_store.py",
-                "        self.announce(replica, ttl)\n        if self._room",
-                "        if self._room",
+                "        self.announce(replica, ttl)\n        self.bulk.look()",
+                "        self.bulk.look()",
             )
         ],
         "tests/store/test_trust.py::test_ready_is_who_can_write",
@@ -825,8 +825,60 @@ GUARDS = [
     ),
     (
         "7 a server that lost its directory does not read it",
-        [("service/adamd_service/store/bulk/homes.py", "if self.identity() != start:", "if False:")],
+        [("service/adamd_service/store/bulk/homes.py", "if known != start:", "if False:")],
         "tests/store/bulk/test_shared.py::test_a_server_that_lost_its_directory_answers_as_the_others",
+    ),
+    (
+        "1 what a store may name again is not overwritten",
+        [("service/adamd_service/store/bulk/files.py", "if not self._hold:", "if True:")],
+        "tests/store/bulk/test_rollback.py::test_a_power_cut_takes_the_last_seconds_and_not_the_session",
+    ),
+    (
+        "1 a start overwrites nothing that was named a moment ago",
+        [("service/adamd_service/store/bulk/files.py", " if now >= self._reuse_from else None", "")],
+        "tests/store/bulk/test_rollback.py::test_a_start_overwrites_nothing_for_as_long",
+    ),
+    (
+        "1 a store that went back frees nothing before it is read",
+        [("service/adamd_service/store/bulk/homes.py", " and self._changes() == self._listed_at:", ":")],
+        "tests/store/bulk/test_rollback.py::test_a_store_that_goes_back_finds_what_it_names",
+    ),
+    (
+        "1 what a store names again is kept",
+        [("service/adamd_service/store/bulk/files.py", "if extent in before.held and extent in named:", "if False:")],
+        "tests/store/bulk/test_rollback.py::test_a_store_that_goes_back_finds_what_it_names",
+    ),
+    (
+        "1 an extent that two sessions name is freed for neither",
+        [
+            (
+                "service/adamd_service/store/bulk/homes.py",
+                "owner if named.get(extent, owner) == owner else MANY",
+                "owner",
+            )
+        ],
+        "tests/store/bulk/test_shared.py::test_two_sessions_that_claim_an_extent_both_keep_it",
+    ),
+    (
+        "7 an earlier start's token does not come back",
+        [
+            (
+                "service/adamd_service/store/bulk/homes.py",
+                "self._client.expire(names.bulk, TOKEN_SECONDS)",
+                "self._client.delete(names.bulk)",
+            )
+        ],
+        "tests/store/bulk/test_shared.py::test_a_start_that_comes_between_expectation_and_token",
+    ),
+    (
+        "7 what a later start has written is not missing",
+        [("service/adamd_service/store/bulk/homes.py", "            self.own_files()  #", "            pass  #")],
+        "tests/store/bulk/test_shared.py::test_what_a_later_start_has_written_is_not_missing",
+    ),
+    (
+        "7 a start on a full store is noted later",
+        [("service/adamd_service/store/bulk/homes.py", "            self._unnoted = identity, known\n", "")],
+        "tests/store/bulk/test_contract.py::test_a_start_on_a_full_store_is_noted_once_there_is_room",
     ),
     (
         "7 a full store is not written at the start",
