@@ -881,6 +881,17 @@ GUARDS = [
         "tests/store/bulk/test_contract.py::test_a_start_on_a_full_store_is_noted_once_there_is_room",
     ),
     (
+        "7 a copy is refused while its server lives",
+        [
+            (
+                "service/adamd_service/store/bulk/directory.py",
+                'store.place() not in ("", self.place)',
+                "False",
+            )
+        ],
+        "tests/store/bulk/test_shared.py::test_a_copy_is_refused_while_its_server_lives",
+    ),
+    (
         "7 a full store is not written at the start",
         [("service/adamd_service/store/bulk/homes.py", "if self.is_full() and known is not None:", "if False:")],
         "tests/store/bulk/test_contract.py::test_a_start_on_a_full_store_writes_nothing_there",

@@ -126,6 +126,7 @@ class IndexKeys:
 
 
 BULK = "adamd:{bulk}:identity"  # string: the identity of the bulk directory
+BULK_ALIVE = "adamd:{bulk}:alive"  # string with a TTL: the place of the directory whose server lives
 BULK_OF_SESSIONS = "adamd:{*}:bulk"  # a pattern: every session's `SessionKeys.bulk`
 BULK_SESSIONS = "adamd:{bulk}:sessions"  # set: ids of sessions that may have extents
 

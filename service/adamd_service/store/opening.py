@@ -58,6 +58,7 @@ def bulk_files(
     try:
         identity = directory.agree(store.bulk, server)
         if shared:
+            store.bulk.live(directory.place)
             store.bulk.replace_tokens(identity)  # before the names are read: nothing may be named after that
         try:
             disk = RealDisk(path)
@@ -74,6 +75,7 @@ def bulk_files(
             yield files
         finally:
             files.close()
+            store.bulk.end()
     finally:
         directory.close()
 

@@ -11,7 +11,7 @@ from adamd_service.records import Committed, Lost
 from adamd_service.store import RedisStore, StoreRefused, index
 from adamd_service.store.bulk.extents import MANY
 from adamd_service.store.bulk.homes import SMALL_BULK_BYTES, Homes
-from adamd_service.store.keys import BULK, BULK_OF_SESSIONS, BULK_SESSIONS, SessionKeys
+from adamd_service.store.keys import BULK, BULK_ALIVE, BULK_OF_SESSIONS, BULK_SESSIONS, SessionKeys
 from adamd_service.store.opening import bulk_files
 from adamd_service.store.outcomes import Taken
 
@@ -27,7 +27,10 @@ def server(store_process, tmp_path):
     store_process.client().delete(BULK, BULK_SESSIONS)
     stores = []
 
-    def make(name=None, host="one:8000"):
+    def make(name=None, host="one:8000", *, alive=False):
+        """``alive``: the one that has the directory lives; else its last sign of life is long ago."""
+        if not alive:
+            store_process.client().delete(BULK_ALIVE)
         store = RedisStore.connect(store_process.url, timeout=10.0)
         opened = name and bulk_files(tmp_path / name, store, synced=True, shared=True, server=host)
         if opened:
@@ -121,6 +124,33 @@ def test_another_directory_is_refused_while_sessions_have_bytes(server):
         server("other")
     two.delete(head.spec.id)
     assert server("other").bulk.files is not None
+
+
+def test_a_copy_is_refused_while_its_server_lives(server, tmp_path):
+    """A copy has not what came after it; and the directory itself would be refused from then on as an older one."""
+    one = server("bulk")
+    head = create(one, LARGE)
+    shutil.copytree(tmp_path / "bulk", tmp_path / "copy")
+    head = step(one, head, BODY, staged_body=True)
+    with pytest.raises(StoreRefused, match="is a copy of the bulk directory of a server that lives, on one:8000"):
+        server("copy", alive=True)
+    one.ready("r", 30.0)
+    with pytest.raises(StoreRefused, match="a server that lives"):
+        server("copy", alive=True)
+    assert body_of(one, head.spec.id, one.records(head.spec.id, 1, 1)[0]) == BODY
+    server.end(one)
+    (tmp_path / "bulk").rename(tmp_path / "moved")  # what has ended may move at once, and be itself again
+    again = server("moved", alive=True)
+    again.bulk.end()
+    assert body_of(again, head.spec.id, again.records(head.spec.id, 1, 1)[0]) == BODY
+
+
+def test_the_same_directory_may_start_again_at_once(server, store_process):
+    one = server("bulk")
+    alive = store_process.client().get(BULK_ALIVE)
+    server.end(one)
+    store_process.client().set(BULK_ALIVE, alive)  # it was killed
+    assert server("bulk", alive=True).bulk.files is not None
 
 
 def test_two_starts_at_once_are_not_both_taken(server):

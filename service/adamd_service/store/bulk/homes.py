@@ -32,6 +32,7 @@ from adamd_service.store.scripts import script
 SMALL_BULK_BYTES: Final = 512 * 1024  # up to this it lies in the store, wherever the rest does
 DOUBT_SECONDS: Final = 60.0  # a step without an outcome is asked for after so long
 SNAPSHOT_DOUBT_SECONDS: Final = 900.0  # and a snapshot, whose script has no fence: as long as its chunks would live
+ALIVE_MS: Final = 30_000  # that the owner's sign of life lasts; it is given every ten seconds
 TOKEN_SECONDS: Final = 86_400  # that a session which never was keeps its token: as long as a fence stands
 log = structlog.get_logger()
 
@@ -67,6 +68,7 @@ class Homes:
         self.files: FileBulk | None = None
         self._above: int | None = None  # bytes; bulk of more goes into files
         self._start: Identity | None = None  # of the directory, where other replicas share the store
+        self._place = ""  # of the directory, where other replicas share the store
         self._unnoted: tuple[Identity, Identity] | None = None  # a start for which the store's disk was too full
         self._own = set[str]()  # then: the sessions whose bulk goes into its files
         self._expected = set[str]()  # sessions for which the store remembers that they may have extents
@@ -164,6 +166,24 @@ class Homes:
         except StoreRefused as error:
             log.error("nobody knows which server has the bulk directory", reason=str(error))
             return None
+
+    def place(self) -> str:
+        """Return the place of the directory whose server has given a sign of life lately; "" where none has."""
+        with translated():
+            return (cast("bytes | None", self._client.get(keys.BULK_ALIVE)) or b"").decode(errors="replace")
+
+    def live(self, place: str) -> None:
+        """Say from now on, with every look, that the server lives whose bulk directory is at ``place``."""
+        self._place = place
+        with translated():
+            self._client.set(keys.BULK_ALIVE, place, px=ALIVE_MS)
+
+    def end(self) -> None:
+        """Say that this server has ended, so that its directory may move."""
+        if self._place and self.files is not None:
+            with suppress(AdamdError, StoreRefused):
+                if self.own_files() is not None and self.place() == self._place:
+                    self._client.delete(keys.BULK_ALIVE)
 
     def remember(self, identity: Identity, known: Identity | None, sessions: int) -> bool:
         """Remember the bulk directory, if what the store knows is still this; False where another was faster.
@@ -289,6 +309,7 @@ class Homes:
         with translated():
             expected = self._not_deleted(tuple(self._expected))
             pipeline = self._client.pipeline(transaction=False)
+            pipeline.set(keys.BULK_ALIVE, self._place, px=ALIVE_MS)
             for session_id in expected:
                 pipeline.sadd(keys.BULK_SESSIONS, session_id)
                 pipeline.set(SessionKeys(session_id).bulk, start.token, nx=True)
