@@ -831,7 +831,7 @@ GUARDS = [
     (
         "1 what a store may name again is not overwritten",
         [("service/adamd_service/store/bulk/files.py", "if not self._hold:", "if True:")],
-        "tests/store/bulk/test_rollback.py::test_a_power_cut_takes_the_last_seconds_and_not_the_session",
+        "tests/store/bulk/test_rollback.py::test_what_was_named_a_moment_ago_is_not_overwritten",
     ),
     (
         "1 a start overwrites nothing that was named a moment ago",
