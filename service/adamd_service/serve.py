@@ -35,7 +35,7 @@ from adamd_service.http.server.host_and_origin_check import doors
 from adamd_service.optim import warm_up
 from adamd_service.settings import ServerSettings, unknown
 from adamd_service.store import EmbeddedStore, RedisStore, StoreLoading, StoreRefused
-from adamd_service.store.opening import bulk_files
+from adamd_service.store.opening import HOLD_SECONDS, bulk_files
 from adamd_service.telemetry import Telemetry, configure_logging
 
 if TYPE_CHECKING:  # an extra that may be missing
@@ -193,6 +193,7 @@ def _bulk(settings: ServerSettings, store: RedisStore) -> AbstractContextManager
         spare=settings.bulk_spare_bytes,
         shared=not private,
         server=f"{socket.gethostname()}:{settings.port}",
+        hold=0.0 if private and settings.fsync == "always" else HOLD_SECONDS,
     )
 
 

@@ -836,7 +836,7 @@ GUARDS = [
     ),
     (
         "7 a server that lost its directory does not read it",
-        [("service/adamd_service/store/bulk/homes.py", "if self.identity() != start:", "if False:")],
+        [("service/adamd_service/store/bulk/homes.py", "if known != start:", "if False:")],
         "tests/store/bulk/test_shared.py::test_a_server_that_lost_its_directory_answers_as_the_others",
     ),
     (
@@ -849,6 +849,75 @@ GUARDS = [
             )
         ],
         "tests/engine/test_damage.py::test_a_small_session_is_read_without_a_lease_and_again_where_it_moved_on",
+    ),
+    (
+        "1 what a store may name again is not overwritten",
+        [("service/adamd_service/store/bulk/files.py", "if not self._hold:", "if True:")],
+        "tests/store/bulk/test_rollback.py::test_what_was_named_a_moment_ago_is_not_overwritten",
+    ),
+    (
+        "1 a start overwrites nothing that was named a moment ago",
+        [("service/adamd_service/store/bulk/files.py", " if now >= self._reuse_from else None", "")],
+        "tests/store/bulk/test_rollback.py::test_a_start_overwrites_nothing_for_as_long",
+    ),
+    (
+        "1 a store that went back frees nothing before it is read",
+        [("service/adamd_service/store/bulk/homes.py", " and self._changes() == self._listed_at:", ":")],
+        "tests/store/bulk/test_rollback.py::test_a_store_that_goes_back_finds_what_it_names",
+    ),
+    (
+        "1 what a store names again is kept",
+        [("service/adamd_service/store/bulk/files.py", "if extent in before.held and extent in named:", "if False:")],
+        "tests/store/bulk/test_rollback.py::test_a_store_that_goes_back_finds_what_it_names",
+    ),
+    (
+        "1 an extent that two sessions name is freed for neither",
+        [
+            (
+                "service/adamd_service/store/bulk/homes.py",
+                "owner if named.get(extent, owner) == owner else MANY",
+                "owner",
+            )
+        ],
+        "tests/store/bulk/test_shared.py::test_two_sessions_that_claim_an_extent_both_keep_it",
+    ),
+    (
+        "7 an earlier start's token does not come back",
+        [
+            (
+                "service/adamd_service/store/bulk/homes.py",
+                "self._client.expire(names.bulk, TOKEN_SECONDS)",
+                "self._client.delete(names.bulk)",
+            )
+        ],
+        "tests/store/bulk/test_shared.py::test_a_start_that_comes_between_expectation_and_token",
+    ),
+    (
+        "7 what a later start has written is not missing",
+        [("service/adamd_service/store/bulk/homes.py", "            self.own_files()  #", "            pass  #")],
+        "tests/store/bulk/test_shared.py::test_what_a_later_start_has_written_is_not_missing",
+    ),
+    (
+        "7 a start on a full store is noted later",
+        [
+            (
+                "service/adamd_service/store/bulk/homes.py",
+                "        self._pay()  # for a start",
+                "        pass  # for a start",
+            )
+        ],
+        "tests/store/bulk/test_contract.py::test_a_start_on_a_full_store_is_noted_once_there_is_room",
+    ),
+    (
+        "7 a copy is refused while its server lives",
+        [
+            (
+                "service/adamd_service/store/bulk/directory.py",
+                'store.place() not in ("", self.place)',
+                "False",
+            )
+        ],
+        "tests/store/bulk/test_shared.py::test_a_copy_is_refused_while_its_server_lives",
     ),
     (
         "around the norm is the scaled gradient's",

@@ -52,7 +52,6 @@ class StoreContract:
         assert (ref.step, ref.chain, ref.counts, ref.nbytes) == (0, head.chain, (1, 2, 3, 4), 96)
         for array in ref.arrays:
             assert array_of(store, head.spec.id, ref, array) == arrays[array.name].tobytes()
-        assert store.load_spec(head.spec.id) == (head.spec, head.settings)
         assert store.standing(head.spec.id) == HeadVersion(head.incarnation, 0, head.chain, 0, False)
         assert store.find("default", head.spec.name) == head.spec.id
 
@@ -69,7 +68,7 @@ class StoreContract:
 
     def test_who_is_not_there_is_unknown(self, store):
         for odd in (ODD, "s_none", "}", "{}"):
-            for ask in (store.load_head, store.standing, store.load_spec):
+            for ask in (store.load_head, store.standing):
                 with pytest.raises(UnknownSession):
                     ask(odd)
             with pytest.raises(UnknownSession):

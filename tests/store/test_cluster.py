@@ -7,7 +7,8 @@ import pytest
 from adamd.errors import StoreUnavailable
 from adamd_service.records import Committed
 from adamd_service.store import RedisStore, UnknownOutcome
-from adamd_service.store.keys import IndexKeys, SessionKeys
+from adamd_service.store.keys import BULK_SESSIONS, IndexKeys, SessionKeys
+from adamd_service.store.opening import bulk_files
 
 from .clusters import Cluster, until
 from .contract import StoreContract
@@ -112,6 +113,28 @@ def test_a_slot_moves(cluster, store):
 
 def create_step(store, head):
     assert store.commit(head.spec.id, commit_of(head, next_record(head))) == Committed()
+
+
+def test_a_lost_list_of_sessions_overwrites_nothing(cluster, connected, tmp_path):
+    """The bulk directory's list of sessions lies on one node, and each session on its own: the one may go back alone."""
+    one = connected(cluster.url)
+    with bulk_files(tmp_path / "bulk", one, synced=True, shared=True) as files:
+        one.bulk.keep_in(files, above=0, shared=one.bulk.identity())
+        heads = [step(one, create(one), b"x" * 5000, staged_body=True) for _ in range(8)]
+        assert all(head.snapshots[0].arrays[0].bulk.extent for head in heads)
+    one._client.delete(BULK_SESSIONS)
+    two = connected(cluster.url)
+    with bulk_files(tmp_path / "bulk", two, synced=True, shared=True) as files:
+        two.bulk.keep_in(files, above=0, shared=two.bulk.identity())
+        assert files.free_bytes == 0
+        heads = [step(two, head, b"y" * 5000, staged_body=True) for head in heads]
+        for head in heads:
+            first, second = two.records(head.spec.id, 1, 2)
+            assert body_of(two, head.spec.id, first) == b"x" * 5000
+            assert body_of(two, head.spec.id, second) == b"y" * 5000
+            two.delete(head.spec.id)
+            two.collect(head.spec.id)
+        assert files.free_bytes == files.total_bytes
 
 
 def test_a_node_dies_and_its_replica_takes_over(cluster, store):

@@ -6,6 +6,8 @@ from adamd.errors import StoreUnavailable
 from adamd_service.records import Committed
 from adamd_service.store import RedisStore, StoreRefused, UnknownOutcome
 from adamd_service.store.connection.failures import RULES
+from adamd_service.store.keys import BULK, BULK_SESSIONS
+from adamd_service.store.opening import bulk_files
 from servers import free_port
 
 from .clusters import until
@@ -121,3 +123,18 @@ def test_a_user_of_a_cluster(store_factory, store_kind, connected):
     assert step(store, create(store), staged_body=True).step == 1
     with pytest.raises(StoreRefused, match=PLACE):
         connected(url_of(process, "~adamd:* +@all -cluster").replace("redis:", "redis+cluster:"))
+
+
+def test_the_owner_of_a_bulk_directory_needs_no_more(store_process, connected, tmp_path):
+    with store_process.client() as client:
+        client.delete(BULK, BULK_SESSIONS)
+    for _ in range(2):
+        store = connected(url_of(store_process, RULES))
+        with bulk_files(tmp_path / "bulk", store, synced=True, shared=True) as files:
+            store.bulk.keep_in(files, above=0, shared=store.bulk.identity())
+            head = step(store, create(store), b"x" * 5000, staged_body=True)
+            store.ready("r", 30.0)
+            store.delete(head.spec.id)
+            store.collect(head.spec.id)
+            store.sweep("default")
+            assert files.free_bytes == files.total_bytes > 0

@@ -126,7 +126,16 @@ class IndexKeys:
 
 
 BULK = "adamd:{bulk}:identity"  # string: the identity of the bulk directory
+BULK_ALIVE = "adamd:{bulk}:alive"  # string with a TTL: the place of the directory whose server lives
+BULK_OF_SESSIONS = "adamd:{*}:bulk"  # a pattern: every session's `SessionKeys.bulk`
 BULK_SESSIONS = "adamd:{bulk}:sessions"  # set: ids of sessions that may have extents
+
+
+def session_of(bulk_token: bytes) -> str:
+    """Return the session whose key of `BULK_OF_SESSIONS` this is; "" where it is no session's."""
+    tag = bulk_token.decode(errors="replace").removeprefix("adamd:{").removesuffix("}:bulk")
+    session_id = tag.replace("%7D", "}").replace("%25", "%")
+    return session_id if SessionKeys(session_id).bulk.encode() == bulk_token else ""
 
 
 def replica(name: str) -> str:

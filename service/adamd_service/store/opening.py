@@ -20,6 +20,7 @@ from adamd_service.store.redis_store import RedisStore
 
 WRITERS: Final = 4  # threads that write: a disk wants several writes at once
 SPARE_BYTES: Final = 1024 * 1024 * 1024  # of free extents
+HOLD_SECONDS: Final = 3.0  # a store that syncs every second may lose 2 of them
 MARGIN_BYTES: Final = 128 * 1024 * 1024  # of the disk that stay free, or an eighth of it: twice the store's own margin
 log = structlog.get_logger()
 
@@ -34,6 +35,7 @@ def bulk_files(
     spare: int = SPARE_BYTES,
     shared: bool = False,
     server: str = "",
+    hold: float = 0.0,
 ) -> Iterator[FileBulk]:
     """Open the directory at ``path`` for this store, which keeps its bulk there until the end.
 
@@ -45,6 +47,7 @@ def bulk_files(
         synced: every body is on the disk before its step is committed; else the store's own sync takes it along.
         shared: other replicas use the store too.
         server: what people call this server.
+        hold: seconds of history that the store may lose; see `FileBulk`.
 
     Raises:
         StoreRefused: the directory cannot be used, or is not the one that the store knows.
@@ -55,6 +58,7 @@ def bulk_files(
     try:
         identity = directory.agree(store.bulk, server)
         if shared:
+            store.bulk.live(directory.place)
             store.bulk.replace_tokens(identity)  # before the names are read: nothing may be named after that
         try:
             disk = RealDisk(path)
@@ -63,12 +67,15 @@ def bulk_files(
             raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another directory") from None
         margin = min(MARGIN_BYTES, shutil.disk_usage(path).total // 8)
         writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
-        files = FileBulk(disk, extents, store.bulk.expect, writers, synced=synced, margin=margin, spare=spare)
+        files = FileBulk(
+            disk, extents, store.bulk.expect, writers, synced=synced, margin=margin, spare=spare, hold=hold
+        )
         store.bulk.keep_in(files, written=written, shared=identity if shared else None)
         try:
             yield files
         finally:
             files.close()
+            store.bulk.end()
     finally:
         directory.close()
 

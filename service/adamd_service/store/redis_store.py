@@ -67,7 +67,7 @@ class RedisStore:
         self.lines = Lines(link.client, timeout)
         self._uploads = threading.Semaphore(chunks.MAX_UPLOADS)
         self._room: DiskRoom | None = None
-        self.bulk = Homes(link.client)
+        self.bulk = Homes(link.client, lambda: link.trust.changes)
         self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
@@ -209,17 +209,17 @@ class RedisStore:
         self.bulk.adopt(spec)
         self._grow(COMMIT_OVERHEAD_BYTES)
         with translated():
-            if arrays:
-                head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
-            chunk_keys = snapshot_keys(names, head.snapshots)
             try:
+                if arrays:
+                    head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
                 outcome = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
-                self._discard_snapshots(spec.id, head.snapshots)  # nothing will ever name them
+                self._give_up(head)
                 raise
             if outcome is not None:
-                self._discard_snapshots(spec.id, head.snapshots)
+                self._give_up(head)
                 return outcome
+            chunk_keys = snapshot_keys(names, head.snapshots)
             owner = head.snapshots[0].id if head.snapshots else ""
             self.bulk.doubt(spec.id, owner, bulk_of(head.snapshots))
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
@@ -244,11 +244,6 @@ class RedisStore:
         with translated(session_id):
             fields = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).head))
             return serialization.head_from(session_id, fields) if fields else self._raise_absent(session_id)
-
-    def load_spec(self, session_id: str) -> tuple[Spec, dict[str, Any]]:
-        """Return a session's spec and its settings; raises as `load_head`."""
-        head = self.load_head(session_id)
-        return head.spec, head.settings
 
     def standing(self, session_id: str) -> HeadVersion:
         """Return the few fields that tell whether a cache is still right; raises as `load_head`."""
@@ -481,7 +476,7 @@ class RedisStore:
             return
         name = BulkName(session_id, record.attempt)
         if record.bulk.extent:
-            self.bulk.files_of(session_id).read(name, record.bulk, into)
+            self.bulk.read(name, record.bulk, into)
         else:
             chunks.read_chunks(self._client, name.keys(record.bulk), record.bulk.chunks, into)
 
@@ -495,7 +490,7 @@ class RedisStore:
         """
         name = BulkName(session_id, snapshot, ref.name)
         if ref.bulk.extent:
-            self.bulk.files_of(session_id).read(name, ref.bulk, into)
+            self.bulk.read(name, ref.bulk, into)
             chunks.check_array(ref, into)
         else:
             chunks.read_array(self._client, name.key, ref, into)
@@ -538,15 +533,22 @@ class RedisStore:
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
         self._tidy()
+        began = time.monotonic()
         with translated():
-            return garbage.collect(self._client, SessionKeys(session_id), self.bulk.files) + self.give_back()
+            count = garbage.collect(self._client, SessionKeys(session_id), self.bulk.own_files())
+            self.bulk.confirm(began)
+            return count + self.give_back()
 
     def sweep(self, tenant: str) -> int:
         """Collect for a few sessions that may need it, and ask after commits without an answer; returns the keys."""
         self._tidy()
         with translated():
-            self.bulk.sweep(self.resolve, self._snapshot_ids, time.monotonic())
-            return garbage.sweep(self._client, tenant, self.bulk.files) + self.give_back()
+            began = time.monotonic()
+            self.bulk.follow()
+            self.bulk.sweep(self.resolve, self._snapshot_ids, began)
+            count = garbage.sweep(self._client, tenant, self.bulk.own_files())
+            self.bulk.confirm(began)
+            return count + self.give_back()
 
     def give_back(self) -> int:
         """Remove free extents that nobody needs, and all of them where the store has no room; returns how many."""
@@ -572,6 +574,11 @@ class RedisStore:
             self.discard_snapshot(head.spec.id, snapshot, refs)
             raise
         return SnapshotRef(snapshot, head.step, head.chain, counts, tuple(refs), carried or {})
+
+    def _give_up(self, head: Head) -> None:
+        """Forget what was written for a session whose head was not sent: nothing will ever name it."""
+        self._discard_snapshots(head.spec.id, head.snapshots)
+        self.bulk.give_up(head.spec.id)
 
     def _repeatable(self, name: str, script_keys: list[str], *args: str | bytes | int) -> list[bytes]:
         """Run a script that may safely run twice, again where the first answer did not come."""

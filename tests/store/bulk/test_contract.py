@@ -200,6 +200,27 @@ def test_another_stores_directory_is_not_overwritten(reopened, tmp_path, store_p
         pass
 
 
+def test_a_start_on_a_full_store_is_noted_once_there_is_room(reopened, tmp_path):
+    """Else a copy of the directory from before that start would be let in, and lose what came after it."""
+    store, opened = reopened()
+    with opened:
+        pass
+    old = (tmp_path / "bulk" / IDENTITY).read_text()
+    store, opened = reopened()
+    store.bulk.is_full = lambda: True
+    with opened as files:
+        store.ready("r", 30.0)
+        assert store.bulk.identity().generation == 1
+        store.bulk.is_full = lambda: False
+        store.ready("r", 30.0)
+        assert store.bulk.identity().generation == 2
+        store.bulk.keep_in(files, above=0)
+        step(store, create(store), BODY, staged_body=True)
+    (tmp_path / "bulk" / IDENTITY).write_text(old)
+    with pytest.raises(StoreRefused, match="an older copy"), reopened()[1]:
+        pass
+
+
 def test_open_to_others_is_refused(tmp_path):
     (tmp_path / "bulk").mkdir(mode=0o755)
     with pytest.raises(StoreRefused, match="other users can read or write"):

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import secrets
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -51,6 +52,9 @@ class Remembered(Protocol):
     def identity(self) -> Identity | None:
         """Return the identity of the directory that it used last."""
 
+    def place(self) -> str:
+        """Return the place of the directory whose server has given a sign of life lately; "" where none has."""
+
     def remember(self, identity: Identity, known: Identity | None, sessions: int) -> bool:
         """Remember it, if `identity` and the number of `sessions` are still these; False where another was faster."""
 
@@ -67,6 +71,12 @@ class BulkDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
+
+    @property
+    def place(self) -> str:
+        """Return what tells this directory from a copy of it."""
+        status = self.path.stat()
+        return f"{socket.gethostname()}:{status.st_dev}:{status.st_ino}"
 
     def open(self) -> None:
         """Make the directory where it is missing, and lock it.
@@ -97,17 +107,23 @@ class BulkDirectory:
         """Check that directory and store belong together, and note one more start in both. ``server``: for people.
 
         Raises:
-            StoreRefused: it is another directory, an older copy, or empty, and sessions would lose their bytes.
+            StoreRefused: it is another directory, an older copy, or empty, and sessions would lose their bytes; or it
+                is a copy, and the server that has the directory lives.
 
         """
         here, known = self._identity(), store.identity()
         if here is not None and (known is None or known.id != here.id) and any(self.path.glob("x*-*")):
             raise StoreRefused(f"{self.path} has the bytes of another store; choose another directory, or remove it")
+        if here is not None and known is not None and here.id == known.id and store.place() not in ("", self.place):
+            raise StoreRefused(
+                f"{self.path} is a copy of the bulk directory of a server that lives{_on(known)}; end that server "
+                "first, and copy then. It counts as ended 30 s after its last sign of life"
+            )
         sessions = store.sessions()
         if known is not None and (why := _difference(here, known)) and (living := store.living(sessions)):
-            used_last = f"used last{f', on {known.server}' if known.server else ''}"
             raise StoreRefused(
-                f"{self.path} is not the bulk directory that this store {used_last}: {why}. {len(living)} sessions "
+                f"{self.path} is not the bulk directory that this store used last{_on(known)}: {why}. "
+                f"{len(living)} sessions "
                 "have bytes there; put that directory back, or delete these sessions in the store"
             )
         if here is None:
@@ -159,6 +175,10 @@ class BulkDirectory:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+
+
+def _on(known: Identity) -> str:
+    return f", on {known.server}" if known.server else ""
 
 
 def _sync_names(path: Path) -> None:

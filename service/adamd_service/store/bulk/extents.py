@@ -21,6 +21,7 @@ class Use(Enum):
     STAGED = "staged"  # it is written, and nothing names it
     DOUBT = "doubt"  # a commit that names it was sent, and its outcome is not known
     NAMED = "named"  # the store names it
+    HELD = "held"  # nothing names it any more, but a store that loses its last seconds would name it again
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,9 @@ class Owner:
 class _Extent:
     use: Use = Use.FREE
     owner: Owner | None = None
+
+
+MANY: Final = Owner("", "")  # the store names it for several; none of them may free it, and digests tell whose it is
 
 
 def class_of(nbytes: int) -> int:
@@ -126,9 +130,9 @@ class Extents:
         return True
 
     def has(self, name: str, owner: Owner) -> bool:
-        """Say whether an extent is ``owner``'s, or its session's where nobody knows more."""
+        """Say whether an extent is ``owner``'s, or perhaps: its session's or somebody's, where nobody knows more."""
         extent = self._extents.get(name)
-        return extent is not None and extent.owner in (owner, Owner(owner.session_id, ""))
+        return extent is not None and extent.owner in (owner, Owner(owner.session_id, ""), MANY)
 
     def forget(self, name: str) -> None:
         """Take an extent out of the list for good: its file is removed or retired."""
@@ -151,6 +155,11 @@ class Extents:
             assert extent.owner is not None
             found.append((name, extent.owner, extent.use))
         return found
+
+    def named(self) -> dict[str, Owner]:
+        """Return the extents that the store names, and their owners."""
+        every = self._extents.items()
+        return {name: one.owner for name, one in every if one.use is Use.NAMED and one.owner is not None}
 
     def free_of(self, size: int) -> int:
         """Return how many extents of a size class are free."""

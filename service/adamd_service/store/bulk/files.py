@@ -11,9 +11,11 @@ import mmap
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -34,8 +36,16 @@ UNUSED_SECONDS: Final = 60.0  # a free extent that nobody needed for so long is 
 MOST_UPLOADS: Final = 256  # at once
 YIELD: Final = 4.0  # a snapshot has a fifth of the disk at least
 RETIRED: Final = ".retired"  # behind the name of an extent whose disk failed
-STAGED, DOUBT, NAMED, FREE = Use.STAGED, Use.DOUBT, Use.NAMED, Use.FREE
+STAGED, DOUBT, NAMED, HELD, FREE = Use.STAGED, Use.DOUBT, Use.NAMED, Use.HELD, Use.FREE
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the store was thought to name at one moment, with its owners, and what was held."""
+
+    named: Mapping[str, Owner]
+    held: frozenset[str]
 
 
 class FileBulk:
@@ -50,6 +60,8 @@ class FileBulk:
             do it, since the store's next sync flushes direct writes of the same device too.
         margin: bytes of the disk that stay free.
         spare: bytes of free extents, at most, that are kept for later.
+        hold: seconds that an extent which nothing names any more keeps its bytes. A store may lose as much of its
+            history when its power or its machine goes, and then its heads and records name the extent again.
 
     """
 
@@ -63,6 +75,7 @@ class FileBulk:
         synced: bool,
         margin: int,
         spare: int = 2**62,
+        hold: float = 0.0,
     ) -> None:
         self._disk = disk
         self._extents = extents
@@ -70,6 +83,9 @@ class FileBulk:
         self._synced = synced or not disk.direct
         self._margin = margin
         self._spare = spare
+        self._hold = hold
+        self._held = deque[tuple[float, str, Owner]]()  # since when, by the monotonic clock
+        self._reuse_from = time.monotonic() + hold  # what is free at the start may have been named a moment ago
         self._looked_at = time.monotonic()
         self._full = False  # as far as it was tried
         self._lock = threading.RLock()  # a finalizer may run while this thread holds it
@@ -198,14 +214,58 @@ class FileBulk:
 
     def free(self, name: BulkName, extent: str) -> bool:
         """Free an extent that nothing names any more, and no reader follows; False where it is another's."""
-        return self.move(extent, owner_of(name), frozenset({NAMED, DOUBT}), FREE)
+        with self._lock:
+            return self._let_go(extent, owner_of(name), frozenset({NAMED, DOUBT}))
+
+    def _let_go(self, extent: str, owner: Owner, before: frozenset[Use]) -> bool:
+        """Free an extent that the store has named, once `hold` seconds are over."""
+        if not self._hold:
+            return self._extents.move(extent, owner, before, FREE)
+        if not self._extents.move(extent, owner, before, HELD):
+            return False
+        self._held.append((time.monotonic(), extent, owner))
+        return True
+
+    def free_held(self, seen: float) -> None:
+        """Free the extents that were let go of `hold` seconds before ``seen``, by the monotonic clock.
+
+        The store has answered since then, and was the same process all the time.
+        """
+        with self._lock:
+            while self._held and self._held[0][0] + self._hold <= seen:
+                _, extent, owner = self._held.popleft()
+                self._extents.move(extent, owner, frozenset({HELD}), FREE)
+
+    def listed(self) -> Listed:
+        """Return what the store is thought to name now, and what is held."""
+        with self._lock:
+            return Listed(self._extents.named(), frozenset(extent for _, extent, _ in self._held))
+
+    def list_again(self, before: Listed, named: Collection[str]) -> None:
+        """Follow a store that may have lost its last seconds: keep what it names again, let go of what it does not.
+
+        Args:
+            before: what `listed` returned before the store was read.
+            named: what the store names now.
+
+        """
+        with self._lock:
+            for extent, owner in before.named.items():
+                if extent not in named:
+                    self._let_go(extent, owner, frozenset({NAMED}))
+            held, self._held = self._held, deque()
+            for _, extent, owner in held:
+                if extent in before.held and extent in named:
+                    self._extents.move(extent, owner, frozenset({HELD}), NAMED)
+                else:
+                    self._held.append((time.monotonic(), extent, owner))
 
     def free_session(self, session_id: str) -> None:
         """Free what a session has that has ended damaged, so that nobody knows what it named."""
         with self._lock:
             for extent, owner, use in self._extents.of_session(session_id):
-                if use is not STAGED:
-                    self._extents.move(extent, owner, frozenset({use}), FREE)
+                if use not in (STAGED, HELD):
+                    self._let_go(extent, owner, frozenset({use}))
 
     # -- for the stagings
 
@@ -217,8 +277,9 @@ class FileBulk:
 
         """
         self._expect(owner.session_id)
+        now = time.monotonic()
         with self._lock:
-            extent = self._extents.take(nbytes, owner)
+            extent = self._extents.take(nbytes, owner) if now >= self._reuse_from else None
         return extent or self._make(nbytes, owner)
 
     def _make(self, nbytes: int, owner: Owner) -> str:
@@ -285,6 +346,11 @@ class FileBulk:
             with suppress(OSError):
                 self._disk.remove(name)
         return len(names)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the store may lose a part of its history."""
+        return self._hold > 0
 
     @property
     def spare_bytes(self) -> int:

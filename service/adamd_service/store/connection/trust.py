@@ -25,11 +25,13 @@ class Trust:
     Attributes:
         era: how often the process behind the address was left; a connection of an earlier era is not used again.
         refusal: why nothing may be committed now; None where it may.
+        changes: how often a process was seen that was not there before. It may have less history than the one before.
 
     """
 
     def __init__(self) -> None:
         self.era = 0
+        self.changes = 0
         self.refusal: str | None = None
         self._terms: Terms | None = None
         self._nodes: dict[str, NodeSettings] = {}  # by run_id, which is another one for every start
@@ -132,7 +134,9 @@ class Trust:
         terms = self._terms
         assert terms is not None
         with self._lock:
+            before = self._nodes.keys()
             self._nodes = {node.run_id: self._as_known(node) for node in nodes}
+            self.changes += not self._nodes.keys() <= before
             wrong = {node.run_id: why for node in self._nodes.values() if (why := durability.why_not(node, terms))}
             # One that kept enough and does so no longer is still the one that has the sessions: they can be read.
             self._accepted = frozenset(self._nodes.keys() - wrong.keys()) | (self._accepted & self._nodes.keys())
