@@ -1,6 +1,7 @@
 """Encodings over HTTP: headers, statuses, logs that survive kill -9, rounded answers."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -74,13 +75,20 @@ def test_every_encoding_in_one_log_survives_kill_9_across_snapshots(server_facto
         body = rng.standard_normal(size).astype("<f4").tobytes() if encoding == "raw" else encoded(encoding, rng, size)
         got = talk.put(session, number, body, {"Adamd-Encoding": encoding}).good()
         if number % 6 == 0:
+            until_snapshot(talk, session)
             talk.close()
             server.restart()  # kill -9
             talk = Talk(server)
             assert parameters(talk, session) == got.body
-    view = talk("GET", f"/v1/sessions/{session}").good().json
-    assert view["snapshot_step"] > 0
     talk.close()
+
+
+def until_snapshot(talk, session):
+    """Wait until the session has a snapshot of a step: it is written in the background."""
+    deadline = time.monotonic() + 30
+    while not talk("GET", f"/v1/sessions/{session}").good().json["snapshot_step"]:
+        assert time.monotonic() < deadline, "no snapshot came"
+        time.sleep(0.02)
 
 
 def test_raw_may_be_said(talk):
