@@ -122,6 +122,21 @@ def test_a_disk_that_others_fill_has_a_reserve_for_a_delete(private):
     assert one.pid == pid
 
 
+def test_a_store_on_a_full_disk_gives_back_less_than_its_margin(private):
+    """Others fill the disk, vectors in files for one. What the store's file holds in vain is given back all the same."""
+    _, store, disk = private
+    head = create(store)
+    for _ in range(3):
+        head = step(store, head, os.urandom(BODY), staged_body=True)
+    store.delete(head.spec.id)
+    store.collect(head.spec.id)
+    until((disk / "data" / "store" / "reserve").exists)
+    with open(disk / "other", "wb") as file:  # between the margin, 4 MiB, and what the store wants to be ready, 5
+        os.posix_fallocate(file.fileno(), 0, free(disk) - 9 * MIB // 2)
+    until(lambda: not settled(store))
+    until(lambda: settled(store))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bulk", ["files", "store"])
 def test_a_server_on_a_full_disk_says_so_and_serves_again(disk, server_factory, bulk):

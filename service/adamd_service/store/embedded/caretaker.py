@@ -77,8 +77,10 @@ class Caretaker:
             return False
         if self._size >= max(REWRITE_BYTES, REWRITE_GROWTH * base) or self.room.unable:
             return True
-        gained = self._size - self._needed
-        return gained > max(self.room.available, self.room.margin, self._size // 4)
+        gained, least = self._size - self._needed, self._size // 4
+        if self.room.full:  # whatever else fills the disk, this much the store can give back to itself
+            return gained > least and time.monotonic() - self._asked >= RETRY_SECONDS
+        return gained > max(self.room.available, self.room.margin, least)
 
     def _rewritten(self, status: str) -> None:
         self._failed = status != "ok"
