@@ -920,6 +920,21 @@ GUARDS = [
         "tests/store/bulk/test_shared.py::test_a_copy_is_refused_while_its_server_lives",
     ),
     (
+        "7 leases of the dead do not keep garbage",
+        [(f"{STORE}/bulk/homes.py", "                self._drop_leases(sessions)\n", "")],
+        "tests/store/bulk/test_contract.py::test_leases_of_the_dead_end_with_the_next_start_of_a_private_store",
+    ),
+    (
+        "7 leases in a shared store are left alone",
+        [(f"{STORE}/bulk/homes.py", "        if not self.is_private:\n            return\n", "")],
+        "tests/store/bulk/test_contract.py::test_leases_of_the_dead_end_with_the_next_start_of_a_private_store",
+    ),
+    (
+        "7 a full store rewrites its file for less than its margin",
+        [(f"{STORE}/embedded/caretaker.py", "        if self.room.full:", "        if False:")],
+        "tests/store/test_room.py::test_a_store_on_a_full_disk_gives_back_less_than_its_margin",
+    ),
+    (
         "around the norm is the scaled gradient's",
         [(f"{OPTIM}/step_factors.py", "norm = hyper.gradient_scale * gradient_norm(", "norm = gradient_norm(")],
         "tests/optim/test_around.py::test_what_each_part_does",

@@ -133,6 +133,7 @@ class RedisStore:
     def belongs_to(self, private: EmbeddedStore) -> None:
         """Ask the process that was started for this store whether its disk has room, and why it does not answer."""
         self._room, self.silences.why, self.bulk.is_full = private.room, private.trouble, private.room.is_full
+        self.bulk.is_private = True
 
     def _grow(self, nbytes: int) -> None:
         """Raise StoreFull where the disk has no room for something that stays."""

@@ -13,7 +13,7 @@ from adamd_service.store.bulk.directory import IDENTITY, BulkDirectory
 from adamd_service.store.bulk.disk import RealDisk
 from adamd_service.store.bulk.extents import NAME, Extents, Owner, Use, class_of, size_of
 from adamd_service.store.bulk.files import FileBulk
-from adamd_service.store.keys import BULK, BULK_SESSIONS
+from adamd_service.store.keys import BULK, BULK_SESSIONS, SessionKeys
 from adamd_service.store.opening import bulk_files
 
 from ..contract import StoreContract
@@ -219,6 +219,22 @@ def test_a_start_on_a_full_store_is_noted_once_there_is_room(reopened, tmp_path)
     (tmp_path / "bulk" / IDENTITY).write_text(old)
     with pytest.raises(StoreRefused, match="an older copy"), reopened()[1]:
         pass
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_leases_of_the_dead_end_with_the_next_start_of_a_private_store(reopened, store_process, private):
+    """Else each kill keeps garbage for as long as a lease lasts. In a shared store others may read meanwhile."""
+    store, opened = reopened()
+    with opened as files:
+        store.bulk.keep_in(files, above=0)
+        head = step(store, create(store), BODY, staged_body=True)
+        lease = store.lease(head.spec.id)
+        lease.__enter__()  # and its process is killed
+    store, opened = reopened()
+    store.bulk.is_private = private
+    with opened:
+        assert store_process.client().zcard(SessionKeys(head.spec.id).readers) == (0 if private else 1)
+    del lease  # until here: its end would give the lease back
 
 
 def test_open_to_others_is_refused(tmp_path):

@@ -73,6 +73,7 @@ class Homes:
         self._own = set[str]()  # then: the sessions whose bulk goes into its files
         self._expected = set[str]()  # sessions for which the store remembers that they may have extents
         self._doubts: dict[tuple[str, str], Doubt] = {}
+        self.is_private = False  # no other process uses the store
         self.is_full: Callable[[], bool] = _never  # whether the private store would end if it wrote anything
         self._owed: Callable[[], bool] | None = None  # remembers the directory, once the store has room for it
         self._lock = threading.Lock()
@@ -274,6 +275,7 @@ class Homes:
         with translated():
             if not self.is_full():
                 self._forget_ended(set(sessions) - {owner.session_id for owner in named.values()})
+                self._drop_leases(sessions)
             return named
 
     def _named(self, sessions: Sequence[str]) -> dict[str, Owner]:
@@ -301,6 +303,18 @@ class Homes:
         files = self.files
         if files is not None and self._changes() == self._listed_at:
             files.free_held(seen)
+
+    def _drop_leases(self, sessions: Sequence[str]) -> None:
+        """End the leases of readers that died with an earlier process: nobody else reads a private store.
+
+        Without this a server that is killed again and again fills its disk with what nothing needs.
+        """
+        if not self.is_private:
+            return
+        pipeline = self._client.pipeline(transaction=False)
+        for session_id in sessions:
+            pipeline.delete(SessionKeys(session_id).readers)
+        pipeline.execute()
 
     def _forget_ended(self, sessions: Collection[str]) -> None:
         for session_id in sessions:
