@@ -180,7 +180,7 @@ def _bulk(settings: ServerSettings, store: RedisStore) -> AbstractContextManager
     """
     written, private, data_dir = settings.bulk_in_files, settings.store_is_private, settings.data_dir.expanduser()
     path = data_dir / "bulk" if settings.bulk_dir is None else settings.bulk_dir.expanduser()
-    wanted = written or (store.bulk.identity() is not None if private else settings.bulk_dir is not None)
+    wanted = written or (store.bulk.notes.identity() is not None if private else settings.bulk_dir is not None)
     if not wanted:
         return nullcontext()
     # With everysec the private store's own sync flushes the device: what was written past the page cache goes along.

@@ -10,6 +10,7 @@ import signal
 
 from adamd_service import __main__ as command
 from adamd_service.store import RedisStore, chunks, garbage
+from adamd_service.store.snapshots import StoredSnapshots
 
 left = [int(os.environ.get("DIES_AFTER", "0"))]
 
@@ -55,7 +56,7 @@ def written(client, key_of, name, data, pace, *more):
 
 if __name__ == "__main__":
     chunks.write_array = written
-    before(RedisStore, "commit_snapshot", "named")
+    before(StoredSnapshots, "commit", "named")
     before(RedisStore, "collect", "collecting")
     before(garbage, "_unlinked", "unlinking")
     command.main()

@@ -58,14 +58,14 @@ GUARDS = [
     ),
     (
         "2 a snapshot in doubt is looked for twice",
-        [(f"{STORE}/bulk/homes.py", "        if not named and not doubt.looks:\n", "        if False:\n")],
+        [(f"{STORE}/bulk/doubts.py", "        if not named and not doubt.looks:\n", "        if False:\n")],
         "tests/store/bulk/test_doubts.py::test_a_snapshot_in_doubt_is_given_up_at_the_second_look",
     ),
     (
         "7 a server starts on a full disk: its store is told nothing then",
         [
             (
-                f"{STORE}/bulk/homes.py",
+                f"{STORE}/bulk/notes.py",
                 "        if owed is None or self.is_full():\n",
                 "        if owed is None:\n",
             )
@@ -763,7 +763,7 @@ GUARDS = [
         "7 what a snapshot unnames is swept where nobody collected",
         [
             (
-                "service/adamd_service/store/redis_store.py",
+                "service/adamd_service/store/snapshots.py",
                 "            garbage.expect(self._client, spec.tenant, spec.id)\n",
                 "",
             )
@@ -796,7 +796,7 @@ GUARDS = [
         [
             (
                 "service/adamd_service/store/opening.py",
-                "            store.bulk.replace_tokens(identity)",
+                "            store.bulk.notes.replace_tokens(identity)",
                 "            pass",
             )
         ],
@@ -806,7 +806,7 @@ GUARDS = [
         "7 an earlier start does not replace a later one's token",
         [
             (
-                "service/adamd_service/store/bulk/homes.py",
+                "service/adamd_service/store/bulk/notes.py",
                 "self._client.set(SessionKeys(session_id).bulk, start.token, nx=True)",
                 "self._client.set(SessionKeys(session_id).bulk, start.token)",
             )
@@ -885,7 +885,7 @@ GUARDS = [
         "7 an earlier start's token does not come back",
         [
             (
-                "service/adamd_service/store/bulk/homes.py",
+                "service/adamd_service/store/bulk/notes.py",
                 "self._client.expire(names.bulk, TOKEN_SECONDS)",
                 "self._client.delete(names.bulk)",
             )
@@ -902,7 +902,7 @@ GUARDS = [
         [
             (
                 "service/adamd_service/store/bulk/homes.py",
-                "        self._pay()  # for a start",
+                "        self.notes.pay()  # for a start",
                 "        pass  # for a start",
             )
         ],

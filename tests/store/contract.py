@@ -257,7 +257,7 @@ class StoreContract:
         ref, kept = snapshot(store, head)
         assert kept
         assert not snapshot(store, head)[1], "there is one of this step"
-        assert store.commit_snapshot(head.spec, head.incarnation, ref, 0), "the same again"
+        assert store.snapshots.commit(head.spec, head.incarnation, ref, 0), "the same again"
         assert store.load_head(head.spec.id).snapshots[-1] == ref
 
     def test_a_deleted_session_is_gone_and_its_name_free(self, store):

@@ -236,14 +236,14 @@ def snapshot_knows_itself(store, client):
     head = step(store, create(store))
     ref, _ = snapshot(store, head)
     snapshot(store, step(store, head))
-    assert store.commit_snapshot(head.spec, head.incarnation, ref, 0)
+    assert store.snapshots.commit(head.spec, head.incarnation, ref, 0)
 
 
 def snapshot_wants_every_chunk(store, client):
     head = step(store, create(store))
     ref, _ = snapshot(store, replace(head, incarnation="another"))
     store._client.unlink(key_of(head, "snapshot", ref.id, "exp_avg", 0))
-    assert not store.commit_snapshot(head.spec, head.incarnation, ref, 0)
+    assert not store.snapshots.commit(head.spec, head.incarnation, ref, 0)
 
 
 def snapshot_makes_chunks_permanent(store, client):

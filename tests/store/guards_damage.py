@@ -354,5 +354,5 @@ def discarding_spares_what_is_named(store, client):
     store.discard(head.spec.id, record.attempt, record.bulk)
     assert body_of(store, head.spec.id, record) == b"gradient"
     ref = head.snapshots[0]
-    store.discard_snapshot(head.spec.id, ref.id, ref.arrays)
+    store.snapshots.discard(head.spec.id, ref.id, ref.arrays)
     assert array_of(store, head.spec.id, ref, ref.arrays[0])

@@ -12,6 +12,7 @@ import pytest
 from adamd.errors import Busy, SessionDeleted, StoreUnavailable, UnknownSession
 from adamd_service.records import IdempotencyKey
 from adamd_service.store import ChunkMissing, Created, Repeated, Taken, index
+from adamd_service.store.scripts import Script
 
 from .guards import full, key_of
 from .sessions import array_of, body_of, create, new_head, params, snapshot, step, steps
@@ -39,19 +40,19 @@ def creating_never_replaces_a_session(store, client):
 
 def creating_wants_every_chunk(store, client):
     head = new_head()
-    write, lost = store.write_array, []
+    write, lost = store.snapshots.write_array, []
 
     def write_and_lose(session_id, snapshot_id, name, data, pace=None):
         ref = write(session_id, snapshot_id, name, data, pace)
         lost.append(store._client.unlink(key_of(head, "snapshot", snapshot_id, name, 0)))
         return ref
 
-    store.write_array = write_and_lose
+    store.snapshots.write_array = write_and_lose
     try:
         with pytest.raises(StoreUnavailable):
             store.create(head, params(head), (0,), None)
     finally:
-        del store.write_array
+        del store.snapshots.write_array
     assert lost == [1]
     with pytest.raises(UnknownSession):
         store.load_head(head.spec.id)
@@ -98,20 +99,19 @@ def putting_unnames_what_it_replaces(store, client):
 def putting_knows_itself(store, client):
     """Sent again because the first answer was lost, after steps and a snapshot: what it wrote is in use."""
     head = create(store, missing=True)
-    run = store._repeatable
+    run = Script.repeatably
 
-    def twice(name, named, *args):
-        told = run(name, named, *args)
-        if name != "parameters":
-            return told
+    def twice(script, *call):
+        Script.repeatably = run  # of what follows, too
+        run(script, *call)
         snapshot(store, steps(store, store.load_head(head.spec.id), 2))
-        return run(name, named, *args)
+        return run(script, *call)
 
-    store._repeatable = twice
+    Script.repeatably = twice
     try:
         assert _put(store, head)
     finally:
-        del store._repeatable
+        Script.repeatably = run
     (ref, _) = store.load_head(head.spec.id).snapshots
     assert array_of(store, head.spec.id, ref, ref.arrays[0])
 

@@ -30,37 +30,37 @@ def owner(client):
     client.delete(BULK, BULK_SESSIONS)
     store = RedisStore.connect(f"redis://{host}:{port}/0", timeout=10.0)
     with tempfile.TemporaryDirectory() as directory, bulk_files(Path(directory) / "bulk", store, synced=True) as files:
-        store.bulk.keep_in(files, above=0, shared=store.bulk.identity())
+        store.bulk.keep_in(files, above=0, shared=store.bulk.notes.identity())
         yield store
     store.close()
 
 
 def taken_over(store):
     """The directory is opened by a later start, which lets nothing through that the earlier one names."""
-    known = store.bulk.identity()
+    known = store.bulk.notes.identity()
     later = replace(known, generation=known.generation + 1)
-    assert store.bulk.remember(later, known, len(store.bulk.sessions()))
-    store.bulk.replace_tokens(later)
+    assert store.bulk.notes.remember(later, known, len(store.bulk.notes.sessions()))
+    store.bulk.notes.replace_tokens(later)
 
 
 def one_claim_of_two_counts(store, client):
     client.delete(BULK, BULK_SESSIONS)
-    assert store.bulk.remember(FIRST, None, 0) and store.bulk.remember(FIRST, None, 0)
-    assert not store.bulk.remember(OTHER, None, 0)
-    assert store.bulk.identity() == FIRST
+    assert store.bulk.notes.remember(FIRST, None, 0) and store.bulk.notes.remember(FIRST, None, 0)
+    assert not store.bulk.notes.remember(OTHER, None, 0)
+    assert store.bulk.notes.identity() == FIRST
 
 
 def a_claim_wants_the_sessions_that_were_looked_at(store, client):
     client.delete(BULK, BULK_SESSIONS)
     client.sadd(BULK_SESSIONS, "s_new")
-    assert not store.bulk.remember(FIRST, None, 0)
-    assert store.bulk.identity() is None
+    assert not store.bulk.notes.remember(FIRST, None, 0)
+    assert store.bulk.notes.identity() is None
 
 
 def a_session_is_expected_before_it_has_an_extent(store, client):
     with owner(client) as one:
         head = create(one)
-        assert one.bulk.sessions() == [head.spec.id]
+        assert one.bulk.notes.sessions() == [head.spec.id]
         assert list(one.bulk.named())
 
 
@@ -69,7 +69,7 @@ def a_later_start_expects_no_session_of_an_earlier(store, client):
         taken_over(one)
         with pytest.raises(StoreUnavailable, match="another server has the bulk directory"):
             create(one)
-        assert one.bulk.sessions() == []
+        assert one.bulk.notes.sessions() == []
 
 
 def a_later_start_lets_no_step_through(store, client):
@@ -100,17 +100,17 @@ def a_later_start_lets_no_parameters_through(store, client):
 
 def a_later_start_lets_no_creation_through(store, client):
     with owner(client) as one:
-        expect = one.bulk.expect
+        expect = one.bulk.notes.expect
 
         def expect_then_taken_over(session_id):
-            if session_id not in one.bulk._expected:
+            if session_id not in one.bulk.notes.expected:
                 expect(session_id)
                 taken_over(one)
 
         one.bulk.files._expect = expect_then_taken_over
         with pytest.raises(StoreUnavailable, match="given up"):
             create(one)
-        (session_id,) = one.bulk.sessions()
+        (session_id,) = one.bulk.notes.sessions()
         assert not client.exists(SessionKeys(session_id).head)
 
 

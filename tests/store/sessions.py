@@ -131,10 +131,10 @@ def snapshot(store, head, covered=None, *, snapshot_id=None, damaged=""):
     """Write and commit a snapshot of ``head``; returns its reference and whether it was kept."""
     snapshot_id = snapshot_id or secrets.token_hex(8)
     data = np.full(head.spec.layout.size, head.step, head.spec.dtype).view(np.uint8)
-    refs = tuple(store.write_array(head.spec.id, snapshot_id, name, data) for name in ("params", "exp_avg"))
+    refs = tuple(store.snapshots.write_array(head.spec.id, snapshot_id, name, data) for name in ("params", "exp_avg"))
     ref = SnapshotRef(snapshot_id, head.step, head.chain, (head.step,) * len(head.spec.layout.tensors), refs)
     covered = head.log_bytes if covered is None else covered
-    kept = store.commit_snapshot(head.spec, head.incarnation, ref, covered, damaged)
+    kept = store.snapshots.commit(head.spec, head.incarnation, ref, covered, damaged)
     return ref, kept
 
 

@@ -119,13 +119,13 @@ def test_a_lost_list_of_sessions_overwrites_nothing(cluster, connected, tmp_path
     """The bulk directory's list of sessions lies on one node, and each session on its own: the one may go back alone."""
     one = connected(cluster.url)
     with bulk_files(tmp_path / "bulk", one, synced=True, shared=True) as files:
-        one.bulk.keep_in(files, above=0, shared=one.bulk.identity())
+        one.bulk.keep_in(files, above=0, shared=one.bulk.notes.identity())
         heads = [step(one, create(one), b"x" * 5000, staged_body=True) for _ in range(8)]
         assert all(head.snapshots[0].arrays[0].bulk.extent for head in heads)
     one._client.delete(BULK_SESSIONS)
     two = connected(cluster.url)
     with bulk_files(tmp_path / "bulk", two, synced=True, shared=True) as files:
-        two.bulk.keep_in(files, above=0, shared=two.bulk.identity())
+        two.bulk.keep_in(files, above=0, shared=two.bulk.notes.identity())
         assert files.free_bytes == 0
         heads = [step(two, head, b"y" * 5000, staged_body=True) for head in heads]
         for head in heads:

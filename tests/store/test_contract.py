@@ -40,12 +40,12 @@ def test_what_is_committed_lasts_and_what_is_not_goes_away(store, client):
     record = staged_record(store, head, bytes(chunks.CHUNK_BYTES + 1))
     uncommitted = [f"adamd:{{{names}}}:body:{record.attempt}:{i}" for i in range(2)]
     assert [0 < client.ttl(key) <= chunks.lifetime(chunks.CHUNK_BYTES + 1) for key in uncommitted] == [True, True]
-    written = store.write_array(names, "snap", "params", np.zeros(10, np.uint8))
+    written = store.snapshots.write_array(names, "snap", "params", np.zeros(10, np.uint8))
     assert 0 < client.ttl(f"adamd:{{{names}}}:snapshot:snap:params:0") <= chunks.CHUNK_TTL_SECONDS
     key = IdempotencyKey("k", "d" * 32)
     assert store.commit(names, commit_of(head, record, idempotency=key)) == Committed()
     ref = SnapshotRef("snap", 1, record.chain, (1,), (written,))
-    assert store.commit_snapshot(head.spec, head.incarnation, ref, 0)
+    assert store.snapshots.commit(head.spec, head.incarnation, ref, 0)
     left = {key: client.ttl(f"adamd:{{{names}}}:{key}") for key in keys_of(client, names)}
     ends = {name for name, ttl in left.items() if ttl != -1}
     assert {name.split(":")[0] for name in ends} == {"key"}, "the client's key, for a day"
@@ -92,7 +92,7 @@ def test_what_came_to_nothing_is_unlinked_at_once(store, client):
     store.discard(head.spec.id, attempt, BulkRef())
     ref, kept = snapshot(store, replace(head, chain="0" * 64))
     assert not kept
-    store.discard_snapshot(head.spec.id, ref.id, ref.arrays)
+    store.snapshots.discard(head.spec.id, ref.id, ref.arrays)
 
     class Stop(Exception):
         pass
@@ -101,7 +101,7 @@ def test_what_came_to_nothing_is_unlinked_at_once(store, client):
         raise Stop
 
     with pytest.raises(Stop):
-        store.write_array(head.spec.id, "snap", "params", np.zeros(10, np.uint8), stop)
+        store.snapshots.write_array(head.spec.id, "snap", "params", np.zeros(10, np.uint8), stop)
     assert keys_of(client, head.spec.id) == before
 
 
@@ -134,9 +134,11 @@ def test_as_many_chunks_as_there_may_be(store, client, monkeypatch):
     assert store.commit(head.spec.id, commit_of(head, record)) == Committed()
     assert body_of(store, head.spec.id, record) == arrays["params"].tobytes()
     head = moved_on(head, record)
-    refs = tuple(store.write_array(head.spec.id, "snap", name, data.view("u1")) for name, data in arrays.items())
+    refs = tuple(
+        store.snapshots.write_array(head.spec.id, "snap", name, data.view("u1")) for name, data in arrays.items()
+    )
     ref = SnapshotRef("snap", 1, head.chain, (1,), refs)
-    assert store.commit_snapshot(head.spec, head.incarnation, ref, 0)
+    assert store.snapshots.commit(head.spec, head.incarnation, ref, 0)
     for array in ref.arrays:
         assert array_of(store, head.spec.id, ref, array) == arrays[array.name].tobytes()
     store.delete(head.spec.id)
@@ -179,7 +181,7 @@ def test_a_snapshot_committed_twice_by_a_lost_answer_stays(store):
     assert kept
     head = steps(store, head, 2)
     assert snapshot(store, head)[1]
-    assert store.commit_snapshot(head.spec, head.incarnation, ref, 0), "named, though not the newest any more"
+    assert store.snapshots.commit(head.spec, head.incarnation, ref, 0), "named, though not the newest any more"
 
 
 def test_an_answer_that_belongs_to_another_call_is_not_taken(store_process, connected):

@@ -47,7 +47,7 @@ def test_a_full_store_refuses_and_keeps_nothing_half(store_factory, store_kind, 
     with pytest.raises(StoreFull):
         staged(store, head.spec.id, bytes(8 * MIB))
     with pytest.raises(StoreFull):
-        store.write_array(head.spec.id, "snap", "params", np.zeros(8 * MIB, np.uint8))
+        store.snapshots.write_array(head.spec.id, "snap", "params", np.zeros(8 * MIB, np.uint8))
     client.config_set("maxmemory", 1)
     with pytest.raises(StoreFull):
         store.commit(head.spec.id, commit_of(head, record))

@@ -9,8 +9,8 @@ from importlib import resources
 import pytest
 
 from adamd.errors import AdamdError, InternalError
-from adamd_service.store import chunks, garbage, index, redis_store, scripts
-from adamd_service.store.bulk import homes
+from adamd_service.store import chunks, garbage, index, redis_store, scripts, snapshots
+from adamd_service.store.bulk import notes
 from adamd_service.store.scripts import Script
 
 from . import guards, guards_damage, guards_sessions, guards_shared
@@ -259,7 +259,7 @@ CHECKS = {
 def replace_script(monkeypatch, name, text):
     """Let the store use ``text`` where it would use the script ``name``."""
     changed = Script(text, hashlib.sha1(text.encode()).hexdigest())
-    for module in (redis_store, index, garbage, chunks, homes):
+    for module in (redis_store, index, garbage, chunks, snapshots, notes):
         monkeypatch.setattr(module, "script", lambda asked: changed if asked == name else scripts.script(asked))
 
 

@@ -131,7 +131,7 @@ def test_the_owner_of_a_bulk_directory_needs_no_more(store_process, connected, t
     for _ in range(2):
         store = connected(url_of(store_process, RULES))
         with bulk_files(tmp_path / "bulk", store, synced=True, shared=True) as files:
-            store.bulk.keep_in(files, above=0, shared=store.bulk.identity())
+            store.bulk.keep_in(files, above=0, shared=store.bulk.notes.identity())
             head = step(store, create(store), b"x" * 5000, staged_body=True)
             store.ready("r", 30.0)
             store.delete(head.spec.id)

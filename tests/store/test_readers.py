@@ -161,7 +161,7 @@ def test_a_snapshot_slower_than_the_next_one(store):
     for head in (late, early):
         refs[head.step], kept = snapshot(store, head)
         assert kept == (head is late)
-    store.discard_snapshot(early.spec.id, refs[1].id, refs[1].arrays)
+    store.snapshots.discard(early.spec.id, refs[1].id, refs[1].arrays)
     found = store.load_head(early.spec.id)
     assert found.snapshots[-1] == refs[2]
     assert replace(found, snapshots=()).step == 2

@@ -111,13 +111,13 @@ class Snapshots:
         refs: list[ArrayRef] = []
         try:
             for name, array in copy.state.kept.items():
-                refs.append(self._store.write_array(spec.id, copy.ref.id, name, array.view(np.uint8), pace))
+                refs.append(self._store.snapshots.write_array(spec.id, copy.ref.id, name, array.view(np.uint8), pace))
         except BaseException:
-            self._store.discard_snapshot(spec.id, copy.ref.id, refs)
+            self._store.snapshots.discard(spec.id, copy.ref.id, refs)
             raise
         ref = replace(copy.ref, arrays=tuple(refs))
-        done = self._store.commit_snapshot(spec, copy.head.incarnation, ref, copy.covered, copy.replaced)
+        done = self._store.snapshots.commit(spec, copy.head.incarnation, ref, copy.covered, copy.replaced)
         if not done:
-            self._store.discard_snapshot(spec.id, copy.ref.id, refs)
+            self._store.snapshots.discard(spec.id, copy.ref.id, refs)
         self._store.collect(spec.id)
         return done

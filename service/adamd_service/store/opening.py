@@ -56,10 +56,10 @@ def bulk_files(
     directory = BulkDirectory(path)
     directory.open()
     try:
-        identity = directory.agree(store.bulk, server)
+        identity = directory.agree(store.bulk.notes, server)
         if shared:
-            store.bulk.live(directory.place)
-            store.bulk.replace_tokens(identity)  # before the names are read: nothing may be named after that
+            store.bulk.notes.live(directory.place)
+            store.bulk.notes.replace_tokens(identity)  # before the names are read: nothing may be named after that
         try:
             disk = RealDisk(path)
             extents = listed(disk.names(), store.bulk.named())
@@ -68,7 +68,7 @@ def bulk_files(
         margin = min(MARGIN_BYTES, shutil.disk_usage(path).total // 8)
         writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
         files = FileBulk(
-            disk, extents, store.bulk.expect, writers, synced=synced, margin=margin, spare=spare, hold=hold
+            disk, extents, store.bulk.notes.expect, writers, synced=synced, margin=margin, spare=spare, hold=hold
         )
         store.bulk.keep_in(files, written=written, shared=identity if shared else None)
         try:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal, Self, cast
 
 import redis
-import xxhash
 from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
@@ -29,11 +28,9 @@ from adamd_service.records import (
     IdempotencyKey,
     Lost,
     Record,
-    SnapshotRef,
-    Spec,
 )
 from adamd_service.store import chunks, garbage, index, keys, serialization
-from adamd_service.store.bulk.homes import Homes, bulk_of
+from adamd_service.store.bulk.homes import Homes
 from adamd_service.store.bulk.protocol import BulkName, Staging
 from adamd_service.store.commit_call import COMMIT_OVERHEAD_BYTES, Arguments, commit_call, failure
 from adamd_service.store.connection.connect import StoreLink, connect, node_settings
@@ -47,9 +44,9 @@ from adamd_service.store.loop_connections import Lines
 from adamd_service.store.outcomes import Created, HeadVersion, Repeated, StoreRefused, Taken, Unfit, UnknownOutcome
 from adamd_service.store.read_ahead import Reader, read_ahead
 from adamd_service.store.scripts import script
+from adamd_service.store.snapshots import StoredSnapshots, bulk_of
 
 Verdict = Literal["committed", "fenced", "unknown"]
-SCRIPT_TRIES = 3  # of a script that is safe to repeat
 
 
 class RedisStore:
@@ -68,6 +65,7 @@ class RedisStore:
         self._uploads = threading.Semaphore(chunks.MAX_UPLOADS)
         self._room: DiskRoom | None = None
         self.bulk = Homes(link.client, lambda: link.trust.changes)
+        self.snapshots = StoredSnapshots(link.client, self.bulk, self._grow, self._tidy)
         self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
@@ -132,8 +130,8 @@ class RedisStore:
 
     def belongs_to(self, private: EmbeddedStore) -> None:
         """Ask the process that was started for this store whether its disk has room, and why it does not answer."""
-        self._room, self.silences.why, self.bulk.is_full = private.room, private.trouble, private.room.is_full
-        self.bulk.is_private = True
+        self._room, self.silences.why = private.room, private.trouble
+        self.bulk.notes.is_full, self.bulk.is_private = private.room.is_full, True
 
     def _grow(self, nbytes: int) -> None:
         """Raise StoreFull where the disk has no room for something that stays."""
@@ -212,7 +210,7 @@ class RedisStore:
         with translated():
             try:
                 if arrays:
-                    head = replace(head, snapshots=(self._first(head, arrays, counts, carried),))
+                    head = replace(head, snapshots=(self.snapshots.write_first(head, arrays, counts, carried),))
                 outcome = index.claim(self._client, spec, key, self.most_sessions)
             except BaseException:
                 self._give_up(head)
@@ -222,14 +220,16 @@ class RedisStore:
                 return outcome
             chunk_keys = snapshot_keys(names, head.snapshots)
             owner = head.snapshots[0].id if head.snapshots else ""
-            self.bulk.doubt(spec.id, owner, bulk_of(head.snapshots))
+            self.bulk.doubts.add(spec.id, owner, bulk_of(head.snapshots))
             fields = [text for pair in serialization.head_fields(head).items() for text in pair]
             token = self.bulk.token(bulk_of(head.snapshots))
             args: Arguments = [head.incarnation, token, len(fields), *fields, *snapshot_lengths(head.snapshots)]
-            verdict = self._repeatable("create", [names.head, names.gone, names.bulk, *chunk_keys], *args)
-            self.bulk.settle(spec.id, owner, named=verdict[0] == b"created")
+            verdict = script("create").repeatably(
+                self._client, [names.head, names.gone, names.bulk, *chunk_keys], *args
+            )
+            self.bulk.doubts.settle(spec.id, owner, named=verdict[0] == b"created")
             if verdict[0] != b"created":
-                self._discard(spec.id, owner, chunk_keys)
+                self.snapshots.discard_all(spec.id, head.snapshots)
                 with suppress(AdamdError), translated():
                     index.give_up(self._client, spec, key)
                 raise StoreUnavailable("the creation took too long and was given up; try again", retry_after=1.0)
@@ -301,17 +301,19 @@ class RedisStore:
         self._trust.require()
         names = SessionKeys(head.spec.id)
         with translated():
-            ref = self._first(after, arrays, counts)
+            ref = self.snapshots.write_first(after, arrays, counts)
             text = serialization.snapshot_text(ref)
             args: Arguments = [head.incarnation, head.chain, after.chain, f"[{text}]", text]
             args += [self.bulk.token(bulk_of((ref,))), *snapshot_lengths((ref,))]
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
-            self.bulk.doubt(head.spec.id, ref.id, bulk_of((ref,)))
-            verdict = self._repeatable("parameters", [names.head, names.garbage, names.bulk, *chunk_keys], *args)
-            self.bulk.settle(head.spec.id, ref.id, named=verdict[0] == b"set")
+            self.bulk.doubts.add(head.spec.id, ref.id, bulk_of((ref,)))
+            verdict = script("parameters").repeatably(
+                self._client, [names.head, names.garbage, names.bulk, *chunk_keys], *args
+            )
+            self.bulk.doubts.settle(head.spec.id, ref.id, named=verdict[0] == b"set")
             if verdict[0] != b"set":
-                self._discard_snapshots(head.spec.id, (ref,))
+                self.snapshots.discard_all(head.spec.id, (ref,))
             return verdict[0] == b"set"
 
     def delete(self, session_id: str, chain: str | None = None, *, tenant: str = "default") -> bool:
@@ -329,8 +331,8 @@ class RedisStore:
                 name, damage = index.name_of(self._client, tenant, session_id), "damaged"
             garbage.remember(self._client, tenant, session_id)
             script_keys = [names.head, names.gone, names.garbage, names.ring, names.readers, names.bulk]
-            verdict = self._repeatable(
-                "delete", script_keys, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
+            verdict = script("delete").repeatably(
+                self._client, script_keys, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
             )
             if verdict[0] == b"moved":
                 return False
@@ -356,15 +358,8 @@ class RedisStore:
 
     def discard(self, session_id: str, attempt: str, ref: BulkRef) -> None:
         """Let go of what an attempt has staged that can no longer commit. What is named, or may be, stays."""
-        self._discard(session_id, attempt, BulkName(session_id, attempt).keys(ref))
-
-    def _discard(self, session_id: str, owner: str, chunk_keys: Sequence[str]) -> None:
-        self.bulk.release(session_id, owner)
-        chunks.discard(self._client, chunk_keys)
-
-    def _discard_snapshots(self, session_id: str, snapshots: tuple[SnapshotRef, ...]) -> None:
-        for ref in snapshots:
-            self._discard(session_id, ref.id, snapshot_keys(SessionKeys(session_id), (ref,)))
+        self.bulk.release(session_id, attempt)
+        chunks.discard(self._client, BulkName(session_id, attempt).keys(ref))
 
     def commit(self, session_id: str, commit: Commit) -> CommitOutcome:
         """Put one record into the log and move the head, or say why not. Never sent twice.
@@ -376,7 +371,7 @@ class RedisStore:
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
         script_keys, args = commit_call(session_id, commit, self.bulk.token((commit.record.bulk,)))
-        with self.bulk.naming(session_id, commit.record) as outcome:
+        with self.bulk.doubts.naming(session_id, commit.record) as outcome:
             if outcome is None:
                 return Lost("chunks")
             try:
@@ -395,7 +390,7 @@ class RedisStore:
         """`commit` on the event loop, raising as it does; None where that cannot be, and nothing has happened."""
         self._trust.require()
         self._grow(COMMIT_OVERHEAD_BYTES + len(commit.record.inline or b""))
-        with self.bulk.naming(session_id, commit.record) as outcome:
+        with self.bulk.doubts.naming(session_id, commit.record) as outcome:
             if outcome is None:
                 return Lost("chunks")
             try:
@@ -410,12 +405,12 @@ class RedisStore:
         names = SessionKeys(session_id)
         self._tidy()
         with translated():
-            verdict = self._repeatable(
-                "resolve", [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY_SECONDS
+            verdict = script("resolve").repeatably(
+                self._client, [names.head, names.record(step), names.fence(attempt)], attempt, step, index.DAY_SECONDS
             )
             known = cast(Verdict, verdict[0].decode())
         if known != "unknown":
-            self.bulk.settle(session_id, attempt, named=known == "committed")
+            self.bulk.doubts.settle(session_id, attempt, named=known == "committed")
         return known
 
     def idempotent(self, session_id: str, key: str) -> tuple[str, int] | None:
@@ -496,40 +491,7 @@ class RedisStore:
         else:
             chunks.read_array(self._client, name.key, ref, into)
 
-    # -- snapshots
-
-    def write_array(
-        self, session_id: str, snapshot: str, name: str, data: Bytes, pace: Callable[[int], None] | None = None
-    ) -> ArrayRef:
-        """Write one array of a snapshot; it goes away by itself unless `commit_snapshot` follows."""
-        whose = BulkName(session_id, snapshot, name)
-        if files := self.bulk.files_for(session_id, data.nbytes):
-            return ArrayRef(name, files.write(whose, data, pace), xxhash.xxh3_128_hexdigest(data))
-        return chunks.write_array(self._client, whose.key, name, data, pace, self._grow)
-
-    def commit_snapshot(self, spec: Spec, incarnation: str, ref: SnapshotRef, covered: int, damaged: str = "") -> bool:
-        """Make a written snapshot the newest; False where the history went another way.
-
-        ``covered``: bytes of bodies in the log up to its step, since the snapshot before. ``damaged``: the id of the
-        newest snapshot, where it is damaged: the new one takes its place, and the one before it stays.
-        """
-        names = SessionKeys(spec.id)
-        script_keys = [names.head, names.record(ref.step), names.garbage, names.bulk, *snapshot_keys(names, (ref,))]
-        self._tidy()
-        with translated():
-            text = serialization.snapshot_text(ref)
-            args: Arguments = [incarnation, ref.chain, text, covered, damaged, self.bulk.token(bulk_of((ref,)))]
-            args += snapshot_lengths((ref,))
-            garbage.expect(self._client, spec.tenant, spec.id)
-            if not self.bulk.doubt(spec.id, ref.id, bulk_of((ref,))):
-                return False
-            verdict = self._repeatable("snapshot", script_keys, *args)
-            self.bulk.settle(spec.id, ref.id, named=verdict[0] == b"kept")
-            return verdict[0] == b"kept"
-
-    def discard_snapshot(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
-        """Unlink written arrays of a snapshot that will not be committed; their TTL does the same, later."""
-        self._discard_snapshots(session_id, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),))
+    # -- garbage
 
     def collect(self, session_id: str) -> int:
         """Unlink what nothing names any more and no reader can follow; returns the number of keys."""
@@ -546,7 +508,7 @@ class RedisStore:
         with translated():
             began = time.monotonic()
             self.bulk.follow()
-            self.bulk.sweep(self.resolve, self._snapshot_ids, began)
+            self.bulk.doubts.sweep(self.resolve, self._snapshot_ids, began)
             count = garbage.sweep(self._client, tenant, self.bulk.own_files())
             self.bulk.confirm(began)
             return count + self.give_back()
@@ -564,32 +526,10 @@ class RedisStore:
 
     # -- inside
 
-    def _first(
-        self, head: Head, arrays: Mapping[str, Any], counts: tuple[int, ...], carried: Carried | None = None
-    ) -> SnapshotRef:
-        snapshot, refs = secrets.token_hex(8), list[ArrayRef]()
-        try:
-            for name, array in arrays.items():
-                refs.append(self.write_array(head.spec.id, snapshot, name, array.view("uint8")))
-        except BaseException:
-            self.discard_snapshot(head.spec.id, snapshot, refs)
-            raise
-        return SnapshotRef(snapshot, head.step, head.chain, counts, tuple(refs), carried or {})
-
     def _give_up(self, head: Head) -> None:
         """Forget what was written for a session whose head was not sent: nothing will ever name it."""
-        self._discard_snapshots(head.spec.id, head.snapshots)
+        self.snapshots.discard_all(head.spec.id, head.snapshots)
         self.bulk.give_up(head.spec.id)
-
-    def _repeatable(self, name: str, script_keys: list[str], *args: str | bytes | int) -> list[bytes]:
-        """Run a script that may safely run twice, again where the first answer did not come."""
-        for tries_left in reversed(range(SCRIPT_TRIES)):
-            try:
-                return script(name)(self._client, script_keys, *args)
-            except (redis.ConnectionError, redis.TimeoutError):
-                if not tries_left:
-                    raise
-        raise AssertionError("unreachable")
 
     def _raise_absent(self, session_id: str) -> Any:
         tombstone = cast("bytes | None", self._client.get(SessionKeys(session_id).gone))

@@ -10,13 +10,15 @@ import secrets
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import redis
 from redis.exceptions import NoScriptError
 
 from adamd.errors import Damaged
 from adamd_service.store.connection.connect import Client, pool_of
+
+TRIES: Final = 3  # of a script that is safe to repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,16 @@ class Script:
         if answer[1:] == [b"damaged"]:
             raise Damaged(f"{keys[0]} in the store is damaged; {Damaged.ADVICE}")
         return answer[1:]
+
+    def repeatably(self, client: Client, keys: list[str], *args: str | bytes | int) -> list[bytes]:
+        """Run a script that may safely run twice, again where the first answer did not come; raises as a call does."""
+        for tries_left in reversed(range(TRIES)):
+            try:
+                return self(client, keys, *args)
+            except (redis.ConnectionError, redis.TimeoutError):
+                if not tries_left:
+                    raise
+        raise AssertionError("unreachable")
 
 
 @cache

@@ -63,7 +63,7 @@ class Simulation:
         self.heads = {}
         self.prefix = f"s_{secrets.token_hex(6)}"  # the store has the sessions of other runs with this seed
         store._client.delete(keys.BULK_SESSIONS)  # of other runs, on other disks
-        store.bulk._expected.clear()
+        store.bulk.notes.expected.clear()
         self.staged = []
         self.reading = False
         self.crashes = self.committed = self.refused = 0
@@ -72,7 +72,7 @@ class Simulation:
     def open(self):
         """Start on what the disk has."""
         extents = listed(self.disk.names(), self.store.bulk.named())
-        self.files = self.bulk(self.disk, extents, self.store.bulk.expect, Inline(), synced=True, margin=0)
+        self.files = self.bulk(self.disk, extents, self.store.bulk.notes.expect, Inline(), synced=True, margin=0)
         self.store.bulk.keep_in(self.files, above=0)
         self.staged.clear()
 
@@ -161,9 +161,11 @@ class Simulation:
             return
         snapshot_id = f"{self.rng.getrandbits(64):016x}"
         data = np.frombuffer(self.laid(self.body()), np.uint8)
-        refs = tuple(self.store.write_array(head.spec.id, snapshot_id, name, data) for name in ("params", "exp_avg"))
+        refs = tuple(
+            self.store.snapshots.write_array(head.spec.id, snapshot_id, name, data) for name in ("params", "exp_avg")
+        )
         ref = SnapshotRef(snapshot_id, head.step, head.chain, (head.step,), refs)
-        self.store.commit_snapshot(head.spec, head.incarnation, ref, head.log_bytes)
+        self.store.snapshots.commit(head.spec, head.incarnation, ref, head.log_bytes)
         self.heads[head.spec.id] = replace(head, log_bytes=0)
         self.store.collect(head.spec.id)
 

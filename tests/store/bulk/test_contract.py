@@ -132,10 +132,10 @@ def test_an_extent_that_is_lost_before_its_commit_is_not_named(store):
     assert store.commit(head.spec.id, commit_of(head, record)) == Lost("chunks")
     assert store.load_head(head.spec.id).step == 0
     data = np.frombuffer(BODY, np.uint8)
-    array = store.write_array(head.spec.id, "snap", "params", data)
-    store.discard_snapshot(head.spec.id, "snap", (array,))
+    array = store.snapshots.write_array(head.spec.id, "snap", "params", data)
+    store.snapshots.discard(head.spec.id, "snap", (array,))
     ref = SnapshotRef("snap", 0, head.chain, (0,), (array,))
-    assert not store.commit_snapshot(head.spec, head.incarnation, ref, 0)
+    assert not store.snapshots.commit(head.spec, head.incarnation, ref, 0)
 
 
 def test_a_deleted_session_leaves_no_extent(store):
@@ -207,13 +207,13 @@ def test_a_start_on_a_full_store_is_noted_once_there_is_room(reopened, tmp_path)
         pass
     old = (tmp_path / "bulk" / IDENTITY).read_text()
     store, opened = reopened()
-    store.bulk.is_full = lambda: True
+    store.bulk.notes.is_full = lambda: True
     with opened as files:
         store.ready("r", 30.0)
-        assert store.bulk.identity().generation == 1
-        store.bulk.is_full = lambda: False
+        assert store.bulk.notes.identity().generation == 1
+        store.bulk.notes.is_full = lambda: False
         store.ready("r", 30.0)
-        assert store.bulk.identity().generation == 2
+        assert store.bulk.notes.identity().generation == 2
         store.bulk.keep_in(files, above=0)
         step(store, create(store), BODY, staged_body=True)
     (tmp_path / "bulk" / IDENTITY).write_text(old)

@@ -6,7 +6,7 @@ import pytest
 
 from adamd_service.records import Committed
 from adamd_service.store import ChunkMissing, RedisStore
-from adamd_service.store.bulk import homes
+from adamd_service.store.bulk import doubts
 from adamd_service.store.bulk.extents import Owner, Use
 from adamd_service.store.keys import BULK, BULK_SESSIONS
 from adamd_service.store.opening import bulk_files
@@ -40,7 +40,7 @@ def doubtful(store, *, sent):
         store.bulk.files.move(
             record.bulk.extent, Owner(head.spec.id, record.attempt), frozenset({Use.NAMED}), Use.STAGED
         )
-    assert store.bulk.doubt(head.spec.id, record.attempt, (record.bulk,), record.step)
+    assert store.bulk.doubts.add(head.spec.id, record.attempt, (record.bulk,), record.step)
     return head
 
 
@@ -48,22 +48,22 @@ def doubtful(store, *, sent):
 def test_a_step_in_doubt_is_asked_for(store, sent, use):
     head = doubtful(store, sent=sent)
     before = uses(store, head.spec.id)
-    store.bulk.sweep(store.resolve, store._snapshot_ids, 0.0)  # too young
+    store.bulk.doubts.sweep(store.resolve, store._snapshot_ids, 0.0)  # too young
     assert uses(store, head.spec.id) == before and "doubt" in before
     store.stagings.clear()
-    assert store.bulk.sweep(store.resolve, store._snapshot_ids, LATER) == 1
+    assert store.bulk.doubts.sweep(store.resolve, store._snapshot_ids, LATER) == 1
     after = uses(store, head.spec.id)
     assert "doubt" not in after and len(after) == len(before) - (use is None)
-    assert store.bulk.sweep(store.resolve, store._snapshot_ids, LATER) == 0
+    assert store.bulk.doubts.sweep(store.resolve, store._snapshot_ids, LATER) == 0
 
 
 def test_a_snapshot_in_doubt_is_given_up_at_the_second_look(store):
     head, data = create(store), memoryview(BODY)
-    ref = store.write_array(head.spec.id, "abcd", "params", data)
-    assert store.bulk.doubt(head.spec.id, "abcd", (ref.bulk,))
-    assert store.bulk.sweep(store.resolve, store._snapshot_ids, LATER) == 0
+    ref = store.snapshots.write_array(head.spec.id, "abcd", "params", data)
+    assert store.bulk.doubts.add(head.spec.id, "abcd", (ref.bulk,))
+    assert store.bulk.doubts.sweep(store.resolve, store._snapshot_ids, LATER) == 0
     assert "doubt" in uses(store, head.spec.id)
-    assert store.bulk.sweep(store.resolve, store._snapshot_ids, LATER) == 1
+    assert store.bulk.doubts.sweep(store.resolve, store._snapshot_ids, LATER) == 1
     assert "doubt" not in uses(store, head.spec.id)
 
 
@@ -71,10 +71,10 @@ def test_a_snapshot_in_doubt_that_is_named_stays(store):
     head = create(store)
     named = head.snapshots or store.load_head(head.spec.id).snapshots
     store.bulk.files._move_all(head.spec.id, named[0].id, Use.NAMED, Use.STAGED)
-    assert store.bulk.doubt(head.spec.id, named[0].id, [array.bulk for array in named[0].arrays])
-    assert store.bulk.sweep(store.resolve, store._snapshot_ids, LATER) == 1
+    assert store.bulk.doubts.add(head.spec.id, named[0].id, [array.bulk for array in named[0].arrays])
+    assert store.bulk.doubts.sweep(store.resolve, store._snapshot_ids, LATER) == 1
     assert set(uses(store, head.spec.id)) == {"named"}
-    assert homes.SNAPSHOT_DOUBT_SECONDS >= homes.DOUBT_SECONDS
+    assert doubts.SNAPSHOT_DOUBT_SECONDS >= doubts.DOUBT_SECONDS
 
 
 def test_free_extents_that_nobody_needs_are_removed(store):
@@ -115,15 +115,15 @@ def test_a_start_on_a_full_disk_writes_nothing_into_the_store(store_process, tmp
     store_process.client().delete(BULK, BULK_SESSIONS)
     store = RedisStore.connect(store_process.url, timeout=10.0)
     with bulk_files(tmp_path / "bulk", store, synced=True):
-        first = store.bulk.identity()
-        store.bulk.expect("s_gone")
-    store.bulk.is_full = lambda: True
+        first = store.bulk.notes.identity()
+        store.bulk.notes.expect("s_gone")
+    store.bulk.notes.is_full = lambda: True
     with bulk_files(tmp_path / "bulk", store, synced=True) as files:
         store.bulk.keep_in(files, above=0)
-        assert store.bulk.identity() == first and store.bulk.sessions() == ["s_gone"]
-        store.bulk.is_full = lambda: False
+        assert store.bulk.notes.identity() == first and store.bulk.notes.sessions() == ["s_gone"]
+        store.bulk.notes.is_full = lambda: False
         create(store)
-        assert store.bulk.identity() == replace(first, generation=first.generation + 1)
+        assert store.bulk.notes.identity() == replace(first, generation=first.generation + 1)
     with bulk_files(tmp_path / "bulk", store, synced=True):
-        assert "s_gone" not in store.bulk.sessions()
+        assert "s_gone" not in store.bulk.notes.sessions()
     store.close()

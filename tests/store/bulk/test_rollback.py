@@ -131,7 +131,7 @@ def test_a_store_that_goes_back_finds_what_it_names(store_factory, connected, tm
     store = connected(process)
     store.check()
     with bulk_files(tmp_path / "bulk", store, synced=True, shared=True, hold=1000.0) as files:
-        store.bulk.keep_in(files, above=0, shared=store.bulk.identity())
+        store.bulk.keep_in(files, above=0, shared=store.bulk.notes.identity())
         files._reuse_from = 0.0
         head = step(store, create(store), BODY, staged_body=True)
         other = step(store, create(store), BODY, staged_body=True)

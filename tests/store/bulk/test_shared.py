@@ -81,16 +81,16 @@ def test_a_commit_that_comes_after_the_next_start_is_refused(server):
     server.end(one)  # its last call is still on its way to the store
     again = server("bulk")
     assert again.bulk.files.free_bytes
-    assert one.bulk.doubt(head.spec.id, record.attempt, (record.bulk,), record.step)
+    assert one.bulk.doubts.add(head.spec.id, record.attempt, (record.bulk,), record.step)
     assert one.commit(head.spec.id, commit_of(head, record)) == Lost("chunks")
     assert again.load_head(head.spec.id) == head
 
 
 def test_an_earlier_start_does_not_replace_a_later_ones_token(server, store_process):
     one = server("bulk")
-    start, client = one.bulk.identity(), store_process.client()
+    start, client = one.bulk.notes.identity(), store_process.client()
     client.set(SessionKeys("s_new").bulk, "a later start's")
-    one.bulk.expect("s_new")
+    one.bulk.notes.expect("s_new")
     one.bulk.look()
     assert client.get(SessionKeys("s_new").bulk) == b"a later start's"
     assert start.token != "a later start's"
@@ -101,7 +101,7 @@ def test_what_a_failover_lost_is_said_again(server, store_process):
     head = create(one, LARGE)
     client.delete(BULK_SESSIONS, SessionKeys(head.spec.id).bulk)
     one.bulk.look()
-    assert one.bulk.sessions() == [head.spec.id]
+    assert one.bulk.notes.sessions() == [head.spec.id]
     record = staged_record(one, head, BODY)
     assert one.commit(head.spec.id, commit_of(head, record)) == Committed()
 
@@ -155,9 +155,9 @@ def test_the_same_directory_may_start_again_at_once(server, store_process):
 
 def test_two_starts_at_once_are_not_both_taken(server):
     one = server("bulk")
-    known, sessions = one.bulk.identity(), len(one.bulk.sessions())
-    assert one.bulk.remember(replace(known, id="2" * 32), known, sessions)
-    assert not one.bulk.remember(replace(known, id="3" * 32), known, sessions)
+    known, sessions = one.bulk.notes.identity(), len(one.bulk.notes.sessions())
+    assert one.bulk.notes.remember(replace(known, id="2" * 32), known, sessions)
+    assert not one.bulk.notes.remember(replace(known, id="3" * 32), known, sessions)
 
 
 def test_the_owner_frees_what_another_server_unnamed(server):
@@ -217,17 +217,17 @@ def test_a_start_that_comes_between_expectation_and_token(server, tmp_path, monk
     with pytest.raises(StoreUnavailable, match="given up"):
         create(one, LARGE)
     (two,) = later
-    assert two.bulk.sessions() == []
+    assert two.bulk.notes.sessions() == []
 
 
 def test_a_start_that_comes_while_the_earlier_one_looks(server, tmp_path, monkeypatch):
     one = server("bulk")
-    real = one.bulk._not_deleted
+    real = one.bulk.notes.deleted
 
-    def stopped_in_look(sessions):
+    def stopped_in_look():
         monkeypatch.undo()
         taken_from("bulk", server, tmp_path)
-        return real(sessions)
+        return real()
 
     def looks_before_the_head_is_sent(*args):
         monkeypatch.setattr(index, "claim", claim)
@@ -235,7 +235,7 @@ def test_a_start_that_comes_while_the_earlier_one_looks(server, tmp_path, monkey
         return claim(*args)
 
     claim = index.claim
-    monkeypatch.setattr(one.bulk, "_not_deleted", stopped_in_look)
+    monkeypatch.setattr(one.bulk.notes, "deleted", stopped_in_look)
     with monkeypatch.context() as patch:
         patch.setattr(index, "claim", looks_before_the_head_is_sent)
         with pytest.raises(StoreUnavailable, match="given up"):
@@ -246,7 +246,7 @@ def test_a_damaged_note_is_no_sessions_fault(server, store_process):
     """The owner goes on; the others answer as before, without a name. A note that is deleted is written again."""
     one, two, client = server("bulk"), server(), store_process.client()
     head = step(one, create(one, LARGE), BODY, staged_body=True)
-    start = one.bulk.identity()
+    start = one.bulk.notes.identity()
     for damage in (lambda: client.set(BULK, "{"), lambda: client.rpush(BULK, "1")):
         client.delete(BULK)
         damage()
@@ -258,7 +258,7 @@ def test_a_damaged_note_is_no_sessions_fault(server, store_process):
             server("other")
     client.delete(BULK)
     one.ready("r", 30.0)
-    assert two.bulk.identity() == start
+    assert two.bulk.notes.identity() == start
     assert body_of(one, head.spec.id, one.records(head.spec.id, 1, 1)[0]) == BODY
 
 
@@ -296,12 +296,12 @@ def test_two_sessions_that_claim_an_extent_both_keep_it(server, store_process):
 def test_a_creation_that_fails_leaves_nothing(server, store_process):
     one, client = server("bulk"), store_process.client()
     create(one, LARGE, name="taken")
-    sessions, tokens = one.bulk.sessions(), client.keys(BULK_OF_SESSIONS)
+    sessions, tokens = one.bulk.notes.sessions(), client.keys(BULK_OF_SESSIONS)
     for _ in range(3):
         head = new_head(LARGE, name="taken")
         assert isinstance(one.create(head, params(head), (0,), None), Taken)
-    assert one.bulk.sessions() == sessions and client.keys(BULK_OF_SESSIONS) == tokens
-    assert one.bulk._expected == one.bulk._own == set(sessions)
+    assert one.bulk.notes.sessions() == sessions and client.keys(BULK_OF_SESSIONS) == tokens
+    assert one.bulk.notes.expected == one.bulk._own == set(sessions)
 
 
 def test_what_another_server_deletes_is_not_said_again(server, store_process):
@@ -310,7 +310,7 @@ def test_what_another_server_deletes_is_not_said_again(server, store_process):
     two.delete(head.spec.id)
     one.bulk.look()
     assert not client.exists(SessionKeys(head.spec.id).bulk)
-    assert head.spec.id not in one.bulk._expected
+    assert head.spec.id not in one.bulk.notes.expected
 
 
 def test_a_server_loses_its_directory_between_a_look_and_a_use(server, monkeypatch):
@@ -334,8 +334,8 @@ def test_a_server_loses_its_directory_between_a_look_and_a_use(server, monkeypat
     record = one.records(head.spec.id, 1, 1)[0]
     for use in (
         lambda: body_of(one, head.spec.id, record),
-        lambda: one.bulk.doubt(head.spec.id, record.attempt, (record.bulk,), 1),
-        lambda: one.bulk.settle(head.spec.id, record.attempt, named=True),
+        lambda: one.bulk.doubts.add(head.spec.id, record.attempt, (record.bulk,), 1),
+        lambda: one.bulk.doubts.settle(head.spec.id, record.attempt, named=True),
         lambda: one.bulk.release(head.spec.id, record.attempt),
         lambda: one.bulk.tidy(full=False),
     ):
