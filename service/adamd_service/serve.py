@@ -194,12 +194,16 @@ def _bulk(settings: ServerSettings, store: RedisStore) -> AbstractContextManager
         shared=not private,
         server=f"{socket.gethostname()}:{settings.port}",
         hold=0.0 if private and settings.fsync == "always" else HOLD_SECONDS,
+        option="--data-dir" if settings.bulk_dir is None else "--bulk-dir",
     )
 
 
 def _device_of(path: Path) -> int:
     """Return the device of a directory, or of what it will be made in."""
-    return path.stat().st_dev if path.exists() else path.parent.stat().st_dev
+    there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    return there.stat().st_dev
 
 
 def _url(settings: ServerSettings) -> str | None:

@@ -17,7 +17,7 @@ from adamd_service import machine
 from adamd_service.__main__ import _printable, _row, _sight
 from adamd_service.serve import patiently
 from adamd_service.settings import ServerSettings, refused
-from servers import ENVIRONMENT, ended, free_port, gone, launched
+from servers import ENVIRONMENT, Server, ended, free_port, gone, launched
 
 ADAMD = Path(sys.executable).parent / "adamd"
 
@@ -288,6 +288,25 @@ def test_an_address_that_is_not_ours_is_told(host, tmp_path):
 def test_a_wrong_option_is_told_in_a_line(words, said, tmp_path):
     told = refusal("--data-dir", str(tmp_path), *words)
     assert said in told and "Traceback" not in told and "should" not in told
+
+
+@pytest.mark.parametrize("option", ["--bulk-dir", "--data-dir"])
+def test_a_bulk_directory_that_others_can_read_names_the_option_that_chose_it(option, tmp_path):
+    data, chosen = tmp_path / "data", tmp_path / "vectors"
+    there = chosen if option == "--bulk-dir" else data / "bulk"
+    there.mkdir(mode=0o755, parents=True)
+    words = ["--bulk-dir", str(chosen)] if option == "--bulk-dir" else []
+    told = refusal("--port", "0", "--grpc-port", "off", "--data-dir", str(data), *words)
+    assert f"cannot use {there}:" in told.replace("\n", "") and f"choose another {option}" in " ".join(told.split())
+
+
+def test_a_bulk_directory_is_made_with_all_that_is_above_it(tmp_path):
+    path = tmp_path / "not" / "there" / "yet"
+    server = Server(tmp_path / "data", "--fsync", "everysec", "--bulk-dir", path).start()
+    try:
+        assert (path / "identity.json").exists()
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(

@@ -920,6 +920,33 @@ GUARDS = [
         "tests/store/bulk/test_shared.py::test_a_copy_is_refused_while_its_server_lives",
     ),
     (
+        "7 a first start makes no extent before the store has its note for good",
+        [(f"{STORE}/bulk/homes.py", " or time.monotonic() < self.files_from:", ":")],
+        "tests/store/bulk/test_rollback.py::test_a_power_cut_after_the_first_start_leaves_a_directory_that_is_taken_again",
+    ),
+    (
+        "7 a store that lost its note of the directory is told again",
+        [
+            (
+                f"{STORE}/bulk/notes.py",
+                '                self._claim(self._identity, "", len(self.sessions()))\n',
+                "                pass\n",
+            )
+        ],
+        "tests/store/bulk/test_rollback.py::test_a_store_that_has_lost_its_note_of_the_directory_is_told_again",
+    ),
+    (
+        "7 readers need no write",
+        [
+            (
+                f"{STORE}/redis_store.py",
+                "        with suppress(StoreFull), translated():  # as where",
+                "        with translated():  # as where",
+            )
+        ],
+        "tests/store/test_room.py::test_readers_go_on_where_the_store_takes_no_writes",
+    ),
+    (
         "7 leases of the dead do not keep garbage",
         [(f"{STORE}/bulk/homes.py", "                self._drop_leases(sessions)\n", "")],
         "tests/store/bulk/test_contract.py::test_leases_of_the_dead_end_with_the_next_start_of_a_private_store",

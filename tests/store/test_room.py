@@ -231,6 +231,31 @@ def test_a_limit_that_no_look_at_the_disk_shows(tmp_path, monkeypatch, capfd):
         one.stop()
 
 
+def test_readers_go_on_where_the_store_takes_no_writes(tmp_path):
+    """A store that syncs every second outlives a write that failed, and refuses every other one: leases, too."""
+    one = EmbeddedStore(tmp_path, fsync="everysec")
+    one.start()
+    store = RedisStore.connect(one.url, timeout=10.0)
+    store.belongs_to(one)
+    limits = resource.prlimit(one.pid, resource.RLIMIT_FSIZE)
+    try:
+        head = step(store, create(store), b"read me")
+        pid, at = one.pid, store.load_head(head.spec.id)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
+        with pytest.raises(StoreFull, match="Errors writing to the AOF file"):
+            for _ in range(200):
+                head = step(store, head, b"x" * 200)
+        assert one.pid == pid
+        with store.lease(head.spec.id):
+            assert store.records(at.spec.id, 1, 1)[0].inline == b"read me"
+        with pytest.raises(StoreFull):
+            store.try_writing("replica", 1.0)
+    finally:
+        resource.prlimit(one.pid, resource.RLIMIT_FSIZE, limits)
+        store.close()
+        one.stop()
+
+
 def settled_or_away(store):
     try:
         store.ping()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def bulk_files(
     shared: bool = False,
     server: str = "",
     hold: float = 0.0,
+    option: str = "--bulk-dir",
 ) -> Iterator[FileBulk]:
     """Open the directory at ``path`` for this store, which keeps its bulk there until the end.
 
@@ -48,12 +50,13 @@ def bulk_files(
         shared: other replicas use the store too.
         server: what people call this server.
         hold: seconds of history that the store may lose; see `FileBulk`.
+        option: of `adamd serve`, which chose ``path``; errors name it.
 
     Raises:
         StoreRefused: the directory cannot be used, or is not the one that the store knows.
 
     """
-    directory = BulkDirectory(path)
+    directory = BulkDirectory(path, option)
     directory.open()
     try:
         identity = directory.agree(store.bulk.notes, server)
@@ -64,13 +67,15 @@ def bulk_files(
             disk = RealDisk(path)
             extents = listed(disk.names(), store.bulk.named())
         except OSError as error:
-            raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another directory") from None
+            raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another {option}") from None
         margin = min(MARGIN_BYTES, shutil.disk_usage(path).total // 8)
         writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
         files = FileBulk(
             disk, extents, store.bulk.notes.expect, writers, synced=synced, margin=margin, spare=spare, hold=hold
         )
         store.bulk.keep_in(files, written=written, shared=identity if shared else None)
+        if directory.is_new and not shared:  # no extent before the note is safe: else they look like another store's
+            store.bulk.files_from = time.monotonic() + hold
         try:
             yield files
         finally:

@@ -14,7 +14,7 @@ import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
-from adamd.errors import AdamdError, Damaged, InternalError, SessionDeleted, StoreUnavailable, UnknownSession
+from adamd.errors import AdamdError, Damaged, InternalError, SessionDeleted, StoreFull, StoreUnavailable, UnknownSession
 from adamd.wire.buffers import Bytes
 from adamd_service.records import (
     ArrayRef,
@@ -426,12 +426,15 @@ class RedisStore:
 
     @contextmanager
     def lease(self, session_id: str) -> Iterator[None]:
-        """Keep garbage that is unnamed from now on until the reader is done, at most `garbage.LEASE_SECONDS`."""
-        names, lease = SessionKeys(session_id), secrets.token_hex(8)
-        if self._room is not None and self._room.is_full():  # then nothing is collected either
+        """Keep garbage that is unnamed from now on until the reader is done, at most `garbage.LEASE_SECONDS`.
+
+        A store that takes no writes is read without a lease. Who meets a missing chunk then reads the head again.
+        """
+        if self._room is not None and self._room.is_full():
             yield
             return
-        with translated():
+        names, lease = SessionKeys(session_id), secrets.token_hex(8)
+        with suppress(StoreFull), translated():  # as where another limit than the disk's size stops its file
             script("lease")(self._client, [names.readers], lease, garbage.LEASE_SECONDS)
         try:
             yield

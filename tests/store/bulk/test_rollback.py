@@ -58,7 +58,7 @@ def opened(store_process, tmp_path):
         with bulk_files(tmp_path / "bulk", store, synced=True, hold=1000.0) as files:
             store.bulk.keep_in(files, above=0)
             assert files._reuse_from > time.monotonic() + 500
-            files._reuse_from = 0.0
+            store.bulk.files_from = files._reuse_from = 0.0  # as if that time were over
             yield store, files
         store.close()
 
@@ -166,3 +166,51 @@ def test_a_store_that_goes_back_finds_what_it_names(store_factory, connected, tm
             store.collect(known.spec.id)
         store.bulk.confirm(time.monotonic() + 2000)
         assert in_use(files) == 0
+
+
+def test_a_power_cut_after_the_first_start_leaves_a_directory_that_is_taken_again(store_process, tmp_path):
+    """The disk has the identity, and the store has lost its note of it: an extent would be taken for another store's."""
+    client, body = store_process.client(), bytes(4 * LARGE)
+
+    def opened_again():
+        store = RedisStore.connect(store_process.url, timeout=10.0)
+        return store, bulk_files(tmp_path / "bulk", store, synced=True, hold=1000.0)
+
+    client.delete(BULK, BULK_SESSIONS)
+    store, opened = opened_again()
+    with opened:
+        head = step(store, create(store), body, staged_body=True)
+        assert body_of(store, head.spec.id, store.records(head.spec.id, 1, 1)[0]) == body
+    client.delete(BULK, BULK_SESSIONS, *client.keys(f"adamd:{{{head.spec.id}}}:*"))
+    store.close()
+
+    store, opened = opened_again()
+    with opened:
+        store.bulk.files_from = 0.0  # as much later as the store may lose
+        assert staged_record(store, create(store), body).bulk.extent
+    store.close()
+
+    store, opened = opened_again()  # and this start is not its first
+    with opened:
+        assert staged_record(store, create(store), body).bulk.extent
+    store.close()
+
+
+def test_a_store_that_has_lost_its_note_of_the_directory_is_told_again(store_factory, connected, tmp_path):
+    """It died alone, a moment after the first start: the next start must not find a directory of another store."""
+    process = store_factory(appendfsync="everysec")
+    store = connected(process)
+    store.check()
+    shutil.copytree(process.directory, tmp_path / "then")
+    with bulk_files(tmp_path / "bulk", store, synced=True, hold=1000.0) as files:
+        store.bulk.keep_in(files, above=0)
+        store.bulk.files_from = 0.0
+        known = store.bulk.notes.identity()
+        gone_back(process, tmp_path / "then")
+        swept(store)  # finds out that it is another process
+        swept(store)
+        assert store.bulk.notes.identity() == known
+        step(store, create(store), BODY, staged_body=True)
+        assert in_use(files)
+    with bulk_files(tmp_path / "bulk", store, synced=True, hold=1000.0):
+        assert store.bulk.notes.identity().generation == known.generation + 1

@@ -66,10 +66,19 @@ class Remembered(Protocol):
 
 
 class BulkDirectory:
-    """A directory of extents, locked for this process."""
+    """A directory of extents, locked for this process.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        path: where it is.
+        is_new: the store had no note of it before `agree`.
+
+    """
+
+    def __init__(self, path: Path, option: str = "--bulk-dir") -> None:
+        """``option``: of `adamd serve`, which chose the path; errors name it."""
         self.path = path
+        self.is_new = False
+        self._option = option
         self._lock: IO[str] | None = None
 
     @property
@@ -85,17 +94,19 @@ class BulkDirectory:
             StoreRefused: it cannot be made or written, is open to others, or another process has it.
 
         """
-        private_files.make(self.path)
+        private_files.make(self.path, self._option)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = os.fdopen(os.open(self.path / "lock", flags, 0o600), "w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise StoreRefused(f"another adamd uses {self.path}; give this one a directory of its own") from None
+            raise StoreRefused(f"another adamd uses {self.path}; give this one another {self._option}") from None
         except OSError as error:
             self.close()
-            raise StoreRefused(f"cannot write in {self.path}: {error.strerror}; choose another directory") from None
+            raise StoreRefused(
+                f"cannot write in {self.path}: {error.strerror}; choose another {self._option}"
+            ) from None
 
     def close(self) -> None:
         """Let another process have it."""
@@ -113,7 +124,9 @@ class BulkDirectory:
         """
         here, known = self._identity(), store.identity()
         if here is not None and (known is None or known.id != here.id) and any(self.path.glob("x*-*")):
-            raise StoreRefused(f"{self.path} has the bytes of another store; choose another directory, or remove it")
+            raise StoreRefused(
+                f"{self.path} has the bytes of another store; choose another {self._option}, or remove it"
+            )
         if here is not None and known is not None and here.id == known.id and store.place() not in ("", self.place):
             raise StoreRefused(
                 f"{self.path} is a copy of the bulk directory of a server that lives{_on(known)}; end that server "
@@ -128,6 +141,7 @@ class BulkDirectory:
             )
         if here is None:
             here = Identity(secrets.token_hex(16), 0)
+        self.is_new = known is None or known.id != here.id
         generation = max(here.generation, 0 if known is None else known.generation) + 1
         identity = Identity(here.id, generation, server=server)
         self._write(identity)  # before the store: a start that dies between the two is one ahead, and is let in
@@ -162,7 +176,9 @@ class BulkDirectory:
                     raise
                 self._overwrite(text)
         except OSError as error:
-            raise StoreRefused(f"cannot write in {self.path}: {error.strerror}; choose another directory") from None
+            raise StoreRefused(
+                f"cannot write in {self.path}: {error.strerror}; choose another {self._option}"
+            ) from None
         finally:
             with suppress(OSError):
                 new.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ class Homes:
         notes: what the store remembers of the directory.
         doubts: what was sent and may have named extents.
         is_private: no other process uses the store.
+        files_from: by the monotonic clock. Before this, new bulk goes into chunks.
 
     """
 
@@ -49,6 +50,7 @@ class Homes:
         self.notes = DirectoryNotes(client)
         self.doubts = Doubts(lambda: self.files, self.confirm)
         self.is_private = False
+        self.files_from = 0.0
         self._above: int | None = None  # bytes; bulk of more goes into files
         self._own = set[str]()  # where other replicas share the store: the sessions whose bulk goes into these files
 
@@ -76,7 +78,7 @@ class Homes:
     def files_for(self, session_id: str, nbytes: int) -> FileBulk | None:
         """Return the files that new bulk of so many bytes goes to; None where it goes into chunks."""
         above = self._above  # `look` may take both away at any time
-        if above is None or nbytes <= above:
+        if above is None or nbytes <= above or time.monotonic() < self.files_from:
             return None
         return self.files if self.notes.start is None or session_id in self._own else None
 

@@ -41,6 +41,7 @@ class DirectoryNotes:
         self.start: Identity | None = None
         self.expected = set[str]()
         self.is_full: Callable[[], bool] = _never
+        self._identity: Identity | None = None  # which this process has had remembered
         self._place = ""  # of the directory, where other replicas share the store
         self._owed: Callable[[], bool] | None = None  # remembers the directory, once the store has room for it
 
@@ -93,6 +94,7 @@ class DirectoryNotes:
         A private store whose disk is full would end by this write, and no server would start there. Then it is done
         before the next extent.
         """
+        self._identity = identity
         self._owed = partial(self._claim, identity, "" if known is None else _text(known), sessions)
         return self.pay()
 
@@ -170,10 +172,12 @@ class DirectoryNotes:
         self._client.set(SessionKeys(session_id).bulk, start.token, nx=True)  # a later start's token stays
 
     def note_again(self) -> None:
-        """Note the sessions again: the store became another process, which may have lost that."""
+        """Note directory and sessions again: the store became another process, which may have lost that."""
         with translated():
             if expected := tuple(self.expected):
                 self._client.sadd(keys.BULK_SESSIONS, *expected)
+            if self._identity is not None and self._client.get(keys.BULK) is None:
+                self._claim(self._identity, "", len(self.sessions()))
 
     def forget_ended(self, sessions: Collection[str]) -> None:
         """Forget those of these sessions that are deleted and collected."""

@@ -11,8 +11,10 @@ from pathlib import Path
 from adamd_service.store.outcomes import StoreRefused
 
 
-def make(directory: Path) -> None:
+def make(directory: Path, option: str) -> None:
     """Make a directory that nobody else can look into, or see to it that the one that is there is so.
+
+    ``option``: the option of `adamd serve` that chose the directory; the errors name it.
 
     Raises:
         StoreRefused: it cannot be made, is no directory of its own, or is open to others.
@@ -24,21 +26,21 @@ def make(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         status = directory.lstat()
     except OSError as error:
-        raise StoreRefused(f"cannot make {directory}: {error.strerror}; choose another --data-dir") from None
+        raise StoreRefused(f"cannot make {directory}: {error.strerror}; choose another {option}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise StoreRefused(
-            f"cannot use {directory}: it is a symbolic link, which may lead to another's files; give --data-dir the "
+            f"cannot use {directory}: it is a symbolic link, which may lead to another's files; give {option} the "
             "directory itself"
         )
     if status.st_uid != os.geteuid():
         raise StoreRefused(
             f"cannot use {directory}: it belongs to user {status.st_uid}, and adamd runs as user {os.geteuid()}. Run "
-            f"it as that user, give it the files (chown -R {os.geteuid()} {directory}), or choose another --data-dir"
+            f"it as that user, give it the files (chown -R {os.geteuid()} {directory}), or choose another {option}"
         )
     if status.st_mode & 0o077:
         raise StoreRefused(
             f"cannot use {directory}: other users can read or write there (mode {status.st_mode & 0o777:o}). "
-            f"chmod 700 {directory} after a look at what is in it, or choose another --data-dir"
+            f"chmod 700 {directory} after a look at what is in it, or choose another {option}"
         )
     for path in sorted(directory.iterdir()):
         if path.is_symlink():

@@ -94,7 +94,7 @@ class EmbeddedStore:
             StoreRefused: no binary, the directory is in use, or it does not come up.
 
         """
-        private_files.make(self._data)
+        private_files.make(self._data, "--data-dir")
         self._take_lock()
         try:
             self._socket = self._socket_path()
