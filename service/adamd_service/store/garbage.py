@@ -7,7 +7,6 @@ script that looks whether the same is still garbage there.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -167,9 +166,8 @@ def _record(client: Client, keys: SessionKeys, step: int) -> Iterator[GarbagePar
 
 def _everything(client: Client, keys: SessionKeys) -> list[str]:
     """Return every key of a session that ended damaged, so that nobody knows what it named."""
-    pattern = re.sub(r"([*?\[\]\\])", r"\\\1", keys.prefix) + "*"
     spared = {keys.garbage.encode(), keys.gone.encode()}
-    names = (cast(bytes, name) for name in client.scan_iter(match=pattern, count=1000))
+    names = (cast(bytes, name) for name in client.scan_iter(match=keys.pattern, count=1000))
     return [name.decode(errors="surrogateescape") for name in names if name not in spared]
 
 

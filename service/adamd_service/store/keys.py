@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -25,13 +26,18 @@ class SessionKeys:
         return self._key("")
 
     @property
+    def pattern(self) -> str:
+        """Glob of SCAN that every key of the session matches, and no other."""
+        return re.sub(r"([*?\[\]\\])", r"\\\1", self.prefix) + "*"
+
+    @property
     def head(self) -> str:
         """Hash: where the session stands."""
         return self._key("head")
 
     @property
     def ring(self) -> str:
-        """Hash: slot (step modulo 256) to ``step digest attempt chain``."""
+        """Hash: slot (step modulo 256) to ``step digest attempt.sum chain``."""
         return self._key("ring")
 
     @property

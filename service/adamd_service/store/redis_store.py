@@ -343,10 +343,10 @@ class RedisStore:
     # -- steps
 
     def stage(self, session_id: str, attempt: str, nbytes: int) -> Staging:
-        """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives.
+        """Return a way to write a body of ``nbytes`` piece by piece, while it arrives, to where its bulk lies.
 
         Raises:
-            Busy: `chunks.MAX_UPLOADS` are under way.
+            Busy: as many as possible are under way there.
             StoreUnavailable: what is committed now would not be kept as promised.
 
         """

@@ -44,7 +44,12 @@ class StoredSnapshots:
     def write_array(
         self, session_id: str, snapshot: str, name: str, data: Bytes, pace: Callable[[int], None] | None = None
     ) -> ArrayRef:
-        """Write one array of a snapshot; it goes away by itself unless `commit` follows."""
+        """Write one array of a snapshot. `commit` or `discard` has to follow.
+
+        Where neither does, chunks go away by themselves, after a while, and an extent is free at the next start.
+
+        ``pace`` is told the bytes of each piece that the store got (0 for one in files), and may wait or raise.
+        """
         whose = BulkName(session_id, snapshot, name)
         if files := self._bulk.files_for(session_id, data.nbytes):
             return ArrayRef(name, files.write(whose, data, pace), xxhash.xxh3_128_hexdigest(data))
@@ -84,11 +89,11 @@ class StoredSnapshots:
             return verdict[0] == b"kept"
 
     def discard(self, session_id: str, snapshot: str, arrays: Sequence[ArrayRef]) -> None:
-        """Unlink written arrays of a snapshot that will not be committed; their TTL does the same, later."""
+        """Let go of written arrays of a snapshot that will not be committed."""
         self.discard_all(session_id, (SnapshotRef(snapshot, 0, "", (), tuple(arrays)),))
 
     def discard_all(self, session_id: str, snapshots: Sequence[SnapshotRef]) -> None:
-        """Unlink what was written of these snapshots, which nothing will name."""
+        """Let go of all that was written of these snapshots, which nothing will name. What is named stays."""
         for ref in snapshots:
             self._bulk.release(session_id, ref.id)
             chunks.discard(self._client, snapshot_keys(SessionKeys(session_id), (ref,)))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol
 
-from adamd_service.store.bulk.disk import FULL
+from adamd_service.store.bulk.disk import FULL, sync_names
 from adamd_service.store.embedded import private_files
 from adamd_service.store.outcomes import StoreRefused
 
@@ -170,7 +170,7 @@ class BulkDirectory:
                     os.write(file, text)
                     os.fsync(file)
                 new.replace(self.path / IDENTITY)
-                _sync_names(self.path)
+                sync_names(self.path)
             except OSError as error:
                 if error.errno not in FULL or not (self.path / IDENTITY).exists():
                     raise
@@ -195,14 +195,6 @@ class BulkDirectory:
 
 def _on(known: Identity) -> str:
     return f", on {known.server}" if known.server else ""
-
-
-def _sync_names(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _difference(here: Identity | None, known: Identity) -> str:

@@ -131,7 +131,7 @@ class RealDisk:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            self._sync_names()
+            sync_names(self._directory)
         except BaseException:
             with suppress(OSError):
                 path.unlink()
@@ -154,7 +154,7 @@ class RealDisk:
     def rename(self, name: str, new: str) -> None:
         """Rename a file, and sync the names."""
         (self._directory / name).rename(self._directory / new)
-        self._sync_names()
+        sync_names(self._directory)
 
     def remove(self, name: str) -> None:
         """Remove a file."""
@@ -165,9 +165,11 @@ class RealDisk:
         disk = os.statvfs(self._directory)
         return disk.f_bavail * disk.f_frsize if disk.f_blocks else 2**63  # not every one tells
 
-    def _sync_names(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+
+def sync_names(directory: Path) -> None:
+    """Sync a directory itself: the names of the files in it would survive a power cut then. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -161,11 +161,7 @@ class Extents:
         every = self._extents.items()
         return {name: one.owner for name, one in every if one.use is Use.NAMED and one.owner is not None}
 
-    def free_of(self, size: int) -> int:
-        """Return how many extents of a size class are free."""
-        return len(self._free.get(size, ()))
-
-    def spare(self, most: int) -> list[str]:
+    def excess(self, most: int) -> list[str]:
         """Return free extents to remove, so that at most ``most`` bytes are free: the largest class first."""
         excess, names = self.free_bytes - most, list[str]()
         for size in sorted(self._free, reverse=True):

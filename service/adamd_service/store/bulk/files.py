@@ -56,8 +56,9 @@ class FileBulk:
         extents: what is in it, and who has it.
         writers: runs the writes of uploads, several at once.
         expect: is told a session's id before it first has an extent: at the next start its names are looked for.
-        synced: True: every write is synced before it is handed out. False: only where the disk's own order does not
-            do it, since the store's next sync flushes direct writes of the same device too.
+        synced: True: every extent is synced before a commit may name it. False: only one that was made just now, or
+            was written through the page cache. A direct write over old blocks waits in the device's cache alone, and
+            the store's next sync of its own file, which must lie on the same device, flushes that.
         margin: bytes of the disk that stay free.
         spare: bytes of free extents, at most, that are kept for later.
         hold: seconds that an extent which nothing names any more keeps its bytes. A store may lose as much of its
@@ -324,7 +325,7 @@ class FileBulk:
     def give_back(self, most: int) -> int:
         """Remove free extents until at most ``most`` bytes are free; returns how many were removed."""
         with self._lock:
-            return self._remove(self._extents.spare(most))
+            return self._remove(self._extents.excess(most))
 
     def tidy(self, now: float) -> int:
         """Remove free extents: what is more than `spare`, and what nobody needed for `UNUSED_SECONDS`.
@@ -332,7 +333,7 @@ class FileBulk:
         ``now``: by the monotonic clock. Returns how many were removed.
         """
         with self._lock:
-            count = self._remove(self._extents.spare(self._spare))
+            count = self._remove(self._extents.excess(self._spare))
             if now - self._looked_at >= UNUSED_SECONDS:
                 self._looked_at = now
                 count += self._remove(self._extents.unused())
@@ -351,11 +352,6 @@ class FileBulk:
     def holds(self) -> bool:
         """Whether the store may lose a part of its history."""
         return self._hold > 0
-
-    @property
-    def spare_bytes(self) -> int:
-        """How many bytes of free extents are kept at most."""
-        return self._spare
 
     @property
     def total_bytes(self) -> int:

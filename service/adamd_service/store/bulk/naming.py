@@ -83,8 +83,7 @@ def _of_records(client: Client, session_id: str, spans: Sequence[range]) -> Iter
 def _anything_like_a_name(client: Client, session_id: str) -> Iterator[tuple[str, Owner]]:
     """Yield what looks like an extent's name in a session's hashes: what it may need is not overwritten."""
     names = SessionKeys(session_id)
-    pattern = re.sub(r"([*?\[\]\\])", r"\\\1", names.prefix) + "*"
-    for key in client.scan_iter(match=pattern, count=1000):
+    for key in client.scan_iter(match=names.pattern, count=1000):
         if client.type(key) == b"hash":
             values = cast("list[bytes]", client.hvals(key))
         elif key == names.garbage.encode():
