@@ -179,7 +179,7 @@ def _bulk(settings: ServerSettings, store: RedisStore) -> AbstractContextManager
     Beside a store that replicas share there is one only where it is named.
     """
     written, private, data_dir = settings.bulk_in_files, settings.store_is_private, settings.data_dir.expanduser()
-    path = data_dir / "bulk" if settings.bulk_dir is None else settings.bulk_dir.expanduser()
+    path = data_dir / "bulk" if settings.bulk_dir is None else settings.bulk_dir.expanduser().absolute()
     wanted = written or (store.bulk.identity() is not None if private else settings.bulk_dir is not None)
     if not wanted:
         return nullcontext()
@@ -194,12 +194,13 @@ def _bulk(settings: ServerSettings, store: RedisStore) -> AbstractContextManager
         shared=not private,
         server=f"{socket.gethostname()}:{settings.port}",
         hold=0.0 if private and settings.fsync == "always" else HOLD_SECONDS,
+        allow_lost=settings.allow_lost_vectors,
     )
 
 
 def _device_of(path: Path) -> int:
-    """Return the device of a directory, or of what it will be made in."""
-    return path.stat().st_dev if path.exists() else path.parent.stat().st_dev
+    """Return the device of a directory, or of the nearest one above it, in which it will be made."""
+    return next(place for place in (path, *path.absolute().parents) if os.path.exists(place)).stat().st_dev
 
 
 def _url(settings: ServerSettings) -> str | None:

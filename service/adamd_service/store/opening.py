@@ -36,6 +36,7 @@ def bulk_files(
     shared: bool = False,
     server: str = "",
     hold: float = 0.0,
+    allow_lost: bool = False,
 ) -> Iterator[FileBulk]:
     """Open the directory at ``path`` for this store, which keeps its bulk there until the end.
 
@@ -48,6 +49,7 @@ def bulk_files(
         shared: other replicas use the store too.
         server: what people call this server.
         hold: seconds of history that the store may lose; see `FileBulk`.
+        allow_lost: take the directory although sessions lose their vectors, which lay in another one.
 
     Raises:
         StoreRefused: the directory cannot be used, or is not the one that the store knows.
@@ -56,7 +58,7 @@ def bulk_files(
     directory = BulkDirectory(path)
     directory.open()
     try:
-        identity = directory.agree(store.bulk, server)
+        identity = directory.agree(store.bulk, server, allow_lost=allow_lost)
         if shared:
             store.bulk.live(directory.place)
             store.bulk.replace_tokens(identity)  # before the names are read: nothing may be named after that
@@ -64,7 +66,7 @@ def bulk_files(
             disk = RealDisk(path)
             extents = listed(disk.names(), store.bulk.named())
         except OSError as error:
-            raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another directory") from None
+            raise StoreRefused(f"cannot use {path}: {error.strerror}; choose another --bulk-dir") from None
         margin = min(MARGIN_BYTES, shutil.disk_usage(path).total // 8)
         writers = ThreadPoolExecutor(WRITERS, "adamd-bulk")
         files = FileBulk(
@@ -87,6 +89,7 @@ def listed(names: Iterable[str], owners: Mapping[str, Owner]) -> Extents:
         owner = owners.get(name)
         extents.add(name, Use.FREE if owner is None else Use.NAMED, owner)
     for name in sorted(owners.keys() - present):
+        extents.skip(name)
         log.error(
             "an extent that the store names is not in the bulk directory", extent=name, session=owners[name].session_id
         )
