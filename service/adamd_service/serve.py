@@ -138,7 +138,11 @@ def patiently(say: Callable[[str], None], clock: Callable[[], float] = time.mono
         now = clock()
         if now - last_line_at < QUIET_SECONDS or share == 1:
             return
-        why = " (the first start on a machine compiles them: half a minute at most)" if last_line_at == started else ""
+        why = (
+            " (the first start on a machine compiles them, in half a minute; later ones read them from a cache)"
+            if last_line_at == started
+            else ""
+        )
         last_line_at = now
         say(f"preparing the kernels{why}: {share:.0%}")
 

@@ -242,7 +242,7 @@ PLACES = {
     "in depth": ('{"gradient": {"a": [[1, 2, 3], [4, 5, []]]}}', "gradient.a[1][2]", "wanted a number, got a list"),
     "a misspelt member": ('{"gradient": {"b": [1, 2]}, "setings": {}}', "setings", "did you mean settings?"),
     "a foreign member": ('{"gradient": {"b": [1, 2]}, "step": 2}', "step", "known are gradient, metrics, settings"),
-    "half a character": ('{"gradient": {"b": [1, 2]}, "\\ud800": 2}', "\\ud800", "unknown"),
+    "a member of a million": ('{"gradient": {"b": [1, 2]}, "' + "x" * 1_000_000 + '": 2}', "x" * 64, "unknown"),
     "no gradient": ('{"metrics": {"loss": 1}}', "gradient", "missing"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -88,9 +89,15 @@ def listed(names: Iterable[str], owners: Mapping[str, Owner]) -> Extents:
     for name in sorted(present):
         owner = owners.get(name)
         extents.add(name, Use.FREE if owner is None else Use.NAMED, owner)
+    lost = defaultdict[str, list[str]](list)
     for name in sorted(owners.keys() - present):
         extents.skip(name)
+        lost[owners[name].session_id].append(name)
+    for session_id, missing in lost.items():
         log.error(
-            "an extent that the store names is not in the bulk directory", extent=name, session=owners[name].session_id
+            "extents that the store names are not in the bulk directory",
+            session=session_id,
+            count=len(missing),
+            first=missing[0],
         )
     return extents
