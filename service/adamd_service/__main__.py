@@ -42,6 +42,14 @@ RedisUrlFile = Annotated[Path | None, typer.Option(help="a file that holds this 
 Lossy = Annotated[
     bool | None, typer.Option("--allow-lossy-store", help="accept a store that may evict keys or keeps no AOF")
 ]
+Lost = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-lost-vectors",
+        help="the bulk directory that the store used last is lost for good: start with this one, once; the sessions "
+        "that had vectors there are damaged",
+    ),
+]
 Trusted = Annotated[
     bool | None,
     typer.Option("--store-trusted", help="CONFIG is forbidden; I know that it persists and never evicts"),
@@ -77,6 +85,7 @@ def serve(
         str | None, typer.Option(help="the private store's appendfsync: always or everysec \\[always]")
     ] = None,
     allow_lossy_store: Lossy = None,
+    allow_lost_vectors: Lost = None,
     store_trusted: Trusted = None,
     cors_origin: Annotated[
         list[str] | None,

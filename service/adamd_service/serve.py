@@ -138,7 +138,11 @@ def patiently(say: Callable[[str], None], clock: Callable[[], float] = time.mono
         now = clock()
         if now - last_line_at < QUIET_SECONDS or share == 1:
             return
-        why = " (the first start on a machine compiles them: half a minute at most)" if last_line_at == started else ""
+        why = (
+            " (the first start on a machine compiles them, in half a minute; later ones read them from a cache)"
+            if last_line_at == started
+            else ""
+        )
         last_line_at = now
         say(f"preparing the kernels{why}: {share:.0%}")
 
@@ -179,7 +183,7 @@ def _bulk(settings: ServerSettings, store: RedisStore) -> AbstractContextManager
     Beside a store that replicas share there is one only where it is named.
     """
     written, private, data_dir = settings.bulk_in_files, settings.store_is_private, settings.data_dir.expanduser()
-    path = data_dir / "bulk" if settings.bulk_dir is None else settings.bulk_dir.expanduser()
+    path = data_dir / "bulk" if settings.bulk_dir is None else settings.bulk_dir.expanduser().absolute()
     wanted = written or (store.bulk.notes.identity() is not None if private else settings.bulk_dir is not None)
     if not wanted:
         return nullcontext()
@@ -195,6 +199,7 @@ def _bulk(settings: ServerSettings, store: RedisStore) -> AbstractContextManager
         server=f"{socket.gethostname()}:{settings.port}",
         hold=0.0 if private and settings.fsync == "always" else HOLD_SECONDS,
         option="--data-dir" if settings.bulk_dir is None else "--bulk-dir",
+        allow_lost=settings.allow_lost_vectors,
     )
 
 

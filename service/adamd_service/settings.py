@@ -83,6 +83,13 @@ def _bytes(value: Any) -> Any:
         return value
 
 
+def _path(value: Any) -> Any:
+    """Refuse an empty variable: a path of nothing would be the working directory."""
+    if value == "":
+        raise ValueError("it is empty; name a directory or a file, or unset it")
+    return value
+
+
 RATIO_IN_FILES = 1.5  # bytes of log by bytes of state: what it costs in time and on the disk is in docs/decisions
 RATIO_IN_STORE = 4.0
 PORT = "a port: a whole number from 0 to 65535, 0 for a free one"
@@ -93,6 +100,7 @@ SWITCH = "true or false"
 ORIGINS = "origins of web pages, as in http://localhost:3000"
 HOSTS = "host names, as in adamd.local"
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1, description=SIZE)]
+Place = Annotated[Path, BeforeValidator(_path)]
 Seconds = Annotated[float, Field(gt=0, description=SECONDS)]
 
 
@@ -106,15 +114,16 @@ class ServerSettings(BaseSettings):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = Field(
         channel.DEFAULT_PORT, description=f"{PORT}, or off"
     )
-    data_dir: Path = Field(default_factory=_data_dir, description="a directory")
+    data_dir: Place = Field(default_factory=_data_dir, description="a directory")
     redis_url: SecretStr | None = Field(None, description="a store's URL, as in redis://localhost:6379")
-    redis_url_file: Path | None = Field(None, description="a file that holds a store's URL")
+    redis_url_file: Place | None = Field(None, description="a file that holds a store's URL")
     device: str = Field("auto", pattern=f"^{ASKED}$", description="auto, cpu, cuda, or cuda:N as in cuda:0")
     device_bytes: Size | None = Field(None, description=SIZE)
     fsync: Literal["always", "everysec"] = Field("always", description="always or everysec")
-    bulk_dir: Path | None = Field(None, description="a directory")
+    bulk_dir: Place | None = Field(None, description="a directory")
     bulk: Literal["files", "store"] = Field("files", description="files or store")
     bulk_spare_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=0, description=SIZE)] = 1024 * MIB
+    allow_lost_vectors: bool = Field(False, description=SWITCH)
     allow_lossy_store: bool = Field(False, description=SWITCH)
     store_trusted: bool = Field(False, description=SWITCH)
     store_timeout: Seconds = 10.0

@@ -36,8 +36,8 @@ class Telemetry:
         self._gauge("adamd_leased_buffer_bytes", "Buffers that someone can see", lambda: engine.pool.leased_bytes)
         self._gauge("adamd_idle_buffer_bytes", "Buffers that wait for reuse", lambda: engine.pool.idle_bytes)
 
-        self._gauge("adamd_bulk_bytes", "Extents in the bulk directory", lambda: engine.bulk_bytes[0])
-        self._gauge("adamd_bulk_free_bytes", "Extents that wait for reuse", lambda: engine.bulk_bytes[1])
+        self._gauge("adamd_bulk_bytes", "Files in the bulk directory", lambda: engine.bulk_bytes[0])
+        self._gauge("adamd_bulk_free_bytes", "Such files that wait for new vectors", lambda: engine.bulk_bytes[1])
 
     def _gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         Gauge(name, description, registry=self._registry).set_function(read)

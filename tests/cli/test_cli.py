@@ -318,6 +318,7 @@ def test_a_bulk_directory_is_made_with_all_that_is_above_it(tmp_path):
             "ADAMD_HOT_BYTES is '2XB'; wanted a number of bytes, as in 2147483648, 2GB or 512MiB",
         ),
         ("ADAMD_PORT", "tcp://10.0.0.1:8000", "enableServiceLinks"),
+        ("ADAMD_BULK_DIR", "", "ADAMD_BULK_DIR: it is empty; name a directory"),
     ],
 )
 def test_a_wrong_variable_is_told_in_a_line(name, value, said, tmp_path):
@@ -388,6 +389,13 @@ def test_a_data_directory_in_use_is_told(server):
     told = adamd_command("serve", "--port", "0", "--data-dir", str(server.data_dir))
     assert told.returncode == 1
     assert "another adamd uses" in told.stderr
+
+
+def test_a_bulk_directory_is_made_with_those_above_it(server_factory, tmp_path):
+    """With everysec it is asked on which disk the directory will be, before it is there."""
+    bulk = tmp_path / "disk" / "adamd" / "bulk"
+    server_factory("--fsync", "everysec", "--bulk-dir", str(bulk))
+    assert (bulk / "identity.json").is_file()
 
 
 def test_a_signal_ends_it_in_order(server_factory):

@@ -237,6 +237,24 @@ def test_json_that_is_no_gradient_of_this_session(talk, unchanged, body, code):
     assert talk("PUT", f"/v1/sessions/{unchanged}/steps/2", body.encode(), JSON).problem(422, code)["step"] == 1
 
 
+PLACES = {
+    "a string": ('{"gradient": {"b": [1, "2"]}}', "gradient.b[1]", "wanted a number, got a string"),
+    "in depth": ('{"gradient": {"a": [[1, 2, 3], [4, 5, []]]}}', "gradient.a[1][2]", "wanted a number, got a list"),
+    "a misspelt member": ('{"gradient": {"b": [1, 2]}, "setings": {}}', "setings", "did you mean settings?"),
+    "a foreign member": ('{"gradient": {"b": [1, 2]}, "step": 2}', "step", "known are gradient, metrics, settings"),
+    "a member of a million": ('{"gradient": {"b": [1, 2]}, "' + "x" * 1_000_000 + '": 2}', "x" * 64, "unknown"),
+    "no gradient": ('{"metrics": {"loss": 1}}', "gradient", "missing"),
+}
+
+
+@pytest.mark.parametrize(("body", "path", "said"), PLACES.values(), ids=PLACES)
+def test_a_refused_gradient_names_the_place(talk, unchanged, body, path, said):
+    told = talk("PUT", f"/v1/sessions/{unchanged}/steps/2", body.encode(), JSON).problem(422, "invalid_request")
+    assert told["path"] == path
+    assert told["detail"].startswith(f"{path}: ")
+    assert said in told["detail"]
+
+
 WRONG_CREATIONS = {
     "an array": ([], "invalid_request"),
     "nothing": ({}, "invalid_request"),

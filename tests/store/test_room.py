@@ -1,6 +1,7 @@
 """A disk that fills: refused before it is full, told, freed by a DELETE, and served again without a start."""
 
 import os
+import re
 import resource
 import time
 import urllib.request
@@ -278,3 +279,20 @@ def test_what_is_let_in_counts_at_once(tmp_path, monkeypatch):
     with pytest.raises(StoreFull):
         room.require(much)
     room.require_spare()
+
+
+def test_a_refusal_tells_less_room_than_is_needed(tmp_path, monkeypatch):
+    seen = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda _: seen)
+    room = DiskRoom(tmp_path)
+    room.look(0)
+    rewritten = int(room._free) - 2 * room.margin  # it would fit, but not with what is asked for beside it
+    for needed, refused in (
+        (rewritten, lambda: room.require(room.margin // 2 + MIB)),
+        (rewritten + 3 * room.margin // 4, room.require_any),
+    ):
+        room.look(needed)
+        with pytest.raises(StoreFull) as told:
+            refused()
+        free, wanted = (float(one.replace(",", "")) for one in re.findall(r"[\d,]+\.\d", told.value.detail))
+        assert free < wanted

@@ -24,12 +24,12 @@ def array_from_json(raw: Any, dtype: str, where: str, *, finite: bool = True) ->
     ``finite=False`` lets through what is too large for the dtype, as an infinity, to those who judge gradients.
 
     Raises:
-        InvalidRequest: something that is no number, or does not fit the dtype; ``where`` names the place.
+        InvalidRequest: something that is no number, or does not fit the dtype; its ``path`` is below ``where``.
         WrongLayout: ragged, or nested deeper than 32.
 
     """
     shape = _shape(raw, where)
-    _check(raw, shape, 0, where)  # before anything has the size that the first branch claims
+    _check(raw, shape, where)  # before anything has the size that the first branch claims
     doubles = np.empty(math.prod(shape), dtype=np.float64)
     _fill(raw, len(shape), doubles, 0)
     with np.errstate(over="ignore"):
@@ -39,7 +39,7 @@ def array_from_json(raw: Any, dtype: str, where: str, *, finite: bool = True) ->
         if bad.size:
             index = int(bad[0])
             value = "a number that is too large" if math.isinf(doubles[index]) else repr(float(doubles[index]))
-            raise InvalidRequest(f"{where}: element {index} ({value}) is not a finite {dtype}", index=index)
+            raise InvalidRequest(f"{where}: element {index} ({value}) is not a finite {dtype}", index=index, path=where)
     return flat.reshape(shape)
 
 
@@ -92,24 +92,34 @@ def _shape(raw: Any, where: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _check(raw: Any, shape: tuple[int, ...], depth: int, where: str) -> None:
-    """Refuse what is ragged or no number; the recursion is bounded by the rank that ``_shape`` allowed."""
-    if depth == len(shape):
-        _require_numbers([raw], where)
+def _check(raw: Any, shape: tuple[int, ...], where: str, at: tuple[int, ...] = ()) -> None:
+    """Refuse what is ragged or no number; the recursion is bounded by the rank that ``_shape`` allowed.
+
+    ``at``: the indices that lead from ``where`` to ``raw``.
+    """
+    depth = len(at)
+    if not shape:
+        if type(raw) not in NUMBERS:
+            raise _no_number(raw, where)
         return
     if not isinstance(raw, list) or len(raw) != shape[depth]:
-        raise WrongLayout(f"{where}: ragged; wanted {shape[depth]} elements at depth {depth}, got {_kind(raw)}")
+        place = _place(where, at)
+        raise WrongLayout(f"{place}: ragged; wanted {shape[depth]} elements at depth {depth}, got {_kind(raw)}")
     if depth == len(shape) - 1:
-        _require_numbers(raw, where)
+        if not set(map(type, raw)) <= NUMBERS:
+            index, odd = next((index, item) for index, item in enumerate(raw) if type(item) not in NUMBERS)
+            raise _no_number(odd, _place(where, (*at, index)))
         return
-    for item in raw:
-        _check(item, shape, depth + 1, where)
+    for index, item in enumerate(raw):
+        _check(item, shape, where, (*at, index))
 
 
-def _require_numbers(row: list[Any], where: str) -> None:
-    if not set(map(type, row)) <= NUMBERS:
-        odd = next(item for item in row if type(item) not in NUMBERS)
-        raise InvalidRequest(f"{where}: wanted a number, got {_kind(odd)}")
+def _no_number(odd: Any, place: str) -> InvalidRequest:
+    return InvalidRequest(f"{place}: wanted a number, got {_kind(odd)}", path=place)
+
+
+def _place(where: str, at: tuple[int, ...]) -> str:
+    return where + "".join(f"[{index}]" for index in at)
 
 
 def _fill(raw: Any, depth: int, out: NDArray[np.float64], start: int) -> int:
@@ -138,6 +148,8 @@ def _float(number: float) -> float:
 def _kind(raw: Any) -> str:
     if isinstance(raw, list):
         return f"a list of {len(raw)}"
+    if type(raw) in NUMBERS:
+        return "a number"
     return {bool: "true or false", str: "a string", dict: "an object", type(None): "null"}.get(
         type(raw), type(raw).__name__
     )

@@ -16,13 +16,21 @@ from adamd.wire import layout as layouts
 from adamd.wire.buffers import Bytes
 from adamd.wire.dtypes import Array, check_widens, storage, vector, widen
 from adamd.wire.layout import Layout, Tensor, shown, some
-from adamd_service.codecs.checks import MAX_LABEL, MAX_LABEL_NAME, MAX_LABELS, metrics, parse_json, settings, validated
+from adamd_service.codecs.checks import (
+    MAX_LABEL,
+    MAX_LABEL_NAME,
+    MAX_LABELS,
+    metrics,
+    parse_json,
+    settings,
+    step_members,
+    validated,
+)
 from adamd_service.engine import CreateCall, Gradient, SavedState
 from adamd_service.optim import ARRAY, BEST, BOUNDS, FAMILY, NONE, SURROUNDING, progress_from_json
 from adamd_service.records import Spec
 
 PARAMS = "param"  # an exported tensor is param:<name>, and <state array>:<name>
-STEP_KEYS = {"gradient", "metrics", "settings"}
 SAFETENSORS_WEIGHT = 3  # a creation's body: itself, the flat vector, the state's copy
 # A restored session goes on counting: far below 2^53, where a number in JSON stops being exact.
 Count = Annotated[int, Field(ge=0, le=headers.MAX_STEP // 2)]
@@ -280,9 +288,7 @@ def _ordered(layout: Layout, flat: Array, target: Layout) -> Array:
 
 def gradient_from_json(body: memoryview, spec: Spec) -> Gradient:
     """Read `{"gradient": …, "metrics": {…}, "settings": {…}}`; a tensor that is null or missing is left out."""
-    raw = parse_json(body)
-    if not isinstance(raw, dict) or "gradient" not in raw or not set(raw) <= STEP_KEYS:
-        raise InvalidRequest('wanted {"gradient": …} and, if you like, "metrics" and "settings"')
+    raw = step_members(parse_json(body))
     step_settings, step_metrics = settings(raw.get("settings")), metrics(raw.get("metrics"))
     gradient = raw["gradient"]
     if spec.layout.vector:

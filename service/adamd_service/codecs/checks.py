@@ -22,6 +22,8 @@ MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL = 64, 128, 1024  # of a session; character
 PAGE, LONGEST_PAGE, LONGEST_TOKEN = 100, 1000, 200  # sessions; characters
 MAX_PARTS = 1_000_000  # lists, objects and strings in one JSON text: empty ones take twenty times their text
 MAX_SETTINGS = 1024 * 1024  # bytes of a step's settings, in JSON
+STEP_MEMBERS = ("gradient", "metrics", "settings")  # of a step's JSON body
+STEP_WANTED = '{"gradient": …} and, if you like, "metrics" and "settings"'
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CHAIN = re.compile(r"[0-9a-f]{64}")
 AT = ("average", "ema", "best")  # parameters beside those that gradients are taken at
@@ -118,6 +120,26 @@ def _members(value: Any) -> int:
     return 0
 
 
+def step_members(raw: Any) -> Mapping[str, Any]:
+    """Check that a step's JSON body is an object that has a gradient, and no member that a step does not have.
+
+    Raises:
+        InvalidRequest: it is not; ``path`` names the member.
+
+    """
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"the body is {_shown_input(raw)}; wanted {STEP_WANTED}")
+    for name in raw:
+        if name not in STEP_MEMBERS:
+            where = _printed(name[:64])
+            near = get_close_matches(where, STEP_MEMBERS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(STEP_MEMBERS)}"
+            raise InvalidRequest(f"{where}: unknown; {hint}", path=where)
+    if "gradient" not in raw:
+        raise InvalidRequest(f"gradient: missing; wanted {STEP_WANTED}", path="gradient")
+    return raw
+
+
 def settings(raw: Any) -> Mapping[str, Any] | None:
     """Check that a step's settings are an object of real JSON; their values are the session's business.
 
@@ -199,8 +221,7 @@ def validated(model: type[Model], raw: Any) -> Model:
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
     place = fault["loc"]
-    # A name that came from outside may be of any length, and half a character.
-    where = ".".join(str(part)[:64] for part in place).encode(errors="backslashreplace").decode()[:256]
+    where = _printed(".".join(str(part)[:64] for part in place))
     if fault["type"] == "extra_forbidden":
         names = list(model.model_fields)
         near = get_close_matches(str(place[-1])[:64], names, n=1)
@@ -212,6 +233,11 @@ def validated(model: type[Model], raw: Any) -> Model:
     expected = EXPECTED.get(f"{first}[]" if place[1:] else first) or EXPECTED[first]
     actual = "missing" if fault["type"] == "missing" else _shown_input(fault["input"])
     raise InvalidRequest(f"{where or 'the body'} is {actual}; wanted {expected}", path=where)
+
+
+def _printed(name: str) -> str:
+    """Return a name that came from outside, which may be of any length and have half a character."""
+    return name.encode(errors="backslashreplace").decode()[:256]
 
 
 def _shown_input(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ def bulk_files(
     server: str = "",
     hold: float = 0.0,
     option: str = "--bulk-dir",
+    allow_lost: bool = False,
 ) -> Iterator[FileBulk]:
     """Open the directory at ``path`` for this store, which keeps its bulk there until the end.
 
@@ -51,6 +53,7 @@ def bulk_files(
         server: what people call this server.
         hold: seconds of history that the store may lose; see `FileBulk`.
         option: of `adamd serve`, which chose ``path``; errors name it.
+        allow_lost: take the directory although sessions lose their vectors, which lay in another one.
 
     Raises:
         StoreRefused: the directory cannot be used, or is not the one that the store knows.
@@ -59,7 +62,7 @@ def bulk_files(
     directory = BulkDirectory(path, option)
     directory.open()
     try:
-        identity = directory.agree(store.bulk.notes, server)
+        identity = directory.agree(store.bulk.notes, server, allow_lost=allow_lost)
         if shared:
             store.bulk.notes.live(directory.place)
             store.bulk.notes.replace_tokens(identity)  # before the names are read: nothing may be named after that
@@ -91,8 +94,15 @@ def listed(names: Iterable[str], owners: Mapping[str, Owner]) -> Extents:
     for name in sorted(present):
         owner = owners.get(name)
         extents.add(name, Use.FREE if owner is None else Use.NAMED, owner)
+    lost = defaultdict[str, list[str]](list)
     for name in sorted(owners.keys() - present):
+        extents.skip(name)
+        lost[owners[name].session_id].append(name)
+    for session_id, missing in lost.items():
         log.error(
-            "an extent that the store names is not in the bulk directory", extent=name, session=owners[name].session_id
+            "extents that the store names are not in the bulk directory",
+            session=session_id,
+            count=len(missing),
+            first=missing[0],
         )
     return extents

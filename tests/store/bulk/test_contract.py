@@ -175,7 +175,10 @@ def test_a_directory_that_is_not_the_stores_is_refused(reopened, tmp_path):
         old = (tmp_path / "bulk" / IDENTITY).read_text()
         with pytest.raises(StoreRefused, match="another adamd uses"), reopened()[1]:
             pass
-    with pytest.raises(StoreRefused, match="it is empty. 1 sessions have bytes there"), reopened("other")[1]:
+    with (
+        pytest.raises(StoreRefused, match="it is empty. Sessions that have vectors there: 1; put that directory back"),
+        reopened("other")[1],
+    ):
         pass
     with reopened()[1]:
         pass
@@ -190,13 +193,32 @@ def test_a_directory_that_is_not_the_stores_is_refused(reopened, tmp_path):
         pass
 
 
+def test_a_directory_that_is_lost_for_good_costs_its_sessions_alone(reopened):
+    store, opened = reopened()
+    with opened as files:
+        store.bulk.keep_in(files, above=0)
+        lost = step(store, create(store), BODY, staged_body=True)
+        named = files.listed().named.keys()
+    store, opened = reopened("new", allow_lost=True)
+    with opened as files:
+        store.bulk.keep_in(files, above=0)
+        with pytest.raises(ChunkMissing):
+            body_of(store, lost.spec.id, store.records(lost.spec.id, 1, 1)[0])
+        other = step(store, create(store), BODY, staged_body=True)
+        assert named.isdisjoint(files.listed().named)  # else the lost session would name another's bytes
+        store.delete(lost.spec.id)
+    store, opened = reopened("new")  # it is the store's now
+    with opened:
+        assert body_of(store, other.spec.id, store.records(other.spec.id, 1, 1)[0]) == BODY
+
+
 def test_another_stores_directory_is_not_overwritten(reopened, tmp_path, store_process):
     store, opened = reopened()
     with opened as files:
         store.bulk.keep_in(files, above=0)
         step(store, create(store), BODY, staged_body=True)
     store_process.client().delete(BULK, BULK_SESSIONS)  # as a store that never had it
-    with pytest.raises(StoreRefused, match="the bytes of another store"), reopened()[1]:
+    with pytest.raises(StoreRefused, match="the vectors of another store"), reopened()[1]:
         pass
 
 

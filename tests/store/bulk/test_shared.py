@@ -27,12 +27,13 @@ def server(store_process, tmp_path):
     store_process.client().delete(BULK, BULK_SESSIONS)
     stores = []
 
-    def make(name=None, host="one:8000", *, alive=False):
+    def make(name=None, host="one:8000", *, alive=False, allow_lost=False):
         """``alive``: the one that has the directory lives; else its last sign of life is long ago."""
         if not alive:
             store_process.client().delete(BULK_ALIVE)
         store = RedisStore.connect(store_process.url, timeout=10.0)
-        opened = name and bulk_files(tmp_path / name, store, synced=True, shared=True, server=host)
+        more = {"server": host, "allow_lost": allow_lost}
+        opened = name and bulk_files(tmp_path / name, store, synced=True, shared=True, **more)
         if opened:
             opened.__enter__()
         stores.append((store, opened))
@@ -120,10 +121,22 @@ def test_a_server_that_lost_its_directory_answers_as_the_others(server, tmp_path
 def test_another_directory_is_refused_while_sessions_have_bytes(server):
     one, two = server("bulk"), server()
     head = create(one, LARGE)
-    with pytest.raises(StoreRefused, match=r"used last, on one:8000: it is empty. 1 sessions have bytes there"):
+    with pytest.raises(
+        StoreRefused, match=r"used last, on one:8000: it is empty. Sessions that have vectors there: 1;"
+    ):
         server("other")
     two.delete(head.spec.id)
     assert server("other").bulk.files is not None
+
+
+def test_a_directory_is_not_lost_while_its_server_lives(server):
+    one = server("bulk")
+    head = create(one, LARGE)
+    with pytest.raises(StoreRefused, match="it is empty.* and the server that has it lives"):
+        server("other", alive=True, allow_lost=True)
+    one.bulk.look()
+    assert step(one, head, BODY, staged_body=True).step == 1
+    assert server("other", allow_lost=True).bulk.files is not None
 
 
 def test_a_copy_is_refused_while_its_server_lives(server, tmp_path):

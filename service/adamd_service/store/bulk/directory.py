@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol
 
+import structlog
+
 from adamd_service.store.bulk.disk import FULL, sync_names
 from adamd_service.store.embedded import private_files
 from adamd_service.store.outcomes import StoreRefused
@@ -21,6 +23,7 @@ from adamd_service.store.outcomes import StoreRefused
 FORMAT: Final = 1
 IDENTITY: Final = "identity.json"
 SECTOR: Final = 512  # bytes of the identity, which is padded: a disk writes all of them or none
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +117,13 @@ class BulkDirectory:
             self._lock.close()
             self._lock = None
 
-    def agree(self, store: Remembered, server: str = "") -> Identity:
-        """Check that directory and store belong together, and note one more start in both. ``server``: for people.
+    def agree(self, store: Remembered, server: str = "", *, allow_lost: bool = False) -> Identity:
+        """Check that directory and store belong together, and note one more start in both.
+
+        Args:
+            store: what the store remembers.
+            server: host and port of this server, for people.
+            allow_lost: take this directory although sessions lose their bytes; not while a server has theirs.
 
         Raises:
             StoreRefused: it is another directory, an older copy, or empty, and sessions would lose their bytes; or it
@@ -125,7 +133,8 @@ class BulkDirectory:
         here, known = self._identity(), store.identity()
         if here is not None and (known is None or known.id != here.id) and any(self.path.glob("x*-*")):
             raise StoreRefused(
-                f"{self.path} has the bytes of another store; choose another {self._option}, or remove it"
+                f"{self.path} has the vectors of another store; choose another {self._option}, or remove this one if "
+                "that store is no more"
             )
         if here is not None and known is not None and here.id == known.id and store.place() not in ("", self.place):
             raise StoreRefused(
@@ -134,10 +143,11 @@ class BulkDirectory:
             )
         sessions = store.sessions()
         if known is not None and (why := _difference(here, known)) and (living := store.living(sessions)):
-            raise StoreRefused(
+            _accept_loss(
                 f"{self.path} is not the bulk directory that this store used last{_on(known)}: {why}. "
-                f"{len(living)} sessions "
-                "have bytes there; put that directory back, or delete these sessions in the store"
+                f"Sessions that have vectors there: {len(living)}",
+                allowed=allow_lost,
+                lives=store.place() != "",
             )
         if here is None:
             here = Identity(secrets.token_hex(16), 0)
@@ -195,6 +205,26 @@ class BulkDirectory:
 
 def _on(known: Identity) -> str:
     return f", on {known.server}" if known.server else ""
+
+
+def _accept_loss(what: str, *, allowed: bool, lives: bool) -> None:
+    """Log what is lost where that is allowed. ``lives``: the server that has the directory does.
+
+    Raises:
+        StoreRefused: it is not allowed.
+
+    """
+    if lives:
+        raise StoreRefused(
+            f"{what}, and the server that has it lives. Start this one without --bulk-dir, and it reaches all other "
+            "sessions. Or end that server, and bring its directory; it counts as ended 30 s after its last sign of life"
+        )
+    if not allowed:
+        raise StoreRefused(
+            f"{what}; put that directory back. Where it is lost for good, start once with --allow-lost-vectors: these "
+            "sessions are damaged then, and can only be deleted; the others go on"
+        )
+    log.error("vectors are lost, as --allow-lost-vectors allows", reason=what)
 
 
 def _difference(here: Identity | None, known: Identity) -> str:

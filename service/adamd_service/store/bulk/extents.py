@@ -90,14 +90,18 @@ class Extents:
         """Add an extent that is in the directory."""
         if name in self._extents:
             raise ValueError(f"the extent {name} is there twice")
-        size, number = size_of(name), int(name.rpartition("-")[2])
-        self._next = max(self._next, number + 1)
+        size = size_of(name)
+        self.skip(name)
         self.bytes += size
         self._extents[name] = _Extent()
         if use is Use.FREE:
             self._release(name)
         else:
             self._assign(name, use, owner)
+
+    def skip(self, name: str) -> None:
+        """Make no extent by this name: it is there, or the store names it and its file is lost."""
+        self._next = max(self._next, int(name.rpartition("-")[2]) + 1)
 
     def new_name(self, nbytes: int) -> str:
         """Return the name of an extent to be made for ``nbytes``. No name is used twice."""

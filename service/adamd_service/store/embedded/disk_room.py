@@ -59,7 +59,7 @@ class DiskRoom:
             now = time.monotonic()
             self._look(now, LOOK_VALID_SECONDS)
             if self.unable or not self._fits(nbytes):
-                raise StoreFull(self.reason(), retry_after=2.0)
+                raise StoreFull(self.reason(nbytes), retry_after=2.0)
             self._recent.append((now, nbytes))
             self._recent_bytes += nbytes
             self._since += nbytes
@@ -68,7 +68,7 @@ class DiskRoom:
         """Raise StoreFull if hardly anything more is accepted."""
         with self._lock:
             self._look(time.monotonic(), LOOK_VALID_SECONDS)
-            if self.unable or not self._fits(self.margin // 4):
+            if self.unable or not self._fits(self._least):
                 raise StoreFull(self.reason(), retry_after=2.0)
 
     def require_spare(self) -> None:
@@ -94,11 +94,11 @@ class DiskRoom:
             return False
         return True
 
-    def reason(self) -> str:
-        """Return why nothing more is accepted."""
+    def reason(self, nbytes: int | None = None) -> str:
+        """Return why so many bytes are not accepted; None: why hardly anything is."""
         if self.unable:
             return f"the store cannot write to its disk ({self.unable}); delete sessions, or make room for it"
-        needed = self._needed + self._since + self._recent_bytes + self.margin
+        needed = self._wanted(self._least if nbytes is None else nbytes)
         return (
             f"the store's disk is nearly full: {self._free / MIB:,.1f} MiB are free, and {needed / MIB:,.1f} are "
             "needed to rewrite its file; delete sessions, or make room there"
@@ -115,7 +115,7 @@ class DiskRoom:
                 self._look(time.monotonic(), 0.0)
             elif not has_reserve and self._free >= needed + self.margin + 2 * self.reserve:
                 self._keep()
-            full = bool(self.unable) or not self._fits(self.margin // 4)
+            full = bool(self.unable) or not self._fits(self._least)
             if full != self.full:
                 self.full = full
                 if full:
@@ -132,9 +132,17 @@ class DiskRoom:
         """Say whether the file could be rewritten now."""
         return self._free >= self._needed + self.floor
 
+    @property
+    def _least(self) -> int:
+        """Bytes that a store accepts which is not full."""
+        return self.margin // 4
+
     def _fits(self, nbytes: int) -> bool:
-        """Say whether so much fits: once into the file as it is, and once into the rewritten one."""
-        return self._free - self._recent_bytes - nbytes >= self._needed + self._since + nbytes + self.margin
+        return self._free >= self._wanted(nbytes)
+
+    def _wanted(self, nbytes: int) -> int:
+        """Return what has to be free for so much: once for the file as it is, and once for the rewritten one."""
+        return self._needed + self._since + self._recent_bytes + self.margin + 2 * nbytes
 
     def _look(self, now: float, fresh: float) -> None:
         if now - self._looked < fresh:
