@@ -31,6 +31,10 @@ app = typer.Typer(
 COLUMNS = ("id", "name", "step", "optimizer", "parameters", "dtype", "durability", "age")
 PIPED_COLUMNS = 300  # for another program, which reads lines
 LIST_TIMEOUT = adamd.Timeout(first=2.0, total=30.0)  # a person waits for the answer
+BulkDir = Annotated[
+    Path | None,
+    typer.Option(help="where vectors above 512 KiB lie \\[<data-dir>/bulk, or the --redis-url]"),
+]
 RedisUrl = Annotated[
     str | None,
     typer.Option(
@@ -74,10 +78,7 @@ def serve(
     data_dir: Annotated[
         Path | None, typer.Option(help="where the private store keeps its data \\[~/.local/share/adamd]")
     ] = None,
-    bulk_dir: Annotated[
-        Path | None,
-        typer.Option(help="where vectors above 512 KiB lie \\[<data-dir>/bulk, or the --redis-url]"),
-    ] = None,
+    bulk_dir: BulkDir = None,
     redis_url: RedisUrl = None,
     redis_url_file: RedisUrlFile = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N: where updates run \\[auto]")] = None,
