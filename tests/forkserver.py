@@ -9,7 +9,9 @@ ended or was killed, the fork server ends, and Linux kills what is left of its c
 
 import contextlib
 import ctypes
+import faulthandler
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -23,8 +25,8 @@ import tempfile
 
 MODULE = "adamd_service"
 # Read when a server starts, not when it is imported; pytest's; scikit-learn's, which sets them when a test imports it, for
-# an OpenMP that no server loads.
-HARMLESS = "ADAMD_", "PYTEST_CURRENT_TEST", "KMP_"
+# an OpenMP that no server loads; read when a line is printed; the interpreter's at its start, and `become` does the same.
+HARMLESS = "ADAMD_", "PYTEST_CURRENT_TEST", "KMP_", "COLUMNS", "PYTHONFAULTHANDLER"
 PR_SET_PDEATHSIG = 1
 LONGEST = 200_000  # bytes of a request: one message, so no more than a socket's buffer
 LOADED = 120  # seconds in which it has loaded everything: the first time on a machine, kernels are compiled
@@ -70,19 +72,25 @@ class ForkServer:
         differing = {name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name)}
         return module == MODULE and all(name.startswith(HARMLESS) for name in differing)
 
-    def fork(self, module, words, environment):
-        """Start `python -m module *words`; what it writes is in its `stdout`, as text."""
+    def fork(self, module, words, environment, apart=False):
+        """Start `python -m module *words`; what it writes is in its `stdout`, as text, errors in its `stderr` if `apart`."""
         request = {"module": module, "words": words, "environment": environment, "directory": os.getcwd()}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, writing = os.pipe()
-        stdout = open(reading)
+        stdout, stderr = open(reading), None
+        errors = os.dup(writing)
+        if apart:
+            os.close(errors)
+            reading, errors = os.pipe()
+            stderr = open(reading)
         try:
-            with theirs, open(writing, "wb") as out:
-                socket.send_fds(self._control, [json.dumps(request).encode()], [out.fileno(), theirs.fileno()])
-            return Forked(ours, stdout)
+            with theirs, open(writing, "wb") as out, open(errors, "wb") as err:
+                fds = [out.fileno(), err.fileno(), theirs.fileno()]
+                socket.send_fds(self._control, [json.dumps(request).encode()], fds)
+            return Forked(ours, stdout, stderr)
         except (OSError, EOFError) as error:
-            ours.close()
-            stdout.close()
+            for one in filter(None, (ours, stdout, stderr)):
+                one.close()
             self._log.seek(0)
             raise RuntimeError(f"the fork server did not fork ({error!r}):\n{self._log.read()[-5000:]}") from None
 
@@ -97,8 +105,8 @@ class ForkServer:
 class Forked:
     """A child of the fork server, for its tests what `subprocess.Popen` is for a child of theirs."""
 
-    def __init__(self, told, stdout):
-        self.stdout, self.returncode = stdout, None
+    def __init__(self, told, stdout, stderr):
+        self.stdout, self.stderr, self.returncode = stdout, stderr, None
         self._told = told
         told.settimeout(LOADED)
         message, fds, _, _ = socket.recv_fds(told, 64, 1, socket.MSG_CMSG_CLOEXEC)
@@ -158,6 +166,9 @@ def main(control):
     with open(__file__) as one:  # what the first compiles, on a new machine, the others find
         fcntl.flock(one, fcntl.LOCK_EX)
         load()
+    # Else each child's end walks through all of this once more, and copies its pages: 1.4 seconds of a processor, then 0.2.
+    gc.collect()
+    gc.freeze()
     children = {}  # pidfd -> its process id, and where its end is told
     with selectors.DefaultSelector() as waiting:
         waiting.register(control, selectors.EVENT_READ)
@@ -167,16 +178,17 @@ def main(control):
                     waiting.unregister(key.fileobj)
                     reap(key.fileobj, *children.pop(key.fileobj))
                     continue
-                message, fds, _, _ = socket.recv_fds(control, LONGEST, 2, socket.MSG_CMSG_CLOEXEC)
+                message, fds, _, _ = socket.recv_fds(control, LONGEST, 3, socket.MSG_CMSG_CLOEXEC)
                 if not message:
                     return
-                request, (out, told) = json.loads(message), fds
+                request, (out, err, told) = json.loads(message), fds
                 parent, pid = os.getpid(), os.fork()
                 if pid == 0:
                     forget(waiting, control, children, told)
                     end_with(parent)
-                    return become(request, out)
+                    return become(request, out, err)
                 os.close(out)
+                os.close(err)
                 pidfd = os.pidfd_open(pid)
                 children[pidfd] = pid, socket.socket(fileno=told)
                 waiting.register(pidfd, selectors.EVENT_READ)
@@ -209,14 +221,16 @@ def forget(waiting, control, children, told):
         other.close()
 
 
-def become(request, out):
+def become(request, out, err):
     """Be the process that was asked for."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (1, 2):
-        os.dup2(out, number)
-    os.close(out)
+    for number, fd in ((1, out), (2, err)):
+        os.dup2(fd, number)
+        os.close(fd)
     os.environ.clear()
     os.environ.update(request["environment"])
+    if os.environ.get("PYTHONFAULTHANDLER"):
+        faulthandler.enable()
     os.chdir(request["directory"])
     sys.path.insert(0, request["directory"])  # as -m does
     sys.argv = [request["module"], *request["words"]]

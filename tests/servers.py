@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -81,13 +82,37 @@ def no_fork_server():
     fork_server.cache_clear()
 
 
-def launched(words, environment, module="adamd_service", forked=True):
-    """Start `python -m module *words`, forked from the fork server where that may be; its `stdout` has both outputs."""
+def launched(words, environment, module="adamd_service", forked=True, apart=False):
+    """Start `python -m module *words`, forked from the fork server where that may be.
+
+    Its `stdout` has both outputs; where they are `apart`, its `stderr` has the errors.
+    """
     parent = fork_server() if forked else None
     if parent is not None and parent.serves(module, environment):
-        return parent.fork(module, words, environment)
+        return parent.fork(module, words, environment, apart)
     command = [sys.executable, "-m", module, *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
+    errors = subprocess.PIPE if apart else subprocess.STDOUT
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True)
+
+
+def commanded(words, environment, within=120):
+    """Run `adamd *words` to its end, forked as the servers are; returns what `ended` does. It must start nothing."""
+    process = launched(words, {**environment, "PYTHONFAULTHANDLER": "1"}, apart=True)
+    with process.stdout, process.stderr, ThreadPoolExecutor(2) as readers:
+        reading = [readers.submit(pipe.read) for pipe in (process.stdout, process.stderr)]
+        try:
+            status = process.wait(within)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # at which it writes its stacks
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()
+            process.wait()
+            out, err = (one.result() for one in reading)
+            words = " ".join(map(str, words))
+            raise AssertionError(f"not done within {within} s: adamd {words}\n{out[-3000:]}{err[-10_000:]}") from None
+        out, err = (one.result() for one in reading)
+        return subprocess.CompletedProcess(words, status, out, err)
 
 
 class Server:

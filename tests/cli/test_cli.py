@@ -2,9 +2,9 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,13 +17,31 @@ from adamd_service import machine
 from adamd_service.__main__ import _printable, _row, _sight
 from adamd_service.serve import patiently
 from adamd_service.settings import ServerSettings, refused
-from servers import ENVIRONMENT, Server, ended, free_port, gone, launched
+from servers import ENVIRONMENT, Server, commanded, ended, free_port, gone, launched
 
 ADAMD = Path(sys.executable).parent / "adamd"
 
 
 def adamd_command(*words, **environment):
-    return ended([ADAMD, *words], env={**os.environ, "COLUMNS": "120", **environment})
+    """Run `adamd *words`, forked, as the servers are; `test_version` and `test_help_teaches` run what pip installed."""
+    return commanded(words, {**ENVIRONMENT, "COLUMNS": "120", **environment})
+
+
+def installed(*words):
+    return ended([ADAMD, *words], env={**os.environ, "COLUMNS": "120"})
+
+
+@contextmanager
+def watch(*words):
+    """`adamd watch *words` while it runs, forked; in the end it is killed."""
+    process = launched(["watch", *words], ENVIRONMENT, apart=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
 
 
 def refusal(*words, **environment):
@@ -41,11 +59,11 @@ def refusal(*words, **environment):
 
 
 def test_help_teaches():
-    told = adamd_command("--help")
+    told = installed("--help")
     assert told.returncode == 0
     for word in ("serve", "sessions", "watch", "demo", "version", "http://127.0.0.1:8000"):
         assert word in told.stdout
-    assert adamd_command().stdout.split() == told.stdout.split()  # no words: the help
+    assert installed().stdout.split() == told.stdout.split()  # no words: the help
 
 
 @pytest.mark.parametrize("command", ["serve", "sessions", "watch", "demo"])
@@ -71,7 +89,7 @@ def test_serve_names_every_option_of_the_design():
 
 
 def test_version():
-    assert adamd_command("version").stdout.strip() == version("adamd")
+    assert installed("version").stdout.strip() == version("adamd")
 
 
 def test_sessions(server):
@@ -102,10 +120,7 @@ def test_sessions_and_watch_over_both(server, transport):
         session = client.create(np.zeros(3, np.float32), name=f"watched-{transport}", lr=0.25)
         line = next(line for line in adamd_command("sessions", "--url", url).stdout.splitlines() if session.id in line)
         assert line.split()[:7] == [session.id, session.name, "0", "adam", "3", "float32", "committed"]
-        watching = subprocess.Popen(
-            [ADAMD, "watch", session.name, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
+        with watch(session.name, "--url", url) as watching:
             assert watching.stdout.readline().split() == f"{session.name} step 0 lr 0.25".split()
             session.step(np.ones(3, np.float32), loss=0.5, lr=0.125)
             assert watching.stdout.readline().split() == f"{session.name} step 1 loss 0.5 lr 0.125".split()
@@ -113,9 +128,6 @@ def test_sessions_and_watch_over_both(server, transport):
             assert watching.wait(60) == 1
             (said,) = watching.stderr.read().splitlines()  # and no word of losses
             assert "deleted" in said
-        finally:
-            watching.kill()
-            watching.communicate()
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
@@ -126,10 +138,7 @@ def test_a_watch_shows_the_lr_of_the_schedule_and_says_how_a_loss_is_told(server
         session = client.create(np.zeros(3, np.float32), lr=0.5, schedule=schedule)
         session.step(np.ones(3, np.float32))
         session.step(np.ones(3, np.float32))
-        watching = subprocess.Popen(
-            [ADAMD, "watch", session.id, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
+        with watch(session.id, "--url", url) as watching:
             line = watching.stdout.readline()
             assert line.split() == f"{session.id} step 2 lr {session.info()['lr']:g} (linear)".split()
             assert " lr 0.25 " in line
@@ -142,9 +151,6 @@ def test_a_watch_shows_the_lr_of_the_schedule_and_says_how_a_loss_is_told(server
             watching.send_signal(signal.SIGINT)
             assert watching.wait(30) == 0
             assert watching.stderr.read() == ""  # it was said once
-        finally:
-            watching.kill()
-            watching.communicate()
         session.delete(anyway=True)
 
 
@@ -155,10 +161,7 @@ def test_a_watch_says_once_that_the_server_is_away_and_goes_on_when_it_is_back(s
     with adamd.connect(server.url, timeout=adamd.Timeout(total=60)) as client:
         session = client.create(np.zeros(3, np.float32), name="watched")
         session.step(np.ones(3, np.float32), loss=0.5)
-        watching = subprocess.Popen(
-            [ADAMD, "watch", "watched", "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
+        with watch("watched", "--url", url) as watching:
             assert watching.stdout.readline().split()[:5] == "watched step 1 loss 0.5".split()
             server.kill()
             away = watching.stderr.readline()
@@ -172,22 +175,15 @@ def test_a_watch_says_once_that_the_server_is_away_and_goes_on_when_it_is_back(s
             watching.send_signal(signal.SIGINT)
             assert watching.wait(30) == 0
             assert watching.stderr.read() == ""
-        finally:
-            watching.kill()
-            watching.communicate()
 
 
 def test_a_watch_ends_in_order(server):
     with adamd.connect(server.url) as client:
         session = client.create(np.zeros(3, np.float32))
-        watching = subprocess.Popen([ADAMD, "watch", session.id, "--url", server.grpc_url], stdout=subprocess.PIPE)
-        try:
+        with watch(session.id, "--url", server.grpc_url) as watching:
             watching.stdout.readline()
             watching.send_signal(signal.SIGINT)
             assert watching.wait(30) == 0
-        finally:
-            watching.kill()
-            watching.communicate()
         session.delete(anyway=True)
 
 

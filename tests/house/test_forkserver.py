@@ -60,6 +60,28 @@ def test_what_is_forked_is_what_is_spawned(how, tmp_path, monkeypatch):
     spawned.stdout.close()
 
 
+def test_its_outputs_come_apart_where_that_is_asked(tmp_path, monkeypatch):
+    (tmp_path / "probe.py").write_text(PROBE)
+    monkeypatch.chdir(tmp_path)
+    forked = fork_server().fork("probe", ["words", ""], ENVIRONMENT, apart=True)
+    with forked.stdout, forked.stderr:
+        _, *rest = forked.stdout.read().splitlines()
+        assert rest == ["at the end"]
+        assert forked.stderr.read() == "to stderr\nno\n"
+    assert forked.wait(10) == 1
+
+
+def test_what_is_aborted_shows_its_stacks_where_the_environment_says_so(tmp_path, monkeypatch):
+    """As the interpreter does at its start; `commanded` shows by it where a command hangs."""
+    (tmp_path / "probe.py").write_text("import os\ndef hangs():\n    os.abort()\nhangs()\n")
+    monkeypatch.chdir(tmp_path)
+    forked = fork_server().fork("probe", [], {**ENVIRONMENT, "PYTHONFAULTHANDLER": "1"}, apart=True)
+    with forked.stdout, forked.stderr:
+        said = forked.stderr.read()
+    assert forked.wait(10) == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in said and "probe.py" in said and "in hangs" in said
+
+
 def parent(server):
     return int(Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[1])
 
