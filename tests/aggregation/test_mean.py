@@ -4,11 +4,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from made import F32, F64, aggregated, hard, settings
 
 from adamd.wire import encodings
 from adamd_service.aggregation import ArrayValues, Contribution, PartialValues, SentValues, Span, aggregate_round
 from adamd_service.optim import Raw, encoded
-from made import F32, F64, aggregated, hard, settings
 
 
 def test_the_mean_is_the_exact_one_rounded_once():

@@ -3,14 +3,14 @@
 import random
 from concurrent.futures import ThreadPoolExecutor
 
+import made
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import made
-from adamd_service.aggregation import Contribution, compiled, distances, mean, ranks, reference
 from made import F32, F64, aggregated, contributions, hard
+
+from adamd_service.aggregation import Contribution, compiled, distances, mean, ranks, reference
 
 EVERY = {
     "mean": {"aggregate": "mean"},

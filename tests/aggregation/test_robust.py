@@ -2,17 +2,17 @@
 
 import math
 
+import made
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import F32, F64, aggregated, contributions, rows
 
-import made
 from adamd_service.aggregation import Contribution, distances, ranks, reference, robust
 from adamd_service.aggregation.blocks import Lanes
 from adamd_service.aggregation.sections import Part
 from adamd_service.aggregation.values import ArrayValues
-from made import F32, F64, aggregated, contributions, rows
 
 KRUM = {"name": "krum", "byzantine": 1}
 
