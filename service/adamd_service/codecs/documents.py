@@ -30,6 +30,7 @@ class PatchDocument(BaseModel):
 
     optimizer: dict[str, Any] | None = None
     labels: dict[str, str] | None = Field(None, max_length=MAX_LABELS, description="take the place of those there are")
+    rounds: dict[str, Any] | None = Field(None, description='{"config": {…}}: what clients of later rounds are told')
 
 
 def patch(body: memoryview) -> PatchDocument:

@@ -133,7 +133,7 @@ class Pieces(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces (ASGI)."""
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             if scope["http_version"] == "1.0" and "content-length" not in self.headers:  # it knows no chunks
                 self.headers["content-length"] = str(await run_in_threadpool(sum, map(len, self._make())))
@@ -157,7 +157,8 @@ def _nothing() -> Iterator[str | memoryview]:
     return iter(())
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has gone away."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -21,6 +21,7 @@ from adamd_service.codecs.documents import server_info
 from adamd_service.engine import Engine
 from adamd_service.http import responses
 from adamd_service.http.api import docs_page, openapi, routes
+from adamd_service.http.api.requests import StrictRoute
 from adamd_service.http.server.host_and_origin_check import Doors, add_checks
 from adamd_service.http.server.unread_bodies import Leftovers
 from adamd_service.telemetry import Telemetry
@@ -94,7 +95,7 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
     async def metrics() -> Response:
         return Response(telemetry.render(), media_type=telemetry.content_type)
 
-    info_router = APIRouter(route_class=routes.StrictRoute)
+    info_router = APIRouter(route_class=StrictRoute)
 
     @info_router.get("/v1/info", response_class=JSONResponse, responses=openapi.INFO)
     async def info() -> Response:
