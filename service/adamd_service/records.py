@@ -15,9 +15,10 @@ RING = 256  # the head's ring: the last (step, digest, attempt)
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What is fixed when a session is created.
+    """What is fixed when a session is created; labels and ``rounds["config"]`` may change.
 
-    ``created_at`` is in Unix seconds.
+    ``created_at`` is in Unix seconds. ``rounds``: the settings of the session's rounds (`rounds.settings`) as JSON
+    values; None: it takes plain steps.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Spec:
     durability: Durability
     labels: dict[str, str]
     created_at: float
+    rounds: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, 
 from adamd_service.engine.readiness import LIFE, Readiness
 from adamd_service.engine.rebuilding import Rebuilder, settings_of
 from adamd_service.engine.receiving import receive_all
+from adamd_service.engine.rounds import RoundsService
 from adamd_service.engine.snapshots import Snapshots
 from adamd_service.engine.step import ReceivedStep, Stepper, is_small
 from adamd_service.engine.uploads import INLINE_BODY_BYTES, Uploads, flat_parameters
@@ -97,6 +98,7 @@ class Engine:
         self._readiness = Readiness(partial(self._workers.look, store.ready, replica, LIFE))
         self._watchers = Watchers(store, self.hot, self._workers, self._refuse_when_draining)
         self._uploads = Uploads(store, self.pool, self._workers, limits, self._is_draining)
+        self.rounds = RoundsService()
 
     # -- sessions
 
