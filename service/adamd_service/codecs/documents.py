@@ -98,6 +98,7 @@ def document(head: Head, settings: Settings, advice: Advice, *, diverged: bool) 
         "warnings": warnings(advice),
         "progress": head.progress,
         "snapshot_step": head.snapshots[-1].step if head.snapshots else None,
+        "rounds": spec.rounds,
     }
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, get_args
 
-from adamd.errors import InvalidRequest
+from adamd.errors import AdamdError, InvalidRequest
 from adamd.wire import headers
 from adamd.wire.layout import shown
 from adamd_service.codecs import checks
+from adamd_service.codecs.documents import problem_document
 from adamd_service.engine.rounds import Contributed, EvaluateCall, Task
 from adamd_service.rounds import Counted, RoundDocument, RoundEvent
 from adamd_service.rounds.documents import Kind
@@ -24,7 +25,9 @@ COLUMNS: Final = (
     *("round", "state", "closed_by", "opened_at", "closed_at", "step"),
     *("client", "num_examples", "weight", "norm", "clipped", "staleness", "counted", "reason"),
 )
+LONGEST_PROBLEM = 2000  # characters of its detail, in an event
 METRIC_COLUMN = "metrics."  # before a metric's name
+_TOKEN = re.compile(r"[0-9]{1,16}", re.ASCII)
 _CLIENT = re.compile(headers.CLIENT_PATTERN)
 
 
@@ -93,6 +96,24 @@ def wait(value: float, where: str = "wait_s") -> float:
     return value
 
 
+def first_of_page(first: int | None, token: str | None) -> int:
+    """Return the round that a page begins with: the oldest that is kept where nothing is said.
+
+    Raises:
+        InvalidRequest: both are given, or the token is none of ours.
+
+    """
+    if not token:
+        return 1 if first is None else first
+    if first is not None:
+        raise InvalidRequest("from and page_token: both say where the page begins; send one", path="page_token")
+    if _TOKEN.fullmatch(token) is None:
+        raise InvalidRequest(
+            f"page_token is {shown(token)}; wanted the next_page_token of an earlier answer", path="page_token"
+        )
+    return round_number(int(token))
+
+
 def evaluation(body: memoryview, ref: str, number: int, name: str) -> EvaluateCall:
     """Read `{"num_examples": 50, "metrics": {"accuracy": 0.9}}`.
 
@@ -136,6 +157,11 @@ def task_document(task: Task) -> dict[str, Any]:
         "wanted": task.wanted,
         "private": list(task.private),
     }
+
+
+def standing_document(task: Task) -> dict[str, Any]:
+    """Return how far a session's open round is."""
+    return {"round": task.round, "received": task.received, "wanted": task.wanted}
 
 
 def contributed_document(answer: Contributed) -> dict[str, Any]:
@@ -220,3 +246,9 @@ def _cell(value: Any) -> Any:
 def event_text(event: RoundEvent) -> str:
     """Return an event as a stream of them has it (HTML Living Standard, section 9.2)."""
     return f"event: {event.kind}\nid: {event.id}\ndata: {json.dumps(event.data, allow_nan=False)}\n\n"
+
+
+def problem_text(error: AdamdError) -> str:
+    """Return a stream's last event: why it ends. A browser connects again after a second."""
+    document = json.dumps(problem_document(error, LONGEST_PROBLEM), allow_nan=False)
+    return f"retry: 1000\nevent: problem\ndata: {document}\n\n"

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Path, Request, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -29,6 +29,7 @@ Ref = Annotated[
     str,
     Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": openapi.REF}),
 ]
+Wait = Annotated[float, Query(ge=0, le=headers.LONGEST_WAIT, description="seconds that the answer may wait")]
 
 
 class StrictRoute(APIRoute):

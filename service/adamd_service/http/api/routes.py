@@ -22,12 +22,14 @@ from adamd_service.http.api import openapi, request_headers
 from adamd_service.http.api.requests import (
     Ref,
     StrictRoute,
+    Wait,
     arriving,
     complete_body,
     engine_of,
     if_match,
     parsed,
     vector,
+    while_it_stays,
 )
 
 router = APIRouter(prefix="/v1", tags=["sessions"], route_class=StrictRoute)
@@ -62,8 +64,11 @@ async def list_sessions(
 
 @router.get("/sessions/{session}", responses=openapi.SESSION)
 async def get_session(request: Request, session: Ref) -> Response:
-    """Return a session's settings, step and layout."""
-    return responses.session(await engine_of(request).view(_ref(session)))
+    """Return a session's settings, step and layout, and where its open round stands."""
+    engine = engine_of(request)
+    view = await engine.view(_ref(session))
+    standing = None if view.head.spec.rounds is None else await engine.rounds.task(view.head.spec.id)
+    return responses.session(view, standing=standing)
 
 
 @router.patch("/sessions/{session}", openapi_extra=openapi.PATCH, responses=openapi.SESSION)
@@ -91,11 +96,23 @@ async def delete_session(request: Request, session: Ref) -> Response:
     openapi_extra=openapi.READ,
     responses=openapi.PARAMETERS,
 )
-async def get_parameters(request: Request, session: Ref) -> Response:
-    """Return the current parameters, or those to evaluate."""
+async def get_parameters(
+    request: Request,
+    session: Ref,
+    min_step: Annotated[int, Query(ge=0, le=headers.MAX_STEP, description="wait until this step is made")] = 0,
+    wait_s: Wait = 0.0,
+) -> Response:
+    """Return the current parameters, or those to evaluate; wait for a step first, where one is asked for."""
     kind = request_headers.accepted_type(request, headers.JSON)
     dtype, at = request_headers.answer_dtype(request, kind), checks.at(request.query_params.get("at"))
-    return responses.parameters(await engine_of(request).parameters(_ref(session), dtype, at=at), kind)
+    ref, engine = _ref(session), engine_of(request)
+    if wait_s and not min_step:
+        raise InvalidRequest("wait_s: there is nothing to wait for without min_step", path="wait_s")
+    if min_step:
+        with engine.waiting.place():
+            if not await while_it_stays(request, engine.rounds.wait_for_step(ref, min_step, wait_s)):
+                return responses.not_yet()
+    return responses.parameters(await engine.parameters(ref, dtype, at=at), kind)
 
 
 @router.put("/sessions/{session}/parameters", openapi_extra=openapi.TENSORS, responses=openapi.SESSION)
