@@ -14,7 +14,7 @@ from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.documents import change, server_info
 from adamd_service.engine import Engine, WatchEvent
-from adamd_service.grpc import messages
+from adamd_service.grpc import messages, round_messages
 from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import write
 from adamd_service.optim import lr_at, parse_settings
@@ -42,7 +42,12 @@ class SessionMethods:
     async def get(self, request: pb.GetSessionRequest, _context: Context) -> pb.GetSessionResponse:
         """Return a session as it stands."""
         view = await self._engine.view(checks.session_ref(request.session))
-        return pb.GetSessionResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
+        session = messages.session(view.head, view.settings, diverged=view.diverged)
+        if view.head.spec.rounds is not None:
+            task = await self._engine.rounds.task(view.head.spec.id)
+            if task is not None:
+                session.round.CopyFrom(round_messages.standing(task))
+        return pb.GetSessionResponse(session=session)
 
     async def list(self, request: pb.ListSessionsRequest, _context: Context) -> pb.ListSessionsResponse:
         """Return a page of sessions."""
@@ -67,6 +72,8 @@ class SessionMethods:
             document["optimizer"] = await messages.unfolded(request.optimizer, "optimizer")
         if request.HasField("labels"):
             document["labels"] = messages.labels(request.labels.labels)
+        if request.HasField("rounds"):
+            document["rounds"] = await messages.unfolded(request.rounds, "rounds")
         patch = change(document)
         view = await self._engine.patch(ref, patch.optimizer, patch.labels)
         return pb.UpdateSessionResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
@@ -109,6 +116,8 @@ async def _creation(request: pb.CreateSessionRequest) -> dict[str, Any]:
     kind = messages.dtype(request.dtype, "dtype")
     if kind is not None:
         document["dtype"] = kind
+    if request.HasField("rounds"):
+        document["rounds"] = await messages.unfolded(request.rounds, "rounds")
     if request.HasField("layout"):
         document["vector"] = request.layout.vector
         document["layout"] = messages.layout(request.layout)

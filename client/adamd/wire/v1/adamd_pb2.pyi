@@ -164,16 +164,14 @@ class Session(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., chain: _Optional[str] = ..., incarnation: _Optional[str] = ..., optimizer: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., settings_revision: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters_missing: bool = ..., diverged: bool = ..., snapshot_step: _Optional[int] = ..., elements: _Optional[int] = ..., lr: _Optional[float] = ..., stop: _Optional[str] = ..., warnings: _Optional[_Iterable[_Union[Stall, _Mapping]]] = ..., progress: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., damaged: _Optional[str] = ..., rounds: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., round: _Optional[_Union[RoundStanding, _Mapping]] = ...) -> None: ...
 
 class RoundStanding(_message.Message):
-    __slots__ = ("round", "state", "received", "wanted")
+    __slots__ = ("round", "received", "wanted")
     ROUND_FIELD_NUMBER: _ClassVar[int]
-    STATE_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
     round: int
-    state: RoundState
     received: int
     wanted: int
-    def __init__(self, round: _Optional[int] = ..., state: _Optional[_Union[RoundState, str]] = ..., received: _Optional[int] = ..., wanted: _Optional[int] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., received: _Optional[int] = ..., wanted: _Optional[int] = ...) -> None: ...
 
 class Stall(_message.Message):
     __slots__ = ("code", "detail", "eps")
@@ -634,7 +632,14 @@ class EvaluateResponse(_message.Message):
     def __init__(self, duplicate: bool = ..., round: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("client", "num_examples", "weight", "norm", "clipped", "staleness", "counted", "reason")
+    __slots__ = ("client", "num_examples", "weight", "norm", "clipped", "staleness", "counted", "reason", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -643,6 +648,7 @@ class Contribution(_message.Message):
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     COUNTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
     client: str
     num_examples: float
     weight: float
@@ -651,10 +657,11 @@ class Contribution(_message.Message):
     staleness: int
     counted: bool
     reason: str
-    def __init__(self, client: _Optional[str] = ..., num_examples: _Optional[float] = ..., weight: _Optional[float] = ..., norm: _Optional[float] = ..., clipped: bool = ..., staleness: _Optional[int] = ..., counted: bool = ..., reason: _Optional[str] = ...) -> None: ...
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, client: _Optional[str] = ..., num_examples: _Optional[float] = ..., weight: _Optional[float] = ..., norm: _Optional[float] = ..., clipped: bool = ..., staleness: _Optional[int] = ..., counted: bool = ..., reason: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Evaluation(_message.Message):
-    __slots__ = ("num_examples", "metrics")
+    __slots__ = ("num_examples", "metrics", "clients")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -664,12 +671,14 @@ class Evaluation(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
     num_examples: float
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, num_examples: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    clients: int
+    def __init__(self, num_examples: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., clients: _Optional[int] = ...) -> None: ...
 
 class Round(_message.Message):
-    __slots__ = ("round", "state", "base_step", "opened_at", "closed_at", "closed_by", "received", "wanted", "config", "metrics", "evaluation", "contributions", "epsilon", "step")
+    __slots__ = ("round", "state", "base_step", "opened_at", "closed_at", "closed_by", "received", "wanted", "config", "metrics", "evaluation", "contributions", "epsilon", "step", "deadline")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -691,6 +700,7 @@ class Round(_message.Message):
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
     round: int
     state: RoundState
     base_step: int
@@ -705,7 +715,8 @@ class Round(_message.Message):
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
     epsilon: float
     step: int
-    def __init__(self, round: _Optional[int] = ..., state: _Optional[_Union[RoundState, str]] = ..., base_step: _Optional[int] = ..., opened_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., closed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., closed_by: _Optional[_Union[ClosedBy, str]] = ..., received: _Optional[int] = ..., wanted: _Optional[int] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., epsilon: _Optional[float] = ..., step: _Optional[int] = ...) -> None: ...
+    deadline: _timestamp_pb2.Timestamp
+    def __init__(self, round: _Optional[int] = ..., state: _Optional[_Union[RoundState, str]] = ..., base_step: _Optional[int] = ..., opened_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., closed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., closed_by: _Optional[_Union[ClosedBy, str]] = ..., received: _Optional[int] = ..., wanted: _Optional[int] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., epsilon: _Optional[float] = ..., step: _Optional[int] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class GetRoundRequest(_message.Message):
     __slots__ = ("session", "round")
