@@ -78,7 +78,8 @@ async def patch_session(request: Request, session: Ref) -> Response:
     ref = _ref(session)
     async with complete_body(request, kind, MAX_PATCH_BYTES) as body:
         patch = await parsed(patch_document, body)
-        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, await if_match(request, ref))
+        match = await if_match(request, ref)
+        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, match, patch.rounds)
         return responses.session(changed)
 
 
