@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from adamd_service.records import BulkRef
@@ -106,7 +106,9 @@ class Standing:
         now: the store's clock.
         tries: how often it was cancelled.
         config: the owner's object, as it was when the round opened.
-        cohort: the clients that are asked; None: they are not drawn yet, or all are asked.
+        drawn: who is asked has been drawn.
+        cohort: the clients that are asked to train; None: all.
+        evaluators: those that are asked to evaluate; None: none.
         received: contributions that wait to be counted.
         frozen: it is being closed.
         clip_norm: the clip of a privacy that adapts; None: as the settings say.
@@ -122,7 +124,9 @@ class Standing:
     config: Mapping[str, Any]
     first_at: float | None = None
     tries: int = 0
+    drawn: bool = False
     cohort: tuple[str, ...] | None = None
+    evaluators: tuple[str, ...] | None = None
     received: int = 0
     frozen: Frozen | None = None
     clip_norm: float | None = None
@@ -175,6 +179,12 @@ class RoundDocument:
     epsilon: float | None = None
     step: int | None = None
     deadline: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, times in Unix seconds."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        evaluation = None if self.evaluation is None else asdict(self.evaluation)
+        return values | {"evaluation": evaluation, "contributions": [asdict(one) for one in self.contributions]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from adamd.wire import patterns
 from adamd.wire.layout import Layout
 from adamd.wire.patterns import GroupsError, places
+from adamd_service.aggregation import FIELDS, AggregationSettings, aggregation_to_json, parse_aggregation
 from adamd_service.optim.validation import (
     SettingsError,
     Strict,
@@ -44,7 +45,6 @@ WANTED: Final[Mapping[str, str]] = {
     "total": "a whole number, 0 or more; 0 is no end",
     "evaluate": "a whole number: how many clients are asked to evaluate, 0 for none",
     "config": f"an object of at most {MOST_CONFIG_BYTES} bytes",
-    "max_staleness": f"a whole number from 0 to {REMEMBERED_ROUNDS}, or null",
     "averaged": LIST,
     "carry": LIST,
     "private": LIST,
@@ -78,7 +78,6 @@ class RoundsModel(Strict):
     total: Annotated[int, BeforeValidator(whole), Field(ge=0, le=2**53)] = 0
     evaluate: OrNone = 0
     config: dict[str, Any] = Field(default_factory=dict)
-    max_staleness: Annotated[Annotated[int, Field(ge=0, le=REMEMBERED_ROUNDS)] | None, BeforeValidator(whole)] = None
     averaged: Patterns = ()
     carry: Patterns = ()
     private: Patterns = ()
@@ -99,7 +98,7 @@ class RoundsSettings:
         total: rounds after which clients are told to stop; 0: no end.
         evaluate: how many clients are asked to evaluate the parameters that a round begins with.
         config: the owner's object, handed to clients.
-        max_staleness: rounds that a contribution to a buffered session may be behind; None: `REMEMBERED_ROUNDS`.
+        aggregation: how contributions become one gradient; its ``max_staleness`` None: `REMEMBERED_ROUNDS`.
         averaged: places of the tensors that are averaged, not stepped.
         carry: places of those that take the maximum.
         private: places of those that never leave a client.
@@ -117,7 +116,7 @@ class RoundsSettings:
     total: int
     evaluate: int
     config: Mapping[str, Any]
-    max_staleness: int | None
+    aggregation: AggregationSettings
     averaged: tuple[int, ...]
     carry: tuple[int, ...]
     private: tuple[int, ...]
@@ -133,7 +132,8 @@ class RoundsSettings:
         """Rounds that a contribution may be behind, and for which it is known who has contributed."""
         if not self.buffered:
             return 0
-        return REMEMBERED_ROUNDS if self.max_staleness is None else self.max_staleness
+        most = self.aggregation.max_staleness
+        return REMEMBERED_ROUNDS if most is None else most
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values: parse_rounds(s.to_json(), layout) == s."""
@@ -158,15 +158,17 @@ def _parsed(raw: object, layout: Layout) -> RoundsSettings:
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise SettingsError("", f'is {shown(raw)}; wanted an object such as {{"quorum": 6}}')
     try:
-        model = RoundsModel.model_validate(raw)
+        model = RoundsModel.model_validate({key: raw[key] for key in raw if key not in FIELDS})
     except ValidationError as error:
         raise _explain(*first_error(error)) from None
     least = model.quorum if model.min_contributions is None else model.min_contributions
     most = model.quorum if model.max_contributions is None else model.max_contributions
     _check_counts(model, least, most)
     check_config(model.config)
+    aggregation = _aggregation(model, {key: raw[key] for key in raw if key in FIELDS})
     averaged, carry, private = _tensors(model, layout)
     document = model.model_dump(mode="json") | {"min_contributions": least, "max_contributions": most}
+    document |= aggregation_to_json(aggregation)
     return RoundsSettings(
         mode=model.mode,
         quorum=model.quorum,
@@ -178,7 +180,7 @@ def _parsed(raw: object, layout: Layout) -> RoundsSettings:
         total=model.total,
         evaluate=model.evaluate,
         config=model.config,
-        max_staleness=model.max_staleness,
+        aggregation=aggregation,
         averaged=averaged,
         carry=carry,
         private=private,
@@ -204,8 +206,16 @@ def _check_counts(model: RoundsModel, least: int, most: int) -> None:
         )
     if model.mode == "buffered" and model.cohort:
         raise SettingsError("cohort", f"is {model.cohort}; a buffered session asks all clients: leave it out")
-    if model.mode == "sync" and model.max_staleness is not None:
-        raise SettingsError("max_staleness", 'is for mode "buffered"; a sync round takes no contribution of another')
+
+
+def _aggregation(model: RoundsModel, raw: Mapping[str, object]) -> AggregationSettings:
+    made = parse_aggregation(raw, quorum=model.quorum, buffered=model.mode == "buffered")
+    if made.max_staleness is not None and made.max_staleness > REMEMBERED_ROUNDS:
+        raise SettingsError("max_staleness", f"is {made.max_staleness}; wanted at most {REMEMBERED_ROUNDS}")
+    if made.privacy is not None and (model.averaged or model.carry):
+        name = "averaged" if model.averaged else "carry"
+        raise SettingsError(name, "stands beside privacy, and would go out without noise; leave one of them out")
+    return made
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -242,6 +252,11 @@ def with_config(settings: RoundsSettings, patch: object) -> RoundsSettings:
     return replace(settings, config=config, document={**settings.document, "config": config})
 
 
+def with_seed(settings: RoundsSettings, seed: int) -> RoundsSettings:
+    """Return settings with the seed that was drawn for them."""
+    return replace(settings, seed=seed, document={**settings.document, "seed": seed})
+
+
 def _tensors(model: RoundsModel, layout: Layout) -> tuple[tuple[int, ...], ...]:
     """Return the places of the tensors that each list of patterns names.
 
@@ -276,7 +291,8 @@ def _own_words(error: GroupsError, names: list[str]) -> SettingsError:
 def _explain(place: tuple[int | str, ...], kind: str, came: object) -> SettingsError:
     path = path_of(place)
     if kind == "extra_forbidden":
-        return SettingsError(path, f"is unknown; {suggestion(str(place[-1]), RoundsModel.model_fields, {})}")
+        known = [*RoundsModel.model_fields, *FIELDS]
+        return SettingsError(path, f"is unknown; {suggestion(str(place[-1]), known, {})}")
     if kind == "missing":
         return SettingsError(path, f"is missing; wanted {WANTED[path]}")
     wanted = "a tensor name, or a pattern" if len(place) > 1 else WANTED.get(path, "another value")

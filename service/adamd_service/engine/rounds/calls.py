@@ -12,6 +12,8 @@ from adamd_service.engine.calls import Decode, RequestBody
 from adamd_service.rounds.documents import Kind
 
 CLIENT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+Outcome = Literal["accepted", "duplicate"]
+TaskKind = Literal["train", "evaluate", "stop"]
 LONGEST_WAIT: Final = 60.0  # seconds that a call may wait for something to happen
 
 
@@ -49,7 +51,7 @@ class ContributeCall:
 class Contributed:
     """The contribution is durable: just now, or (duplicate) earlier. ``step`` is the session's."""
 
-    outcome: Literal["accepted", "duplicate"]
+    outcome: Outcome
     round: int
     received: int
     wanted: int
@@ -85,7 +87,7 @@ class Task:
 
     """
 
-    kind: Literal["train", "evaluate", "stop"]
+    kind: TaskKind
     round: int
     base_step: int
     chain: str
