@@ -31,6 +31,7 @@ class Telemetry:
         )
         self._problems = Counter("adamd_problems", "Answers of 4xx and 5xx", labels, registry=self._registry)
         self._gauge("adamd_in_flight_bytes", "Bodies and answers in flight", lambda: engine.in_flight.used)
+        self._gauge("adamd_waiting_requests", "Requests that wait for what comes", lambda: engine.waiting.taken)
         self._gauge("adamd_hot_bytes", "State of durable sessions in memory", lambda: engine.hot.used)
         self._gauge("adamd_memory_session_bytes", "State of memory sessions", lambda: engine.hot.memory_used)
         self._gauge("adamd_leased_buffer_bytes", "Buffers that someone can see", lambda: engine.pool.leased_bytes)
