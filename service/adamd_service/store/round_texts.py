@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.encodings import ENCODINGS
-from adamd_service.records import BulkRef
+from adamd_service.records import BulkRef, Spec
 from adamd_service.rounds.documents import (
     KINDS,
     ClosedBy,
@@ -63,17 +63,14 @@ def member_from(text: str) -> Member:
     return Member(int(number), client)
 
 
-def standing_from(
-    session_id: str, place: Sequence[bytes], waiting: bytes, fields_of: Mapping[bytes, bytes], config: Mapping[str, Any]
-) -> Standing:
+def standing_from(spec: Spec, place: Sequence[bytes], waiting: bytes, fields_of: Mapping[bytes, bytes]) -> Standing:
     """Read where the open round stands.
 
     Args:
-        session_id: for the error's words.
+        spec: of the session; a round that nobody has asked for yet has its config, and is as old.
         place: incarnation, step, chain and the store's clock.
         waiting: how many contributions wait.
         fields_of: the round's hash; of an earlier round, or none, where nobody has asked for this one yet.
-        config: of the session, for a round that nobody has asked for yet.
 
     Raises:
         Damaged: it is damaged.
@@ -85,9 +82,8 @@ def standing_from(
         incarnation, step, chain, now = (value.decode() for value in place)
         number = int(step) + 1
         if text.get("number") != str(number):
-            return Standing(
-                number, incarnation, chain, int(step), float(now), float(now), config, received=int(waiting)
-            )
+            config, opened_at = (spec.rounds or {}).get("config", {}), spec.created_at
+            return Standing(number, incarnation, chain, int(step), opened_at, float(now), config, received=int(waiting))
         return Standing(
             number=number,
             incarnation=incarnation,
@@ -106,7 +102,7 @@ def standing_from(
             clip_norm=float(text["clip_norm"]) if text["clip_norm"] else None,
         )
 
-    return checked(f"the open round of session {session_id}", read)
+    return checked(f"the open round of session {spec.id}", read)
 
 
 def _clients(text: str) -> tuple[str, ...] | None:

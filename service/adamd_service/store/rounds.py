@@ -125,8 +125,7 @@ class RoundStore:
                 raise UnknownSession(f"there is no session {head.spec.id!r}")
             place, (waiting, pending, counted, known, evaluated) = answer[1:5], answer[5:10]
             fields = dict(zip(answer[10::2], answer[11::2], strict=True))
-            config = cast("Mapping[str, Any]", (head.spec.rounds or {}).get("config", {}))
-            standing = round_texts.standing_from(head.spec.id, place, waiting, fields, config)
+            standing = round_texts.standing_from(head.spec, place, waiting, fields)
             member = Member(number or standing.number, client).text.encode()
             return Look(
                 standing,
@@ -137,7 +136,7 @@ class RoundStore:
             )
 
     def waiting(self, session_id: str) -> list[Contribution]:
-        """Return the contributions that wait to be counted, by round and client; what is damaged is left out."""
+        """Return the contributions that wait to be counted, by round and client."""
         with translated(session_id):
             raw = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).pending))
         found = [round_texts.contribution_from(name, text) for name, text in raw.items()]
