@@ -340,9 +340,6 @@ def test_what_comes_during_a_look_is_looked_at(replica, clients, monkeypatch):
             await looked.wait()
             await contribute(engine, session, 1, "b", two)
             gate.set()
-            head = (await engine.view(session)).head
-            while (await asyncio.to_thread(engine.store.rounds.look, head)).standing.number == 1:
-                assert engine.rounds._closer._under_way, "nobody closes the round"
-                await asyncio.sleep(0.01)
+            await stepped(engine, session, 1)
 
     run(scenario())
