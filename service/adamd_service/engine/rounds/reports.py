@@ -7,11 +7,11 @@ from typing import Any
 
 from adamd_service.aggregation import Outcome
 from adamd_service.rounds import (
-    Contribution,
     Counted,
     Evaluation,
     Frozen,
-    Member,
+    KeptContribution,
+    MemberName,
     RoundDocument,
     RoundsSettings,
     Standing,
@@ -44,7 +44,7 @@ def evaluation_of(evaluated: Sequence[Evaluated]) -> Evaluation | None:
 
 
 def open_document(
-    standing: Standing, settings: RoundsSettings, waiting: Sequence[Contribution], evaluated: Sequence[Evaluated]
+    standing: Standing, settings: RoundsSettings, waiting: Sequence[KeptContribution], evaluated: Sequence[Evaluated]
 ) -> RoundDocument:
     """Return the document of the open round."""
     return RoundDocument(
@@ -70,7 +70,7 @@ def closed_document(
     standing: Standing,
     frozen: Frozen,
     settings: RoundsSettings,
-    members: Sequence[Contribution],
+    members: Sequence[KeptContribution],
     outcome: Outcome,
     evaluated: Sequence[Evaluated],
     epsilon: float | None,
@@ -117,7 +117,9 @@ def closed_document(
     )
 
 
-def counted_members(members: Sequence[Contribution], document: RoundDocument) -> dict[str, str]:
+def counted_members(members: Sequence[KeptContribution], document: RoundDocument) -> dict[str, str]:
     """Return each member's name to its digest and the step that it counted in, 0 where it was left out."""
-    counted = {Member(document.round - row.staleness, row.client): bool(row.counted) for row in document.contributions}
+    counted = {
+        MemberName(document.round - row.staleness, row.client): bool(row.counted) for row in document.contributions
+    }
     return {one.member.text: f"{one.digest} {document.round if counted[one.member] else 0}" for one in members}
