@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from adamd_service.aggregation import Outcome
@@ -82,8 +83,8 @@ def closed_document(
         staleness = standing.number - one.round
         found = made.get((one.client, staleness))
         if found is None:
-            reason: str | None = "damaged"
-            rows.append(Counted(one.client, one.num_examples, one.metrics, 0.0, None, False, staleness, False, reason))
+            damaged = Counted(one.client, one.num_examples, one.metrics, weight=0.0, staleness=staleness)
+            rows.append(replace(damaged, counted=False, reason="damaged"))
         else:
             rows.append(
                 Counted(
