@@ -19,6 +19,7 @@ from adamd_service.codecs.checks import MAX_LABELS, parse_json, validated
 from adamd_service.engine import Advice, Engine
 from adamd_service.optim import FAMILY, NUMERICS_ID, Settings, lr_at, settings_of
 from adamd_service.records import Broken, Head
+from adamd_service.rounds.settings import shown_to_all
 
 SORTED = "sorted_by_name"  # a creation's warning: its flat vector has another order than its body had
 
@@ -30,6 +31,7 @@ class PatchDocument(BaseModel):
 
     optimizer: dict[str, Any] | None = None
     labels: dict[str, str] | None = Field(None, max_length=MAX_LABELS, description="take the place of those there are")
+    rounds: dict[str, Any] | None = Field(None, description='{"config": {…}}: what clients of later rounds are told')
 
 
 def patch(body: memoryview) -> PatchDocument:
@@ -97,6 +99,7 @@ def document(head: Head, settings: Settings, advice: Advice, *, diverged: bool) 
         "warnings": warnings(advice),
         "progress": head.progress,
         "snapshot_step": head.snapshots[-1].step if head.snapshots else None,
+        "rounds": None if spec.rounds is None else shown_to_all(spec.rounds),
     }
 
 
@@ -134,6 +137,7 @@ def server_info(engine: Engine) -> dict[str, Any]:
             "json_bytes": min(MAX_JSON, limits.body),
             "in_flight_bytes": limits.in_flight,
             "sessions": limits.sessions,
+            "waiting": limits.waiting,
             "store_bytes": limits.store,
             "bulk_spare_bytes": limits.bulk_spare,
         },

@@ -23,6 +23,7 @@ from adamd.errors import (
     IdempotencyMismatch,
     InternalError,
     InvalidSettings,
+    SettingsConflict,
     StoreUnavailable,
 )
 from adamd.wire.buffers import Bytes
@@ -31,7 +32,7 @@ from adamd_service.advice import advice_of, notes_of
 from adamd_service.engine.answers import Copies, rounded
 from adamd_service.engine.cache import Hot, LoadedSession
 from adamd_service.engine.calls import Answer, StepCall
-from adamd_service.engine.rebuilding import Rebuilder
+from adamd_service.engine.rebuilding import Rebuilder, assigned_values, with_assigned
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import (
     NUMERICS_ID,
@@ -50,7 +51,18 @@ from adamd_service.optim import (
     to_json,
     updates_to_json,
 )
-from adamd_service.records import BulkRef, Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
+from adamd_service.records import (
+    BulkRef,
+    Commit,
+    CommitOutcome,
+    Committed,
+    Entry,
+    Head,
+    IdempotencyKey,
+    Lost,
+    Record,
+    RoundClosing,
+)
 from adamd_service.rules import Apply, Refuse, Replay, StepRequest, decide, next_chain
 from adamd_service.store import RedisStore, Staging, UnknownOutcome
 
@@ -138,6 +150,8 @@ class ReceivedStep:
         staging: keeps what was logged, as long as nothing names it.
         committed: what was logged must stay, as far as anyone knows.
         landed: the step that a POST was committed as, where only `resolve` knows it.
+        closing: the round that this step closes.
+        assigned: the tensors whose parameters it sets, by index; their values lie behind the gradient.
 
     """
 
@@ -149,6 +163,8 @@ class ReceivedStep:
     staging: Staging | None = None
     committed: bool = False
     landed: int | None = None
+    closing: RoundClosing | None = None
+    assigned: tuple[int, ...] = ()
 
     @property
     def request(self) -> StepRequest:
@@ -317,6 +333,9 @@ class Stepper:
                     self._device.fetch(state)
                     state.take_best()
                 gradient, bounds = step.body.gradient, spec.layout.bounds
+                if step.assigned:
+                    values = assigned_values(step.body.buffer, step.assigned, spec)
+                    state = loaded.state = with_assigned(self._device, state, values, step.assigned, bounds)
                 diverged = self._device.apply(state, gradient, updates, bounds, out if same else None)
                 if out is not None and not same:
                     self._device.fetch(state)
@@ -351,6 +370,7 @@ class Stepper:
             metrics=dict(step.call.metrics),
             numerics=NUMERICS_ID,
             best=best,
+            assigned=step.assigned,
         )
 
     def _stage(self, session_id: str, step: ReceivedStep) -> BulkRef:
@@ -374,6 +394,7 @@ class Stepper:
             settings_revision=after.settings_revision,
             idempotency=key,
             progress=None if after.progress == head.progress else after.progress,
+            closing=None if step.closing is None else replace(step.closing, config=_config_of(head)),
         )
         try:
             outcome = await io.commit(hot.id, commit)
@@ -394,6 +415,8 @@ class Stepper:
         return False
 
     def _after_loss(self, step: ReceivedStep, outcome: Lost) -> None:
+        if outcome.reason == "thawed":
+            raise SettingsConflict("the round was cancelled, or frozen anew, while its step was made")
         if outcome.reason == "fenced" or outcome.reason == "chunks":
             # The attempt is dead, or its chunks outlived their TTL: the next commit needs a new one.
             step.attempt, step.bulk = secrets.token_hex(8), None
@@ -416,6 +439,12 @@ class Stepper:
             self._store.discard(session_id, step.attempt, step.bulk or BulkRef())
         except StoreUnavailable:
             return
+
+
+def _config_of(head: Head) -> Mapping[str, Any]:
+    """Return what the next round begins with: a PATCH that this commit does not know of makes it fail."""
+    config: Mapping[str, Any] = (head.spec.rounds or {}).get("config", {})
+    return config
 
 
 def settings_with(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:

@@ -43,6 +43,7 @@ from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_length
 from adamd_service.store.loop_connections import Lines
 from adamd_service.store.outcomes import Created, HeadVersion, Repeated, StoreRefused, Taken, Unfit, UnknownOutcome
 from adamd_service.store.read_ahead import Reader, read_ahead
+from adamd_service.store.rounds import RoundStore
 from adamd_service.store.scripts import script
 from adamd_service.store.snapshots import StoredSnapshots, bulk_of
 
@@ -66,6 +67,7 @@ class RedisStore:
         self._room: DiskRoom | None = None
         self.bulk = Homes(link.client, lambda: link.trust.changes)
         self.snapshots = StoredSnapshots(link.client, self.bulk, self._grow, self._tidy)
+        self.rounds = RoundStore(link.client, self.bulk, link.trust, self._grow)
         self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
@@ -330,9 +332,8 @@ class RedisStore:
             except Damaged:
                 name, damage = index.name_of(self._client, tenant, session_id), "damaged"
             garbage.remember(self._client, tenant, session_id)
-            script_keys = [names.head, names.gone, names.garbage, names.ring, names.readers, names.bulk]
             verdict = script("delete").repeatably(
-                self._client, script_keys, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
+                self._client, names.ending, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
             )
             if verdict[0] == b"moved":
                 return False
@@ -342,8 +343,8 @@ class RedisStore:
 
     # -- steps
 
-    def stage(self, session_id: str, attempt: str, nbytes: int) -> Staging:
-        """Return a way to write a body of ``nbytes`` piece by piece, while it arrives, to where its bulk lies.
+    def stage(self, session_id: str, attempt: str, nbytes: int, *, wiped: bool = False) -> Staging:
+        """Return a way to write a body of ``nbytes`` piece by piece, while it arrives; ``wiped``: a contribution's.
 
         Raises:
             Busy: as many as possible are under way there.
@@ -351,7 +352,7 @@ class RedisStore:
 
         """
         self._trust.require()
-        name = BulkName(session_id, attempt)
+        name = BulkName(session_id, attempt, wiped=wiped)
         if files := self.bulk.files_for(session_id, nbytes):
             return files.stage(name, nbytes)
         return chunks.ChunkStaging(self._client, name.key, nbytes, self._uploads, self._grow)
@@ -521,9 +522,9 @@ class RedisStore:
         return self.bulk.tidy(full=self._room is not None and self._room.full)
 
     def _snapshot_ids(self, session_id: str) -> set[str]:
-        """Return the snapshots that a session's head names; none where it is gone."""
+        """Return the snapshots that a session's head names, and contributions that wait; none where it is gone."""
         try:
-            return {ref.id for ref in self.load_head(session_id).snapshots}
+            return {ref.id for ref in self.load_head(session_id).snapshots} | self.rounds.attempts(session_id)
         except (UnknownSession, SessionDeleted):
             return set()
 
