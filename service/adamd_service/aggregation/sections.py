@@ -11,7 +11,7 @@ from adamd_service.aggregation.values import Span, Values
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Scaled:
     """A contribution on its way into a reduction, which sees scale × values.
 
     weight: its own in a weighted reduction. scale: clip and staleness in one, in 0…1. present: the spans that it has,
@@ -33,7 +33,7 @@ class Section:
     members: tuple[int, ...]
 
 
-def sections(parts: Sequence[Part], size: int, longest: int) -> list[Section]:
+def sections(parts: Sequence[Scaled], size: int, longest: int) -> list[Section]:
     """The parts' sections, which cover 0…size-1 in order; none is longer than `longest` elements."""
     borders = {0, size}
     for part in parts:
@@ -51,5 +51,5 @@ def sections(parts: Sequence[Part], size: int, longest: int) -> list[Section]:
     ]
 
 
-def _has(part: Part, element: int) -> bool:
+def _has(part: Scaled, element: int) -> bool:
     return part.present is None or any(span.start <= element < span.stop for span in part.present)
