@@ -3,6 +3,7 @@
 A part is at most so long, and it does not depend on threads. Where every contribution is whole, so is every part.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,4 +53,7 @@ def sections(parts: Sequence[Scaled], size: int, longest: int) -> list[Section]:
 
 
 def _has(part: Scaled, element: int) -> bool:
-    return part.present is None or any(span.start <= element < span.stop for span in part.present)
+    if part.present is None:
+        return True
+    place = bisect_right(part.present, element, key=lambda span: span.start) - 1
+    return place >= 0 and element < part.present[place].stop
