@@ -38,17 +38,18 @@ def assignment(document: Mapping[str, Any], chain: str) -> Assignment:
     )
 
 
-def received(document: Mapping[str, Any], number: int) -> Received:
+def received(document: Mapping[str, Any]) -> Received:
     """Read what a server says of a reply to a round.
 
     Raises:
         TransportError: it says something else.
 
     """
-    outcome, answered = document.get("outcome"), document.get("round", number)
-    if outcome not in ("accepted", "duplicate") or not _is_count(answered):
+    outcome = document.get("outcome")
+    if outcome not in ("accepted", "duplicate"):
         raise bad_answer("an answer to a reply that says neither accepted nor duplicate")
-    return Received(outcome == "duplicate", answered, _count(document, "received"), _count(document, "wanted"))
+    step, came, wanted = (_count(document, name) for name in ("step", "received", "wanted"))
+    return Received(outcome == "duplicate", step, came, wanted)
 
 
 def round_(document: Any) -> Round:

@@ -19,7 +19,8 @@ from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import Layout
 
 _REF = re.compile(headers.REF_PATTERN)
-_CLIENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CLIENT = re.compile(headers.CLIENT_PATTERN)
+_CHAIN = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 OTHER_PROTOCOL = "other protocol"  # the phase of an attempt that met HTTP in gRPC's place, or the other way round
 ARRAYS = 4  # of a state, about: only the server knows how many its optimizer keeps
@@ -96,10 +97,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A contribution or an evaluation is durable; ``duplicate``: it was before."""
+    """A contribution or an evaluation is durable; ``duplicate``: it was before. ``step`` is the session's."""
 
     duplicate: bool
-    round: int
+    step: int | None
     received: int | None = None
     wanted: int | None = None
 
@@ -452,6 +453,11 @@ def reference(ref: str) -> str:
 def is_reference(ref: Any) -> bool:
     """Say whether a session can be called that."""
     return isinstance(ref, str) and _REF.fullmatch(ref) is not None
+
+
+def is_chain(chain: Any) -> bool:
+    """Say whether this is a chain: 64 hexadecimal digits."""
+    return isinstance(chain, str) and _CHAIN.fullmatch(chain) is not None
 
 
 def idempotency_key(key: Any) -> str:

@@ -200,7 +200,7 @@ class Participant:
             outcome="duplicate" if received.duplicate else "accepted",
             counted=True,
             round=operation.round,
-            current=received.round,
+            current=None if received.step is None else received.step + 1,
             received=received.received,
             wanted=received.wanted,
         )
