@@ -89,8 +89,8 @@ def _is_whole(value: Any) -> bool:
 
 def _floats(name: str, value: Any, dtype: str) -> Array:
     whole = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    if whole.size and int(np.abs(whole.astype(object)).max()) > EXACT[dtype]:
-        largest = int(np.abs(whole.astype(object)).max())
+    largest = max(abs(int(whole.min())), abs(int(whole.max()))) if whole.size else 0
+    if largest > EXACT[dtype]:
         raise WrongDtype(
             f"{name!r} has {largest}, which {dtype} does not hold exactly; dtype='float64' does up to 2^53"
         )
