@@ -182,7 +182,7 @@ class FederatedRun(RunView):
             ModuleNotFoundError: torch is not installed.
 
         """
-        return models.state_dict(self.parameters(), self._coordinator.carried)
+        return models.state_dict(self.parameters(), self._coordinator.roles)
 
     def close_round(self, number: int | None = None) -> Round:
         """Close a round with the replies that it has, and return it.

@@ -239,7 +239,7 @@ def _document(session: pb.Session) -> dict[str, Any]:
 
 
 def whole(value: Any) -> Any:
-    """Return JSON's values with whole numbers as integers: a Struct has doubles only, and ``range(3.0)`` is an error."""
+    """Return JSON's values with whole numbers as integers: a Struct has doubles only, and ``range(3.0)`` fails."""
     if isinstance(value, dict):
         return {name: whole(item) for name, item in value.items()}
     if isinstance(value, list):
