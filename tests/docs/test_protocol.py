@@ -18,6 +18,8 @@ from adamd_service.codecs import checks, documents
 from adamd_service.grpc.status import status_of
 from adamd_service.optim.family import FAMILY
 from adamd_service.optim.settings import BESIDE, KINDS, SESSION
+from adamd_service.rounds.settings import RoundsModel
+from servers import ended
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
@@ -56,6 +58,23 @@ def test_every_grpc_message_gets_these_very_bytes(server):
 
 
 @pytest.mark.parametrize("what", ["a bit of a body", "a status", "a header", "a member"])
+def test_the_snippets_of_rounds_run(server, tmp_path):
+    (snippet,) = re.findall(r"^```bash\n(.*?)^```", section("Rounds"), re.MULTILINE | re.DOTALL)
+    snippet = snippet.replace("http://127.0.0.1:8000", server.url)
+    run = ended(["bash", "-euo", "pipefail", "-c", snippet], cwd=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    task, rest = json.JSONDecoder().raw_decode(run.stdout)
+    first, rest = json.JSONDecoder().raw_decode(run.stdout[rest:]), run.stdout[rest:]
+    assert (task["kind"], task["round"], first[0]["outcome"]) == ("train", 1, "accepted")
+    assert '{"step": 1, "parameters": [2.0, 2.0]}' in rest
+    assert "1,closed,quorum," in rest
+
+
+def test_the_settings_of_rounds_stand_there():
+    told = {name for cells in rows(section("Rounds")) for name in named(cells[0]) if len(cells) == 3}
+    assert told >= set(RoundsModel.model_fields) and not {"kworum"} & told
+
+
 def test_an_answer_that_is_another_one_is_seen(server, what):
     exchanges = copy.deepcopy(playing.read("steps")["exchanges"])
     ended, answer = exchanges[-3], exchanges[1]["answer"]
