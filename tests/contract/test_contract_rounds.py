@@ -247,6 +247,8 @@ def test_private_tensors_stay_where_rounded_ones_travel(client, name, options):
     first_of(run, 1)
     now = run.parameters()
     assert {key: value.max() for key, value in now.items()} == {"b": 2.0, "w": 2.0, "head": 1.0}
+    with pytest.raises(errors.WrongLayout, match="parameters lack b"):
+        task.reply(parameters={"w": task.parameters["w"]})
     with pytest.raises(errors.InvalidRequest, match="covers the whole vector"):
         client.federation(name, client="a", encoding="int8")
 

@@ -93,7 +93,9 @@ def test_the_server_takes_it_and_keeps_it_as_it_is(options):
 STRATEGIES = [fed.FedAdam(), fed.FedYogi(), fed.FedAdagrad(), fed.FedAvg(), fed.FedAvgM()]
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES, fed.FedAdam(0.05, tau=1e-4, form="flower"), fed.Optimizer("lion")], ids=str)
+@pytest.mark.parametrize(
+    "strategy", [*STRATEGIES, fed.FedAdam(0.05, tau=1e-4, form="flower"), fed.Optimizer("lion")], ids=str
+)
 def test_strategies_are_optimizers_of_the_server(strategy):
     document = optimizer_document({"strategy": strategy})
     parse_settings(document)

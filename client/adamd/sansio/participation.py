@@ -166,7 +166,7 @@ class Participant:
         if self._feedback not in (None, kind):
             self.encoder.forget()  # a delta's rest has the other sign
         self._feedback = kind
-        return kind, self.encoder.write(value, self._shared, dtype)
+        return kind, self.encoder.write(value, self._shared, dtype, what=kind)
 
     def _difference(self, parts: tuple[arrays.TensorPart, ...], pulled: Array) -> Any:
         """Return trained - pulled, in the session's dtype."""
