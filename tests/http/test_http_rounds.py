@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from talking import OCTETS, SAFETENSORS, Talk, packed
+from talking import OCTETS, SAFETENSORS, Talk, packed, watched
 
 ZERO = np.zeros(3, "<f4")
 ONE = np.ones(3, "<f4")
@@ -489,3 +489,23 @@ def test_a_contribution_is_read_by_whoever_reads_the_session(server, talk):
     Federation(other, federation.id).give("a", ONE).good(202)
     assert federation.task("b").good().json["received"] == 1
     other.close()
+
+
+def test_rounds_are_counted(tmp_path):
+    with watched(tmp_path / "one") as own:
+        talk = Talk(own)
+        federation = opened(talk, quorum=2)
+        federation.give("a", ONE).good(202)
+        federation.give("a", ONE).good(200)
+        federation.give("a", TWO).problem(409, "contribution_conflict")
+        federation.give("b", ONE).good(202)
+        federation.parameters(1)
+        while "adamd_rounds_closed_total{" not in (text := talk("GET", "/metrics").good().body.decode()):
+            pass
+        lines = text.splitlines()
+        for outcome, count in (("accepted", 2), ("duplicate", 1), ("contribution_conflict", 1)):
+            assert f'adamd_contributions_total{{outcome="{outcome}"}} {count}.0' in lines
+        assert 'adamd_rounds_closed_total{by="quorum"} 1.0' in lines
+        assert "adamd_aggregation_seconds_count 1.0" in lines
+        assert any(line.startswith("adamd_aggregation_seconds_sum ") for line in lines)
+        talk.close()
