@@ -41,7 +41,7 @@ def write_scaled(values: Floats, factor: float, out: Floats) -> None:
 
 def sort_columns(rows: Floats, network: Network) -> None:
     """See `Kernels`."""
-    _loop("sort_columns_text", rows.dtype)(rows, network)
+    _loop("sort_columns_text", rows.dtype)(rows, network, rows.dtype.type(0))
 
 
 def compile_aggregation() -> None:
@@ -91,15 +91,19 @@ def write_scaled_text(values, factor, out, zero):  # type: ignore[no-untyped-def
         out[i] = out[i] + zero
 
 
-def sort_columns_text(rows, network):  # type: ignore[no-untyped-def]  # a text for Numba
-    """Exchange whole rows where they are not in order; without a branch, so that it vectorises."""
+def sort_columns_text(rows, network, zero):  # type: ignore[no-untyped-def]  # a text for Numba
+    """Exchange whole rows where they are not in order; without a branch, so that it vectorises.
+
+    Adding `zero` changes nothing, as no zero has a sign. Without it LLVM sees that the smaller value often lies there
+    already, and stores under a mask, which takes five times as long.
+    """
     for k in range(network.shape[0]):
         low = rows[network[k, 0]]
         high = rows[network[k, 1]]
         for i in range(low.size):
             a = low[i]
             b = high[i]
-            low[i] = min(a, b)
+            low[i] = min(a, b) + zero
             high[i] = max(a, b)
 
 
@@ -117,10 +121,11 @@ def _loop(name: str, dtype: np.dtype[Any]) -> Compiled:
 
     scalar, double = numba.from_dtype(dtype), numba.float64
     values, out = numba.types.Array(scalar, 1, "C", readonly=True), scalar[::1]
+    network = numba.types.Array(numba.int64, 2, "C", readonly=True)
     signatures: dict[str, tuple[Any, ...]] = {
         "add_scaled_text": (values, double, double[::1]),
         "distance_text": (values, double, double[::1], double[::1], double),
-        "sort_columns_text": (numba.types.Array(scalar, 2, "C"), numba.types.Array(numba.int64, 2, "C", readonly=True)),
+        "sort_columns_text": (scalar[:, ::1], network, scalar),
         "write_scaled_text": (values, double, out, scalar),
     }
     return compile_loop(inspect.getsource(_TEXTS[name]), name, signatures[name])

@@ -21,24 +21,19 @@ class Kernels(Protocol):
     Every product, difference and sum is rounded by itself. Arrays of one call do not overlap.
     """
 
-    @staticmethod
-    def add_squares(values: Floats, total: float) -> float:
+    def add_squares(self, values: Floats, total: float) -> float:
         """`total` and the squares of `values`, in the order of `optim.gradients.norm`; slices begin at its blocks."""
 
-    @staticmethod
-    def add_distance(values: Floats, scale: float, center: Doubles, total: float) -> float:
+    def add_distance(self, values: Floats, scale: float, center: Doubles, total: float) -> float:
         """`total` and the squares of scale × values - center, in the order of `add_squares`."""
 
-    @staticmethod
-    def add_scaled(values: Floats, factor: float, total: Doubles) -> None:
+    def add_scaled(self, values: Floats, factor: float, total: Doubles) -> None:
         """Add factor × values to `total`."""
 
-    @staticmethod
-    def write_scaled(values: Floats, factor: float, out: Floats) -> None:
+    def write_scaled(self, values: Floats, factor: float, out: Floats) -> None:
         """Write factor × values into `out`, of the values' dtype; a zero has no sign."""
 
-    @staticmethod
-    def sort_columns(rows: Floats, network: Network) -> None:
+    def sort_columns(self, rows: Floats, network: Network) -> None:
         """Sort each column of `rows`, (contributions, elements), contiguous, no zero of which has a sign, in place.
 
         network: the comparisons, in order; each leaves the smaller value in the first row of its pair and the larger

@@ -29,6 +29,7 @@ from adamd.errors import (
 )
 from adamd.wire.dtypes import Floats, storage
 from adamd.wire.encodings import RAW
+from adamd_service.aggregation import epsilon, noise_seed
 from adamd_service.engine.cache import Hot
 from adamd_service.engine.calls import RequestBody, StepCall
 from adamd_service.engine.receiving import Reception
@@ -264,12 +265,28 @@ class Closer:
         values = Readings(around.store, around.pool, spec).whole(members, pulled)
         if not values:
             raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
+        privacy = settings.aggregation.privacy
+        seed = None  # of the noise: the same for every replica that goes on with this freezing, and for no other one
+        if privacy is not None:
+            seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token}", standing.number)
         made = combine(
-            spec, settings, standing.number, members, values, pulled, around.pool, clip_norm=standing.clip_norm
+            spec,
+            settings,
+            standing.number,
+            members,
+            values,
+            pulled,
+            around.pool,
+            clip_norm=standing.clip_norm,
+            noise_seed=seed,
+            threads=around.workers.threads,
+            lanes=around.lanes,
         )
-        outcome = made.outcome
+        outcome, spent = made.outcome, None
+        if privacy is not None:
+            spent = epsilon(privacy, standing.number, settings.asked)
         evaluated = around.store.rounds.evaluations(spec.id)
-        document = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, None)
+        document = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, spent)
         log.debug("round aggregated", session=spec.id, round=standing.number, seconds=time.monotonic() - began)
         closing = RoundClosing(
             token=frozen.token,
