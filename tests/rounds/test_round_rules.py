@@ -1,4 +1,4 @@
-"""The pure rules of rounds: what a contribution gets before its body is read, when a round closes, who is drawn."""
+"""The pure rules of rounds: what a contribution gets, when a round closes, who is drawn."""
 
 from dataclasses import replace
 

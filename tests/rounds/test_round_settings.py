@@ -1,4 +1,4 @@
-"""Settings of rounds: what is read, what is refused and in which words, and that the document says all of it."""
+"""Settings of rounds: what is read, and what is refused in which words."""
 
 import json
 
