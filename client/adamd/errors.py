@@ -31,6 +31,14 @@ AdamdError
 │   ├── Diverged            diverged             409   a parameter is no longer finite
 │   ├── HistoryLost         history_lost         412   the store went back, or this is another history
 │   ├── Moved               moved                412   it is no longer where If-Match says (PATCH, DELETE)
+│   ├── RoundsOnly          rounds_only          409   a plain step; this session takes contributions to rounds
+│   ├── NoRounds            no_rounds            409   a contribution; this session takes plain steps
+│   ├── NotSelected         not_selected         403   this round asks other clients
+│   ├── ContributionConflict contribution_conflict 409 the client has sent another one to this round
+│   ├── RoundClosed         round_closed         409   the session is further on
+│   ├── TooFewContributions too_few_contributions 409  a round is closed with one contribution at least
+│   ├── PrivacySpent        privacy_spent        409   another round would pass max_epsilon
+│   ├── UnknownRound        unknown_round        404   not opened yet, or no longer kept
 │   └── WrongReplica        wrong_replica        421   a memory session lives in another process
 ├── Unavailable             unavailable          503   try again; the SDK does, by itself
 │   ├── Busy                busy                 429
@@ -44,7 +52,8 @@ AdamdError
     └── RetriesExhausted
 
 Each is the built-in kind as well that a caller would catch: RequestError a ValueError, WrongDtype a TypeError too,
-UnknownSession and SessionDeleted a LookupError, TransportError a ConnectionError, RetriesExhausted a TimeoutError too.
+UnknownSession, SessionDeleted and UnknownRound a LookupError, NotSelected a PermissionError, TransportError a
+ConnectionError, RetriesExhausted a TimeoutError too.
 """
 
 from __future__ import annotations
@@ -276,6 +285,50 @@ class Moved(SessionError):
 
 class WrongReplica(SessionError):
     code, status = "wrong_replica", 421
+
+
+class RoundsOnly(SessionError):
+    code = "rounds_only"
+
+
+class NoRounds(SessionError):
+    code = "no_rounds"
+
+
+class NotSelected(SessionError, PermissionError):
+    """The round's cohort was drawn without this client. The next round may ask it."""
+
+    code, status = "not_selected", 403
+
+
+class ContributionConflict(SessionError):
+    """The client has contributed to this round already, and with other bytes. The first ones stay."""
+
+    code = "contribution_conflict"
+
+
+class RoundClosed(SessionError):
+    """The contribution came too late.
+
+    ``extra["round"]`` is the session's current round; ``extra["counted"]`` says whether an earlier contribution of
+    this client counted in the closed one: true, false, or None where that is no longer known.
+    """
+
+    code = "round_closed"
+
+
+class TooFewContributions(SessionError):
+    code = "too_few_contributions"
+
+
+class PrivacySpent(SessionError):
+    """One more round would spend more than the ``max_epsilon`` of the session's privacy."""
+
+    code = "privacy_spent"
+
+
+class UnknownRound(SessionError, LookupError):
+    code, status = "unknown_round", 404
 
 
 class Unavailable(AdamdError):

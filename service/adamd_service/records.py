@@ -15,9 +15,10 @@ RING = 256  # the head's ring: the last (step, digest, attempt)
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What is fixed when a session is created.
+    """What is fixed when a session is created; labels and ``rounds["config"]`` may change.
 
-    ``created_at`` is in Unix seconds.
+    ``created_at`` is in Unix seconds. ``rounds``: the settings of the session's rounds (`rounds.settings`) as JSON
+    values; None: it takes plain steps.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Spec:
     durability: Durability
     labels: dict[str, str]
     created_at: float
+    rounds: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,28 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundClosing:
+    """What a commit does beside its step, where it closes a round: the contributions become garbage.
+
+    Attributes:
+        token: of the freezing that this step was made from; the round must still have it.
+        document: of the closed round, as JSON values.
+        counted: ``round:client`` of each member to ``digest step``, as the store keeps it.
+        oldest: the first round of which it stays known who has contributed.
+        config: what the next round begins with.
+        clip_norm: of a privacy that adapts, for the next round.
+
+    """
+
+    token: str
+    document: Mapping[str, Any]
+    counted: Mapping[str, str]
+    oldest: int
+    config: Mapping[str, Any]
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What the commit script compares, and what it writes if all of it holds.
 
@@ -182,6 +206,7 @@ class Commit:
     settings_revision: int
     idempotency: IdempotencyKey | None = None
     progress: dict[str, Any] | None = None  # None: as it was
+    closing: RoundClosing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +220,11 @@ class Committed:
 class Lost:
     """Nothing was written: another writer was first, or the attempt was fenced, or a chunk was missing.
 
-    ``reason``: "moved" (reload the head and decide again), "fenced", "chunks", or "idempotency" (the key is used).
+    ``reason``: "moved" (reload the head and decide again), "fenced", "chunks", "idempotency" (the key is used), or
+    "thawed" (the round that it closes was cancelled, or is to be frozen again).
     """
 
-    reason: Literal["moved", "fenced", "chunks", "idempotency"]
+    reason: Literal["moved", "fenced", "chunks", "idempotency", "thawed"]
 
 
 CommitOutcome = Committed | Lost

@@ -127,6 +127,7 @@ class CreateCall:
     key: str | None = None
     digest: str = ""  # of the whole request, for the Idempotency-Key
     sent_order: tuple[str, ...] = ()
+    rounds: Mapping[str, Any] | None = None  # the session takes contributions to rounds, and no plain steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,19 @@ from typing import Any, TypeVar
 
 import structlog
 
-from adamd.errors import AdamdError, Busy, SessionExists, ShuttingDown, StoreUnavailable, TooLarge, Unavailable
+from adamd.errors import (
+    AdamdError,
+    Busy,
+    RoundsOnly,
+    SessionExists,
+    ShuttingDown,
+    StoreUnavailable,
+    TooLarge,
+    Unavailable,
+)
 from adamd.wire.buffers import BufferPool
 from adamd_service.engine import admission
-from adamd_service.engine.admission import Budget, Limits
+from adamd_service.engine.admission import Budget, Limits, Places
 from adamd_service.engine.answers import Copies
 from adamd_service.engine.cache import Hot, HotSessions, LoadedSession, is_finite
 from adamd_service.engine.calls import (
@@ -38,6 +47,8 @@ from adamd_service.engine.lifecycle import Lifecycle, check_create, first_head, 
 from adamd_service.engine.readiness import LIFE, Readiness
 from adamd_service.engine.rebuilding import Rebuilder, settings_of
 from adamd_service.engine.receiving import receive_all
+from adamd_service.engine.rounds import RoundsService
+from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.snapshots import Snapshots
 from adamd_service.engine.step import ReceivedStep, Stepper, is_small
 from adamd_service.engine.uploads import INLINE_BODY_BYTES, Uploads, flat_parameters
@@ -72,6 +83,7 @@ class Engine:
         self.replica = replica
         self.pool = BufferPool(limits.idle_buffers)
         self.in_flight = Budget(limits.in_flight, "bodies and answers in flight")
+        self.waiting = Places(limits.waiting)
         self.hot = HotSessions(limits.hot, limits.memory_sessions)
         self.draining = False
         self.out_of_descriptors = False
@@ -97,6 +109,26 @@ class Engine:
         self._readiness = Readiness(partial(self._workers.look, store.ready, replica, LIFE))
         self._watchers = Watchers(store, self.hot, self._workers, self._refuse_when_draining)
         self._uploads = Uploads(store, self.pool, self._workers, limits, self._is_draining)
+        self.rounds = RoundsService(
+            Surroundings(
+                store=store,
+                replica=replica,
+                workers=self._workers,
+                hot=self.hot,
+                pool=self.pool,
+                in_flight=self.in_flight,
+                device=self.device,
+                rebuilder=self._rebuilder,
+                stepper=self._stepper,
+                uploads=self._uploads,
+                watchers=self._watchers,
+                locked=self._locked,
+                stepped=self._snapshot_if_due,
+                draining=self._is_draining,
+                refuse_when_draining=self._refuse_when_draining,
+            ),
+            self._directory,
+        )
 
     # -- sessions
 
@@ -169,11 +201,15 @@ class Engine:
         optimizer: Mapping[str, Any] | None,
         labels: Mapping[str, str] | None,
         if_match: str | None = None,
+        rounds: object = None,
     ) -> SessionView:
-        """Change settings from the next step on, and labels; see `Lifecycle.patch` for what is refused."""
+        """Change settings from the next step on, labels, and ``rounds["config"]``.
+
+        See `Lifecycle.patch` for what is refused.
+        """
         self._refuse_when_draining()
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            view = await self._locked(hot, self._lifecycle.patch, hot, optimizer, labels, if_match)
+            view = await self._locked(hot, self._lifecycle.patch, hot, optimizer, labels, if_match, rounds)
             self._watchers.moved(hot.id)
             log.debug("session changed", session=hot.id, step=view.head.step, revision=view.head.settings_revision)
             return view
@@ -309,6 +345,8 @@ class Engine:
         """Refuse before the body is read; but never on the word of a cache that may be behind the store."""
 
         def refusal(loaded: LoadedSession) -> AdamdError | None:
+            if loaded.head.spec.rounds is not None:
+                return RoundsOnly("this session takes contributions to rounds, no plain steps", step=loaded.head.step)
             if call.number is None:  # a repeated POST is answered by its key, whatever has become of the session
                 return foresee(loaded.head, None, None)
             return foresee(loaded.head, call.number, call.if_match, diverged=loaded.diverged)
@@ -447,10 +485,12 @@ class Engine:
         await self._workers.ask(self.store.give_back)  # first: the sign of life needs room
         await self._readiness.check()
         await self._workers.ask(self.store.sweep, TENANT)
+        await self.rounds.keep_house(TENANT)
 
     async def close(self) -> None:
         """Wait for the work that has begun, and close the store."""
         self.draining = True
+        self.rounds.stop()
         await self._workers.close()
         self.store.close()
 

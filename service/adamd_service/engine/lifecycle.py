@@ -18,6 +18,7 @@ from adamd.errors import (
     InvalidSettings,
     InvalidState,
     Moved,
+    NoRounds,
     ParametersFixed,
     SessionExists,
     SettingsConflict,
@@ -45,6 +46,7 @@ from adamd_service.optim import (
     to_json,
 )
 from adamd_service.records import Head, IdempotencyKey, SnapshotRef, Spec
+from adamd_service.rounds.settings import MOST_SEED, RoundsSettings, parse_rounds, with_config, with_seed
 from adamd_service.rules import first_chain
 from adamd_service.store import RedisStore, Repeated, Taken
 
@@ -64,6 +66,8 @@ def check_create(call: CreateCall) -> Settings:
         check_scalars(settings, call.layout.names, storage(call.dtype))
     except SettingsError as error:
         raise InvalidSettings(error.message, path=error.path) from None
+    if call.rounds is not None:
+        rounds_of(call)
     for name in each(settings):
         if call.saved is None and (name not in call.bounds or call.parameters is None):
             raise InvalidSettings(
@@ -71,6 +75,24 @@ def check_create(call: CreateCall) -> Settings:
                 path=name,
             )
     return settings
+
+
+def rounds_of(call: CreateCall) -> RoundsSettings:
+    """Return the settings of a new session's rounds, with a seed that is drawn where none is given.
+
+    Raises:
+        InvalidSettings: with the path of what is wrong.
+
+    """
+    try:
+        rounds = parse_rounds(call.rounds, call.layout)
+    except SettingsError as error:
+        raise InvalidSettings(error.message, path=error.path) from None
+    if call.durability == "memory":
+        raise InvalidSettings(
+            'rounds are kept in the store, and this session would not be: durability "committed"', path="durability"
+        )
+    return rounds if rounds.seed is not None else with_seed(rounds, secrets.randbelow(MOST_SEED))
 
 
 def state_of(call: CreateCall, settings: Settings, device: Device) -> State | None:
@@ -134,6 +156,7 @@ def first_head(call: CreateCall, settings: Settings, state: State | None, sessio
         durability=call.durability,
         labels=dict(call.labels),
         created_at=time.time(),
+        rounds=None if call.rounds is None else rounds_of(call).to_json(),
     )
     incarnation = secrets.token_hex(16)
     step = 0 if call.saved is None else call.saved.step
@@ -215,12 +238,14 @@ class Lifecycle:
         optimizer: Mapping[str, Any] | None,
         labels: Mapping[str, str] | None,
         if_match: str | None = None,
+        rounds: object = None,
     ) -> SessionView:
-        """Change settings (they count from the next step) and labels.
+        """Change settings (they count from the next step), labels, and the ``config`` of later rounds.
 
         Raises:
             Moved: the session's chain is not ``if_match``.
             InvalidSettings: with the path of what is wrong.
+            NoRounds: the session has none to change.
             SettingsConflict: others changed the session every time.
 
         """
@@ -230,6 +255,7 @@ class Lifecycle:
             require_chain(head, if_match)
             settings = settings_with(loaded.settings, optimizer, head)
             spec = head.spec if labels is None else replace(head.spec, labels=dict(labels))
+            spec = spec if rounds is None else _with_rounds(spec, rounds)
             after = replace(head, spec=spec, settings=to_json(settings), settings_revision=head.settings_revision + 1)
             step = self._store.patch(hot.id, head, after, if_match) if hot.durable else head.step
             if step is None:
@@ -287,6 +313,15 @@ class Lifecycle:
                 current = self._rebuilder.current(hot)  # others may have changed the settings meanwhile
                 return SessionView(current.head, current.settings, diverged=False)
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
+
+
+def _with_rounds(spec: Spec, patch: object) -> Spec:
+    if spec.rounds is None:
+        raise NoRounds("this session has no rounds; make one with rounds")
+    try:
+        return replace(spec, rounds=with_config(parse_rounds(spec.rounds, spec.layout), patch).to_json())
+    except SettingsError as error:
+        raise InvalidSettings(error.message, path=error.path) from None
 
 
 def require_chain(head: Head, if_match: str | None) -> None:

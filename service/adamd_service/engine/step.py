@@ -23,6 +23,7 @@ from adamd.errors import (
     IdempotencyMismatch,
     InternalError,
     InvalidSettings,
+    SettingsConflict,
     StoreUnavailable,
 )
 from adamd.wire.buffers import Bytes
@@ -50,7 +51,18 @@ from adamd_service.optim import (
     to_json,
     updates_to_json,
 )
-from adamd_service.records import BulkRef, Commit, CommitOutcome, Committed, Entry, Head, IdempotencyKey, Lost, Record
+from adamd_service.records import (
+    BulkRef,
+    Commit,
+    CommitOutcome,
+    Committed,
+    Entry,
+    Head,
+    IdempotencyKey,
+    Lost,
+    Record,
+    RoundClosing,
+)
 from adamd_service.rules import Apply, Refuse, Replay, StepRequest, decide, next_chain
 from adamd_service.store import RedisStore, Staging, UnknownOutcome
 
@@ -138,6 +150,7 @@ class ReceivedStep:
         staging: keeps what was logged, as long as nothing names it.
         committed: what was logged must stay, as far as anyone knows.
         landed: the step that a POST was committed as, where only `resolve` knows it.
+        closing: the round that this step closes.
 
     """
 
@@ -149,6 +162,7 @@ class ReceivedStep:
     staging: Staging | None = None
     committed: bool = False
     landed: int | None = None
+    closing: RoundClosing | None = None
 
     @property
     def request(self) -> StepRequest:
@@ -374,6 +388,7 @@ class Stepper:
             settings_revision=after.settings_revision,
             idempotency=key,
             progress=None if after.progress == head.progress else after.progress,
+            closing=None if step.closing is None else replace(step.closing, config=_config_of(head)),
         )
         try:
             outcome = await io.commit(hot.id, commit)
@@ -394,6 +409,8 @@ class Stepper:
         return False
 
     def _after_loss(self, step: ReceivedStep, outcome: Lost) -> None:
+        if outcome.reason == "thawed":
+            raise SettingsConflict("the round was cancelled, or frozen anew, while its step was made")
         if outcome.reason == "fenced" or outcome.reason == "chunks":
             # The attempt is dead, or its chunks outlived their TTL: the next commit needs a new one.
             step.attempt, step.bulk = secrets.token_hex(8), None
@@ -416,6 +433,12 @@ class Stepper:
             self._store.discard(session_id, step.attempt, step.bulk or BulkRef())
         except StoreUnavailable:
             return
+
+
+def _config_of(head: Head) -> Mapping[str, Any]:
+    """Return what the next round begins with: a PATCH that this commit does not know of makes it fail."""
+    config: Mapping[str, Any] = (head.spec.rounds or {}).get("config", {})
+    return config
 
 
 def settings_with(current: Settings, patch: Mapping[str, Any] | None, head: Head) -> Settings:

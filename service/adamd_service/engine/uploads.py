@@ -100,12 +100,19 @@ class Uploads:
             raise WrongLength(f"{body.declared} bytes; {spec.layout.size} {dtype or spec.dtype} are {expected}")
         return expected
 
-    async def receive(self, hot: Hot, head: Head, call: StepCall, expected: int) -> ReceivedStep:
-        """Receive, hash, check and (for a large durable one) log the body of a step."""
+    async def receive(
+        self, hot: Hot, head: Head, call: StepCall, expected: int, *, logged: bool | None = None, wiped: bool = False
+    ) -> ReceivedStep:
+        """Receive, hash, check and (for a large durable one) log the body of a step.
+
+        ``logged``: whether it is logged while it arrives; None: where it is the next step's. ``wiped``: it is a
+        contribution's.
+        """
         attempt = secrets.token_hex(8)
+        logged = call.number in (None, head.step + 1) if logged is None else logged
         counted = call.encoding in (SPARSE, LAZY) and call.body.declared is None
         if call.decode is None and not counted:
-            return await self._octets(hot, head, call, expected, attempt)
+            return await self._octets(hot, head, call, expected, attempt, logged=logged, wiped=wiped)
         raw = await receive_all(call.body, expected, self._pool, self._limits.upload_gap, self._draining)
         if call.decode is not None:
             return await self._decoded_step(head, call, await self._decoded(call.decode, raw, head.spec), attempt)
@@ -113,12 +120,14 @@ class Uploads:
         encodings.check_length(call.encoding, raw.nbytes, head.spec.layout.size, dtype)
         return await self._decoded_step(head, call, Gradient(dtype, raw), attempt)
 
-    async def _octets(self, hot: Hot, head: Head, call: StepCall, expected: int, attempt: str) -> ReceivedStep:
+    async def _octets(
+        self, hot: Hot, head: Head, call: StepCall, expected: int, attempt: str, *, logged: bool, wiped: bool
+    ) -> ReceivedStep:
         dtype = encodings.body_dtype(call.encoding, call.dtype, head.spec.dtype)
         buffer = self._pool.lease(expected)
         staging = None
-        if hot.durable and expected > INLINE_BODY_BYTES and call.number in (None, head.step + 1):
-            staging = self._store.stage(hot.id, attempt, expected)
+        if hot.durable and expected > INLINE_BODY_BYTES and logged:
+            staging = self._store.stage(hot.id, attempt, expected, wiped=wiped)
         present = present_of(head.spec.layout, call.tensors)
         reception = _reception(head.spec, call, dtype, buffer, present, staging)
         bulk = None

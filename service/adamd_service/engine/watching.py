@@ -43,16 +43,22 @@ class Watchers:
             for event in self._events.get(session_id, ()):
                 event.set()
 
-    async def watch(self, session_id: str) -> AsyncGenerator[WatchEvent]:
-        """Yield where a session stands, at once and whenever it has moved; see `Engine.watch`."""
+    async def watch(self, session_id: str, *, every_look: bool = False) -> AsyncGenerator[WatchEvent]:
+        """Yield where a session stands, at once and whenever it has moved; see `Engine.watch`.
+
+        ``every_look``: also where it has not, as its rounds may have.
+        """
         last: Head | None = None
-        with self._listening(session_id) as moved:
+        latest: WatchEvent | None = None
+        with self.listening(session_id) as moved:
             while True:
                 self._draining()
                 moved.clear()
                 event = await self._look(session_id, last)
+                if event is None and every_look and latest is not None:
+                    event = latest
                 if event is not None:
-                    last = event.head
+                    last, latest = event.head, event
                     yield event
                     await asyncio.sleep(MIN_GAP_SECONDS)
                 with suppress(TimeoutError):
@@ -60,7 +66,8 @@ class Watchers:
                         await moved.wait()
 
     @contextmanager
-    def _listening(self, session_id: str) -> Iterator[asyncio.Event]:
+    def listening(self, session_id: str) -> Iterator[asyncio.Event]:
+        """Hand out an event that `moved` sets."""
         event = asyncio.Event()
         listeners = self._events.setdefault(session_id, set())
         listeners.add(event)

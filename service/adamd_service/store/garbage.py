@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import redis
@@ -23,7 +23,7 @@ from adamd_service.store.bulk.files import FileBulk
 from adamd_service.store.bulk.protocol import BulkName
 from adamd_service.store.connection.connect import Client
 from adamd_service.store.connection.failures import refused
-from adamd_service.store.keys import BULK_SESSIONS, IndexKeys, SessionKeys
+from adamd_service.store.keys import BULK_SESSIONS, KEPT_ROUNDS, IndexKeys, SessionKeys
 from adamd_service.store.scripts import script
 
 LEASE_SECONDS = 120  # that a reader's lease lasts
@@ -49,12 +49,15 @@ class GarbagePart:
 
 @dataclass(frozen=True, slots=True)
 class GarbageEntry:
-    """One entry of the garbage list. ``name``: the snapshot's id, or the last record's step."""
+    """One entry of the garbage list. ``name``: the snapshot's id, the last record's step, or a contribution's name and
+    attempt.
+    """
 
     kind: str
     name: str = ""
     first: int = 0
     arrays: tuple[tuple[str, BulkRef], ...] = ()
+    bulk: BulkRef = field(default_factory=BulkRef)
 
 
 def collect(client: Client, keys: SessionKeys, files: FileBulk | None = None) -> int:
@@ -108,6 +111,7 @@ def _unlinked(
     script_keys = [
         keys.head,
         keys.garbage,
+        keys.pending,
         *(part.record for part in with_record),
         *(key for part in parts for key in part.keys),
     ]
@@ -127,6 +131,12 @@ def _entry(raw: bytes) -> GarbageEntry:
             for array in snapshot["arrays"] or ()
         )
         return GarbageEntry("snapshot", serialization.identifier(snapshot["id"]), arrays=arrays)
+    if document["kind"] == "contribution":
+        contribution = document["contribution"]
+        name = f"{document['name']} {serialization.identifier(contribution['attempt'])}"
+        return GarbageEntry("contribution", name, bulk=serialization.bulk_from(contribution))
+    if document["kind"] == "rounds":
+        return GarbageEntry("rounds", str(int(document["last"])))
     first, last = int(document["first"]), int(document["last"])
     if document["kind"] != "records" or not 0 < first <= last + 1 <= first + MAX_RECORDS:
         raise ValueError(document["kind"])
@@ -138,6 +148,11 @@ def _parts(client: Client, keys: SessionKeys, entry: GarbageEntry) -> Iterator[G
         yield from _pieces(keys.snapshot_chunks(entry.name, ((name, len(ref.chunks)) for name, ref in entry.arrays)))
         extents = tuple((BulkName(keys.id, entry.name, name), ref.extent) for name, ref in entry.arrays if ref.extent)
         yield GarbagePart((), extents=extents)
+    elif entry.kind == "contribution":
+        yield from _contribution(keys, entry)
+    elif entry.kind == "rounds":
+        last = int(entry.name)
+        yield from _pieces([keys.closed_round(number) for number in range(max(0, last - KEPT_ROUNDS), last + 1)])
     elif entry.kind == "records":
         for step in range(entry.first, int(entry.name) + 1):
             yield from _record(client, keys, step)
@@ -163,6 +178,14 @@ def _record(client: Client, keys: SessionKeys, step: int) -> Iterator[GarbagePar
         yield GarbagePart(part.keys, record, attempt)
     extents = ((BulkName(keys.id, attempt), bulk.extent),) if bulk.extent else ()
     yield GarbagePart([record], record, attempt, extents=extents)
+
+
+def _contribution(keys: SessionKeys, entry: GarbageEntry) -> Iterator[GarbagePart]:
+    """Yield a contribution's bytes: small ones have a key of their own."""
+    attempt = entry.name.rpartition(" ")[2]
+    yield from _pieces([keys.contribution(attempt), *keys.body(attempt, len(entry.bulk.chunks))])
+    if entry.bulk.extent:
+        yield GarbagePart((), extents=((BulkName(keys.id, attempt), entry.bulk.extent),))
 
 
 def _everything(client: Client, keys: SessionKeys) -> list[str]:

@@ -54,6 +54,44 @@ class SessionKeys:
         """Sorted set: a reader's lease to when it began."""
         return self._key("readers")
 
+    @property
+    def round(self) -> str:
+        """Hash: where the open round stands."""
+        return self._key("round")
+
+    @property
+    def pending(self) -> str:
+        """Hash: ``round:client`` to a contribution that waits to be counted."""
+        return self._key("pending")
+
+    @property
+    def counted(self) -> str:
+        """Hash: ``round:client`` to ``digest step`` of a contribution that was counted; step 0: it was left out."""
+        return self._key("counted")
+
+    @property
+    def clients(self) -> str:
+        """Set: the clients that have asked for a task."""
+        return self._key("clients")
+
+    @property
+    def evaluations(self) -> str:
+        """Hash: client to what it measured at the parameters that the open round begins with."""
+        return self._key("evaluations")
+
+    @property
+    def beside(self) -> list[str]:
+        """The keys that end with the session: of its bulk, and of its open round."""
+        return [self.bulk, self.round, self.pending, self.counted, self.clients, self.evaluations]
+
+    def contribution(self, attempt: str) -> str:
+        """String: a small contribution's bytes."""
+        return self._key("contribution", attempt)
+
+    def closed_round(self, number: int) -> str:
+        """String: the document of a closed round."""
+        return self._key("rounds", number)
+
     def record(self, step: int) -> str:
         """Hash: one step in the log."""
         return self._key("record", step)
@@ -108,6 +146,11 @@ class IndexKeys:
         return self._key("deleted")
 
     @property
+    def rounds(self) -> str:
+        """Set: ids of sessions with rounds, for the servers that close these."""
+        return self._key("rounds")
+
+    @property
     def littered(self) -> str:
         """Set: ids of sessions that go on, and may have garbage."""
         return self._key("littered")
@@ -125,6 +168,7 @@ class IndexKeys:
         return self._key("key", _hashed(key))
 
 
+KEPT_ROUNDS = 1000  # documents of closed rounds
 BULK = "adamd:{bulk}:identity"  # string: the identity of the bulk directory
 BULK_ALIVE = "adamd:{bulk}:alive"  # string with a TTL: the place of the directory whose server lives
 BULK_OF_SESSIONS = "adamd:{*}:bulk"  # a pattern: every session's `SessionKeys.bulk`

@@ -46,6 +46,7 @@ from adamd_service.store.keys import SessionKeys, snapshot_keys, snapshot_length
 from adamd_service.store.loop_connections import Lines
 from adamd_service.store.outcomes import Created, HeadVersion, Repeated, StoreRefused, Taken, Unfit, UnknownOutcome
 from adamd_service.store.read_ahead import Reader, read_ahead
+from adamd_service.store.rounds import RoundStore
 from adamd_service.store.scripts import script
 
 Verdict = Literal["committed", "fenced", "unknown"]
@@ -68,6 +69,7 @@ class RedisStore:
         self._uploads = threading.Semaphore(chunks.MAX_UPLOADS)
         self._room: DiskRoom | None = None
         self.bulk = Homes(link.client, lambda: link.trust.changes)
+        self.rounds = RoundStore(link.client, self.bulk, link.trust, self._grow)
         self.most_sessions = index.MAX_SESSIONS
 
     @classmethod
@@ -328,7 +330,7 @@ class RedisStore:
             except Damaged:
                 name, damage = index.name_of(self._client, tenant, session_id), "damaged"
             garbage.remember(self._client, tenant, session_id)
-            script_keys = [names.head, names.gone, names.garbage, names.ring, names.readers, names.bulk]
+            script_keys = [names.head, names.gone, names.garbage, names.ring, names.readers, *names.beside]
             verdict = self._repeatable(
                 "delete", script_keys, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
             )
@@ -340,8 +342,8 @@ class RedisStore:
 
     # -- steps
 
-    def stage(self, session_id: str, attempt: str, nbytes: int) -> Staging:
-        """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives.
+    def stage(self, session_id: str, attempt: str, nbytes: int, *, wiped: bool = False) -> Staging:
+        """Return a way to write a body of ``nbytes`` chunk by chunk, while it arrives; ``wiped``: a contribution's.
 
         Raises:
             Busy: `chunks.MAX_UPLOADS` are under way.
@@ -349,7 +351,7 @@ class RedisStore:
 
         """
         self._trust.require()
-        name = BulkName(session_id, attempt)
+        name = BulkName(session_id, attempt, wiped=wiped)
         if files := self.bulk.files_for(session_id, nbytes):
             return files.stage(name, nbytes)
         return chunks.ChunkStaging(self._client, name.key, nbytes, self._uploads, self._grow)
@@ -546,7 +548,7 @@ class RedisStore:
         with translated():
             began = time.monotonic()
             self.bulk.follow()
-            self.bulk.sweep(self.resolve, self._snapshot_ids, began)
+            self.bulk.sweep(self.resolve, self._owners, began)
             count = garbage.sweep(self._client, tenant, self.bulk.own_files())
             self.bulk.confirm(began)
             return count + self.give_back()
@@ -555,10 +557,10 @@ class RedisStore:
         """Remove free extents that nobody needs, and all of them where the store has no room; returns how many."""
         return self.bulk.tidy(full=self._room is not None and self._room.full)
 
-    def _snapshot_ids(self, session_id: str) -> set[str]:
-        """Return the snapshots that a session's head names; none where it is gone."""
+    def _owners(self, session_id: str) -> set[str]:
+        """Return the snapshots that a session's head names, and contributions that wait; none where it is gone."""
         try:
-            return {ref.id for ref in self.load_head(session_id).snapshots}
+            return {ref.id for ref in self.load_head(session_id).snapshots} | self.rounds.attempts(session_id)
         except (UnknownSession, SessionDeleted):
             return set()
 

@@ -40,7 +40,7 @@ ATTEMPT = re.compile(r"[A-Za-z0-9_-]{1,32}")  # shorter than one that has run in
 SUM = "sum"  # the member that a text carries its sum in
 COUNT = re.compile(r"0|[1-9][0-9]{0,18}")
 IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
-EXTENT = re.compile(r"x[0-9]{6,15}-[0-9]{1,12}")  # the name of a file in the bulk directory: its bytes, its number
+EXTENT = re.compile(r"[cx][0-9]{6,15}-[0-9]{1,12}")  # the name of a file in the bulk directory: its bytes, its number
 ARRAY = re.compile(r"[a-z][a-z0-9_]{0,31}")  # which of them a session has, its optimizer says
 STANDING = ("incarnation", "step", "chain", "settings_revision", "parameters_missing")
 
@@ -83,6 +83,7 @@ def seal(incarnation: str, revision: int, settings: str) -> str:
 
 def spec_text(spec: Spec) -> str:
     """Return a spec as text."""
+    optional = {} if spec.rounds is None else {"rounds": spec.rounds}
     return summed(
         {
             "id": spec.id,
@@ -94,6 +95,7 @@ def spec_text(spec: Spec) -> str:
             "durability": spec.durability,
             "labels": spec.labels,
             "created_at": spec.created_at,
+            **optional,
         }
     )
 
@@ -106,10 +108,10 @@ def snapshot_text(ref: SnapshotRef) -> str:
 
 
 def _array(array: ArrayRef) -> dict[str, Any]:
-    return {"name": array.name, **_bulk(array.bulk), "digest": array.digest}
+    return {"name": array.name, **bulk_members(array.bulk), "digest": array.digest}
 
 
-def _bulk(ref: BulkRef) -> dict[str, Any]:
+def bulk_members(ref: BulkRef) -> dict[str, Any]:
     """Return where bytes lie. The version before knows chunks alone, and refuses what lies elsewhere."""
     return {"chunks": list(ref.chunks)} | ({"extent": [ref.extent, ref.length]} if ref.extent else {})
 
@@ -209,7 +211,7 @@ def head_from(session_id: str, fields: Mapping[bytes, bytes]) -> Head:
             progress=_progress(text),
         )
 
-    return _checked(f"the head of session {session_id}", read)
+    return checked(f"the head of session {session_id}", read)
 
 
 def _settings(text: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
@@ -264,6 +266,7 @@ def spec_from(raw: Any) -> Spec:
         durability=raw["durability"],
         labels={_text(key): _text(value) for key, value in raw["labels"].items()},
         created_at=float(raw["created_at"]),
+        rounds=None if raw.get("rounds") is None else _object(raw["rounds"]),
     )
 
 
@@ -281,7 +284,7 @@ def standing_from(session_id: str, values: list[bytes | None]) -> HeadVersion | 
         texts = [value.decode() if value is not None else "" for value in values]
         return HeadVersion(texts[0], _number(texts[1]), texts[2], _number(texts[3]), _flag(texts[4]))
 
-    return _checked(f"the head of session {session_id}", read)
+    return checked(f"the head of session {session_id}", read)
 
 
 def entry_text(entry: Entry) -> str:
@@ -313,7 +316,7 @@ def entry_from(raw: bytes) -> Entry:
             raise ValueError("its sum does not match")
         return entry
 
-    return _checked("a place of the ring", read)
+    return checked("a place of the ring", read)
 
 
 def record_meta(record: Record) -> str:
@@ -329,7 +332,7 @@ def record_meta(record: Record) -> str:
             "dtype": record.dtype,
             "encoding": record.encoding,
             "updates": record.updates,
-            **_bulk(record.bulk),
+            **bulk_members(record.bulk),
             "settings": record.settings,
             "metrics": record.metrics,
             "numerics": record.numerics,
@@ -377,7 +380,7 @@ def record_from(
             best=raw.get("best") is True,
         )
 
-    return _checked(f"the record of step {step}", read)
+    return checked(f"the record of step {step}", read)
 
 
 def _snapshot_or_damage(raw: Any) -> SnapshotRef:
@@ -402,7 +405,8 @@ def _snapshot(raw: Any) -> SnapshotRef:
     )
 
 
-def _checked(what: str, read: Callable[[], T]) -> T:
+def checked(what: str, read: Callable[[], T]) -> T:
+    """Return what ``read`` returns; raises Damaged, in the words of ``what``, where it meets anything wrong."""
     try:
         return read()
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, AdamdError) as error:
@@ -482,4 +486,4 @@ def outcome_from(verdict: Sequence[bytes]) -> CommitOutcome:
     word = verdict[0].decode()
     if word in ("committed", "again"):
         return Committed(again=word == "again")
-    return Lost(cast(Literal["moved", "fenced", "chunks", "idempotency"], word))
+    return Lost(cast(Literal["moved", "fenced", "chunks", "idempotency", "thawed"], word))

@@ -37,7 +37,7 @@ def gradient_norm(gradient: Encoded, dtype: np.dtype[Any]) -> float:
     lanes = np.empty(LANES, np.float64)
     total = 0.0
     for start in range(0, gradient.size, SLICE):  # a multiple of BLOCK
-        total = _add(dtype)(gradient.part(start, min(start + SLICE, gradient.size), into), lanes, total)
+        total = squares_loop(dtype)(gradient.part(start, min(start + SLICE, gradient.size), into), lanes, total)
     return math.sqrt(total)
 
 
@@ -70,7 +70,8 @@ def add_squares(values, lanes, total):  # type: ignore[no-untyped-def]  # a text
 
 
 @cache
-def _add(dtype: np.dtype[Any]) -> Compiled:
+def squares_loop(dtype: np.dtype[Any]) -> Compiled:
+    """`add_squares`, compiled for arrays of this dtype."""
     import numba
 
     values = numba.types.Array(numba.from_dtype(dtype), 1, "C", readonly=True)
@@ -81,4 +82,4 @@ def _add(dtype: np.dtype[Any]) -> Compiled:
 def compile_norm() -> None:
     """Compile gradient_norm for both session dtypes."""
     for dtype in ("float32", "float64"):
-        _add(np.dtype(dtype))
+        squares_loop(np.dtype(dtype))

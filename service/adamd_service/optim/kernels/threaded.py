@@ -47,18 +47,26 @@ class SlicedKernel:
                 diverged |= self.kernel(part, scalars)
             return diverged
 
-        lanes, handed = _Lanes(lane), list[Future[None]]()
-        # No thread to be had, or no more at the end of the process: then the caller's has all of it. An executor that
-        # cannot start one has queued the lane all the same, so who has begun is not asked of futures.
-        with suppress(RuntimeError):
-            handed += (self.threads.submit(lanes) for _ in range(self.lanes - 1))
-        try:
-            diverged = lane()
-        finally:
-            for future in handed:
-                future.cancel()
-            lanes.close()
-        return lanes.outcome() or diverged
+        return share(lane, self.threads, self.lanes)
+
+
+def share(lane: Callable[[], bool], threads: Executor, most: int) -> bool:
+    """Run `lane` at once on the caller's thread and on up to `most` - 1 of `threads`; True where one returned True.
+
+    Each takes from something that all of them take from. Raises what a lane raises, once all of them have ended.
+    """
+    lanes, handed = _Lanes(lane), list[Future[None]]()
+    # No thread to be had, or no more at the end of the process: then the caller's has all of it. An executor that
+    # cannot start one has queued the lane all the same, so who has begun is not asked of futures.
+    with suppress(RuntimeError):
+        handed += (threads.submit(lanes) for _ in range(most - 1))
+    try:
+        found = lane()
+    finally:
+        for future in handed:
+            future.cancel()
+        lanes.close()
+    return lanes.outcome() or found
 
 
 class _Lanes:

@@ -11,7 +11,9 @@ from typing import Final
 PAGE: Final = 4096  # bytes; direct writes begin and end at multiples of it
 SMALLEST_BYTES: Final = 512 * 1024  # of an extent
 STEPS: Final = 8  # size classes from one power of two to the next: at most an eighth of an extent is waste
-NAME: Final = re.compile(r"x([0-9]{6,15})-([0-9]{1,12})")
+NAME: Final = re.compile(r"[cx]([0-9]{6,15})-([0-9]{1,12})")
+WIPED: Final = "c"  # begins the names of extents for contributions, which are overwritten before they are used again
+KEPT: Final = "x"  # begins all other names
 
 
 class Use(Enum):
@@ -21,6 +23,7 @@ class Use(Enum):
     STAGED = "staged"  # it is written, and nothing names it
     DOUBT = "doubt"  # a commit that names it was sent, and its outcome is not known
     NAMED = "named"  # the store names it
+    DIRTY = "dirty"  # nothing names it, and a contribution's bytes in it are still to be overwritten
     HELD = "held"  # nothing names it any more, but a store that loses its last seconds would name it again
 
 
@@ -52,9 +55,9 @@ def class_of(nbytes: int) -> int:
     return -(-need // step) * step
 
 
-def name_of(size: int, number: int) -> str:
-    """Return the name of an extent's file."""
-    return f"x{size:06d}-{number}"
+def name_of(size: int, number: int, kind: str = KEPT) -> str:
+    """Return the name of an extent's file; ``kind`` is `KEPT` or `WIPED`."""
+    return f"{kind}{size:06d}-{number}"
 
 
 def size_of(name: str) -> int:
@@ -79,9 +82,12 @@ class Extents:
 
     def __init__(self) -> None:
         self._extents: dict[str, _Extent] = {}
-        self._free: dict[int, list[str]] = defaultdict(list)  # by size class; the last one is taken first
+        # By kind and size class; the last one is taken first.
+        self._free: dict[tuple[str, int], list[str]] = defaultdict(list)
+        self._dirty = set[str]()
         self._of: dict[str, set[str]] = defaultdict(set)  # by session
-        self._least: dict[int, int] = {}  # by size class: the fewest that were free since `unused` looked
+        # By kind and size class: the fewest that were free since `unused` looked.
+        self._least: dict[tuple[str, int], int] = {}
         self._next = 1
         self.bytes = 0
         self.free_bytes = 0
@@ -95,25 +101,25 @@ class Extents:
         self.bytes += size
         self._extents[name] = _Extent()
         if use is Use.FREE:
-            self._release(name)
+            self._let_go(name)
         else:
             self._assign(name, use, owner)
 
-    def new_name(self, nbytes: int) -> str:
+    def new_name(self, nbytes: int, kind: str = KEPT) -> str:
         """Return the name of an extent to be made for ``nbytes``. No name is used twice."""
-        name = name_of(class_of(nbytes), self._next)
+        name = name_of(class_of(nbytes), self._next, kind)
         self._next += 1
         return name
 
-    def take(self, nbytes: int, owner: Owner) -> str | None:
+    def take(self, nbytes: int, owner: Owner, kind: str = KEPT) -> str | None:
         """Return a free extent for ``nbytes``, staged for ``owner`` from now on; None where there is none."""
-        free = self._free.get(class_of(nbytes))
+        place = kind, class_of(nbytes)
+        free = self._free.get(place)
         if not free:
             return None
         name = free.pop()
-        size = size_of(name)
-        self._least[size] = min(self._least.get(size, len(free)), len(free))
-        self.free_bytes -= size
+        self._least[place] = min(self._least.get(place, len(free)), len(free))
+        self.free_bytes -= size_of(name)
         self._assign(name, Use.STAGED, owner)
         return name
 
@@ -124,10 +130,19 @@ class Extents:
             return False
         if after is Use.FREE:
             self._unassign(name)
-            self._release(name)
+            self._let_go(name)
         else:
             extent.use = after
         return True
+
+    def take_dirty(self) -> str | None:
+        """Return an extent that is to be overwritten, to one caller; None where there is none."""
+        return self._dirty.pop() if self._dirty else None
+
+    def wiped(self, name: str) -> None:
+        """Note that an extent of `take_dirty` is overwritten: it is free."""
+        self._extents[name].use = Use.FREE
+        self._release(name)
 
     def has(self, name: str, owner: Owner) -> bool:
         """Say whether an extent is ``owner``'s, or perhaps: its session's or somebody's, where nobody knows more."""
@@ -139,8 +154,9 @@ class Extents:
         extent = self._extents.pop(name)
         size = size_of(name)
         self.bytes -= size
+        self._dirty.discard(name)
         if extent.use is Use.FREE:
-            self._free[size].remove(name)
+            self._free[_place(name)].remove(name)
             self.free_bytes -= size
         else:
             self._extents[name] = extent
@@ -162,24 +178,24 @@ class Extents:
         return {name: one.owner for name, one in every if one.use is Use.NAMED and one.owner is not None}
 
     def free_of(self, size: int) -> int:
-        """Return how many extents of a size class are free."""
-        return len(self._free.get(size, ()))
+        """Return how many extents of a size class are free, of those that are not for contributions."""
+        return len(self._free.get((KEPT, size), ()))
 
     def spare(self, most: int) -> list[str]:
         """Return free extents to remove, so that at most ``most`` bytes are free: the largest class first."""
         excess, names = self.free_bytes - most, list[str]()
-        for size in sorted(self._free, reverse=True):
-            for name in self._free[size]:
+        for place in sorted(self._free, key=lambda place: place[1], reverse=True):
+            for name in self._free[place]:
                 if excess <= 0:
                     return names
                 names.append(name)
-                excess -= size
+                excess -= place[1]
         return names
 
     def unused(self) -> list[str]:
         """Return the free extents that nobody needed since this was asked before."""
-        least, self._least = self._least, {size: len(names) for size, names in self._free.items()}
-        return [name for size, names in self._free.items() for name in names[: least.get(size, 0)]]
+        least, self._least = self._least, {place: len(names) for place, names in self._free.items()}
+        return [name for place, names in self._free.items() for name in names[: least.get(place, 0)]]
 
     def _assign(self, name: str, use: Use, owner: Owner | None) -> None:
         extent = self._extents[name]
@@ -196,7 +212,17 @@ class Extents:
                 del self._of[extent.owner.session_id]
         extent.use, extent.owner = Use.FREE, None
 
+    def _let_go(self, name: str) -> None:
+        if name.startswith(WIPED):
+            self._extents[name].use = Use.DIRTY
+            self._dirty.add(name)
+        else:
+            self._release(name)
+
     def _release(self, name: str) -> None:
-        size = size_of(name)
-        self._free[size].append(name)
-        self.free_bytes += size
+        self._free[_place(name)].append(name)
+        self.free_bytes += size_of(name)
+
+
+def _place(name: str) -> tuple[str, int]:
+    return name[0], size_of(name)

@@ -25,8 +25,9 @@ from adamd.errors import Busy, Damaged, StoreFull, StoreUnavailable
 from adamd.wire.buffers import Bytes
 from adamd_service.records import BulkRef
 from adamd_service.store.bulk.disk import FULL, Disk, OpenFile
-from adamd_service.store.bulk.extents import PAGE, Extents, Owner, Use
+from adamd_service.store.bulk.extents import KEPT, MANY, PAGE, WIPED, Extents, Owner, Use, size_of
 from adamd_service.store.bulk.protocol import BulkName
+from adamd_service.store.bulk.writing import Writing
 from adamd_service.store.outcomes import ChunkMissing
 
 PIECE_BYTES: Final = 1024 * 1024  # of an upload, handed over at once
@@ -92,7 +93,7 @@ class FileBulk:
         self._fresh = set[str]()  # made just now: their metadata are not on the disk before they are synced
         self._uploads = threading.Semaphore(MOST_UPLOADS)
         self._writers = writers
-        self._writing = _Writing()
+        self._writing = Writing()
         self._local = threading.local()
 
     def close(self) -> None:
@@ -110,12 +111,12 @@ class FileBulk:
         """
         if not self._uploads.acquire(blocking=False):
             raise Busy("as many uploads as possible are on their way to the disk; try again", retry_after=0.5)
-        return ExtentStaging(self, owner_of(name), nbytes)
+        return ExtentStaging(self, owner_of(name), nbytes, WIPED if name.wiped else KEPT)
 
     def write(self, name: BulkName, data: Bytes, pace: Callable[[int], None] | None) -> BulkRef:
         """Write bytes that are there already, piece by piece; what was written before an error is free again."""
         owner = owner_of(name)
-        extent = self.take(data.nbytes, owner)
+        extent = self.take(data.nbytes, owner, WIPED if name.wiped else KEPT)
         try:
             with self._failing(extent, owner):
                 file = self._disk.open(extent)
@@ -152,18 +153,30 @@ class FileBulk:
             ChunkMissing: the extent is another's by now; or its file is not there, or shorter.
 
         """
+        if ref.length != into.nbytes:
+            raise Damaged(f"an extent with {ref.length} bytes for an array of {into.nbytes}")
+        with self._reading(name, ref) as file:
+            self._read(file, ref, into)
+
+    def read_part(self, name: BulkName, ref: BulkRef, start: int, into: Bytes) -> None:
+        """Fill ``into`` with the bytes from ``start`` on; otherwise as `read`."""
+        if start + into.nbytes > ref.length:
+            raise Damaged(f"an extent with {ref.length} bytes for bytes {start} to {start + into.nbytes}")
+        with self._reading(name, ref) as file:
+            self._read_bounced(file, ref, start, memoryview(into))
+
+    @contextmanager
+    def _reading(self, name: BulkName, ref: BulkRef) -> Iterator[OpenFile]:
         with self._lock:
             own = self._extents.has(ref.extent, owner_of(name))
         if not own:
             raise ChunkMissing(f"the extent {ref.extent} is not {name.owner}'s any more")
-        if ref.length != into.nbytes:
-            raise Damaged(f"an extent with {ref.length} bytes for an array of {into.nbytes}")
         try:
             file = self._disk.open(ref.extent)
         except OSError as error:
             raise ChunkMissing(f"the extent {ref.extent} of {name.owner} cannot be opened: {error.strerror}") from None
         try:
-            self._read(file, ref, into)
+            yield file
         except OSError as error:
             raise Damaged(f"the extent {ref.extent} of {name.owner} cannot be read: {error.strerror}") from None
         finally:
@@ -174,12 +187,18 @@ class FileBulk:
         whole = ref.length // PAGE * PAGE if _address(target) % PAGE == 0 else 0  # read to where it is wanted
         if whole and file.read(target[:whole], 0) < whole:
             raise ChunkMissing(f"the extent {ref.extent} is shorter than it was")
-        bounce = self._bounce()
-        for start in range(whole, ref.length, BOUNCE_BYTES):
-            length = min(BOUNCE_BYTES, ref.length - start)
-            if file.read(bounce[: _pages(length)], start) < length:
+        self._read_bounced(file, ref, whole, target[whole:])
+
+    def _read_bounced(self, file: OpenFile, ref: BulkRef, start: int, target: memoryview) -> None:
+        """Fill the target with the bytes from ``start`` on, through aligned memory."""
+        bounce, done = self._bounce(), 0
+        while done < target.nbytes:
+            skipped = (start + done) % PAGE
+            length = min(BOUNCE_BYTES - skipped, target.nbytes - done)
+            if file.read(bounce[: _pages(skipped + length)], start + done - skipped) < skipped + length:
                 raise ChunkMissing(f"the extent {ref.extent} is shorter than it was")
-            target[start : start + length] = bounce[:length]
+            target[done : done + length] = bounce[skipped : skipped + length]
+            done += length
 
     # -- what becomes of an extent
 
@@ -269,8 +288,8 @@ class FileBulk:
 
     # -- for the stagings
 
-    def take(self, nbytes: int, owner: Owner) -> str:
-        """Return an extent for ``nbytes``: a free one, else a new one.
+    def take(self, nbytes: int, owner: Owner, kind: str = KEPT) -> str:
+        """Return an extent for ``nbytes``: a free one, else a new one. ``kind``: see `name_of`.
 
         Raises:
             StoreFull: there is no room for it.
@@ -279,12 +298,12 @@ class FileBulk:
         self._expect(owner.session_id)
         now = time.monotonic()
         with self._lock:
-            extent = self._extents.take(nbytes, owner) if now >= self._reuse_from else None
-        return extent or self._make(nbytes, owner)
+            extent = self._extents.take(nbytes, owner, kind) if now >= self._reuse_from else None
+        return extent or self._make(nbytes, owner, kind)
 
-    def _make(self, nbytes: int, owner: Owner) -> str:
+    def _make(self, nbytes: int, owner: Owner, kind: str) -> str:
         with self._lock:
-            extent = self._extents.new_name(nbytes)
+            extent = self._extents.new_name(nbytes, kind)
         size = int(extent[1:].partition("-")[0])
         try:
             self._require_room(size)
@@ -325,6 +344,33 @@ class FileBulk:
         """Remove free extents until at most ``most`` bytes are free; returns how many were removed."""
         with self._lock:
             return self._remove(self._extents.spare(most))
+
+    def wipe(self) -> None:
+        """Overwrite what held a contribution and is named no more: nobody's update stays because its file is kept."""
+        if time.monotonic() < self._reuse_from:
+            return  # a store that lost its last seconds may name it again
+        zeros = memoryview(mmap.mmap(-1, WRITE_BYTES))
+        while True:
+            with self._lock:
+                extent = self._extents.take_dirty()
+            if extent is None:
+                return
+            try:
+                self._overwrite(extent, zeros)
+            except OSError as error:
+                self.failed(extent, MANY, error)
+                continue
+            with self._lock:
+                self._extents.wiped(extent)
+
+    def _overwrite(self, extent: str, zeros: memoryview) -> None:
+        size, file = size_of(extent), self._disk.open(extent)
+        try:
+            for start in range(0, size, WRITE_BYTES):
+                file.write(zeros[: min(WRITE_BYTES, size - start)], start)
+            file.sync()
+        finally:
+            file.close()
 
     def tidy(self, now: float) -> int:
         """Remove free extents: what is more than `spare`, and what nobody needed for `UNUSED_SECONDS`.
@@ -438,28 +484,6 @@ class FileBulk:
         return bounce
 
 
-class _Writing:
-    """Counts the parts of bodies that are on their way to the disk."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._none = threading.Condition()
-
-    def add(self) -> None:
-        with self._none:
-            self._count += 1
-
-    def done(self, _: Future[None]) -> None:
-        with self._none:
-            self._count -= 1
-            if not self._count:
-                self._none.notify_all()
-
-    def wait_for_none(self, seconds: float) -> None:
-        with self._none:
-            self._none.wait_for(lambda: not self._count, seconds)
-
-
 class ExtentStaging:
     """One body on its way into an extent. Its pieces are written by other threads while the next ones arrive.
 
@@ -467,8 +491,9 @@ class ExtentStaging:
     given up anywhere leaves nothing behind.
     """
 
-    def __init__(self, bulk: FileBulk, owner: Owner, nbytes: int) -> None:
+    def __init__(self, bulk: FileBulk, owner: Owner, nbytes: int, kind: str = KEPT) -> None:
         self.piece = PIECE_BYTES
+        self._kind = kind
         self._bulk = bulk
         self._owner = owner
         self._nbytes = nbytes
@@ -525,7 +550,7 @@ class ExtentStaging:
         if self._state != "open":
             raise StoreUnavailable("this upload has ended already", retry_after=0.5)
         if self._file is None:
-            self._extent = self._bulk.take(self._nbytes, self._owner)
+            self._extent = self._bulk.take(self._nbytes, self._owner, self._kind)
             weakref.finalize(self, self._bulk.move, self._extent, self._owner, frozenset({STAGED}), FREE).atexit = False
             try:
                 self._file = self._bulk.open(self._extent)

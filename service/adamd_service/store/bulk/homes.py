@@ -138,6 +138,10 @@ class Homes:
             self.files_of(name.session_id)
             raise
 
+    def read_part(self, name: BulkName, ref: BulkRef, start: int, into: Bytes) -> None:
+        """Fill ``into`` with the bytes of an extent from ``start`` on; raises as `read`."""
+        self.files_of(name.session_id).read_part(name, ref, start, into)
+
     def token(self, refs: Iterable[BulkRef]) -> str:
         """Return what a commit that names these has to find in the store; "" where nothing has to be there."""
         return self._start.token if self._start is not None and any(ref.extent for ref in refs) else ""
@@ -435,6 +439,7 @@ class Homes:
         files = self.files
         if files is None:
             return 0
+        files.wipe()
         return files.give_back(0) if full else files.tidy(time.monotonic())
 
     def sweep(

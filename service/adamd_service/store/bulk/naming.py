@@ -18,13 +18,13 @@ from adamd_service.store.keys import SessionKeys
 SESSIONS: Final = 64  # read by one pipeline
 RECORDS: Final = 512
 MOST_RECORDS: Final = 10**7  # of one session: a damaged number makes no endless loop
-NAMES: Final = re.compile(rb"x[0-9]{6,15}-[0-9]{1,12}")
+NAMES: Final = re.compile(rb"[cx][0-9]{6,15}-[0-9]{1,12}")
 NOT_READABLE: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 log = structlog.get_logger()
 
 
 def named_extents(client: Client, sessions: Sequence[str]) -> Iterator[tuple[str, Owner]]:
-    """Yield each extent that heads, records and garbage of these sessions name, and its owner."""
+    """Yield each extent that heads, records, contributions and garbage of these sessions name, and its owner."""
     for start in range(0, len(sessions), SESSIONS):
         group = sessions[start : start + SESSIONS]
         pipeline = client.pipeline(transaction=False)
@@ -32,10 +32,11 @@ def named_extents(client: Client, sessions: Sequence[str]) -> Iterator[tuple[str
             names = SessionKeys(session_id)
             pipeline.hmget(names.head, ["snapshots", "log_first", "step"])
             pipeline.lrange(names.garbage, 0, -1)
+            pipeline.hvals(names.pending)
         answers = pipeline.execute()
-        for session_id, head, garbage in zip(group, answers[::2], answers[1::2], strict=True):
+        for session_id, head, garbage, waiting in zip(group, answers[::3], answers[1::3], answers[2::3], strict=True):
             try:
-                yield from list(_of_session(client, session_id, head, garbage))
+                yield from [*_of_session(client, session_id, head, garbage), *_of_contributions(session_id, waiting)]
             except NOT_READABLE:
                 log.warning("a damaged session keeps every extent that it may name", session=session_id)
                 yield from _anything_like_a_name(client, session_id)
@@ -55,6 +56,10 @@ def _of_session(
             snapshots.append(entry["snapshot"])
         elif entry["kind"] == "records":
             spans.append(range(int(entry["first"]), int(entry["last"]) + 1))
+        elif entry["kind"] == "contribution":
+            yield from _of_contribution(session_id, entry["contribution"])
+        elif entry["kind"] == "rounds":
+            continue
         else:
             raise ValueError(entry["kind"])
     for snapshot in snapshots:
@@ -65,6 +70,17 @@ def _of_session(
     if sum(map(len, spans)) > MOST_RECORDS:
         raise ValueError("more records than any log has")
     yield from _of_records(client, session_id, spans)
+
+
+def _of_contributions(session_id: str, waiting: Sequence[bytes]) -> Iterator[tuple[str, Owner]]:
+    for raw in waiting:
+        yield from _of_contribution(session_id, json.loads(raw))
+
+
+def _of_contribution(session_id: str, contribution: Mapping[str, Any]) -> Iterator[tuple[str, Owner]]:
+    extent = serialization.bulk_from(contribution).extent
+    if extent:
+        yield extent, Owner(session_id, contribution["attempt"])
 
 
 def _of_records(client: Client, session_id: str, spans: Sequence[range]) -> Iterator[tuple[str, Owner]]:

@@ -13,18 +13,20 @@ from adamd_service.store.keys import SessionKeys
 
 @dataclass(frozen=True, slots=True)
 class BulkName:
-    """Whose bytes they are: a step's body, or an array of a snapshot.
+    """Whose bytes they are: a step's body, a contribution, or an array of a snapshot.
 
     Attributes:
         session_id: the session.
-        owner: the attempt of a step, or the id of a snapshot.
+        owner: the attempt of a step or a contribution, or the id of a snapshot.
         array: the array's name; "" for a body.
+        wiped: it is a contribution, whose bytes are overwritten when nothing names them any more.
 
     """
 
     session_id: str
     owner: str
     array: str = ""
+    wiped: bool = False
 
     def key(self, index: int) -> str:
         """Return the key of a chunk in the store."""

@@ -1,0 +1,32 @@
+"""Many clients' contributions become one pseudo-gradient, pure: weights, clips, robust means, noise, an accountant."""
+
+from adamd_service.aggregation.pipeline import Contribution, Member, Outcome, Reason, aggregate_round
+from adamd_service.aggregation.settings import (
+    FIELDS,
+    AggregationSettings,
+    Privacy,
+    aggregation_to_json,
+    parse_aggregation,
+)
+from adamd_service.aggregation.staleness import staleness_factor
+from adamd_service.aggregation.values import ArrayValues, Kind, PartialValues, SentValues, Span, Values
+
+__all__ = [
+    "FIELDS",
+    "AggregationSettings",
+    "ArrayValues",
+    "Contribution",
+    "Kind",
+    "Member",
+    "Outcome",
+    "PartialValues",
+    "Privacy",
+    "Reason",
+    "SentValues",
+    "Span",
+    "Values",
+    "aggregate_round",
+    "aggregation_to_json",
+    "parse_aggregation",
+    "staleness_factor",
+]

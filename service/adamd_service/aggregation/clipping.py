@@ -1,0 +1,49 @@
+"""The norms of contributions, and what is done about large ones.
+
+norm_i  = ||g_i||_2,  in the fixed order of `optim.gradients.norm`
+scale_i = min(1, clip_norm / norm_i)        flat clipping: McMahan et al. 2018, arXiv:1710.06963, section 2
+norm_i > k median_j(norm_j)                 is refused by the norm filter
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from adamd.wire.dtypes import SLICE, Floats
+from adamd_service.aggregation.blocks import Lanes, Work
+from adamd_service.aggregation.kernels import Kernels
+from adamd_service.aggregation.values import Values
+
+
+def norms(vectors: Sequence[Values], like: Floats, kernels: Kernels, lanes: Lanes) -> list[float]:
+    """The Euclidean norm of each vector, of the length and dtype of `like`; infinite beyond float64."""
+    found = [0.0] * len(vectors)
+
+    def begin() -> Work:
+        into = np.empty(min(SLICE, like.size), like.dtype)
+
+        def work(place: int) -> None:
+            total = 0.0
+            for start in range(0, like.size, SLICE):  # a multiple of the order's blocks
+                values = vectors[place].read(start, min(start + SLICE, like.size), into)
+                total = kernels.add_squares(values, total)
+            found[place] = math.sqrt(total)
+
+        return work
+
+    lanes.each(len(vectors), begin)
+    return found
+
+
+def clip_scale(norm: float, most: float | None) -> float:
+    """What a vector of this norm is multiplied by, so that it has at most norm `most`; None is no limit."""
+    return 1.0 if most is None or norm <= most else most / norm
+
+
+def beyond_median(found: Sequence[float], times: float | None) -> list[bool]:
+    """Which norms are more than so many times their median (of an even count, the mean of the middle two)."""
+    if times is None or not found:
+        return [False] * len(found)
+    limit = times * float(np.median(found))
+    return [norm > limit for norm in found]

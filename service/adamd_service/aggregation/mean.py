@@ -1,0 +1,61 @@
+"""The weighted mean, slice by slice: no more memory than a slice, however many contributions there are.
+
+    out = sum_i w_i a_i x_i / sum_i w_i        w the weights, a the scales (clip and staleness)
+
+The products are added in the contributions' order, in float64, and the quotient is rounded once. A stale contribution
+is scaled and keeps its weight in the divisor, as in FedBuff (Nguyen et al. 2022, arXiv:2106.06639, algorithm 1), which
+divides by K: else a round of equally stale ones would count as a fresh one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+
+from adamd.wire.dtypes import SLICE, Floats
+from adamd_service.aggregation.blocks import Lanes, Work
+from adamd_service.aggregation.kernels import Doubles, Kernels
+from adamd_service.aggregation.sections import Part, Section, sections
+
+Finish: TypeAlias = Callable[[Section, Doubles], None]
+
+
+def write_mean(parts: Sequence[Part], out: Floats, kernels: Kernels, lanes: Lanes) -> None:
+    """Write the weighted mean of the contributions that have an element into `out`; 0 where none has it."""
+
+    def divide(section: Section, total: Doubles) -> None:
+        if section.members:
+            total /= sum(parts[place].weight for place in section.members)
+
+    _write(parts, out, divide, kernels, lanes)
+
+
+def write_sum(parts: Sequence[Part], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
+    """Write what `finish` makes of the weighted sum into `out`. What a contribution leaves out counts as 0.
+
+    finish: changes a slice's sum in place. Its sections are SLICE long, but for the last, whatever is present.
+    """
+    _write([replace(part, present=None) for part in parts], out, finish, kernels, lanes)
+
+
+def _write(parts: Sequence[Part], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
+    cut = sections(parts, out.size, SLICE)
+
+    def begin() -> Work:
+        longest = min(SLICE, out.size)
+        sums, into = np.empty(longest, np.float64), np.empty(longest, out.dtype)
+
+        def work(index: int) -> None:
+            section = cut[index]
+            total = sums[: section.stop - section.start]
+            total[:] = 0
+            for part in (parts[place] for place in section.members):
+                values = part.values.read(section.start, section.stop, into)
+                kernels.add_scaled(values, part.weight * part.scale, total)
+            finish(section, total)
+            out[section.start : section.stop] = total
+
+        return work
+
+    lanes.each(len(cut), begin)

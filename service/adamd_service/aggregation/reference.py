@@ -1,0 +1,30 @@
+"""The reductions in plain NumPy: slow, easy to read, and what the compiled ones are compared with.
+
+See `kernels.Kernels` for what each function promises.
+"""
+
+import numpy as np
+
+from adamd.wire.dtypes import Floats
+from adamd_service.aggregation.kernels import Doubles
+from adamd_service.optim.gradients.norm import BLOCK, LANES
+
+
+def add_squares(values: Floats, total: float) -> float:
+    """See `Kernels`."""
+    for start in range(0, values.size, BLOCK):
+        block = np.zeros(BLOCK)  # a zero changes no sum
+        part = values[start : start + BLOCK]
+        block[: part.size] = part
+        sums = np.zeros(LANES)
+        for row in (block * block).reshape(-1, LANES):
+            sums += row
+        while sums.size > 1:
+            sums = sums[: sums.size // 2] + sums[sums.size // 2 :]
+        total += float(sums[0])
+    return total
+
+
+def add_scaled(values: Floats, factor: float, total: Doubles) -> None:
+    """See `Kernels`."""
+    total += factor * values.astype(np.float64)

@@ -1,0 +1,308 @@
+"""Closes rounds: freezes the members, aggregates them, and makes one ordinary step of it.
+
+Any replica may close a round, and several at once: freezing fixes the members, so all of them make the same bits, and
+the commit decides whose they are. A round that its replica left frozen is gone on with by another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import numpy as np
+import structlog
+
+from adamd.errors import (
+    AdamdError,
+    BadGradient,
+    Diverged,
+    SessionDeleted,
+    StoreUnavailable,
+    TooFewContributions,
+    UnknownSession,
+)
+from adamd.wire.dtypes import Floats, storage
+from adamd.wire.encodings import RAW
+from adamd_service.aggregation import Contribution as Given
+from adamd_service.aggregation import Outcome, aggregate_round
+from adamd_service.engine.cache import Hot
+from adamd_service.engine.calls import RequestBody, StepCall
+from adamd_service.engine.receiving import Reception
+from adamd_service.engine.rounds import reports
+from adamd_service.engine.rounds.surroundings import Surroundings
+from adamd_service.engine.rounds.values import Readings, spans_of
+from adamd_service.engine.step import ReceivedStep
+from adamd_service.optim import Raw
+from adamd_service.records import Head, RoundClosing
+from adamd_service.rounds import Contribution, Frozen, RoundDocument, RoundsSettings, Standing
+from adamd_service.rounds.documents import ClosedBy
+from adamd_service.rounds.rules import deadline, due, needed
+from adamd_service.rules import digest_start
+
+TAKE_OVER: Final = 30.0  # seconds that a replica which lives may take for a round that it froze
+FIRST_RETRY, LAST_RETRY = 0.5, 60.0  # seconds after which a closing that failed is tried again
+REMEMBERED: Final = 16  # rounds, at least, of which it stays known who has contributed
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """A round's contributions as one gradient, and what is to be written with its step."""
+
+    gradient: Floats
+    document: RoundDocument
+    closing: RoundClosing
+
+
+class Closer:
+    """Closes the rounds that are due, in the background. Used on the event loop only."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        settings_of: Callable[[Head], RoundsSettings],
+        head_of: Callable[[str], Coroutine[Any, Any, Head]],
+    ) -> None:
+        self._around = around
+        self._settings_of = settings_of
+        self._head_of = head_of
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()
+        self._under_way = set[str]()
+        self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        self._failures: dict[str, int] = {}
+
+    def consider(self, head: Head, settings: RoundsSettings, standing: Standing) -> None:
+        """Close the open round in the background where it is due, or when it will be."""
+        session_id = head.spec.id
+        if due(standing, settings) is not None:
+            self.begin(session_id)
+            return
+        until = deadline(standing, settings)
+        if until is not None and until > standing.now:
+            self._set_timer(session_id, until - standing.now)
+
+    def begin(self, session_id: str) -> None:
+        """Look at a session, and close its round where it is due."""
+        if session_id not in self._under_way and session_id not in self._failures and not self._around.draining():
+            self._under_way.add(session_id)
+            self._around.workers.spawn(self._in_background(session_id))
+
+    def stop(self) -> None:
+        """Forget every deadline: the server goes down."""
+        for _, timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    async def _is_anothers(self, frozen: Frozen | None, now: float) -> bool:
+        """Say whether another replica, as far as is known, is closing the round just now."""
+        around = self._around
+        if frozen is None or frozen.replica == around.replica or around.store.bulk.is_private:
+            return False
+        return now - frozen.at < TAKE_OVER and await around.workers.ask(around.store.replica_alive, frozen.replica)
+
+    def _set_timer(self, session_id: str, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        when = loop.time() + seconds + 0.005  # the store's clock decides, and may be a little behind
+        known = self._timers.get(session_id)
+        if known is not None:
+            if known[0] <= when:
+                return
+            known[1].cancel()
+        self._timers[session_id] = when, loop.call_at(when, self._time_is_up, session_id)
+
+    def _time_is_up(self, session_id: str) -> None:
+        self._timers.pop(session_id, None)
+        self._around.watchers.moved(session_id)  # it may be overdue now
+        self.begin(session_id)
+
+    async def _in_background(self, session_id: str) -> None:
+        try:
+            again = await self._close_due(session_id)
+            self._failures.pop(session_id, None)
+        except (UnknownSession, SessionDeleted):
+            again = False
+        except Exception as error:
+            self._retry_later(session_id, error)
+            again = False
+        finally:
+            self._under_way.discard(session_id)
+        if again:
+            self.begin(session_id)
+
+    def _retry_later(self, session_id: str, error: Exception) -> None:
+        if isinstance(error, AdamdError):
+            log.warning("a round could not be closed, and is tried again", session=session_id, reason=error.detail)
+        else:
+            log.error("closing a round failed, and is tried again", session=session_id, exc_info=error)
+        count = self._failures[session_id] = self._failures.get(session_id, 0) + 1
+        if not self._around.draining():
+            pause = min(LAST_RETRY, FIRST_RETRY * 2.0 ** (count - 1))
+            asyncio.get_running_loop().call_later(pause, self._retry, session_id)
+
+    def _retry(self, session_id: str) -> None:
+        count = self._failures.pop(session_id, 0)
+        self.begin(session_id)
+        if session_id in self._under_way:
+            self._failures[session_id] = count
+
+    async def _close_due(self, session_id: str) -> bool:
+        """Close the open round where it is due; True where the next one may be due already."""
+        head = await self._head_of(session_id)
+        settings = self._settings_of(head)
+        standing = (await self._around.workers.ask(self._around.store.rounds.look, head)).standing
+        why = due(standing, settings)
+        if why is None:
+            self.consider(head, settings, standing)
+            return False
+        if await self._is_anothers(standing.frozen, standing.now):
+            return False
+        return await self.close(head, settings, standing.number, why) is not None
+
+    async def close(self, head: Head, settings: RoundsSettings, number: int, why: ClosedBy) -> RoundDocument | None:
+        """Close round ``number``; None where it was not to be closed, or somebody else has moved the session on.
+
+        Raises:
+            TooFewContributions: fewer have come than the round needs.
+            BadGradient, Diverged: its step cannot be made; it takes contributions again.
+
+        """
+        lock = self._locks.get(head.spec.id) or asyncio.Lock()
+        self._locks[head.spec.id] = lock
+        async with lock:
+            return await self._close(head, settings, number, why)
+
+    async def _close(self, head: Head, settings: RoundsSettings, number: int, why: ClosedBy) -> RoundDocument | None:
+        around, session_id = self._around, head.spec.id
+        least = max(needed(why, settings), 1)
+        freeze = partial(around.store.rounds.freeze, head, number, why, least, settings.deadline_s or 0.0)
+        verdict = await around.workers.ask(freeze, around.replica)
+        if verdict.word == "few":
+            raise TooFewContributions(
+                f"round {number} has {verdict.received} contributions; it needs {least}", step=head.step
+            )
+        standing = (await around.workers.ask(around.store.rounds.look, head)).standing
+        if verdict.word != "frozen" or standing.frozen is None or standing.number != number:
+            return None
+        try:
+            return await self._made(session_id, settings, standing, standing.frozen)
+        except (BadGradient, Diverged, TooFewContributions):
+            await around.workers.ask(around.store.rounds.thaw, session_id, standing.frozen)
+            raise
+
+    async def _made(
+        self, session_id: str, settings: RoundsSettings, standing: Standing, frozen: Frozen
+    ) -> RoundDocument | None:
+        """Aggregate the members of a frozen round, and make its step."""
+        around = self._around
+        with around.hot.use(session_id) as hot:
+            loaded = await around.locked(hot, around.rebuilder.current, hot)
+            head: Head = loaded.head
+            if head.step != standing.step or head.incarnation != standing.incarnation:
+                return None
+            nbytes = head.spec.layout.size * storage(head.spec.dtype).itemsize
+            settings = self._settings_of(head)
+            with around.in_flight.hold(min(3 * nbytes, around.in_flight.limit)):
+                members = await around.workers.ask(around.store.rounds.members, session_id, frozen)
+                if len(members) != len(frozen.members):
+                    return None  # closed or cancelled meanwhile
+                pulled = await self._pulled(hot, members)
+                work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
+                made = await around.workers.ask(work)
+                del pulled
+                step = await around.workers.run(_step_of, head, made)
+                await around.locked(hot, around.stepper.run, hot, step)
+            around.stepped(hot)
+            around.watchers.moved(session_id)
+            around.workers.spawn(self.collect(session_id))
+            log.info("round closed", session=session_id, round=standing.number, by=frozen.closed_by)
+            return made.document
+
+    async def _pulled(self, hot: Hot, members: Sequence[Contribution]) -> Floats | None:
+        """Return a copy of the parameters that the round begins with, where a member says what it trained them to."""
+        if not any(one.kind == "parameters" for one in members):
+            return None
+        copied: Floats = await self._around.locked(hot, self._copied, hot)
+        return copied
+
+    def _copied(self, hot: Hot) -> Floats:
+        loaded = self._around.rebuilder.current(hot)
+        if loaded.state is None:
+            raise StoreUnavailable("the session is being reloaded; try again", retry_after=0.5)
+        params = loaded.state.params
+        self._around.device.fetch(loaded.state)
+        into: Floats = self._around.pool.lease(params.nbytes).view(params.dtype)
+        np.copyto(into, params)
+        return into
+
+    def _aggregate(
+        self,
+        head: Head,
+        settings: RoundsSettings,
+        standing: Standing,
+        frozen: Frozen,
+        members: Sequence[Contribution],
+        pulled: Floats | None,
+    ) -> Aggregated:
+        """Make one gradient of a round's members. Runs in a worker thread."""
+        around, spec = self._around, head.spec
+        began = time.monotonic()
+        values = Readings(around.store, around.pool, spec).whole(members, pulled)
+        given = [
+            Given(
+                one.client,
+                values[one.member],
+                one.num_examples,
+                standing.number - one.round,
+                spans_of(spec.layout, one.present),
+            )
+            for one in members
+            if one.member in values
+        ]
+        if not given:
+            raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
+        kind = storage(spec.dtype)
+        out: Floats = around.pool.lease(spec.layout.size * kind.itemsize).view(kind)
+        outcome: Outcome = aggregate_round(given, settings.aggregation, out, clip_norm=standing.clip_norm)
+        evaluated = around.store.rounds.evaluations(spec.id)
+        document = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, None)
+        log.debug("round aggregated", session=spec.id, round=standing.number, seconds=time.monotonic() - began)
+        closing = RoundClosing(
+            token=frozen.token,
+            document=document.to_json(),
+            counted=reports.counted_members(members, document),
+            oldest=max(0, standing.number - max(settings.remembered, REMEMBERED)),
+            config=settings.config,
+            clip_norm=outcome.clip_norm_next,
+        )
+        return Aggregated(out, document, closing)
+
+    async def collect(self, session_id: str) -> None:
+        """Unlink the contributions that nothing names any more."""
+        try:
+            await self._around.workers.ask(self._around.store.collect, session_id)
+        except AdamdError as error:
+            log.warning("garbage is left for later", session=session_id, reason=error.detail)
+
+
+def _step_of(head: Head, made: Aggregated) -> ReceivedStep:
+    """Return the step that a round makes, hashed and checked as one that came over the network."""
+    spec, body = head.spec, made.gradient.view(np.uint8)
+    number = made.document.round
+    call = StepCall(spec.id, number, RequestBody(body.nbytes, _nothing()), metrics=made.document.metrics, minimal=True)
+    digest = digest_start(RAW, spec.dtype, None, None)
+    gradient = Raw(made.gradient, spec.dtype, storage(spec.dtype))
+    reception = Reception(RAW, spec.dtype, body, gradient, digest, None)
+    reception.take(body.nbytes)
+    return ReceivedStep(call, reception, None, secrets.token_hex(8), closing=made.closing)
+
+
+async def _nothing() -> AsyncGenerator[bytes]:
+    """Yield no bytes: the step's body is there already."""
+    for part in list[bytes]():
+        yield part

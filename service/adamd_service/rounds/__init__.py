@@ -1,0 +1,27 @@
+"""Rounds of federated training, pure: settings, the rules, who is asked, and the records."""
+
+from adamd_service.rounds.documents import (
+    Contribution,
+    Counted,
+    Evaluation,
+    Frozen,
+    Member,
+    RoundDocument,
+    RoundEvent,
+    Standing,
+)
+from adamd_service.rounds.settings import RoundsSettings, parse_rounds, with_config
+
+__all__ = [
+    "Contribution",
+    "Counted",
+    "Evaluation",
+    "Frozen",
+    "Member",
+    "RoundDocument",
+    "RoundEvent",
+    "RoundsSettings",
+    "Standing",
+    "parse_rounds",
+    "with_config",
+]
