@@ -10,11 +10,11 @@ import sys
 
 import flwr.serverapp.strategy
 import numpy as np
-from adamd.federation import FederatedRun
 from flwr.app import ArrayRecord, MetricRecord
 
 import adamd.flower
 from adamd import fed
+from adamd.federation import FederatedRun
 from flower.in_process import Clients, as_server_app, start
 
 

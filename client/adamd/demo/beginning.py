@@ -15,6 +15,7 @@ from adamd.demo.server import NotStarted
 from adamd.errors import AdamdError
 
 INTERRUPTED = 130
+EXPECTED = (AdamdError, NotStarted, OSError)  # told in a line
 NEEDED = (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib"))
 
 
@@ -22,7 +23,6 @@ def begun(
     console: Console,
     url: str | None,
     show: Callable[[Console, str | None], int],
-    expected: tuple[type[Exception], ...] = (),
 ) -> int:
     """Run a demo; return its exit status, which is 1 where it cannot run, and 130 where it was interrupted.
 
@@ -30,7 +30,6 @@ def begun(
         console: where the output goes.
         url: of a server that is there; None: the demo starts one.
         show: the demo.
-        expected: errors of its own that are told in a line.
 
     """
     lacking = [name for module, name in NEEDED if importlib.util.find_spec(module) is None]
@@ -45,7 +44,7 @@ def begun(
     except KeyboardInterrupt:
         console.print("\nstopped; the demo's server and its data are gone" if url is None else "\nstopped")
         return INTERRUPTED
-    except (AdamdError, NotStarted, OSError, *expected) as error:
+    except EXPECTED as error:
         console.print(f"adamd demo: {error}", markup=False)
         return 1
 

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 from adamd import fed
 from adamd.client import Client, connect
 from adamd.errors import InvalidRequest
-from adamd.fed import Aggregate, Strategy
+from adamd.fed import Aggregate, FederationOptions, Strategy
 from adamd.flower import records
 from adamd.flower.rounds import MirroredRounds, Reply
 
@@ -164,17 +164,18 @@ class Durable:
         """Return the rounds of the session, which the first call finds or makes."""
         if self._rounds is None:
             form = records.form_of(arrays)
-            run = self._client.open_federation(
-                self._session,
-                records.to_parameters(arrays),
-                strategy=self._optimizer(),
-                quorum=MOST_REPLIES,
-                aggregate=self._aggregate,
-                averaged=self._averaged,
-                carry=form.counters,
-                dtype=form.session.name,
-                labels=self._labels,
-            )
+            options: FederationOptions = {
+                "strategy": self._optimizer(),
+                "quorum": MOST_REPLIES,
+                "aggregate": self._aggregate,
+                "carry": form.counters,
+                "dtype": "float64" if form.session == "float64" else "float32",
+            }
+            if self._averaged is not None:
+                options["averaged"] = self._averaged
+            if self._labels is not None:
+                options["labels"] = self._labels
+            run = self._client.open_federation(self._session, records.to_parameters(arrays), **options)
             self._rounds = MirroredRounds(run, form)
         return self._rounds
 

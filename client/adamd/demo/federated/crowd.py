@@ -18,12 +18,9 @@ import numpy as np
 from adamd.demo.digits import Images
 from adamd.demo.federated.roles import MEMBERS
 from adamd.demo.federated.worker import Event
+from adamd.demo.server import NotStarted
 
 STOP_SECONDS = 5.0
-
-
-class ClientFailed(Exception):
-    """A client ended, or could not go on; the message has its words."""
 
 
 class Crowd:
@@ -105,18 +102,18 @@ class Crowd:
                 process.stdin.write(json.dumps({"url": url, "session": session}) + "\n")
                 process.stdin.flush()
             except BrokenPipeError:
-                raise ClientFailed("a client's process has ended") from None
+                raise NotStarted("a client's process has ended") from None
 
     def busy(self) -> bool:
         """Say whether clients still take part.
 
         Raises:
-            ClientFailed: one could not go on.
+            NotStarted: one could not go on.
 
         """
         with self._changed:
             if self._failure is not None:
-                raise ClientFailed(self._failure)
+                raise NotStarted(self._failure)
             return bool(self._running)
 
     def close(self) -> None:

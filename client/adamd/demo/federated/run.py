@@ -15,7 +15,7 @@ from adamd.demo import curve, digits
 from adamd.demo.beginning import begun, spinner
 from adamd.demo.digits import Images
 from adamd.demo.federated import shards, trial
-from adamd.demo.federated.crowd import ClientFailed, Crowd
+from adamd.demo.federated.crowd import Crowd
 from adamd.demo.federated.picture import picture
 from adamd.demo.federated.roles import CLIENTS, MEMBERS, REPLIES, Role
 from adamd.demo.federated.table import Scene, sparkline, table
@@ -41,7 +41,7 @@ def main(console: Console, url: str | None = None) -> int:
         url: use this server, and kill nothing; None starts one.
 
     """
-    return begun(console, url, _show, (ClientFailed,))
+    return begun(console, url, _show)
 
 
 class RoundKiller(Disturbance):
