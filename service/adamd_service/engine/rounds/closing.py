@@ -74,6 +74,7 @@ class Closer:
         self._head_of = head_of
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
         self._under_way = set[str]()
+        self._again = set[str]()
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._failures: dict[str, int] = {}
 
@@ -89,7 +90,9 @@ class Closer:
 
     def begin(self, session_id: str) -> None:
         """Look at a session, and close its round where it is due."""
-        if session_id not in self._under_way and session_id not in self._failures and not self._around.draining():
+        if session_id in self._under_way:
+            self._again.add(session_id)  # what it has looked at may be older than what happened now
+        elif session_id not in self._failures and not self._around.draining():
             self._under_way.add(session_id)
             self._around.workers.spawn(self._in_background(session_id))
 
@@ -132,7 +135,8 @@ class Closer:
             again = False
         finally:
             self._under_way.discard(session_id)
-        if again:
+        if session_id in self._again or again:
+            self._again.discard(session_id)
             self.begin(session_id)
 
     def _retry_later(self, session_id: str, error: Exception) -> None:
