@@ -52,8 +52,9 @@ def durable(server, name, **more):
     return {"url": server.url, "session": name, **more}
 
 
-@pytest.mark.parametrize(("dtype", "allowed"), [("float64", 1e-12), ("float32", 1e-6)])
-@pytest.mark.parametrize("strategy", CASES)
+@pytest.mark.parametrize(
+    ("strategy", "dtype", "allowed"), [*((name, "float64", 1e-12) for name in CASES), ("FedAdam", "float32", 1e-6)]
+)
 def test_it_is_flowers_own_while_the_server_is_killed_between_rounds(server_factory, strategy, dtype, allowed):
     asked = {"strategy": strategy, "given": CASES[strategy], "dtype": dtype}
     theirs, told = run(**asked)

@@ -95,11 +95,16 @@ def _show(console: Console, url: str | None) -> int:
 
         stage = Stage(client, address, crowd, test, live, draw)
         killer = None if server is None else RoundKiller(server)
-        trials = {
-            plan.title: trial.run(stage, plan, Disturbance() if killer is None or plan is not ROBUST_PLAN else killer)
-            for plan in (ROBUST_PLAN, CALM, MEAN, BUFFERED)
-        }
-    return _conclude(console, trials, killer, plain)
+        trials = {}
+        for plan in (ROBUST_PLAN, CALM, MEAN, BUFFERED):
+            calm = killer is None or plan is not ROBUST_PLAN
+            trials[plan.title] = one = trial.run(stage, plan, Disturbance() if calm else killer)
+            live.console.print(
+                f"  {plan.title:<28}{sparkline(one.accuracies, plain)}  {one.accuracies[-1]:6.1%} in "
+                f"{one.seconds[-1]:.0f} s",
+                highlight=False,
+            )
+    return _conclude(console, trials, killer)
 
 
 def _introduce(console: Console, learn: Images, test: Images) -> None:
@@ -116,15 +121,10 @@ def _introduce(console: Console, learn: Images, test: Images) -> None:
     )
 
 
-def _conclude(console: Console, trials: dict[str, Trial], killer: RoundKiller | None, plain: bool) -> int:
+def _conclude(console: Console, trials: dict[str, Trial], killer: RoundKiller | None) -> int:
     """Show how the trials went; return the exit status."""
     robust, calm = trials[ROBUST_PLAN.title], trials[CALM.title]
     mean, buffered = trials[MEAN.title], trials[BUFFERED.title]
-    for title, one in trials.items():
-        console.print(
-            f"  {title:<28}{sparkline(one.accuracies, plain)}  {one.accuracies[-1]:6.1%} in {one.seconds[-1]:.0f} s",
-            highlight=False,
-        )
     kill = None if killer is None else killer.round
     console.print()
     if killer is not None:
