@@ -155,6 +155,7 @@ class Record:
     numerics: str = "adamd-1"
     encoding: str = "raw"
     best: bool = False  # its loss made the parameters before this step the best ones
+    assigned: tuple[int, ...] = ()  # tensors whose parameters the body sets, joined behind its gradient; of rounds
 
     @property
     def nbytes(self) -> int:

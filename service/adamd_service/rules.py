@@ -112,14 +112,20 @@ def first_chain(incarnation: str, document: Mapping[str, Any], parameters: str) 
 
 
 def digest_start(
-    encoding: str, dtype: str, present: Sequence[int] | None, settings: Mapping[str, Any] | None
+    encoding: str,
+    dtype: str,
+    present: Sequence[int] | None,
+    settings: Mapping[str, Any] | None,
+    assigned: Sequence[int] = (),
 ) -> xxhash.xxh3_128:
     """Begin a step's digest; the caller feeds the body as it is logged: flat, layout order, little-endian, encoded.
 
     XXH3-128 over (encoding, dtype, tensors present, settings carried, body). ``present`` lists the indices of
-    the tensors that are there, None for all (and for a lazy one, whose body says it).
+    the tensors that are there, None for all (and for a lazy one, whose body says it). ``assigned`` lists those whose
+    parameters the body sets behind its gradient; where there are some, they are a part of the digest too.
     """
-    return xxhash.xxh3_128(_canonical([encoding, dtype, present, settings]))
+    said = [encoding, dtype, present, settings]
+    return xxhash.xxh3_128(_canonical([*said, list(assigned)] if assigned else said))
 
 
 def _history(head: Head, ring: Mapping[int, Entry], number: int, if_match: str | None) -> HistoryLost | None:

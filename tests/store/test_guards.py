@@ -9,11 +9,11 @@ from importlib import resources
 import pytest
 
 from adamd.errors import AdamdError, InternalError
-from adamd_service.store import chunks, garbage, index, redis_store, scripts
+from adamd_service.store import chunks, garbage, index, redis_store, rounds, scripts
 from adamd_service.store.bulk import homes
 from adamd_service.store.scripts import Script
 
-from . import guards, guards_damage, guards_sessions, guards_shared
+from . import guards, guards_damage, guards_rounds, guards_sessions, guards_shared
 
 PERSIST = "  redis.call('PERSIST', KEYS[keys_before_chunks + i"
 TOKEN = "bulk_token ~= '' and redis.call('GET', bulk_key) ~= bulk_token"
@@ -141,8 +141,8 @@ GUARDS = [
     ("delete", "chain ~= expected_chain", "false", "deleting_compares_the_chain_if_asked"),
     (
         "delete",
-        "redis.call('DEL', head_key, ring_key, readers_key, bulk_key)\nredis.call('SET', tombstone_key, tombstone, 'EX', tombstone_seconds)\n",
-        "redis.call('SET', tombstone_key, tombstone, 'EX', tombstone_seconds)\nredis.call('DEL', head_key, ring_key, readers_key, bulk_key)\n",
+        "redis.call('DEL', head_key, ring_key,",
+        "redis.call('SET', tombstone_key, tombstone)\nredis.call('DEL', head_key, ring_key,",
         "deleting_works_in_a_full_store",
     ),
     (
@@ -208,7 +208,117 @@ GUARDS = [
     ("snapshot", TOKEN, "false", "a_later_start_lets_no_snapshot_through"),
     ("parameters", TOKEN, "false", "a_later_start_lets_no_parameters_through"),
     ("create", TOKEN, "false", "a_later_start_lets_no_creation_through"),
-    ("delete", "readers_key, bulk_key)", "readers_key)", "a_deleted_session_leaves_no_token"),
+    ("delete", "readers_key, bulk_key, round_key, p", "readers_key, round_key, p", "a_deleted_session_leaves_no_token"),
+    ("contribute", "incarnation ~= expected_incarnation", "false", "a_contribution_compares_the_incarnation"),
+    ("contribute", "if known then", "if false then", "a_client_contributes_once"),
+    ("contribute", "own and 'accepted' or 'duplicate'", "'duplicate'", "a_client_contributes_once"),
+    (
+        "contribute",
+        "string.find(known, '\"digest\":\"' .. digest .. '\"', 1, true)",
+        "true",
+        "another_contribution_is_a_conflict",
+    ),
+    ("contribute", "if round > open then", "if false then", "a_later_round_is_ahead"),
+    ("contribute", "if counted or round", "if round", "what_was_counted_is_not_taken_again"),
+    ("contribute", "round < open - most_behind", "false", "an_earlier_round_is_closed"),
+    ("contribute", "(token and not goes_on)", "false", "a_frozen_round_takes_nothing"),
+    ("contribute", "last_round > 0 and open > last_round", "false", "after_the_last_round_nothing_is_taken"),
+    ("contribute", "if is_drawn and not", "if false and not", "only_who_is_asked_contributes"),
+    ("contribute", "received >= most then", "false then", "a_round_takes_so_many"),
+    ("contribute", TOKEN, "false", "a_later_start_lets_no_contribution_through"),
+    (
+        "contribute",
+        "redis.call('STRLEN', KEYS[keys_before_chunks + i]) ~= tonumber(ARGV[args_before_chunks + i])",
+        "false",
+        "a_contribution_wants_every_byte",
+    ),
+    ("contribute", f"{PERSIST}])\n", "", "a_contributions_chunks_stay"),
+    ("contribute", "if received == 0 then", "if false then", "the_deadline_counts_from_the_first"),
+    ("contribute", "if knows then", "if false then", "who_contributes_is_known"),
+    (
+        "contribute",
+        "redis.call('HSET', pending_key, member, contribution)\n",
+        "redis.call('DEL', clients_key)\nredis.call('HSET', pending_key, member, contribution)\n",
+        "a_contribution_is_refused_whole_by_a_full_store",
+    ),
+    ("standing", "if not incarnation then", "if false then", "a_round_of_no_session_is_not_told"),
+    ("meet", "incarnation ~= expected_incarnation", "false", "a_meeting_compares_the_incarnation"),
+    ("meet", ">= most_clients then", ">= 1e9 then", "a_session_knows_so_many_clients"),
+    ("meet", "if redis.call('HGET', round_key, 'number') ~= number then", "if true then", "a_round_opens_once"),
+    ("draw", "  or round_tries ~= tries", "", "a_drawing_is_of_one_try"),
+    ("draw", "if not drawn then", "if true then", "the_first_drawing_counts"),
+    ("freeze", "incarnation ~= expected_incarnation or ", "", "freezing_compares_the_history"),
+    ("freeze", " or tonumber(step) + 1 ~= tonumber(round)", "", "freezing_compares_the_history"),
+    ("freeze", "#members < least or ", "", "freezing_needs_so_many"),
+    ("freeze", "if why == 'deadline'", "if false", "freezing_waits_for_the_deadline"),
+    ("freeze", "if known_token then", "if false then", "a_round_is_frozen_once"),
+    ("thaw", "redis.call('HGET', round_key, 'token') ~= token", "false", "thawing_is_of_one_freezing"),
+    ("cancel", "incarnation ~= expected_incarnation or ", "", "cancelling_compares_the_history"),
+    ("cancel", " or tonumber(step) + 1 ~= tonumber(round)", "", "cancelling_compares_the_history"),
+    ("cancel", "if known_call == call then", "if false then", "cancelling_twice_drops_once"),
+    ("cancel", "redis.call('DEL', pending_key, evaluations_key, round_key)\n", "", "what_is_cancelled_is_garbage"),
+    ("cancel", "for i = 1, #dropped, 2 do", "for i = 1, 0 do", "what_is_cancelled_is_garbage"),
+    ("evaluate", "incarnation ~= expected_incarnation", "false", "an_evaluation_compares_the_history"),
+    ("evaluate", "if round ~= open then", "if false then", "an_evaluation_compares_the_history"),
+    ("evaluate", "if known then", "if false then", "a_client_evaluates_once"),
+    ("evaluate", "if received >= most then", "if false then", "a_round_takes_so_many_evaluations"),
+    ("commit", "token ~= round_token", "false", "a_closing_compares_the_freezing"),
+    ("commit", "  redis.call('HLEN', pending_key)\n", "", "a_closing_is_whole_or_not_at_all"),
+    ("commit", "  redis.call('HLEN', counted_key)\n", "", "a_closing_is_whole_or_not_at_all"),
+    ("commit", "  redis.call('LLEN', garbage_key)\n", "", "a_closing_is_whole_or_not_at_all"),
+    ("commit", "    redis.call('HDEL', pending_key, member)\n", "", "a_closing_moves_everything"),
+    (
+        "commit",
+        "redis.call('DEL', evaluations_key, old_key, round_key)",
+        "redis.call('DEL', old_key, round_key)",
+        "a_closing_moves_everything",
+    ),
+    (
+        "commit",
+        "redis.call('DEL', evaluations_key, old_key, round_key)",
+        "redis.call('DEL', evaluations_key, old_key)",
+        "a_closing_moves_everything",
+    ),
+    (
+        "commit",
+        "redis.call('DEL', evaluations_key, old_key, round_key)",
+        "redis.call('DEL', evaluations_key, round_key)",
+        "old_documents_go",
+    ),
+    ("commit", "    if contribution then\n", "    if false then\n", "a_closing_moves_everything"),
+    (
+        "commit",
+        "    redis.call('HSET', counted_key, member, counted[member] or '')\n",
+        "",
+        "a_closing_moves_everything",
+    ),
+    ("commit", "  redis.call('SET', document_key, document)\n", "", "a_closing_moves_everything"),
+    ("commit", "      redis.call('HDEL', counted_key, member)\n", "", "who_was_counted_is_forgotten_later"),
+    (
+        "commit",
+        "redis.call('HLEN', pending_key) > 0 and now or ''",
+        "''",
+        "what_comes_while_a_round_closes_waits_for_the_next",
+    ),
+    (
+        "unlink",
+        "member and not string.find(waits, '\"attempt\":\"' .. attempt .. '\"', 1, true)",
+        "true",
+        "a_contribution_that_waits_is_no_garbage",
+    ),
+    ("delete", "for i = 1, #waiting, 2 do", "for i = 1, 0 do", "a_deleted_session_leaves_nothing_of_its_rounds"),
+    (
+        "delete",
+        "if redis.call('EXISTS', round_key) == 1 then",
+        "if false then",
+        "a_deleted_session_leaves_nothing_of_its_rounds",
+    ),
+    (
+        "delete",
+        "pending_key, counted_key, clients_key,\n",
+        "pending_key, clients_key,\n",
+        "a_deleted_session_leaves_nothing_of_its_rounds",
+    ),
     ("bulk_claim", "known ~= expected or ", "", "one_claim_of_two_counts"),
     ("bulk_claim", "if known == identity then", "if false then", "one_claim_of_two_counts"),
     (
@@ -247,10 +357,18 @@ HELP = (
     "_back_to",
     "owner",
     "taken_over",
+    "with_rounds",
+    "one_of",
+    "said",
+    "standing",
+    "frozen",
+    "closing_of",
+    "closed",
+    "_Tokens",
 )
 CHECKS = {
     name: check
-    for module in (guards, guards_damage, guards_sessions, guards_shared)
+    for module in (guards, guards_damage, guards_rounds, guards_sessions, guards_shared)
     for name, check in vars(module).items()
     if getattr(check, "__module__", "") == module.__name__ and name not in HELP
 }
@@ -259,7 +377,7 @@ CHECKS = {
 def replace_script(monkeypatch, name, text):
     """Let the store use ``text`` where it would use the script ``name``."""
     changed = Script(text, hashlib.sha1(text.encode()).hexdigest())
-    for module in (redis_store, index, garbage, chunks, homes):
+    for module in (redis_store, index, garbage, chunks, homes, rounds):
         monkeypatch.setattr(module, "script", lambda asked: changed if asked == name else scripts.script(asked))
 
 

@@ -1,6 +1,9 @@
 """Many clients' contributions become one pseudo-gradient, pure: weights, clips, robust means, noise, an accountant."""
 
+from adamd_service.aggregation.accountant import affords, check_accounting, epsilon, rounds_within
+from adamd_service.aggregation.compiled import compile_aggregation
 from adamd_service.aggregation.pipeline import Contribution, Member, Outcome, Reason, aggregate_round
+from adamd_service.aggregation.privacy import noise_seed
 from adamd_service.aggregation.settings import (
     FIELDS,
     AggregationSettings,
@@ -25,8 +28,14 @@ __all__ = [
     "SentValues",
     "Span",
     "Values",
+    "affords",
     "aggregate_round",
     "aggregation_to_json",
+    "check_accounting",
+    "compile_aggregation",
+    "epsilon",
+    "noise_seed",
     "parse_aggregation",
+    "rounds_within",
     "staleness_factor",
 ]

@@ -12,15 +12,30 @@ from numpy.typing import NDArray
 from adamd.wire.dtypes import Floats
 
 Doubles: TypeAlias = NDArray[np.float64]
+Network: TypeAlias = NDArray[np.int64]  # (comparisons, 2)
 
 
 class Kernels(Protocol):
-    """Loops over slices of contributions, which are contiguous, one-dimensional and of the session's dtype."""
+    """Loops over slices of contributions, which are contiguous, one-dimensional and of the session's dtype.
 
-    @staticmethod
-    def add_squares(values: Floats, total: float) -> float:
+    Every product, difference and sum is rounded by itself. Arrays of one call do not overlap.
+    """
+
+    def add_squares(self, values: Floats, total: float) -> float:
         """`total` and the squares of `values`, in the order of `optim.gradients.norm`; slices begin at its blocks."""
 
-    @staticmethod
-    def add_scaled(values: Floats, factor: float, total: Doubles) -> None:
-        """Add factor × values to `total`, each product and each sum rounded once, in float64."""
+    def add_distance(self, values: Floats, scale: float, center: Doubles, total: float) -> float:
+        """`total` and the squares of scale × values - center, in the order of `add_squares`."""
+
+    def add_scaled(self, values: Floats, factor: float, total: Doubles) -> None:
+        """Add factor × values to `total`."""
+
+    def write_scaled(self, values: Floats, factor: float, out: Floats) -> None:
+        """Write factor × values into `out`, of the values' dtype; a zero has no sign."""
+
+    def sort_columns(self, rows: Floats, network: Network) -> None:
+        """Sort each column of `rows`, (contributions, elements), contiguous, no zero of which has a sign, in place.
+
+        network: the comparisons, in order; each leaves the smaller value in the first row of its pair and the larger
+        in the second. Only those rows that they bring into place need to be right.
+        """

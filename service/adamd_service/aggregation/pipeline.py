@@ -11,9 +11,10 @@ fixed order: the same contributions give the same bits, with any number of threa
 it is given and writes `out`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -23,9 +24,22 @@ from adamd_service.aggregation import compiled
 from adamd_service.aggregation.blocks import Lanes
 from adamd_service.aggregation.clipping import beyond_median, clip_scale, norms
 from adamd_service.aggregation.kernels import Kernels
-from adamd_service.aggregation.mean import write_mean
+from adamd_service.aggregation.mean import write_mean, write_sum
+from adamd_service.aggregation.privacy import PrivateMean, next_clip_norm, vector_multiplier
+from adamd_service.aggregation.ranks import write_median, write_trimmed_mean
+from adamd_service.aggregation.robust import geometric_shares, krum
 from adamd_service.aggregation.sections import Part
-from adamd_service.aggregation.settings import MOST_WHOLE, AggregationSettings, Mean
+from adamd_service.aggregation.settings import (
+    MOST_WHOLE,
+    Aggregate,
+    AggregationSettings,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    MultiKrum,
+    TrimmedMean,
+)
 from adamd_service.aggregation.staleness import staleness_factor
 from adamd_service.aggregation.values import ArrayValues, Span, Values
 
@@ -105,20 +119,80 @@ def aggregate_round(
     shared = Lanes(threads, lanes)
     found = norms(vectors, out, kernels, shared)
     reasons = _refused(ordered, found, settings)
+    most = _clip_norm(settings, clip_norm)
+    places = [place for place, reason in enumerate(reasons) if reason is None]
     parts = [
         Part(
-            vector,
-            _weight(one, settings),
-            staleness_factor(settings.staleness, one.staleness) * clip_scale(norm, settings.clip_norm),
-            one.present,
+            vectors[place],
+            _weight(ordered[place], settings),
+            staleness_factor(settings.staleness, ordered[place].staleness) * clip_scale(found[place], most),
+            ordered[place].present,
         )
-        for one, vector, norm in zip(ordered, vectors, found, strict=True)
+        for place in places
     ]
-    counted = [part for part, reason in zip(parts, reasons, strict=True) if reason is None]
-    if settings.privacy is not None or not isinstance(settings.aggregate, Mean):
-        raise NotImplementedError(settings.aggregate.name)
-    write_mean(counted, out, kernels, shared)
-    return Outcome(_members(ordered, found, reasons, settings, settings.clip_norm), clip_norm=settings.clip_norm)
+    noise, following = 0.0, None
+    if settings.privacy is not None:
+        counted = [found[place] for place in places]
+        assert most is not None
+        noise, following = _write_private(parts, settings, most, counted, noise_seed, out, kernels, shared)
+    else:
+        chosen = _write(parts, settings.aggregate, out, kernels, shared)
+        for place in set(places) - {places[one] for one in chosen}:
+            reasons[place] = "not_chosen"
+    return Outcome(_members(ordered, found, reasons, settings, most), noise, most, following)
+
+
+def _write(parts: Sequence[Part], aggregate: Aggregate, out: Floats, kernels: Kernels, lanes: Lanes) -> Collection[int]:
+    """Write the aggregate into `out`; the places of the contributions that are in it."""
+    match aggregate:
+        case Median():
+            write_median(parts, out, kernels, lanes)
+        case TrimmedMean(trim=trim):
+            write_trimmed_mean(parts, trim, out, kernels, lanes)
+        case Krum(byzantine=byzantine) | MultiKrum(byzantine=byzantine):
+            keep = aggregate.keep if isinstance(aggregate, MultiKrum) else 1
+            chosen = krum(parts, byzantine, keep, out, kernels, lanes)
+            write_mean([parts[place] for place in chosen], out, kernels, lanes)
+            return chosen
+        case GeometricMedian():
+            shares = geometric_shares(parts, aggregate, out, kernels, lanes)
+            weighted = [replace(part, weight=share) for part, share in zip(parts, shares, strict=True)]
+            write_mean(weighted, out, kernels, lanes)
+        case Mean():
+            write_mean(parts, out, kernels, lanes)
+    return range(len(parts))
+
+
+def _write_private(
+    parts: Sequence[Part],
+    settings: AggregationSettings,
+    clip_norm: float,
+    found: Sequence[float],
+    seed: bytes | None,
+    out: Floats,
+    kernels: Kernels,
+    lanes: Lanes,
+) -> tuple[float, float | None]:
+    """Write the private mean into `out`; the noise in each element of it, and the next clip norm if that adapts."""
+    privacy, quorum = settings.privacy, settings.quorum
+    assert privacy is not None
+    if seed is None:
+        raise ValueError("a private round without a noise_seed")
+    stddev = vector_multiplier(privacy, quorum) * clip_norm
+    write_sum(parts, out, PrivateMean(seed, stddev, quorum), kernels, lanes)
+    adaptive = privacy.adaptive
+    following = None if adaptive is None else next_clip_norm(adaptive, clip_norm, found, quorum, seed)
+    return stddev / quorum, following
+
+
+def _clip_norm(settings: AggregationSettings, adapted: float | None) -> float | None:
+    """The norm that this round clips to; None for no clip."""
+    privacy = settings.privacy
+    if privacy is None:
+        return settings.clip_norm
+    if privacy.adaptive is None:
+        return privacy.clip_norm
+    return privacy.adaptive.initial if adapted is None else adapted
 
 
 def _values(given: Floats | Values) -> Values:
@@ -134,13 +208,20 @@ def _weight(one: Contribution, settings: AggregationSettings) -> float:
 def _refused(
     ordered: Sequence[Contribution], found: Sequence[float], settings: AggregationSettings
 ) -> list[Reason | None]:
-    """Why each contribution does not count; the median is that of those which are not too stale."""
+    """Why each contribution does not count; None where it does, so far."""
+    reasons = list[Reason | None]()
     most = settings.max_staleness
-    fresh = [most is None or one.staleness <= most for one in ordered]
-    large = iter(
-        beyond_median([norm for norm, is_fresh in zip(found, fresh, strict=True) if is_fresh], settings.norm_filter)
-    )
-    return [("norm_filter" if next(large) else None) if is_fresh else "too_stale" for is_fresh in fresh]
+    for one, after in zip_longest(ordered, ordered[1:]):
+        # A private sum has a bound on what one client changes only where each is in it once.
+        again = settings.privacy is not None and after is not None and after.client == one.client
+        too_stale = most is not None and one.staleness > most
+        reasons.append("too_stale" if too_stale else "superseded" if again else None)
+    fresh = [place for place, reason in enumerate(reasons) if reason is None]
+    large = beyond_median([found[place] for place in fresh], settings.norm_filter)
+    for place, beyond in zip(fresh, large, strict=True):
+        if beyond:
+            reasons[place] = "norm_filter"
+    return reasons
 
 
 def _members(

@@ -1,4 +1,4 @@
-"""The reductions in plain NumPy: slow, easy to read, and what the compiled ones are compared with.
+"""The loops in plain NumPy: slow, easy to read, and what the compiled ones are compared with.
 
 See `kernels.Kernels` for what each function promises.
 """
@@ -6,7 +6,7 @@ See `kernels.Kernels` for what each function promises.
 import numpy as np
 
 from adamd.wire.dtypes import Floats
-from adamd_service.aggregation.kernels import Doubles
+from adamd_service.aggregation.kernels import Doubles, Network
 from adamd_service.optim.gradients.norm import BLOCK, LANES
 
 
@@ -25,6 +25,22 @@ def add_squares(values: Floats, total: float) -> float:
     return total
 
 
+def add_distance(values: Floats, scale: float, center: Doubles, total: float) -> float:
+    """See `Kernels`."""
+    return add_squares(scale * values.astype(np.float64) - center, total)
+
+
 def add_scaled(values: Floats, factor: float, total: Doubles) -> None:
     """See `Kernels`."""
     total += factor * values.astype(np.float64)
+
+
+def write_scaled(values: Floats, factor: float, out: Floats) -> None:
+    """See `Kernels`."""
+    out[:] = factor * values.astype(np.float64)
+    out += 0  # -0 + 0 is 0
+
+
+def sort_columns(rows: Floats, network: Network) -> None:
+    """See `Kernels`."""
+    rows.sort(axis=0)

@@ -41,7 +41,7 @@ class ArrayValues:
     def read(self, start: int, stop: int, into: Floats) -> Floats:
         """See `Values`."""
         part = self.array[start:stop]
-        return part if part.flags.c_contiguous and part.flags.aligned else np.require(part, requirements="CA")
+        return part if part.flags.c_contiguous and part.flags.aligned else np.require(part, requirements=["C", "A"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,7 @@ class Engine:
                 stepper=self._stepper,
                 uploads=self._uploads,
                 watchers=self._watchers,
+                lanes=limits.kernels,
                 locked=self._locked,
                 stepped=self._snapshot_if_due,
                 draining=self._is_draining,

@@ -46,7 +46,7 @@ from adamd_service.optim import (
     to_json,
 )
 from adamd_service.records import Head, IdempotencyKey, SnapshotRef, Spec
-from adamd_service.rounds.settings import MOST_SEED, RoundsSettings, parse_rounds, with_config, with_seed
+from adamd_service.rounds.settings import MOST_SEED, RoundsSettings, check_privacy, parse_rounds, with_config, with_seed
 from adamd_service.rules import first_chain
 from adamd_service.store import RedisStore, Repeated, Taken
 
@@ -86,13 +86,14 @@ def rounds_of(call: CreateCall) -> RoundsSettings:
     """
     try:
         rounds = parse_rounds(call.rounds, call.layout)
+        check_privacy(rounds)
     except SettingsError as error:
         raise InvalidSettings(error.message, path=error.path) from None
     if call.durability == "memory":
         raise InvalidSettings(
             'rounds are kept in the store, and this session would not be: durability "committed"', path="durability"
         )
-    return rounds if rounds.seed is not None else with_seed(rounds, secrets.randbelow(MOST_SEED))
+    return with_seed(rounds, secrets.randbelow(MOST_SEED))
 
 
 def state_of(call: CreateCall, settings: Settings, device: Device) -> State | None:

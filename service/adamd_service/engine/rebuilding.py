@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import structlog
 from adamd.errors import AdamdError, Damaged, InternalError, SessionDeleted, StoreUnavailable
 from adamd.wire import encodings
 from adamd.wire.buffers import BufferPool, Bytes
-from adamd.wire.dtypes import storage
+from adamd.wire.dtypes import ITEMSIZE, Floats, storage
 from adamd.wire.encodings import LAZY, RAW
 from adamd.wire.layout import Layout
 from adamd_service.advice import progress_of
@@ -26,6 +26,7 @@ from adamd_service.optim import (
     SettingsError,
     State,
     Update,
+    assign,
     encoded,
     parse_settings,
     updates_from_json,
@@ -128,7 +129,7 @@ class Rebuilder:
             before = None
         last: Record | None = None
         for last in self._records(head, step, reader):
-            chain = self._replay(head, last, chain, state, reader)
+            chain, state = self._replay(head, last, chain, state, reader)
         if chain != head.chain:
             raise Damaged(
                 f"session {head.spec.id}: the log folds to chain {chain[:12]}…, the head says {head.chain[:12]}…"
@@ -218,7 +219,8 @@ class Rebuilder:
                 raise Damaged(f"session {spec.id}: snapshot {snapshot.id}: carried: {error}") from None
         return state
 
-    def _replay(self, head: Head, record: Record, chain: str, state: State, reader: Reader) -> str:
+    def _replay(self, head: Head, record: Record, chain: str, state: State, reader: Reader) -> tuple[str, State]:
+        """Apply one record; returns its chain, and the state, which is another object where tensors were assigned."""
         spec = head.spec
         expected = next_chain(chain, record.step, record.digest, record.updates, record.numerics)
         if record.prev_chain != chain or record.chain != expected:
@@ -233,8 +235,12 @@ class Rebuilder:
         if record.best and state.best is not None:
             self._device.fetch(state)
             state.take_best()
-        self._device.apply(state, gradient_of(record, updates, spec, body), updates, spec.layout.bounds, None)
-        return record.chain
+        gradient = gradient_of(record, updates, spec, body[: body.nbytes - _assigned_bytes(record, spec.layout)])
+        if record.assigned:
+            values = assigned_values(body, record.assigned, spec)
+            state = with_assigned(self._device, state, values, record.assigned, spec.layout.bounds)
+        self._device.apply(state, gradient, updates, spec.layout.bounds, None)
+        return record.chain, state
 
 
 def settings_of(head: Head) -> Settings:
@@ -282,7 +288,7 @@ def check_digest(record: Record, updates: tuple[Update, ...], layout: Layout, bo
     covered = _covered(updates)
     # The body of a lazy one says what it covers.
     present = None if len(covered) == len(layout.tensors) or record.encoding == LAZY else covered
-    digest = digest_start(record.encoding, record.dtype, present, record.settings)
+    digest = digest_start(record.encoding, record.dtype, present, record.settings, record.assigned)
     digest.update(body)
     if digest.hexdigest() != record.digest:
         raise Damaged(f"the body of step {record.step} in the store is damaged: its digest does not match")
@@ -297,14 +303,45 @@ def check_body(record: Record, updates: tuple[Update, ...], layout: Layout) -> N
     """
     if updates and updates[-1].last > len(layout.tensors):
         raise Damaged(f"the record of step {record.step} updates tensors that the layout does not have")
+    if record.assigned:
+        _check_assigned(record, updates, layout)
     covered = sum(layout.bounds[update.last] - layout.bounds[update.first] for update in updates)
     if record.encoding not in (RAW, LAZY) and covered != layout.size:
         raise Damaged(f"the record of step {record.step} is {record.encoding} and covers {covered} elements")
     size = covered if record.encoding == RAW else layout.size
+    nbytes = record.nbytes - _assigned_bytes(record, layout)
     try:
-        encodings.check_length(record.encoding, record.nbytes, size, record.dtype)
+        encodings.check_length(record.encoding, nbytes, size, record.dtype)
     except AdamdError as error:
         raise Damaged(f"the record of step {record.step} has another length: {error.detail}") from None
+
+
+def _check_assigned(record: Record, updates: tuple[Update, ...], layout: Layout) -> None:
+    places = list(record.assigned)
+    inside = places == sorted(set(places)) and places[-1] < len(layout.tensors)
+    if record.encoding != RAW or not inside or not set(places).isdisjoint(_covered(updates)):
+        raise Damaged(f"the record of step {record.step} assigns tensors that it cannot")
+
+
+def _assigned_bytes(record: Record, layout: Layout) -> int:
+    return sum(layout.tensors[place].size for place in record.assigned) * ITEMSIZE[record.dtype]
+
+
+def assigned_values(body: Bytes, assigned: Sequence[int], spec: Spec) -> Floats:
+    """Return the parameters that a body has behind its gradient, in the session's dtype."""
+    size = sum(spec.layout.tensors[place].size for place in assigned)
+    values: Floats = body[body.nbytes - size * ITEMSIZE[spec.dtype] :].view(storage(spec.dtype))
+    return values
+
+
+def with_assigned(
+    device: Device, state: State, values: Floats, assigned: Sequence[int], bounds: Sequence[int]
+) -> State:
+    """Set some tensors' parameters; returns the state, as another object: a device that has the old one forgets it."""
+    device.fetch(state)
+    state = state.copy(lambda array: array)
+    assign(state, values, assigned, bounds)
+    return state
 
 
 def gradient_of(record: Record, updates: tuple[Update, ...], spec: Spec, body: Bytes) -> Encoded:

@@ -32,7 +32,7 @@ from adamd_service.advice import advice_of, notes_of
 from adamd_service.engine.answers import Copies, rounded
 from adamd_service.engine.cache import Hot, LoadedSession
 from adamd_service.engine.calls import Answer, StepCall
-from adamd_service.engine.rebuilding import Rebuilder
+from adamd_service.engine.rebuilding import Rebuilder, assigned_values, with_assigned
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import (
     NUMERICS_ID,
@@ -151,6 +151,7 @@ class ReceivedStep:
         committed: what was logged must stay, as far as anyone knows.
         landed: the step that a POST was committed as, where only `resolve` knows it.
         closing: the round that this step closes.
+        assigned: the tensors whose parameters it sets, by index; their values lie behind the gradient.
 
     """
 
@@ -163,6 +164,7 @@ class ReceivedStep:
     committed: bool = False
     landed: int | None = None
     closing: RoundClosing | None = None
+    assigned: tuple[int, ...] = ()
 
     @property
     def request(self) -> StepRequest:
@@ -331,6 +333,9 @@ class Stepper:
                     self._device.fetch(state)
                     state.take_best()
                 gradient, bounds = step.body.gradient, spec.layout.bounds
+                if step.assigned:
+                    values = assigned_values(step.body.buffer, step.assigned, spec)
+                    state = loaded.state = with_assigned(self._device, state, values, step.assigned, bounds)
                 diverged = self._device.apply(state, gradient, updates, bounds, out if same else None)
                 if out is not None and not same:
                     self._device.fetch(state)
@@ -365,6 +370,7 @@ class Stepper:
             metrics=dict(step.call.metrics),
             numerics=NUMERICS_ID,
             best=best,
+            assigned=step.assigned,
         )
 
     def _stage(self, session_id: str, step: ReceivedStep) -> BulkRef:

@@ -44,7 +44,7 @@ from adamd_service.optim.settings import (
     settings_of,
     to_json,
 )
-from adamd_service.optim.state import BEST, State, apply, check_state
+from adamd_service.optim.state import BEST, State, apply, assign, check_state
 from adamd_service.optim.step_factors import at_step, lr_at
 from adamd_service.optim.validation import SettingsError
 
@@ -82,6 +82,7 @@ __all__ = [
     "Update",
     "advice",
     "apply",
+    "assign",
     "at_step",
     "bounded",
     "carried_from_json",

@@ -13,7 +13,7 @@ from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.optim.family import Optimizer
 from adamd_service.optim.gradients.encoded import Encoded, Lazy, Raw
 from adamd_service.optim.kernels.protocol import Block, Kernel
-from adamd_service.optim.recurrence.wrapping import BOUNDS
+from adamd_service.optim.recurrence.wrapping import BEGINS, BOUNDS
 from adamd_service.optim.scalars import Update
 from adamd_service.optim.settings import Settings
 
@@ -145,6 +145,25 @@ def apply(
         diverged = _apply_all(state, source, runs, out, kernel, slice_size)
     counted(state, runs)
     return diverged
+
+
+def assign(state: State, values: Floats, tensors: Sequence[int], bounds: Sequence[int]) -> None:
+    """Set the parameters of some tensors, and what began as a copy of them, without a step. No update is counted.
+
+    values: of these tensors, joined in layout order, in the session's dtype. bounds: as in `apply`.
+    Raises ValueError, before anything is changed, where these do not fit together.
+    """
+    sizes = [bounds[tensor + 1] - bounds[tensor] for tensor in tensors]
+    if values.dtype != state.params.dtype or len(values) != sum(sizes):
+        raise ValueError(f"{_kind(values)} for tensors of {sum(sizes)} elements in {state.params.dtype}")
+    begins = {**state.optimizer.begins, **BEGINS}
+    copies = [array for name, array in state.slots.items() if begins.get(name) == "params"]
+    begin = 0
+    for tensor, size in zip(tensors, sizes, strict=True):
+        here = values[begin : begin + size]
+        for array in (state.params, *copies):
+            array[bounds[tensor] : bounds[tensor + 1]] = here
+        begin += size
 
 
 def source_of(gradient: NDArray[Any] | Encoded, dtype: np.dtype[Any]) -> Encoded:

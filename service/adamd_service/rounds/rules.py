@@ -20,7 +20,7 @@ from adamd.errors import (
     StoreUnavailable,
 )
 from adamd_service.rounds.documents import ClosedBy, Standing, State
-from adamd_service.rounds.settings import RoundsSettings
+from adamd_service.rounds.settings import RoundsSettings, fewest
 
 
 def deadline(standing: Standing, settings: RoundsSettings) -> float | None:
@@ -44,7 +44,8 @@ def due(standing: Standing, settings: RoundsSettings) -> ClosedBy | None:
 
 def needed(closed_by: ClosedBy, settings: RoundsSettings) -> int:
     """Return the contributions that a round needs to be closed so."""
-    return {"quorum": settings.quorum, "deadline": settings.min_contributions, "hand": 1}[closed_by]
+    by = {"quorum": settings.quorum, "deadline": settings.min_contributions, "hand": 1}
+    return max(by[closed_by], fewest(settings.aggregation.aggregate))
 
 
 def state_of(standing: Standing, settings: RoundsSettings) -> State:

@@ -13,7 +13,14 @@ from pydantic import BeforeValidator, Field, ValidationError
 from adamd.wire import patterns
 from adamd.wire.layout import Layout
 from adamd.wire.patterns import GroupsError, places
-from adamd_service.aggregation import FIELDS, AggregationSettings, aggregation_to_json, parse_aggregation
+from adamd_service.aggregation import (
+    FIELDS,
+    AggregationSettings,
+    aggregation_to_json,
+    check_accounting,
+    parse_aggregation,
+)
+from adamd_service.aggregation.settings import Aggregate, Krum, MultiKrum
 from adamd_service.optim.validation import (
     SettingsError,
     Strict,
@@ -128,6 +135,11 @@ class RoundsSettings:
         return self.mode == "buffered"
 
     @property
+    def asked(self) -> int:
+        """How many clients a round asks for, as the accountant of privacy counts them."""
+        return self.cohort or self.quorum
+
+    @property
     def remembered(self) -> int:
         """Rounds that a contribution may be behind, and for which it is known who has contributed."""
         if not self.buffered:
@@ -152,6 +164,16 @@ def parse_rounds(raw: object, layout: Layout) -> RoundsSettings:
     except SettingsError as error:
         path = f"rounds.{error.path}" if error.path else "rounds"
         raise SettingsError(path, f"{path} {error.message}") from None
+
+
+def check_privacy(settings: RoundsSettings) -> None:
+    """Raise SettingsError where what privacy spends cannot be accounted for, or allows no round."""
+    if settings.aggregation.privacy is None:
+        return
+    try:
+        check_accounting(settings.aggregation.privacy, settings.asked)
+    except SettingsError as error:
+        raise SettingsError(f"rounds.{error.path}", f"rounds.{error.path} {error.message}") from None
 
 
 def _parsed(raw: object, layout: Layout) -> RoundsSettings:
@@ -212,10 +234,24 @@ def _aggregation(model: RoundsModel, raw: Mapping[str, object]) -> AggregationSe
     made = parse_aggregation(raw, quorum=model.quorum, buffered=model.mode == "buffered")
     if made.max_staleness is not None and made.max_staleness > REMEMBERED_ROUNDS:
         raise SettingsError("max_staleness", f"is {made.max_staleness}; wanted at most {REMEMBERED_ROUNDS}")
+    least = model.min_contributions or model.quorum
+    if isinstance(made.aggregate, Krum | MultiKrum) and least < fewest(made.aggregate):
+        raise SettingsError(
+            "min_contributions",
+            f"is {least}, and {made.aggregate.name} with byzantine {made.aggregate.byzantine} takes "
+            f"{fewest(made.aggregate)}; wanted that many or more",
+        )
     if made.privacy is not None and (model.averaged or model.carry):
         name = "averaged" if model.averaged else "carry"
         raise SettingsError(name, "stands beside privacy, and would go out without noise; leave one of them out")
     return made
+
+
+def fewest(aggregate: Aggregate) -> int:
+    """Return the contributions that an aggregate needs: Krum's 2 f + 3 (Blanchard et al. 2017, proposition 1)."""
+    if isinstance(aggregate, MultiKrum):
+        return max(2 * aggregate.byzantine + 3, aggregate.keep)
+    return 2 * aggregate.byzantine + 3 if isinstance(aggregate, Krum) else 1
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -253,8 +289,23 @@ def with_config(settings: RoundsSettings, patch: object) -> RoundsSettings:
 
 
 def with_seed(settings: RoundsSettings, seed: int) -> RoundsSettings:
-    """Return settings with the seed that was drawn for them."""
-    return replace(settings, seed=seed, document={**settings.document, "seed": seed})
+    """Return settings with the seed that was drawn for them, where none was given: also for the noise of privacy."""
+    document, aggregation = dict(settings.document), settings.aggregation
+    if settings.seed is None:
+        document["seed"] = seed
+    if aggregation.privacy is not None and aggregation.privacy.seed is None:
+        privacy = aggregation.privacy.model_copy(update={"seed": seed})
+        aggregation = replace(aggregation, privacy=privacy)
+        document |= aggregation_to_json(aggregation)
+    return replace(settings, seed=document["seed"], aggregation=aggregation, document=document)
+
+
+def shown_to_all(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without the seed of the noise: whoever knows it can take the noise away."""
+    privacy = document.get("privacy")
+    if not isinstance(privacy, Mapping):
+        return dict(document)
+    return {**document, "privacy": {name: value for name, value in privacy.items() if name != "seed"}}
 
 
 def _tensors(model: RoundsModel, layout: Layout) -> tuple[tuple[int, ...], ...]:

@@ -119,8 +119,7 @@ def _ended(client: Client, session_id: str) -> bool:
     keys = SessionKeys(session_id)
     if client.exists(keys.gone):
         return True
-    script_keys = [keys.head, keys.gone, keys.garbage, keys.ring, keys.readers, keys.bulk]
-    return script("delete")(client, script_keys, DAY_SECONDS, NEVER_CREATED, "absent", "", "")[0] == b"deleted"
+    return script("delete")(client, keys.ending, DAY_SECONDS, NEVER_CREATED, "absent", "", "")[0] == b"deleted"
 
 
 def release(

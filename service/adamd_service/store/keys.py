@@ -80,9 +80,10 @@ class SessionKeys:
         return self._key("evaluations")
 
     @property
-    def beside(self) -> list[str]:
-        """The keys that end with the session: of its bulk, and of its open round."""
-        return [self.bulk, self.round, self.pending, self.counted, self.clients, self.evaluations]
+    def ending(self) -> list[str]:
+        """The keys that delete.lua declares."""
+        own = [self.head, self.gone, self.garbage, self.ring, self.readers, self.bulk]
+        return [*own, self.round, self.pending, self.counted, self.clients, self.evaluations]
 
     def contribution(self, attempt: str) -> str:
         """String: a small contribution's bytes."""

@@ -330,9 +330,8 @@ class RedisStore:
             except Damaged:
                 name, damage = index.name_of(self._client, tenant, session_id), "damaged"
             garbage.remember(self._client, tenant, session_id)
-            script_keys = [names.head, names.gone, names.garbage, names.ring, names.readers, *names.beside]
             verdict = self._repeatable(
-                "delete", script_keys, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
+                "delete", names.ending, index.DAY_SECONDS, index.DELETED, "any", chain or "", damage
             )
             if verdict[0] == b"moved":
                 return False
@@ -548,7 +547,7 @@ class RedisStore:
         with translated():
             began = time.monotonic()
             self.bulk.follow()
-            self.bulk.sweep(self.resolve, self._owners, began)
+            self.bulk.sweep(self.resolve, self._snapshot_ids, began)
             count = garbage.sweep(self._client, tenant, self.bulk.own_files())
             self.bulk.confirm(began)
             return count + self.give_back()
@@ -557,7 +556,7 @@ class RedisStore:
         """Remove free extents that nobody needs, and all of them where the store has no room; returns how many."""
         return self.bulk.tidy(full=self._room is not None and self._room.full)
 
-    def _owners(self, session_id: str) -> set[str]:
+    def _snapshot_ids(self, session_id: str) -> set[str]:
         """Return the snapshots that a session's head names, and contributions that wait; none where it is gone."""
         try:
             return {ref.id for ref in self.load_head(session_id).snapshots} | self.rounds.attempts(session_id)

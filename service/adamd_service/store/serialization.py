@@ -321,7 +321,8 @@ def entry_from(raw: bytes) -> Entry:
 
 def record_meta(record: Record) -> str:
     """Return a record as text, without its inline body."""
-    optional = {"best": True} if record.best else {}
+    optional: dict[str, Any] = {"best": True} if record.best else {}
+    optional |= {"assigned": list(record.assigned)} if record.assigned else {}
     return summed(
         {
             "step": record.step,
@@ -378,6 +379,7 @@ def record_from(
             numerics=_text(raw["numerics"]),
             encoding=encoding,
             best=raw.get("best") is True,
+            assigned=tuple(_count(place) for place in raw.get("assigned", ())),
         )
 
     return checked(f"the record of step {step}", read)

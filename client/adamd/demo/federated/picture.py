@@ -8,7 +8,7 @@ from typing import Any
 
 from adamd.demo.federated.trial import Trial
 
-COLORS = ("#0a7d8c", "#c0392b")
+ATTACK, WAITING = ("#0a7d8c", "#c0392b"), ("#0a7d8c", "#d68910")
 
 
 def picture(path: Path, attack: Mapping[str, Trial], waiting: Mapping[str, Trial], kill: int | None) -> None:
@@ -30,11 +30,11 @@ def picture(path: Path, attack: Mapping[str, Trial], waiting: Mapping[str, Trial
     figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
-    for color, (name, trial) in zip(COLORS, attack.items(), strict=True):
+    for color, (name, trial) in zip(ATTACK, attack.items(), strict=True):
         left.plot(range(1, len(trial.accuracies) + 1), trial.accuracies, color=color, label=name)
     if kill is not None:
         left.axvline(kill, color="#555555", linestyle="--", linewidth=1.2, label=f"kill -9 in round {kill}")
-    for color, (name, trial) in zip(COLORS, waiting.items(), strict=True):
+    for color, (name, trial) in zip(WAITING, waiting.items(), strict=True):
         right.plot(trial.seconds, trial.accuracies, color=color, label=name)
     _dress(left, "two of twenty clients are poisoned", "round")
     _dress(right, "three of twenty clients are slow", "seconds")
@@ -48,4 +48,4 @@ def _dress(axes: Any, title: str, across: str) -> None:
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="center right")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 CLIENTS = 20
-SECONDS = 0.4  # that a slow client takes longer
+SECONDS = 0.8  # that a slow client takes longer
 BOOST = 30.0  # how much larger than its honest change a poisoned client's is, with the other sign
 
 

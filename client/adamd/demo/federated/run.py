@@ -21,6 +21,7 @@ from adamd.demo.federated.roles import CLIENTS, MEMBERS, REPLIES, Role
 from adamd.demo.federated.table import Scene, sparkline, table
 from adamd.demo.federated.trial import ROBUST, Disturbance, Plan, Stage, Trial
 from adamd.demo.server import DemoServer
+from adamd.fed import Round
 from adamd.federation import FederatedRun
 
 PICTURE = Path("demo-federated.png")
@@ -47,30 +48,29 @@ def main(console: Console, url: str | None = None) -> int:
 class RoundKiller(Disturbance):
     """Kills the server in the middle of a round, and starts it again. The clients only wait and retry.
 
-    The server is frozen first, so that no reply comes between the look and the kill.
+    What the round had when it was looked at last has to be there afterwards.
     """
 
     def __init__(self, server: DemoServer) -> None:
         self._server = server
         self.round: int | None = None
-        self.before = 0  # replies that the round had
-        self.after = 0  # and with the new server
+        self.before: frozenset[str] = frozenset()  # whose replies the round had
+        self.lost: frozenset[str] = frozenset()  # whose were not there with the new server
         self.away = 0.0  # seconds
 
-    def look(self, run: FederatedRun, number: int, received: int) -> None:
+    def look(self, run: FederatedRun, current: Round) -> None:
         """Kill the server, once, where the round has some replies and lacks some."""
-        if self.round is not None or number < KILL_FROM or received not in KILL_RECEIVED:
+        if self.round is not None or current.round < KILL_FROM or current.received not in KILL_RECEIVED:
             return
-        self.round, self.before = number, received
+        self.round, self.before = current.round, trial.names(current)
         self._server.kill()
         killed = time.monotonic()
         self._server.start()
         self.away = time.monotonic() - killed
-        found = run.round(number)
-        self.after = found.received
+        self.lost = self.before - trial.names(run.round(current.round))
         self.news = (
-            f"[red]kill -9[/] in round {number} at {received} replies; a new server was there {self.away:.1f} s later, "
-            f"and had {self.after}"
+            f"[red]kill -9[/] in round {current.round} at {len(self.before)} replies; a new server was there "
+            f"{self.away:.1f} s later, and {len(self.lost)} of them were lost"
         )
 
 
@@ -136,7 +136,7 @@ def _conclude(console: Console, trials: dict[str, Trial], killer: RoundKiller | 
         kill,
     )
     equal = digits.same_bits(robust.parameters, calm.parameters) and robust.contributors == calm.contributors
-    survived = killer is None or (kill is not None and killer.after >= killer.before)
+    survived = killer is None or (kill is not None and not killer.lost)
     console.print(f"plot: {PICTURE}", highlight=False)
     words = "two runs, without a kill" if killer is None else "killed in a round and resumed"
     console.print(f"{words}: bits {'equal' if equal else 'DIFFER'}", style="bold", highlight=False)
@@ -152,7 +152,7 @@ def _tell_kill(console: Console, killer: RoundKiller) -> None:
         )
         return
     console.print(
-        f"  the server was killed (kill -9) in round {killer.round}, when that had {killer.before} replies; "
-        f"the new one, {killer.away:.1f} s later, had {killer.after}\n",
+        f"  the server was killed (kill -9) in round {killer.round}, when that had {len(killer.before)} replies; "
+        f"a new one was there {killer.away:.1f} s later, and {len(killer.lost)} of them were lost\n",
         highlight=False,
     )

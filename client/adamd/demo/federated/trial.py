@@ -16,7 +16,7 @@ from adamd.demo.digits import Images, Params
 from adamd.demo.federated.crowd import Crowd
 from adamd.demo.federated.roles import REPLIES
 from adamd.demo.federated.table import Scene
-from adamd.fed import Aggregate, FederationOptions
+from adamd.fed import Aggregate, FederationOptions, Round
 from adamd.federation import FederatedRun
 
 ROUNDS = 16
@@ -68,7 +68,7 @@ class Trial:
     accuracies: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     parameters: Params = field(default_factory=dict)
-    contributors: list[tuple[str, ...]] = field(default_factory=list)
+    contributors: list[frozenset[str]] = field(default_factory=list)
 
 
 class Disturbance:
@@ -76,8 +76,8 @@ class Disturbance:
 
     news = ""
 
-    def look(self, run: FederatedRun, number: int, received: int) -> None:
-        """Be told of the round under way and its replies."""
+    def look(self, run: FederatedRun, current: Round) -> None:
+        """Be told of the round under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +102,18 @@ def run(stage: Stage, plan: Plan, disturbance: Disturbance) -> Trial:
         while stage.crowd.busy():
             _look(stage, plan, federation, trial, disturbance, began)
             time.sleep(EVERY)
+        _look(stage, plan, federation, trial, Disturbance(), began)
         trial.parameters = federation.parameters()
         history = federation.history()
-        trial.contributors = [
-            tuple(sorted(item.client for item in done.contributions if item.counted)) for done in history
-        ]
+        trial.contributors = [names(done, counted=True) for done in history]
     finally:
         federation.delete()
     return trial
+
+
+def names(told: Round, *, counted: bool = False) -> frozenset[str]:
+    """Return the clients that a round has replies of, or those that ``counted``."""
+    return frozenset(item.client for item in told.contributions if item.counted or not counted)
 
 
 def _look(
@@ -122,7 +126,7 @@ def _look(
         trial.accuracies += [accuracy] * (made - len(trial.accuracies))
         trial.seconds += [time.monotonic() - began] * (made - len(trial.seconds))
     if current.state != "closed":
-        disturbance.look(federation, current.round, current.received)
+        disturbance.look(federation, current)
     scene = Scene(
         title=plan.title,
         round=current.round,

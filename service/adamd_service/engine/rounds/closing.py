@@ -29,14 +29,14 @@ from adamd.errors import (
 )
 from adamd.wire.dtypes import Floats, storage
 from adamd.wire.encodings import RAW
-from adamd_service.aggregation import Contribution as Given
-from adamd_service.aggregation import Outcome, aggregate_round
+from adamd_service.aggregation import epsilon, noise_seed
 from adamd_service.engine.cache import Hot
 from adamd_service.engine.calls import RequestBody, StepCall
 from adamd_service.engine.receiving import Reception
 from adamd_service.engine.rounds import reports
+from adamd_service.engine.rounds.combining import Combined, combine
 from adamd_service.engine.rounds.surroundings import Surroundings
-from adamd_service.engine.rounds.values import Readings, spans_of
+from adamd_service.engine.rounds.values import Readings
 from adamd_service.engine.step import ReceivedStep
 from adamd_service.optim import Raw
 from adamd_service.records import Head, RoundClosing
@@ -55,7 +55,7 @@ log = structlog.get_logger()
 class Aggregated:
     """A round's contributions as one gradient, and what is to be written with its step."""
 
-    gradient: Floats
+    combined: Combined
     document: RoundDocument
     closing: RoundClosing
 
@@ -215,7 +215,7 @@ class Closer:
                 members = await around.workers.ask(around.store.rounds.members, session_id, frozen)
                 if len(members) != len(frozen.members):
                     return None  # closed or cancelled meanwhile
-                pulled = await self._pulled(hot, members)
+                pulled = await self._pulled(hot, settings, members)
                 work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
                 made = await around.workers.ask(work)
                 del pulled
@@ -227,9 +227,10 @@ class Closer:
             log.info("round closed", session=session_id, round=standing.number, by=frozen.closed_by)
             return made.document
 
-    async def _pulled(self, hot: Hot, members: Sequence[Contribution]) -> Floats | None:
-        """Return a copy of the parameters that the round begins with, where a member says what it trained them to."""
-        if not any(one.kind == "parameters" for one in members):
+    async def _pulled(self, hot: Hot, settings: RoundsSettings, members: Sequence[Contribution]) -> Floats | None:
+        """Return a copy of the parameters that the round begins with, where they are needed for more than the step."""
+        beside = settings.averaged or settings.carry
+        if not beside and not any(one.kind == "parameters" for one in members):
             return None
         copied: Floats = await self._around.locked(hot, self._copied, hot)
         return copied
@@ -257,24 +258,30 @@ class Closer:
         around, spec = self._around, head.spec
         began = time.monotonic()
         values = Readings(around.store, around.pool, spec).whole(members, pulled)
-        given = [
-            Given(
-                one.client,
-                values[one.member],
-                one.num_examples,
-                standing.number - one.round,
-                spans_of(spec.layout, one.present),
-            )
-            for one in members
-            if one.member in values
-        ]
-        if not given:
+        if not values:
             raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
-        kind = storage(spec.dtype)
-        out: Floats = around.pool.lease(spec.layout.size * kind.itemsize).view(kind)
-        outcome: Outcome = aggregate_round(given, settings.aggregation, out, clip_norm=standing.clip_norm)
+        privacy = settings.aggregation.privacy
+        seed = None  # of the noise: the same for every replica that goes on with this freezing, and for no other one
+        if privacy is not None:
+            seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token}", standing.number)
+        made = combine(
+            spec,
+            settings,
+            standing.number,
+            members,
+            values,
+            pulled,
+            around.pool,
+            clip_norm=standing.clip_norm,
+            noise_seed=seed,
+            threads=around.workers.threads,
+            lanes=around.lanes,
+        )
+        outcome, spent = made.outcome, None
+        if privacy is not None:
+            spent = epsilon(privacy, standing.number, settings.asked)
         evaluated = around.store.rounds.evaluations(spec.id)
-        document = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, None)
+        document = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, spent)
         log.debug("round aggregated", session=spec.id, round=standing.number, seconds=time.monotonic() - began)
         closing = RoundClosing(
             token=frozen.token,
@@ -284,7 +291,7 @@ class Closer:
             config=settings.config,
             clip_norm=outcome.clip_norm_next,
         )
-        return Aggregated(out, document, closing)
+        return Aggregated(made, document, closing)
 
     async def collect(self, session_id: str) -> None:
         """Unlink the contributions that nothing names any more."""
@@ -296,14 +303,18 @@ class Closer:
 
 def _step_of(head: Head, made: Aggregated) -> ReceivedStep:
     """Return the step that a round makes, hashed and checked as one that came over the network."""
-    spec, body = head.spec, made.gradient.view(np.uint8)
-    number = made.document.round
+    spec, combined, number = head.spec, made.combined, made.document.round
+    body, kind = combined.body.view(np.uint8), storage(spec.dtype)
     call = StepCall(spec.id, number, RequestBody(body.nbytes, _nothing()), metrics=made.document.metrics, minimal=True)
-    digest = digest_start(RAW, spec.dtype, None, None)
-    gradient = Raw(made.gradient, spec.dtype, storage(spec.dtype))
+    present = None if len(combined.stepped) == len(spec.layout.tensors) else combined.stepped
+    values = len(combined.body) - sum(spec.layout.tensors[place].size for place in combined.assigned)
+    gradient, assigned = (Raw(part, spec.dtype, kind) for part in np.split(combined.body, [values]))
+    assigned.check(assigned.size * kind.itemsize)
+    digest = digest_start(RAW, spec.dtype, present, None, combined.assigned)
     reception = Reception(RAW, spec.dtype, body, gradient, digest, None)
     reception.take(body.nbytes)
-    return ReceivedStep(call, reception, None, secrets.token_hex(8), closing=made.closing)
+    attempt = secrets.token_hex(8)
+    return ReceivedStep(call, reception, present, attempt, closing=made.closing, assigned=combined.assigned)
 
 
 async def _nothing() -> AsyncGenerator[bytes]:

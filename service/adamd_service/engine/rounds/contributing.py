@@ -46,7 +46,7 @@ class Contributing:
         logged = look.contribution is None and not converted
         with self._around.in_flight.hold(expected * call.body.weight):
             step = await self._around.uploads.receive(hot, head, step_call, expected, logged=logged, wiped=True)
-            _require_plain(step, head, settings)
+            _require_plain(step, head, settings, call)
             one = _contribution(call, step)
             if look.contribution is not None:
                 await self._around.workers.ask(self._discard, head.spec.id, step)
@@ -161,7 +161,7 @@ def _as_step(head: Head, settings: RoundsSettings, call: ContributeCall) -> Step
     )
 
 
-def _require_plain(step: ReceivedStep, head: Head, settings: RoundsSettings) -> None:
+def _require_plain(step: ReceivedStep, head: Head, settings: RoundsSettings, call: ContributeCall) -> None:
     """Refuse what a decoded body may say, and a contribution may not."""
     if step.call.settings:
         raise InvalidRequest(
@@ -171,6 +171,13 @@ def _require_plain(step: ReceivedStep, head: Head, settings: RoundsSettings) -> 
     present = range(len(names)) if step.present is None else step.present
     if sent := [names[place] for place in settings.private if place in present]:
         raise _private_sent(tuple(sent), head)
+    beside = [names[place] for place in (*settings.averaged, *settings.carry) if place in present]
+    if call.kind == "gradient" and beside:
+        raise InvalidRequest(
+            f"these tensors are averaged, and a gradient has no values of them: {some(tuple(beside))}; send a "
+            "delta, or parameters",
+            step=head.step,
+        )
     if not len(present):
         raise WrongLayout("a contribution has at least one tensor", step=head.step)
 

@@ -16,11 +16,13 @@ from adamd.errors import (
     Damaged,
     InvalidRequest,
     NoRounds,
+    PrivacySpent,
     SessionDeleted,
     StoreUnavailable,
     UnknownRound,
     UnknownSession,
 )
+from adamd_service.aggregation import affords
 from adamd_service.engine.directory import Directory
 from adamd_service.engine.rounds import reports
 from adamd_service.engine.rounds.calls import (
@@ -59,6 +61,7 @@ class Open:
     head: Head
     settings: RoundsSettings
     look: Look
+    spent: bool = False  # another round would spend more privacy than there is
 
     @property
     def standing(self) -> Standing:
@@ -111,6 +114,11 @@ class RoundsService:
         session_id = await self._directory.resolve(call.ref)
         head = await self._head_of(session_id)
         settings = self._settings_of(head)
+        if await self._spent(settings, call.round):
+            raise PrivacySpent(
+                f"round {call.round} would spend more than max_epsilon; the session's last private round is over",
+                step=head.step,
+            )
         with self._around.hot.use(session_id) as hot:
             try:
                 answer = await self._contributing.take(hot, head, settings, call)
@@ -355,7 +363,13 @@ class RoundsService:
         look = await self._around.workers.ask(self._around.store.rounds.look, head, client)
         if look.standing.incarnation != head.incarnation:
             raise StoreUnavailable("the session was made anew; try again", retry_after=0.2)
-        return Open(head, settings, look)
+        return Open(head, settings, look, await self._spent(settings, look.standing.number))
+
+    async def _spent(self, settings: RoundsSettings, number: int) -> bool:
+        privacy = settings.aggregation.privacy
+        if privacy is None or privacy.max_epsilon is None:
+            return False
+        return not await self._around.workers.run(affords, privacy, number, settings.asked)
 
     async def _met(self, session_id: str, client: str) -> Open:
         """Return where a session stands, once the client is known there and it is drawn who is asked."""
@@ -385,7 +399,7 @@ def _task_of(found: Open, client: str | None) -> Task | None:
     standing, settings, look = found.standing, found.settings, found.look
     contributed = look.contribution is not None
     selected = None if client is None else is_selected(standing, settings, client)
-    over = is_over(standing, settings)
+    over = found.spent or is_over(standing, settings)
     names = found.head.spec.layout.names
     kind: TaskKind = "stop" if over else "train"
     if client is not None:

@@ -23,6 +23,7 @@ class Surroundings:
     """The parts of the engine that its rounds use.
 
     Attributes:
+        lanes: threads that may aggregate one round at once.
         locked: `Engine._locked`: runs work in a thread under a session's lock.
         stepped: is told that a session made a step: a snapshot may be due.
         draining: whether the server goes down.
@@ -41,6 +42,7 @@ class Surroundings:
     stepper: Stepper
     uploads: Uploads
     watchers: Watchers
+    lanes: int
     locked: Callable[..., Coroutine[Any, Any, Any]]
     stepped: Callable[[Hot], None]
     draining: Callable[[], bool]

@@ -1,0 +1,86 @@
+"""Squared Euclidean distances between contributions, or from each to a weighted mean of them, in one pass.
+
+    ||a_i x_i - a_j x_j||^2,        ||a_i x_i - sum_j f_j x_j||^2
+
+Everything in float64. The order of a sum is part of its bits: the vector has GROUPS groups of blocks, the sum in each
+goes as the norm's does (`optim.gradients.norm`), and the groups' sums are added in order. What a contribution leaves
+out counts as 0: nothing learnt.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from adamd.wire.dtypes import SLICE, Floats
+from adamd_service.aggregation.blocks import Lanes, Work
+from adamd_service.aggregation.kernels import Doubles, Kernels
+from adamd_service.aggregation.sections import Part
+from adamd_service.optim.gradients.norm import BLOCK
+
+GROUPS: Final = 16  # of them a thread takes one at a time
+ROOM: Final = 1 << 24  # bytes of a thread's slices of all contributions, where they have to be read
+
+# Adds what the slices of all contributions bring to a group's sums; the last array is room for a slice.
+Add: TypeAlias = Callable[[Sequence[Floats], Doubles, Doubles], None]
+
+
+def between(parts: Sequence[Part], like: Floats, kernels: Kernels, lanes: Lanes) -> Doubles:
+    """The squared distances between the scaled contributions: (contributions, contributions), symmetric, 0 inside.
+
+    like: a vector of the contributions' length and dtype.
+    """
+    count = len(parts)
+
+    def add(slices: Sequence[Floats], sums: Doubles, center: Doubles) -> None:
+        for i, values in enumerate(slices):
+            center[:] = 0
+            kernels.add_scaled(values, parts[i].scale, center)
+            for j in range(i + 1, count):
+                sums[i, j] = kernels.add_distance(slices[j], parts[j].scale, center, sums[i, j])
+
+    upper = _summed(parts, like, (count, count), add, lanes)
+    return upper + upper.T
+
+
+def to_mean(
+    parts: Sequence[Part], factors: Sequence[float], like: Floats, kernels: Kernels, lanes: Lanes
+) -> Sequence[float]:
+    """The squared distance from each scaled contribution to the sum of factor × values, which is never kept."""
+
+    def add(slices: Sequence[Floats], sums: Doubles, center: Doubles) -> None:
+        center[:] = 0
+        for values, factor in zip(slices, factors, strict=True):
+            kernels.add_scaled(values, factor, center)
+        for i, values in enumerate(slices):
+            sums[i] = kernels.add_distance(values, parts[i].scale, center, sums[i])
+
+    found: list[float] = _summed(parts, like, (len(parts),), add, lanes).tolist()
+    return found
+
+
+def _summed(parts: Sequence[Part], like: Floats, shape: tuple[int, ...], add: Add, lanes: Lanes) -> Doubles:
+    """The sums of that shape over the whole vector, slice by slice and group by group."""
+    blocks = -(-like.size // BLOCK)
+    groups = np.zeros((GROUPS, *shape))
+    fitting = ROOM // (like.itemsize * max(1, len(parts)))
+    longest = min(SLICE, max(BLOCK, fitting - fitting % BLOCK))
+
+    def begin() -> Work:
+        room = [np.empty(min(longest, like.size), like.dtype) for _ in parts]
+        center = np.empty(min(longest, like.size), np.float64)
+
+        def work(group: int) -> None:
+            first, last = (BLOCK * (blocks * edge // GROUPS) for edge in (group, group + 1))
+            for start in range(first, min(last, like.size), longest):
+                stop = min(start + longest, last, like.size)
+                slices = [part.values.read(start, stop, into) for part, into in zip(parts, room, strict=True)]
+                add(slices, groups[group], center[: stop - start])
+
+        return work
+
+    lanes.each(GROUPS, begin)
+    total = np.zeros(shape)
+    for sums in groups:
+        total += sums
+    return total
