@@ -388,7 +388,7 @@ class AsyncFederatedRun(RunView):
 
     async def state_dict(self) -> dict[str, Any]:
         """Return `parameters` as torch tensors: as `adamd.FederatedRun.state_dict`."""
-        return models.state_dict(await self.parameters(), self._coordinator.carried)
+        return models.state_dict(await self.parameters(), self._coordinator.roles)
 
     async def close_round(self, number: int | None = None) -> Round:
         """Close a round with the replies that it has, and return it: as `adamd.FederatedRun.close_round`."""

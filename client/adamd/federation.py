@@ -143,7 +143,10 @@ class FederatedRun(RunView):
                 time.sleep(every)
 
     def history(self, start: int = 1) -> list[Round]:
-        """Return the rounds from ``start`` on that the server keeps (the last 1,000), the open one included."""
+        """Return the rounds from ``start`` on that the server keeps (the last 1,000), and the open one.
+
+        After the last round that is one more, which takes nothing but the evaluation of the final parameters.
+        """
         rounds: list[Round] = []
         token: str | None = None
         while True:
@@ -179,7 +182,7 @@ class FederatedRun(RunView):
             ModuleNotFoundError: torch is not installed.
 
         """
-        return models.state_dict(self.parameters(), self._coordinator.carried)
+        return models.state_dict(self.parameters(), self._coordinator.roles)
 
     def close_round(self, number: int | None = None) -> Round:
         """Close a round with the replies that it has, and return it.

@@ -47,7 +47,7 @@ def rounds_document(
         InvalidRequest: an option is missing or unknown, or two of them do not fit; the words have the numbers.
 
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     unknown = next((name for name in given if name not in FederationOptions.__annotations__), None)
     if unknown is not None:
         known = ", ".join(FederationOptions.__annotations__)

@@ -46,7 +46,7 @@ class Contribution:
     Attributes:
         client: its name.
         num_examples: how many examples it was made from.
-        weight: what it counted, of 1; None where it is not known.
+        weight: what it counted beside the others: num_examples, or 1, bounded and made less by its staleness.
         norm: its Euclidean norm, before it was clipped.
         clipped: it was longer than the clip norm.
         staleness: how many rounds it was behind.

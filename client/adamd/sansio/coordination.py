@@ -78,7 +78,7 @@ class Coordinator:
     Attributes:
         now: the session, as it was seen last.
         settings: of its rounds.
-        carried: finds its counters.
+        roles: which tensors are counters.
         total: its last round; 0: there is none.
 
     """
@@ -86,7 +86,7 @@ class Coordinator:
     def __init__(self, track: Track, settings: Mapping[str, Any]) -> None:
         self._track = track
         self.settings = settings
-        self.carried = models.matching(settings.get("carry") or ())
+        self.roles = models.Roles.of(settings)
         self.total = int(settings.get("total") or 0)
         self._read: Stepped | None = None  # where the parameters were that were read last
 

@@ -63,7 +63,7 @@ class TaskView(Protocol):
             ModuleNotFoundError: torch is not installed.
 
         """
-        return models.state_dict(self.parameters, self._participant.carried)
+        return models.state_dict(self.parameters, self._participant.roles)
 
 
 class FederationView(Protocol):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from adamd.errors import InvalidRequest, WrongDtype
 from adamd.wire.dtypes import Array
+from adamd.wire.layout import Layout
 from adamd.wire.patterns import Places, places
 
+ROLES = ("averaged", "carry", "private")  # lists of names and patterns in the settings
 STATISTICS = ("running_mean", "running_var")  # as torch.nn's batch norms call them
 EXACT = {"float32": 2**24, "float64": 2**53}  # up to which every whole number is one of the dtype
 
@@ -43,19 +46,38 @@ def in_floats(values: Any, dtype: str | None) -> Any:
     return {name: _floats(name, value, target) if _is_whole(value) else value for name, value in values.items()}
 
 
-def matching(patterns: Sequence[str]) -> Places:
-    """Return what finds the names that one of the patterns matches."""
-    return places([patterns])
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Which tensors are not simply stepped, by the settings of a session's rounds."""
+
+    places: Places
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """Read the settings. A tensor that two of their lists match belongs to the first, as at the server."""
+        return cls(places([settings.get(name) or () for name in ROLES]))
+
+    def is_carried(self, name: str) -> bool:
+        """Say whether it takes the clients' maximum: a counter."""
+        return self.places.of(name) == ROLES.index("carry")
+
+    def is_private(self, name: Any) -> bool:
+        """Say whether it never leaves a client."""
+        return isinstance(name, str) and self.places.of(name) == ROLES.index("private")
+
+    def shared(self, values: Any) -> Any:
+        """Return the values without those that are private."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: value for name, value in values.items() if not self.is_private(name)}
+
+    def shared_layout(self, layout: Layout) -> Layout:
+        """Return the layout of what leaves a client."""
+        kept = tuple(tensor for tensor in layout.tensors if not self.is_private(tensor.name))
+        return layout if len(kept) == len(layout.tensors) else Layout(kept)
 
 
-def leaving(values: Any, private: Places) -> Any:
-    """Return what leaves a client: not the private tensors."""
-    if not isinstance(values, Mapping):
-        return values
-    return {name: value for name, value in values.items() if not isinstance(name, str) or private.of(name) is None}
-
-
-def state_dict(parameters: Any, carried: Places) -> dict[str, Any]:
+def state_dict(parameters: Any, roles: Roles) -> dict[str, Any]:
     """Return arrays as torch tensors that share their memory; counters as int64, a copy.
 
     Raises:
@@ -67,7 +89,7 @@ def state_dict(parameters: Any, carried: Places) -> dict[str, Any]:
         raise InvalidRequest("this session is one plain array, and has no names for a state dict; use its parameters")
     torch = _torch()
     return {
-        name: torch.from_numpy(array.astype(np.int64) if carried.of(name) is not None else array)
+        name: torch.from_numpy(array.astype(np.int64) if roles.is_carried(name) else array)
         for name, array in parameters.items()
     }
 
@@ -89,8 +111,8 @@ def _is_whole(value: Any) -> bool:
 
 def _floats(name: str, value: Any, dtype: str) -> Array:
     whole = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    if whole.size and int(np.abs(whole.astype(object)).max()) > EXACT[dtype]:
-        largest = int(np.abs(whole.astype(object)).max())
+    largest = max(abs(int(whole.min())), abs(int(whole.max()))) if whole.size else 0
+    if largest > EXACT[dtype]:
         raise WrongDtype(
             f"{name!r} has {largest}, which {dtype} does not hold exactly; dtype='float64' does up to 2^53"
         )

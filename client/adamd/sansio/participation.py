@@ -22,16 +22,18 @@ from adamd.errors import (
     NotSelected,
     RoundClosed,
     StepGap,
+    WrongLayout,
 )
 from adamd.fed.records import Answer, Outcome
 from adamd.sansio import array_checks, arrays, models, operations
 from adamd.sansio.arrays import Flat, raw_bytes
-from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, EncodingOptions
+from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, Encoding, EncodingOptions
 from adamd.sansio.operations import Assignment, Received, Standing, Stepped, body_of
 from adamd.sansio.tracking import Logic
 from adamd.wire.dtypes import Array, storage, widen
+from adamd.wire.layout import Layout, some
 
-KINDS: Final = ("parameters", "delta", "gradient")
+WITH_PRIVATE: Final = ("raw", "float16", "bfloat16")  # encodings that tensors can be left out of
 OUTCOMES: Final[Mapping[type[AdamdError], Outcome]] = {
     RoundClosed: "too_late",
     ContributionConflict: "conflict",
@@ -88,6 +90,7 @@ class Participant:
         now: the session, as it was when the client joined.
         client: its name.
         encoder: how its contributions are sent.
+        roles: which tensors stay here, and which are counters.
 
     """
 
@@ -99,8 +102,9 @@ class Participant:
         self.encoder = Encoder()
         self.encoder.choose(options, standing.dtype)
         self._wait = wait
-        self._private = models.matching(settings.get("private") or ())
-        self.carried = models.matching(settings.get("carry") or ())
+        self.roles = models.Roles.of(settings)
+        self._shared = self.roles.shared_layout(standing.layout)
+        _check_encoding(self.encoder.encoding, standing.layout, self._shared)
         self._doubtful_round: int | None = None  # of a contribution whose answer never came
         self._feedback: str | None = None  # the kind of what the residual was dropped from
 
@@ -118,13 +122,13 @@ class Participant:
             answer: Stepped = yield operations.ReadParameters(self.now.id, dtype, landing.buffers, rounded)
             if (answer.step, answer.chain) == (assignment.base_step, assignment.chain):
                 parameters = landing.finish()
-                return Assigned(assignment, models.leaving(parameters, self._private), self._copy(parameters))
+                return Assigned(assignment, self.roles.shared(parameters), self._copy(parameters))
             # The round was closed meanwhile: the next task is of the one that follows.
 
     def reply(
         self, task: Assigned, values: Mapping[str, Any], num_examples: Any, metrics: Mapping[str, Any]
     ) -> Logic[Answer]:
-        """Send what came of a task: one of the `KINDS` by name in ``values``, or none of them for an evaluation."""
+        """Send what came of a task: parameters, delta or gradient in ``values``; none for an evaluation."""
         assignment = task.assignment
         given = {kind: value for kind, value in values.items() if value is not None}
         measured = {name: array_checks.number(name, value) for name, value in metrics.items()}
@@ -138,7 +142,7 @@ class Participant:
             came = " and ".join(given) or "none of them"
             raise InvalidRequest(f"wanted one of parameters, delta and gradient, from round {assignment.round}; {came}")
         ((kind, value),) = given.items()
-        kind, encoded = self._encoded(task, kind, models.leaving(value, self._private))
+        kind, encoded = self._encoded(task, kind, self.roles.shared(value))
         contribution = operations.Contribute(
             ref=self.now.id,
             round=assignment.round,
@@ -153,26 +157,26 @@ class Participant:
 
     def _encoded(self, task: Assigned, kind: str, value: Any) -> tuple[str, EncodedGradient]:
         """Write a contribution. A lossy encoding writes what training changed: parameters would lose far more."""
-        now, value = self.now, models.in_floats(value, self.now.dtype)
+        dtype, value = self.now.dtype, models.in_floats(value, self.now.dtype)
         if kind == "parameters":
-            parts = arrays.matching(value, now.layout, now.dtype, "parameters")
+            parts = arrays.matching(value, self._shared, dtype, "parameters")
             if task.pulled is None:
-                return kind, EncodedGradient(body_of(parts, now.layout), parts, None)
+                return kind, EncodedGradient(body_of(parts, self._shared), parts, None)
             kind, value = "delta", self._difference(parts, task.pulled)
         if self._feedback not in (None, kind):
             self.encoder.forget()  # a delta's rest has the other sign
         self._feedback = kind
-        return kind, self.encoder.write(value, now.layout, now.dtype)
+        return kind, self.encoder.write(value, self._shared, dtype, what=kind)
 
     def _difference(self, parts: tuple[arrays.TensorPart, ...], pulled: Array) -> Any:
-        """Return trained - pulled, in the session's dtype; 0 for tensors that stay with the client."""
-        layout, total = self.now.layout, np.zeros_like(pulled)
-        for part in parts:
-            place = layout.index[part.name]
-            span = slice(layout.bounds[place], layout.bounds[place + 1])
-            widen(part.array.reshape(-1), part.dtype, self.now.dtype, total[span])
-            total[span] -= pulled[span]
-        return Flat(layout, self.now.dtype, (raw_bytes(total),))
+        """Return trained - pulled, in the session's dtype."""
+        layout, dtype = self._shared, self.now.dtype
+        if len(parts) != len(layout.tensors):
+            missing = set(layout.names) - {part.name for part in parts}
+            raise WrongLayout(f"parameters lack {some(tuple(sorted(missing)))}; only encoding 'raw' can leave some out")
+        trained = [widen(part.array.reshape(-1), part.dtype, dtype) for part in parts]
+        total = np.concatenate(trained) - pulled
+        return Flat(layout, dtype, (raw_bytes(total),))
 
     def _answer(
         self, operation: operations.Contribute | operations.Evaluate, encoded: EncodedGradient | None
@@ -228,11 +232,20 @@ class Participant:
         """
         if self.encoder.encoding == "raw" and self.encoder.answer_dtype is None:
             return None
-        layout = self.now.layout
+        layout = self._shared
         flat = np.empty(layout.size, storage(self.now.dtype))
         for tensor, start, end in zip(layout.tensors, layout.bounds, layout.bounds[1:], strict=False):
             flat[start:end] = (parameters if layout.vector else parameters[tensor.name]).reshape(-1)
         return flat
+
+
+def _check_encoding(encoding: Encoding, layout: Layout, shared: Layout) -> None:
+    """Refuse an encoding of the whole vector where a part of it stays here."""
+    if shared is not layout and encoding not in WITH_PRIVATE:
+        raise InvalidRequest(
+            f"encoding {encoding!r} covers the whole vector, and this federation has private tensors, which are never "
+            f"sent; wanted {', '.join(map(repr, WITH_PRIVATE))}"
+        )
 
 
 def _refused(error: AdamdError, number: int) -> Answer:

@@ -136,6 +136,7 @@ def server_info(engine: Engine) -> dict[str, Any]:
             "json_bytes": min(MAX_JSON, limits.body),
             "in_flight_bytes": limits.in_flight,
             "sessions": limits.sessions,
+            "waiting": limits.waiting,
             "store_bytes": limits.store,
             "bulk_spare_bytes": limits.bulk_spare,
         },

@@ -189,20 +189,20 @@ class Call:
                 task = pb.GetTaskRequest(session=reference(ref), client=client, wait_s=wait)
                 return round_messages.assignment(self.unary("GetTask", task, pb.GetTaskResponse))
             case operations.Evaluate():
-                request = round_messages.evaluation(operation)
-                return round_messages.received(self.unary("Evaluate", request, pb.EvaluateResponse))
+                measured = round_messages.evaluation(operation)
+                return round_messages.received(self.unary("Evaluate", measured, pb.EvaluateResponse))
             case operations.ReadRound(ref, number):
-                request = pb.GetRoundRequest(session=reference(ref), round=number)
-                return round_messages.round_(self.unary("GetRound", request, pb.GetRoundResponse).round)
+                read = pb.GetRoundRequest(session=reference(ref), round=number)
+                return round_messages.round_(self.unary("GetRound", read, pb.GetRoundResponse).round)
             case operations.ListRounds():
-                request = round_messages.listing(operation)
-                return round_messages.page(self.unary("ListRounds", request, pb.ListRoundsResponse))
+                listing = round_messages.listing(operation)
+                return round_messages.page(self.unary("ListRounds", listing, pb.ListRoundsResponse))
             case operations.CloseRound(ref, number):
-                request = pb.CloseRoundRequest(session=reference(ref), round=number)
-                return round_messages.round_(self.unary("CloseRound", request, pb.CloseRoundResponse).round)
+                close = pb.CloseRoundRequest(session=reference(ref), round=number)
+                return round_messages.round_(self.unary("CloseRound", close, pb.CloseRoundResponse).round)
             case operations.CancelRound(ref, number):
-                request = pb.CancelRoundRequest(session=reference(ref), round=number)
-                return round_messages.round_(self.unary("CancelRound", request, pb.CancelRoundResponse).round)
+                cancel = pb.CancelRoundRequest(session=reference(ref), round=number)
+                return round_messages.round_(self.unary("CancelRound", cancel, pb.CancelRoundResponse).round)
             case _:
                 raise AssertionError(f"{operation} has bulk")
 

@@ -212,7 +212,7 @@ def standing(session: pb.Session) -> Standing:
 
 def _document(session: pb.Session) -> dict[str, Any]:
     """Return the document that HTTP has, without the layout."""
-    rounds = {"rounds": plain(session.rounds)} if session.HasField("rounds") else {}
+    rounds = {"rounds": whole(plain(session.rounds))} if session.HasField("rounds") else {}
     if session.HasField("round"):
         rounds["round"] = {name: getattr(session.round, name) for name in ("round", "received", "wanted")}
     return {
@@ -236,6 +236,15 @@ def _document(session: pb.Session) -> dict[str, Any]:
         "snapshot_step": session.snapshot_step if session.HasField("snapshot_step") else None,
         **rounds,
     }
+
+
+def whole(value: Any) -> Any:
+    """Return JSON's values with whole numbers as integers: a Struct has doubles only, and ``range(3.0)`` fails."""
+    if isinstance(value, dict):
+        return {name: whole(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
 
 
 def page(response: pb.ListSessionsResponse) -> Page:

@@ -20,7 +20,7 @@ from adamd.sansio.operations import (
     is_chain,
     reference,
 )
-from adamd.transports.grpc.messages import flat, sayable
+from adamd.transports.grpc.messages import flat, sayable, whole
 from adamd.wire.protobuf_tables import CLOSER_NAMES, DTYPES, ENCODINGS, KINDS, STATE_NAMES, TASK_NAMES, plain
 from adamd.wire.v1 import adamd_pb2 as pb
 
@@ -85,7 +85,7 @@ def assignment(response: pb.GetTaskResponse) -> Assignment | None:
         "base_step": response.base_step,
         "selected": response.selected,
         "contributed": response.contributed,
-        "config": _object(response.config),
+        "config": whole(plain(response.config)),
         "deadline": _seconds(response, "deadline"),
         "received": response.received,
         "wanted": response.wanted,
@@ -120,7 +120,7 @@ def round_(message: pb.Round) -> Round:
             "closed_by": CLOSER_NAMES.get(message.closed_by),
             "received": message.received,
             "wanted": message.wanted,
-            "config": _object(message.config),
+            "config": whole(plain(message.config)),
             "metrics": dict(message.metrics),
             "evaluation": None
             if evaluated is None
@@ -156,17 +156,3 @@ def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
 def _seconds(message: Any, name: str) -> float | None:
     moment: Timestamp = getattr(message, name)
     return moment.ToMicroseconds() / 1e6 if message.HasField(name) else None
-
-
-def _object(message: Any) -> dict[str, Any]:
-    """Return an owner's object as JSON would have it: a Struct has doubles only, and ``range(3.0)`` is an error."""
-    whole: dict[str, Any] = _whole(plain(message))
-    return whole
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _whole(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value

@@ -346,7 +346,9 @@ INFO: dict[int | str, dict[str, Any]] = {
                         **dict.fromkeys(("version", "replica", "numerics", "device"), TEXT),
                         "store": TEXT | {"description": "its promise, in plain words"},
                         "limits": object_of(
-                            dict.fromkeys(("body_bytes", "json_bytes", "in_flight_bytes", "sessions"), _COUNT)
+                            dict.fromkeys(
+                                ("body_bytes", "json_bytes", "in_flight_bytes", "sessions", "waiting"), _COUNT
+                            )
                             | {
                                 "store_bytes": {
                                     "type": ["integer", "null"],
