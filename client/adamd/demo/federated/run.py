@@ -19,7 +19,7 @@ from adamd.demo.federated.crowd import Crowd
 from adamd.demo.federated.picture import picture
 from adamd.demo.federated.roles import CLIENTS, MEMBERS, REPLIES, Role
 from adamd.demo.federated.table import Scene, sparkline, table
-from adamd.demo.federated.trial import ROBUST, Disturbance, Plan, Stage, Trial
+from adamd.demo.federated.trial import ROBUST, Plan, Stage, Trial, Undisturbed
 from adamd.demo.server import DemoServer
 from adamd.fed import Round
 from adamd.federation import FederatedRun
@@ -45,7 +45,7 @@ def main(console: Console, url: str | None = None) -> int:
     return begun(console, url, _show)
 
 
-class RoundKiller(Disturbance):
+class RoundKiller:
     """Kills the server in the middle of a round, and starts it again. The clients only wait and retry.
 
     What the round had when it was looked at last has to be there afterwards.
@@ -53,6 +53,7 @@ class RoundKiller(Disturbance):
 
     def __init__(self, server: DemoServer) -> None:
         self._server = server
+        self.news = ""
         self.round: int | None = None
         self.before: frozenset[str] = frozenset()  # whose replies the round had
         self.lost: frozenset[str] = frozenset()  # whose were not there with the new server
@@ -97,8 +98,8 @@ def _show(console: Console, url: str | None) -> int:
         killer = None if server is None else RoundKiller(server)
         trials = {}
         for plan in (ROBUST_PLAN, CALM, MEAN, BUFFERED):
-            calm = killer is None or plan is not ROBUST_PLAN
-            trials[plan.title] = one = trial.run(stage, plan, Disturbance() if calm else killer)
+            disturbance = killer if killer is not None and plan is ROBUST_PLAN else Undisturbed()
+            trials[plan.title] = one = trial.run(stage, plan, disturbance)
             live.console.print(
                 f"  {plan.title:<28}{sparkline(one.accuracies, plain)}  {one.accuracies[-1]:6.1%} in "
                 f"{one.seconds[-1]:.0f} s",

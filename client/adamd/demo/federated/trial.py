@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rich.console import Group
 from rich.live import Live
@@ -71,13 +72,23 @@ class Trial:
     contributors: list[frozenset[str]] = field(default_factory=list)
 
 
-class Disturbance:
-    """What may happen to a trial; this one is nothing."""
+class Disturbance(Protocol):
+    """What happens to a trial, if anything does; ``news`` tells of it."""
 
-    news = ""
+    news: str
 
     def look(self, run: FederatedRun, current: Round) -> None:
         """Be told of the round under way."""
+
+
+@dataclass(slots=True)
+class Undisturbed:
+    """Nothing happens."""
+
+    news: str = ""
+
+    def look(self, run: FederatedRun, current: Round) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,7 @@ def run(stage: Stage, plan: Plan, disturbance: Disturbance) -> Trial:
         while stage.crowd.busy():
             _look(stage, plan, federation, trial, disturbance, began)
             time.sleep(EVERY)
-        _look(stage, plan, federation, trial, Disturbance(), began)
+        _look(stage, plan, federation, trial, Undisturbed(), began)
         trial.parameters = federation.parameters()
         history = federation.history()
         trial.contributors = [names(done, counted=True) for done in history]
