@@ -35,7 +35,7 @@ class Scene:
 
 def table(scene: Scene, shards: Sequence[Images], events: Mapping[int, Sequence[Event]], plain: bool) -> Group:
     """Return what the terminal shows now. ``plain``: it has ASCII only."""
-    grid = Table.grid(padding=(0, 3))
+    grid = Table.grid(padding=(0, 1))
     rows = CLIENTS // COLUMNS
     for row in range(rows):
         grid.add_row(*(_cell(row + rows * column, shards, events, plain) for column in range(COLUMNS)))
@@ -45,12 +45,13 @@ def table(scene: Scene, shards: Sequence[Images], events: Mapping[int, Sequence[
         f"   round {scene.round} of {scene.total}   {scene.received} of {scene.wanted} replies",
         f"   {accuracy}",
     )
-    return Group(head, Text(""), grid, Text(""), Text.from_markup(f"  {scene.news}"))
+    columns = Text(f"  {'client':<8}images, role, newest round", "dim")
+    return Group(head, Text(""), columns, grid, Text(""), Text.from_markup(f"  {scene.news}"))
 
 
 def _cell(place: int, shards: Sequence[Images], events: Mapping[int, Sequence[Event]], plain: bool) -> Text:
     member = MEMBERS[place]
-    line = Text(f"  {member.name}  {len(shards[place]):>3} images  ")
+    line = Text(f"  {member.name}  {len(shards[place]):>3} ", no_wrap=True)
     line.append(f"{member.role.value:<11}", STYLES[member.role])
     return line.append_text(_doing(events.get(place, ()), plain))
 
@@ -65,7 +66,7 @@ def _doing(events: Sequence[Event], plain: bool) -> Text:
         return Text(f" {number:>3} {told[-1]}", "dim")
     replies = [what for what in told if what not in ("away", "trains")]
     marks = "".join(("+" if plain else "✓") if what in SENT else ("x" if plain else "✗") for what in replies)
-    return Text(f" {number:>3} {marks} {'counts once' if len(replies) > 1 else ''}", "green")
+    return Text(f" {number:>3} {marks} {'once' if len(replies) > 1 else ''}", "green")
 
 
 def sparkline(accuracies: Sequence[float], plain: bool) -> str:
