@@ -169,10 +169,11 @@ class AsyncClient:
         encoding: Encoding = "raw",
         error_feedback: bool = True,
         answer_dtype: str | None = None,
+        residuals: str | os.PathLike[str] | None = None,
     ) -> AsyncFederation:
         """Take part in a federation, with the arguments and errors of `adamd.Client.federation`."""
         encoding_options = EncodingOptions.of(encoding, error_feedback, answer_dtype)
-        logic = participation.join(ref, client, encoding_options, self._longest_wait)
+        logic = participation.join(ref, client, encoding_options, self._longest_wait, residuals)
         return AsyncFederation(self._shell, await self._shell.run(logic))
 
     async def open_federation(
