@@ -116,6 +116,12 @@ class Crowd:
                 raise NotStarted(self._failure)
             return bool(self._running)
 
+    def trained_again(self) -> int:
+        """Return how many clients trained twice for one round."""
+        with self._changed:
+            trained = [[event.round for event in told if event.what == "trains"] for told in self.events.values()]
+        return sum(len(set(rounds)) < len(rounds) for rounds in trained)
+
     def close(self) -> None:
         """End the processes, and remove their images."""
         for process in self._processes:

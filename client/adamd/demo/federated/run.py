@@ -110,13 +110,13 @@ def _show(console: Console, url: str | None) -> int:
 
 def _introduce(console: Console, learn: Images, test: Images) -> None:
     roles = [member.role for member in MEMBERS]
-    console.print("\n[bold]adamd demo federated[/]: twenty clients learn together, and no image leaves its client\n")
+    console.print("\n[bold]adamd demo federated[/]: twenty clients learn together; no image leaves its client\n")
     console.print(
-        f"  [bold]images[/]    {len(learn):,} real scans (UCI), unequally divided, each client with its own digits; "
-        f"{len(test)} for the test\n"
+        f"  [bold]images[/]    {len(learn):,} real scans (UCI), divided unequally; {len(test)} for the test\n"
         f"  [bold]clients[/]   {CLIENTS} processes: {roles.count(Role.SLOW)} slow, {roles.count(Role.TWICE)} "
-        f"send twice, {roles.count(Role.ABSENT)} drop out of every other round,\n"
-        f"            {roles.count(Role.POISONED)} poisoned: they send the opposite of what they learned, thirty-fold\n"
+        f"send twice,\n"
+        f"            {roles.count(Role.ABSENT)} drop out of every other round,\n"
+        f"            {roles.count(Role.POISONED)} poisoned: the opposite of what they learned, thirty-fold\n"
         f"  [bold]server[/]    FedAdam; a round is over with {REPLIES} replies\n",
         highlight=False,
     )
@@ -129,7 +129,7 @@ def _conclude(console: Console, trials: dict[str, Trial], killer: RoundKiller | 
     kill = None if killer is None else killer.round
     console.print()
     if killer is not None:
-        _tell_kill(console, killer)
+        _tell_kill(console, killer, robust.again)
     picture(
         PICTURE,
         {ROBUST_PLAN.title: robust, MEAN.title: mean},
@@ -137,7 +137,7 @@ def _conclude(console: Console, trials: dict[str, Trial], killer: RoundKiller | 
         kill,
     )
     equal = digits.same_bits(robust.parameters, calm.parameters) and robust.contributors == calm.contributors
-    survived = killer is None or (kill is not None and not killer.lost)
+    survived = killer is None or (kill is not None and not killer.lost and not robust.again)
     console.print(f"plot: {PICTURE}", highlight=False)
     words = "two runs, without a kill" if killer is None else "killed in a round and resumed"
     console.print(f"{words}: bits {'equal' if equal else 'DIFFER'}", style="bold", highlight=False)
@@ -146,14 +146,13 @@ def _conclude(console: Console, trials: dict[str, Trial], killer: RoundKiller | 
     return 0 if equal and survived and accurate and withstood else 1
 
 
-def _tell_kill(console: Console, killer: RoundKiller) -> None:
+def _tell_kill(console: Console, killer: RoundKiller, again: int) -> None:
     if killer.round is None:
-        console.print(
-            "  [red]x[/] no round had some replies, and lacked some, when it was looked at: nothing was killed"
-        )
+        console.print("  [red]x[/] no round was met that had some replies and lacked some: nothing was killed")
         return
     console.print(
-        f"  the server was killed (kill -9) in round {killer.round}, when that had {len(killer.before)} replies; "
-        f"a new one was there {killer.away:.1f} s later, and {len(killer.lost)} of them were lost\n",
+        f"  [red]x[/] kill -9 in round {killer.round}, when that had {len(killer.before)} replies\n"
+        f"  [green]+[/] a new server was there {killer.away:.1f} s later; {len(killer.lost)} of them were lost,\n"
+        f"    {again} clients trained twice\n",
         highlight=False,
     )

@@ -17,7 +17,7 @@ COLUMNS = 2
 STYLES = {Role.POISONED: "red", Role.SLOW: "yellow", Role.ABSENT: "yellow", Role.TWICE: "cyan", Role.HONEST: ""}
 SENT = ("accepted", "duplicate")
 BARS = "▁▂▃▄▅▆▇█"
-WIDTH = 40  # characters of a sparkline
+WIDTH = 30  # characters of a sparkline
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class Trial:
         seconds: since the start, of each of them.
         parameters: at the end.
         contributors: who counted in each round.
+        again: how many clients trained twice for one round.
 
     """
 
@@ -70,6 +71,7 @@ class Trial:
     seconds: list[float] = field(default_factory=list)
     parameters: Params = field(default_factory=dict)
     contributors: list[frozenset[str]] = field(default_factory=list)
+    again: int = 0
 
 
 class Disturbance(Protocol):
@@ -116,6 +118,7 @@ def run(stage: Stage, plan: Plan, disturbance: Disturbance) -> Trial:
         _look(stage, plan, federation, trial, Undisturbed(), began)
         trial.parameters = federation.parameters()
         history = federation.history()
+        trial.again = stage.crowd.trained_again()
         trial.contributors = [names(done, counted=True) for done in history]
     finally:
         federation.delete()
