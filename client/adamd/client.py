@@ -12,10 +12,11 @@ from adamd.drivers.blocking import Shell
 from adamd.errors import AdamdError
 from adamd.fed.options import FederationOptions
 from adamd.federation import FederatedRun, Federation
-from adamd.sansio import coordination, opening, participation
+from adamd.sansio import opening
 from adamd.sansio.gradient_encoding import Encoding, EncodingOptions
 from adamd.sansio.opening import Durability, Source
 from adamd.sansio.retry import Timeout
+from adamd.sansio.rounds import coordination, participation
 from adamd.sansio.tracking import Logic, OnBadGradient, Track
 from adamd.session import Session
 from adamd.transports.select import transport

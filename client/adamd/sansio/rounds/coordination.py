@@ -12,10 +12,11 @@ from adamd.errors import InvalidRequest, InvalidSettings, RoundClosed
 from adamd.fed import plan
 from adamd.fed.options import FederationOptions
 from adamd.fed.records import Answer, Round
-from adamd.sansio import arrays, models, opening, operations, settings_match
+from adamd.sansio import arrays, opening, operations, settings_match
 from adamd.sansio.gradient_encoding import EncodingOptions
 from adamd.sansio.operations import Assignment, ReadParameters, ReadRound, RoundsPage, Standing, Stepped
-from adamd.sansio.participation import Assigned, Participant, rounds_of
+from adamd.sansio.rounds import models
+from adamd.sansio.rounds.participation import Assigned, Participant, rounds_of
 from adamd.sansio.settings_match import Differing
 from adamd.sansio.tracking import Logic, Track
 

@@ -29,10 +29,11 @@ from adamd.errors import (
     WrongLayout,
 )
 from adamd.fed.records import Answer, Outcome, Round
-from adamd.sansio import array_checks, arrays, models, operations, residuals
+from adamd.sansio import array_checks, arrays, operations
 from adamd.sansio.arrays import Flat, raw_bytes
 from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, Encoding, EncodingOptions
 from adamd.sansio.operations import Assignment, Received, Standing, Stepped, body_of
+from adamd.sansio.rounds import models, residuals
 from adamd.sansio.tracking import Logic, Work
 from adamd.wire.dtypes import Array, storage, widen
 from adamd.wire.layout import Layout, some
