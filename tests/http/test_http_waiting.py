@@ -1,4 +1,4 @@
-"""Requests that wait: for a task, for a step, for events. They end with their client, with the server, in time."""
+"""Requests that wait for a task, a step or events end with their client, with the server, in time."""
 
 import json
 import signal
