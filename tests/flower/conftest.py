@@ -7,7 +7,7 @@ import os
 import warnings
 from importlib.util import find_spec
 
-WITH_FLOWER = ["test_flower_strategies.py", "test_flower_records.py"]
+WITH_FLOWER = ["test_flower_aggregation.py", "test_flower_records.py", "test_flower_strategies.py"]
 collect_ignore = [] if "ADAMD_FLOWER_PYTHON" in os.environ else ["test_durable_strategies.py"]
 if find_spec("flwr") is None:
     collect_ignore += WITH_FLOWER
