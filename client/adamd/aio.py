@@ -400,6 +400,23 @@ class AsyncFederatedRun(RunView):
         """Drop the replies that a round has, and return it: as `adamd.FederatedRun.cancel_round`."""
         return await self._shell.run(self._coordinator.cancel(number))
 
+    async def contribute(
+        self,
+        client: str,
+        *,
+        round: int,
+        parameters: Any = None,
+        delta: Any = None,
+        gradient: Any = None,
+        num_examples: float = 1.0,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Contribute a reply in a client's name: as `adamd.FederatedRun.contribute`."""
+        values = {"parameters": parameters, "delta": delta, "gradient": gradient}
+        logic = self._coordinator.contribute(client, round, values, num_examples, metrics or {})
+        answer: Answer = await self._shell.run(logic)
+        return answer
+
     async def configure(self, config: Mapping[str, Any]) -> None:
         """Set what the clients of later rounds are told: as `adamd.FederatedRun.configure`."""
         await self._shell.run(self._coordinator.configure(config))

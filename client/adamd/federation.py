@@ -210,6 +210,40 @@ class FederatedRun(RunView):
         cancelled: Round = self._run(self._coordinator.cancel(number))
         return cancelled
 
+    def contribute(
+        self,
+        client: str,
+        *,
+        round: int,
+        parameters: Any = None,
+        delta: Any = None,
+        gradient: Any = None,
+        num_examples: float = 1.0,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Contribute a reply in a client's name, for a coordinator that gathers replies by other ways.
+
+        Args:
+            client: its name.
+            round: the round that it was made for. It must have been made from the parameters that were read last.
+            parameters: as `Task.reply` takes them; and all that follows.
+            delta: trained - pulled, in their place.
+            gradient: a gradient, in their place.
+            num_examples: what it weighs; more than 0.
+            metrics: numbers to record.
+
+        Returns:
+            The answer, as `Task.reply` returns it.
+
+        Raises:
+            BadGradient, WrongDtype, WrongLayout, InvalidRequest, Diverged, RetriesExhausted: as `Task.reply`.
+
+        """
+        values = {"parameters": parameters, "delta": delta, "gradient": gradient}
+        logic = self._coordinator.contribute(client, round, values, num_examples, metrics or {})
+        answer: Answer = self._run(logic)
+        return answer
+
     def configure(self, config: Mapping[str, Any]) -> None:
         """Set what the clients of later rounds find in `Task.config`; the open round keeps its own."""
         self._run(self._coordinator.configure(config))

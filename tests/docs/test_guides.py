@@ -4,11 +4,14 @@ import json
 import os
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import adamd
 from servers import ended
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +23,7 @@ TESTED = []  # words that each stand in one snippet, which a test below runs
 CONSOLE = (
     r"git clone <this repository> && cd adamd",
     r"make (?P<target>\w+)(?: +#.*)?",
-    r"adamd (?P<command>\w+)",
+    r"adamd (?P<command>\w+)(?: federated)?",
 )
 
 
@@ -58,15 +61,20 @@ def runs(words):
     return mark
 
 
-@pytest.fixture
-def snippet(request, server):
-    (text,) = [text for kind, text in BLOCKS if kind in ("python", "bash") and request.function.words in text]
+def text_with(words, server):
+    """The snippet with these words, for a server of the test's."""
+    (text,) = [text for kind, text in BLOCKS if kind in ("python", "bash") and words in text]
     return text.replace(HTTP, server.url).replace(GRPC, server.grpc_url)
 
 
-def run_python(snippet, directory):
-    """Run a snippet; return what it prints."""
-    run = ended([sys.executable, "-c", snippet], cwd=directory)
+@pytest.fixture
+def snippet(request, server):
+    return text_with(request.function.words, server)
+
+
+def run_python(snippet, directory, *words):
+    """Run a snippet, with words for it; return what it prints."""
+    run = ended([sys.executable, "-c", snippet, *words], cwd=directory)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -148,6 +156,58 @@ def test_federated_averaging(snippet, tmp_path):
         weights += 0.1 * m / (v**0.5 + 1e-3)
     found = [float(number) for number in re.findall(r"-?\d+\.\d*", said)]
     assert found == pytest.approx([weights] * 3, rel=0, abs=1e-6) and weights > 0.1
+
+
+@runs("sys.argv[1]")
+@runs("quorum=3")
+def test_a_federation_of_three(server, tmp_path):
+    """The coordinator first, as the guide says; then it is started again, and tells the same."""
+    coordinator, ward = text_with("quorum=3", server), text_with("sys.argv[1]", server)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(run_python, coordinator, tmp_path)
+        with adamd.connect(server.url) as client:
+            while "ward-study" not in [item["name"] for item in client.sessions()]:
+                time.sleep(0.1)
+        wards = [pool.submit(run_python, ward, tmp_path, f"ward-{number}") for number in (1, 2, 3)]
+        said = [ward.result().splitlines() for ward in wards]
+    assert [len(lines) for lines in said] == [10, 10, 10]
+    assert all(line.endswith(f"{number} accepted") for lines in said for number, line in enumerate(lines, 1))
+    *rounds, weights = first.result().splitlines()
+    losses = [float(line.split()[1]) for line in rounds]
+    assert len(rounds) == 10 and all(line.endswith("quorum") for line in rounds)
+    assert losses[-1] < 0.02 < losses[0]
+    assert [float(number) for number in re.findall(r"-?\d+\.\d*", weights)] == pytest.approx([1, -2, 0.5], abs=0.05)
+    assert run_python(coordinator, tmp_path) == first.result()
+
+
+@runs("fed.Buffered")
+def test_nobody_waits(snippet, tmp_path):
+    assert run_python(snippet, tmp_path) == "10 0\n"
+
+
+@pytest.mark.torch
+@runs('"torch-study"')
+def test_a_federation_in_torch(snippet, tmp_path):
+    assert run_python(snippet, tmp_path) == "6\n"
+
+
+@runs("adamd.flower")
+@pytest.mark.flower
+def test_flower(snippet, server, tmp_path):
+    """In the environment with Flower; a second run finds all rounds made."""
+    (tmp_path / "server_app.py").write_text(snippet)
+    runner = (
+        "from flower.in_process import Clients, as_server_app; as_server_app(); import server_app; "
+        "server_app.app(Clients(), None)"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT / "client")])
+    environment = {**os.environ, "PYTHONPATH": paths, "ADAMD_URL": server.url}
+    said = []
+    for _ in range(2):
+        run = ended([os.environ["ADAMD_FLOWER_PYTHON"], "-c", runner], env=environment)
+        assert run.returncode == 0, run.stderr
+        said.append(run.stdout.splitlines()[-1])
+    assert said[0] == said[1] and said[0].startswith("6 [")
 
 
 @runs("keep_best")

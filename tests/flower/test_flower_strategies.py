@@ -5,16 +5,14 @@
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
-from flwr.supercore.task_identity import TaskIdentity
 
 from adamd_service.optim import ReferenceKernel, State, apply, parse_settings, plan
+from flower.in_process import EXAMPLES, SIZE, Clients, as_server_app, start, trained
 
 pytestmark = pytest.mark.flower
-ROUNDS, SIZE = 20, 50
-EXAMPLES = {1: 5, 2: 40, 3: 11}  # by node
+ROUNDS = 20
 BETAS = {"beta_1": 0.8, "beta_2": 0.95}
 # By name: the strategy, what it is given, and our settings; these have Flower's names where they are the same.
 FEDERATED = {
@@ -28,58 +26,8 @@ FEDERATED = {
 
 
 @pytest.fixture(autouse=True)
-def identity(monkeypatch):
-    """Who the server's task is: Flower's messages are made in its name."""
-    monkeypatch.setattr(TaskIdentity, "_run_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_node_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
-
-
-def trained(node, number, parameters):
-    """What a client's training makes of the parameters: some steps towards a target of its own, which wanders."""
-    rng = np.random.default_rng([node, number])
-    target = rng.standard_normal(SIZE) * 10.0 ** rng.integers(-3, 1, SIZE)
-    return (parameters + 0.3 * (target - parameters)).astype(parameters.dtype)
-
-
-class Clients(Grid):
-    """Flower's grid with its clients in this process. The strategies call two of its methods; Flower's class asks for all."""
-
-    run = None
-
-    def set_run(self, run):
-        raise AssertionError("a strategy does not call this")
-
-    def create_message(self, *args, **kwargs):
-        raise AssertionError("a strategy does not call this")
-
-    def push_messages(self, messages):
-        raise AssertionError("a strategy does not call this")
-
-    def pull_messages(self, message_ids):
-        raise AssertionError("a strategy does not call this")
-
-    def get_node_ids(self):
-        return list(EXAMPLES)
-
-    def send_and_receive(self, messages, *, timeout=None):
-        return [self._answer(message) for message in messages]
-
-    def _answer(self, message):
-        node, content = message.metadata.dst_node_id, message.content
-        number = content.config_records["config"]["server-round"]
-        [parameters] = content.array_records["arrays"].to_numpy_ndarrays()
-        record = RecordDict(
-            {
-                "arrays": ArrayRecord([trained(node, number, parameters)]),
-                "metrics": MetricRecord({"num-examples": EXAMPLES[node]}),
-            }
-        )
-        return Message(record, reply_to=message)
-
-
-def start(dtype):
-    return np.random.default_rng(0).standard_normal(SIZE).astype(dtype)
+def identity():
+    as_server_app()
 
 
 def flowers(strategy, given, dtype):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import signal
 import statistics
 import threading
 import time
@@ -11,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 import adamd
 from adamd.demo import curve, digits, next_steps
+from adamd.demo.beginning import begun, spinner
 from adamd.demo.digits import Images, Params
 from adamd.demo.server import DemoServer, NotStarted
 from adamd.errors import AdamdError
@@ -28,8 +26,6 @@ LR = 0.004
 OWED_ACCURACY = 0.95  # of the test images
 PICTURE = Path("demo-loss.png")
 FREEZE_AFTER = 0.4  # of a step's usual time after it is sent
-INTERRUPTED = 130
-NEEDED = (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib"))
 
 
 def main(console: Console, url: str | None = None) -> int:
@@ -40,36 +36,7 @@ def main(console: Console, url: str | None = None) -> int:
         url: use this server, and kill nothing; None starts one.
 
     """
-    lacking = [name for module, name in NEEDED if importlib.util.find_spec(module) is None]
-    if url is None and importlib.util.find_spec("adamd_service") is None:
-        lacking.append("the server")
-    if lacking:
-        console.print(f"adamd demo: {' and '.join(lacking)} missing; pip install 'adamd\\[demo]' brings all of it")
-        return 1
-    try:
-        with _interrupted_by_signals():
-            return _show(console, url)
-    except KeyboardInterrupt:
-        console.print("\nstopped; the demo's server and its data are gone" if url is None else "\nstopped")
-        return INTERRUPTED
-    except (AdamdError, NotStarted, OSError) as error:
-        console.print(f"adamd demo: {error}", markup=False)
-        return 1
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Treat SIGTERM and a closed terminal as Ctrl-C, so that the server and its data are removed too."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return begun(console, url, _show)
 
 
 def _show(console: Console, url: str | None) -> int:
@@ -81,7 +48,7 @@ def _show(console: Console, url: str | None) -> int:
         if url is None:
             server = stack.enter_context(DemoServer())
             starting = "starting a server (the first time on a machine takes half a minute)"
-            with console.status(starting, spinner=_spinner(console)):
+            with console.status(starting, spinner=spinner(console)):
                 server.start()
             console.print("  [bold]server[/]    started for this demo; it stores each step, then answers\n")
             url = server.url
@@ -153,15 +120,11 @@ def _train(
 Show = Callable[..., None]
 
 
-def _spinner(console: Console) -> str:
-    return "dots" if curve.drawable(console.encoding) else "line"
-
-
 @contextmanager
 def _progress(console: Console, steps: int, doing: str) -> Iterator[Show]:
     """Show one live line: the progress, the loss, and what is happening."""
     columns: list[Any] = [
-        SpinnerColumn(_spinner(console)),
+        SpinnerColumn(spinner(console)),
         BarColumn(24),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}"),

@@ -21,7 +21,7 @@ _READY = re.compile(r"adamd is ready at (http://\S+:(\d+))")
 
 
 class NotStarted(Exception):
-    """The server did not come up; the message has its last lines."""
+    """A process did not come up, or ended; the message has its last lines."""
 
 
 class DemoServer:

@@ -79,7 +79,7 @@ class Assignment:
 
     Attributes:
         kind: "train"; "evaluate": measure the parameters of ``base_step``; "stop": the last round is over.
-        chain: of ``base_step``.
+        chain: of ``base_step``; None: whatever it is.
         private: names or patterns of tensors that stay with the client.
         document: all of it.
 
@@ -88,7 +88,7 @@ class Assignment:
     kind: str
     round: int
     base_step: int
-    chain: str
+    chain: str | None
     selected: bool
     contributed: bool
     private: tuple[str, ...]

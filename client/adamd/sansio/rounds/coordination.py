@@ -11,11 +11,12 @@ from typing import Any, Final
 from adamd.errors import InvalidRequest, InvalidSettings, RoundClosed
 from adamd.fed import plan
 from adamd.fed.options import FederationOptions
-from adamd.fed.records import Round
+from adamd.fed.records import Answer, Round
 from adamd.sansio import arrays, opening, operations, settings_match
-from adamd.sansio.operations import ReadParameters, ReadRound, RoundsPage, Standing
+from adamd.sansio.gradient_encoding import EncodingOptions
+from adamd.sansio.operations import Assignment, ReadParameters, ReadRound, RoundsPage, Standing, Stepped
 from adamd.sansio.rounds import models
-from adamd.sansio.rounds.participation import rounds_of
+from adamd.sansio.rounds.participation import Assigned, Participant, rounds_of
 from adamd.sansio.settings_match import Differing
 from adamd.sansio.tracking import Logic, Track
 
@@ -88,6 +89,7 @@ class Coordinator:
         self.settings = settings
         self.roles = models.Roles.of(settings)
         self.total = int(settings.get("total") or 0)
+        self._read: Stepped | None = None  # where the parameters were that were read last
 
     @property
     def now(self) -> Standing:
@@ -134,6 +136,16 @@ class Coordinator:
         cancelled: Round = yield operations.CancelRound(self.now.id, number)
         return cancelled
 
+    def contribute(
+        self, client: str, number: int, values: Mapping[str, Any], num_examples: Any, metrics: Mapping[str, Any]
+    ) -> Logic[Answer]:
+        """Contribute what a client told this coordinator, in its name."""
+        chain = None if self._read is None or self._read.step != number - 1 else self._read.chain
+        name = operations.client_name(client)
+        participant = Participant(self.now, self.settings, name, EncodingOptions.of(), 0.0)
+        task = Assignment("train", number, number - 1, chain, True, False, (), {})
+        return (yield from participant.reply(Assigned(task, None, None), values, num_examples, metrics))
+
     def configure(self, config: Mapping[str, Any]) -> Logic[None]:
         """Set what the clients of later rounds are told."""
         if not isinstance(config, Mapping):
@@ -144,7 +156,7 @@ class Coordinator:
         """Read the parameters of the last step."""
         now = self.now
         landing = arrays.landing(now.layout, now.dtype, order=self._track.order)
-        yield ReadParameters(now.id, now.dtype, landing.buffers)
+        self._read = yield ReadParameters(now.id, now.dtype, landing.buffers)
         return landing.finish()
 
     def info(self) -> Logic[dict[str, Any]]:
