@@ -155,6 +155,15 @@ def test_in_a_private_sum_what_is_left_out_is_zero():
     np.testing.assert_allclose(out[:3], dense[0][:3] / 2, rtol=0, atol=8)
 
 
+def test_the_noise_does_not_tell_what_is_left_out():
+    """A partial contribution and one with zeros have the same bits: the noise belongs to fixed slices."""
+    made = settings(2, privacy={"noise_multiplier": 0.5, "clip_norm": 1e9, "delta": 1e-5})
+    given, dense = partial("a", [0, 2], 0)
+    out, zeros = np.full(SIZE, np.nan), Contribution("a", np.nan_to_num(dense))
+    aggregate_round([given], made, out, noise_seed=bytes(32))
+    assert out.tobytes() == aggregated([zeros], made, noise_seed=bytes(32))[0].tobytes()
+
+
 def test_a_read_only_view_that_is_not_aligned_is_taken():
     values = hard(5000, F32, 1)
     body = np.frombuffer(b"x" + values.tobytes(), np.uint8)[1:].view(F32)

@@ -133,6 +133,13 @@ def test_the_count_has_its_noise():
     assert stats.kstest(shares, "norm").pvalue > 0.01
 
 
+def test_the_counts_noise_is_none_of_the_vectors():
+    """Or the published aggregate would tell it."""
+    seed = noise_seed(3, "", 5)
+    drawn = -5 * math.log(next_clip_norm(adaptive(count_noise=3.0), 1.0, [], 10, seed)) * 10 / 3
+    assert np.abs(noise(3 * SLICE, seed) - drawn).min() > 1e-9
+
+
 def test_a_clip_norm_stays_within_its_limits():
     wild = adaptive(learning_rate=1e9, count_noise=1e9)
     found = {next_clip_norm(wild, 1.0, [1.0], 1, noise_seed(0, "", number)) for number in range(20)}

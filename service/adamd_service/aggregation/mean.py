@@ -7,6 +7,7 @@ is scaled and keeps its weight in the divisor, as in FedBuff (Nguyen et al. 2022
 divides by K: else a round of equally stale ones would count as a fresh one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
@@ -26,7 +27,7 @@ def write_mean(parts: Sequence[Scaled], out: Floats, kernels: Kernels, lanes: La
 
     def divide(section: Section, total: Doubles) -> None:
         if section.members:
-            total /= sum(parts[place].weight for place in section.members)
+            total /= math.fsum(parts[place].weight for place in section.members)  # exact, on every Python
 
     _write(parts, out, divide, kernels, lanes)
 

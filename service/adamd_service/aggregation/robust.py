@@ -26,7 +26,8 @@ def krum_scores(squared: Doubles, byzantine: int) -> list[float]:
     count = len(squared)
     nearest = max(1, count - byzantine - 2)
     others = (np.sort(np.delete(squared[place], place)) for place in range(count))
-    return [math.fsum(row[:nearest]) for row in others]
+    with np.errstate(over="ignore"):  # of float64 vectors; such a score is infinite
+        return [float(np.cumsum(row[:nearest])[-1]) for row in others]
 
 
 def lowest(scores: Sequence[float], keep: int) -> list[int]:
@@ -57,4 +58,6 @@ def geometric_shares(
 
 def _shares(weights: Sequence[float]) -> list[float]:
     total = math.fsum(weights)
+    if total == 0:  # all are infinitely far away, which float64 vectors may be: then nothing tells them apart
+        return [1 / len(weights)] * len(weights)
     return [weight / total for weight in weights]
