@@ -15,9 +15,16 @@ import redis
 from google.protobuf.json_format import MessageToDict
 from talking import OCTETS, Talk
 
+from adamd.transports.grpc.messages import whole
 from adamd.wire.v1 import adamd_pb2 as pb
 
 TEMPLATES = {
+    r"/v1/sessions/[^/]+/rounds": "/v1/sessions/{session}/rounds",
+    r"/v1/sessions/[^/]+/rounds/current": "/v1/sessions/{session}/rounds/current",
+    r"/v1/sessions/[^/]+/rounds/[^/]+(/close|/cancel)?": r"/v1/sessions/{session}/rounds/{round}\1",
+    r"/v1/sessions/[^/]+/rounds/[^/]+/(contributions|evaluations)/[^/]+": (
+        r"/v1/sessions/{session}/rounds/{round}/\1/{client}"
+    ),
     r"/v1/sessions/[^/]+/steps/[^/]+": "/v1/sessions/{session}/steps/{number}",
     r"/v1/sessions/[^/]+(/\w+)?": r"/v1/sessions/{session}\1",
 }
@@ -114,8 +121,12 @@ def sessions(read):
     document = {"parameters": [1.0, 3.3e38], "dtype": "float32", "optimizer": settings}
     diverged = read("POST", "/v1/sessions", document).good(201).json
     read("PUT", f"/v1/sessions/{diverged['id']}/steps/1", {"gradient": [1.0, -1.0]}).good()
-    yield [one["id"] for one in (rich, stalled, waiting, diverged)]
-    for one in (rich, stalled, waiting, diverged):
+    rounds = {"quorum": 2, "evaluate": 2, "config": {"epochs": 2}, "deadline_s": 600}
+    document = {"name": "Said_twice.2", "parameters": [1.0], "rounds": rounds}
+    federated = read("POST", "/v1/sessions", document).good(201).json
+    every = rich, stalled, waiting, diverged, federated
+    yield [one["id"] for one in every]
+    for one in every:
         read.talk("DELETE", f"/v1/sessions/{one['id']}").good(204)
 
 
@@ -130,9 +141,32 @@ def damaged(read, server):
     read.talk("DELETE", f"/v1/sessions/{made}").good(204)
 
 
+def play(read, federated):
+    """Two rounds: one that two clients make, and one that is cancelled and then closed by hand."""
+    read("GET", f"{federated}/rounds/current?client=a").good()
+    for client, outcome in (("a", 202), ("a", 200)):
+        path = f"{federated}/rounds/1/contributions/{client}"
+        read("PUT", path, {"delta": [0.5], "metrics": {"loss": 0.5}}).good(outcome)
+    read("GET", f"{federated}/rounds/1").good()
+    read("GET", f"{federated}/rounds/current?client=b").good()
+    read("PUT", f"{federated}/rounds/1/contributions/b", {"delta": [0.25]}).good(202)
+    read("GET", f"{federated}/parameters?min_step=1&wait_s=60").good()
+    evaluated = {"num_examples": 3, "metrics": {"accuracy": 0.5}}
+    for outcome in (202, 200):
+        read("PUT", f"{federated}/rounds/2/evaluations/a", evaluated).good(outcome)
+    read("PUT", f"{federated}/rounds/2/contributions/a", {"delta": [0.5]}).good(202)
+    read("POST", f"{federated}/rounds/2/cancel").good()
+    read("PUT", f"{federated}/rounds/2/contributions/a", {"delta": [0.5]}).good(202)
+    read("POST", f"{federated}/rounds/2/close").good()
+    assert read("GET", f"{federated}/rounds?page_size=1").good().json["next_page_token"]
+    read("GET", f"{federated}/rounds").good()
+    read("PUT", f"{federated}/rounds/1/contributions/late", {"delta": [0.5]}).problem(409, "round_closed")
+    read("GET", federated).good()
+
+
 def test_every_answer_is_as_documented_and_every_documented_member_comes(read, sessions, server):
-    rich, stalled, waiting, diverged = (f"/v1/sessions/{one}" for one in sessions)
-    for path in (rich, stalled, waiting, diverged):
+    rich, stalled, waiting, diverged, federated = (f"/v1/sessions/{one}" for one in sessions)
+    for path in (rich, stalled, waiting, diverged, federated):
         read("GET", path).good()
     assert read("GET", diverged).json["diverged"] and read("GET", waiting).json["parameters_missing"]
     assert read("GET", rich).json["stop"] == "target_loss" and read("GET", rich).json["metrics"]["loss"] == 2.5
@@ -148,6 +182,7 @@ def test_every_answer_is_as_documented_and_every_documented_member_comes(read, s
         assert line["id"] == broken
     for path in ("/v1/info", "/livez", "/readyz"):
         read("GET", path).good()
+    play(read, federated)
     # problems, with each member of their own
     read("PUT", f"{rich}/steps/4", {"gradient": {"p2": 9.0}}).problem(409, "step_conflict")
     read("PUT", f"{rich}/steps/2", {"gradient": {"p2": 9.0}}).problem(409, "step_superseded")
@@ -258,6 +293,9 @@ def as_json(session):
     made |= {"name": made["name"] or None, "stop": made["stop"] or None, "progress": made.get("progress", {})}
     made["created_at"] = session.created_at.ToMicroseconds() / 1e6
     made["warnings"] = [{"eps": None, **one} for one in made["warnings"]]
+    made["rounds"] = whole(made["rounds"]) if "rounds" in made else None
+    if "round" in made:
+        made["round"] = {name: int(made["round"][name]) for name in ("round", "received", "wanted")}
     return made
 
 

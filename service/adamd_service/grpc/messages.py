@@ -22,6 +22,7 @@ from adamd.wire.protobuf_tables import (
 )
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import checks
+from adamd_service.codecs.documents import rounds_shown
 from adamd_service.engine import Advice, Answer, advice_of, to_its_end
 from adamd_service.optim import Settings, lr_at
 from adamd_service.records import Broken, Head, Spec
@@ -66,8 +67,8 @@ def session(head: Head, settings: Settings | None, *, diverged: bool) -> pb.Sess
         if head.progress:
             message.progress.update(head.progress)
         message.layout.CopyFrom(layout_message(spec.layout))
-        if spec.rounds is not None:
-            message.rounds.update(spec.rounds)
+        if (rounds := rounds_shown(spec)) is not None:
+            message.rounds.update(rounds)
     return message
 
 

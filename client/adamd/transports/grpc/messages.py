@@ -212,7 +212,7 @@ def standing(session: pb.Session) -> Standing:
 
 def _document(session: pb.Session) -> dict[str, Any]:
     """Return the document that HTTP has, without the layout."""
-    rounds = {"rounds": whole(plain(session.rounds))} if session.HasField("rounds") else {}
+    rounds: dict[str, Any] = {"rounds": whole(plain(session.rounds)) if session.HasField("rounds") else None}
     if session.HasField("round"):
         rounds["round"] = {name: getattr(session.round, name) for name in ("round", "received", "wanted")}
     return {
