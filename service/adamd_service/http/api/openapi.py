@@ -402,7 +402,7 @@ READ: dict[str, Any] = {"parameters": [_ANSWER, _AT]}
 PARAMETERS = responses(
     {
         200: _good(_PARAMETERS, "the parameters", _STEPPED),
-        204: _good(None, "the session has not made min_step in wait_s", {"Retry-After": header("0", COUNT)}),
+        204: _good(None, "the session has not made min_step in wait_s", {"Retry-After": header("0", _COUNT)}),
     }
 )
 STEPPED = responses(
