@@ -136,7 +136,7 @@ def test_the_sdk(snippet, tmp_path):
     assert abs(first - 3) < 0.01 and abs(second + 2) < 0.01
 
 
-@runs('open_federation("wards"')
+@runs('server.federation("wards"')
 def test_rounds_of_many_clients(snippet, tmp_path):
     """The parameters go half of the way to the targets' mean, 3, in each of eight rounds."""
     *rounds, parameters = run_python(snippet, tmp_path).splitlines()
