@@ -1,4 +1,4 @@
-"""The demo of rounds: its shards, roles, training, and the whole of it in a terminal."""
+"""The demo of rounds: its shards and roles, its training, what it shows, and the whole of it."""
 
 import io
 import os

@@ -1,6 +1,4 @@
-"""A Flower run as a process of its own, with Flower's strategies or adamd's.
-
-Each line on stdout is a round.
+"""A Flower run as a process, with Flower's strategies or adamd's; a line is a round.
 
 Usage: app.py JSON. The test_durable_strategies.py beside it says what may stand in it.
 """

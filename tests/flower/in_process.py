@@ -1,7 +1,4 @@
-"""Flower's grid with its clients in this process.
-
-Some fail, some send NaN, some are poisoned, if a test says so.
-"""
+"""Flower's grid with its clients in this process; they fail, or are poisoned, where a test says so."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict

@@ -26,6 +26,7 @@ from adamd.federation import FederatedRun
 
 PICTURE = Path("demo-federated.png")
 OWED_ACCURACY = 0.85  # of the test images, with the trimmed mean
+OWED_BUFFERED = 0.6  # where nobody waits: how far it comes depends on who is fast
 KILL_FROM = 6  # the first round in which the server may be killed
 KILL_RECEIVED = range(4, REPLIES - 2)  # replies of the round that it dies in: some are there, some are not
 CALM = Plan("trimmed mean, undisturbed", ROBUST)
@@ -141,7 +142,7 @@ def _conclude(console: Console, trials: dict[str, Trial], killer: RoundKiller | 
     console.print(f"plot: {PICTURE}", highlight=False)
     words = "two runs, without a kill" if killer is None else "killed in a round and resumed"
     console.print(f"{words}: bits {'equal' if equal else 'DIFFER'}", style="bold", highlight=False)
-    accurate = min(robust.accuracies[-1], buffered.accuracies[-1]) >= OWED_ACCURACY
+    accurate = robust.accuracies[-1] >= OWED_ACCURACY and buffered.accuracies[-1] >= OWED_BUFFERED
     withstood = robust.accuracies[-1] > mean.accuracies[-1]
     return 0 if equal and survived and accurate and withstood else 1
 

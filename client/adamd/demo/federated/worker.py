@@ -1,6 +1,4 @@
-"""One client of the demo, as a process.
-
-It joins each federation that it is told of, until its input ends.
+"""One client of the demo as a process: it joins the federations that it is told of.
 
 A line on stdin is {"url": …, "session": …}; a line on stdout is an `Event` as JSON.
 """
