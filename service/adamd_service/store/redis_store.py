@@ -310,7 +310,7 @@ class RedisStore:
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
             self.bulk.doubt(head.spec.id, ref.id, bulk_of((ref,)))
-            verdict = self._repeatable("parameters", [names.head, names.garbage, names.bulk, *chunk_keys], *args)
+            verdict = self._repeatable("parameters", [*names.setting, *chunk_keys], *args)
             self.bulk.settle(head.spec.id, ref.id, named=verdict[0] == b"set")
             if verdict[0] != b"set":
                 self._discard_snapshots(head.spec.id, (ref,))

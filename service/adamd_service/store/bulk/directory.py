@@ -112,7 +112,7 @@ class BulkDirectory:
 
         """
         here, known = self._identity(), store.identity()
-        if here is not None and (known is None or known.id != here.id) and any(self.path.glob("x*-*")):
+        if here is not None and (known is None or known.id != here.id) and any(self.path.glob("[cx]*-*")):
             raise StoreRefused(f"{self.path} has the bytes of another store; choose another directory, or remove it")
         if here is not None and known is not None and here.id == known.id and store.place() not in ("", self.place):
             raise StoreRefused(
