@@ -16,7 +16,7 @@ from adamd_service.engine.rounds.values import Readings
 from adamd_service.store.rounds import RoundStore
 
 from ..conftest import body_of, create_call, run
-from .conftest import SIZE, contribute, opened, shown, stepped
+from .conftest import SIZE, contribute, contribution, opened, shown, stepped
 
 PRIVACY = {"noise_multiplier": 1.0, "clip_norm": 1.0, "delta": 1e-5}
 EXTRA = "an extra of the server; CI installs it"
@@ -98,6 +98,26 @@ def test_what_comes_while_the_last_round_closes_makes_no_other(replica, clients,
             assert (await engine.rounds.read(session, 2)).received == 0
             with pytest.raises(RoundClosed):
                 await engine.rounds.close(session, 2)
+
+    run(scenario())
+
+
+def test_the_closer_itself_knows_the_last_round(replica, clients, nothing_closes):
+    """Whatever waits, and however it came there: a failover, an earlier version."""
+    (delta,) = clients(1).values()
+
+    async def scenario():
+        async with replica() as engine:
+            session = await opened(engine, total=1)
+            await contribute(engine, session, 1, "a", delta)
+            await engine.rounds.close(session, 1)
+            head = (await engine.view(session)).head
+            settings = replace(engine.rounds.settings_of(head), total=0)
+            call = contribution(session, 2, "b", delta)
+            with engine.hot.use(session) as hot:
+                await engine.rounds._contributing.take(hot, head, settings, call, None)
+            assert await engine.rounds._closer.close(head, engine.rounds.settings_of(head), 2, "quorum") is None
+            assert (await engine.view(session)).head.step == 1
 
     run(scenario())
 
