@@ -12,7 +12,8 @@ from made import F32, F64, aggregated, contributions, rows
 from scipy import stats
 
 from adamd.wire.dtypes import SLICE
-from adamd_service.aggregation import Contribution, noise_seed, reference
+from adamd_service.aggregation import Contribution, noise_seed
+from adamd_service.aggregation.kernels import reference
 from adamd_service.aggregation.privacy import next_clip_norm, vector_multiplier
 from adamd_service.aggregation.settings import LARGEST, AdaptiveClip, Privacy
 
@@ -130,6 +131,13 @@ def test_the_count_has_its_noise():
         for number in range(4000)
     ]
     assert stats.kstest(shares, "norm").pvalue > 0.01
+
+
+def test_the_counts_noise_is_none_of_the_vectors():
+    """Or the published aggregate would tell it."""
+    seed = noise_seed(3, "", 5)
+    drawn = -5 * math.log(next_clip_norm(adaptive(count_noise=3.0), 1.0, [], 10, seed)) * 10 / 3
+    assert np.abs(noise(3 * SLICE, seed) - drawn).min() > 1e-9
 
 
 def test_a_clip_norm_stays_within_its_limits():

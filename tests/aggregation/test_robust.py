@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import F32, F64, aggregated, contributions, rows
 
-from adamd_service.aggregation import Contribution, distances, ranks, reference, robust
+from adamd_service.aggregation import Contribution, distances, ranks, robust
 from adamd_service.aggregation.blocks import Lanes
-from adamd_service.aggregation.sections import Part
+from adamd_service.aggregation.kernels import reference
+from adamd_service.aggregation.sections import Scaled
 from adamd_service.aggregation.values import ArrayValues
 
 KRUM = {"name": "krum", "byzantine": 1}
@@ -82,7 +83,7 @@ def test_krum_of_fewer_than_it_wants_takes_what_there_is():
 
 def parts_of(values, weights=None):
     weights = weights or [1.0] * len(values)
-    return [Part(ArrayValues(np.array(row, F64)), weight) for row, weight in zip(values, weights, strict=True)]
+    return [Scaled(ArrayValues(np.array(row, F64)), weight) for row, weight in zip(values, weights, strict=True)]
 
 
 @pytest.mark.parametrize("size", [1, 5000, 70_000])
@@ -198,3 +199,13 @@ def test_the_filter_is_relative_to_the_median_of_those_that_are_not_too_stale():
     _, outcome = aggregated(sent, made.settings(5, norm_filter=2, max_staleness=5))
     assert [member.reason for member in outcome.members] == [None, None, "norm_filter", "too_stale", "too_stale"]
     assert math.isclose(outcome.members[2].norm, 2.5)
+
+
+@pytest.mark.parametrize("raw", [KRUM, {"name": "multi_krum", "byzantine": 1, "keep": 2}, "geometric_median", "median"])
+def test_vectors_whose_distances_are_beyond_float64_have_a_finite_aggregate(raw):
+    """Each square is finite, as it has to be; their sums are not. A round that cannot be closed would be worse."""
+    huge = [np.full(5000, sign * 1.2e154) for sign in (1, -1, 1, -1, 1)]
+    found, outcome = aggregated(rows(*huge), made.settings(5, aggregate=raw))
+    assert np.isfinite(found).all() and math.isinf(outcome.members[0].norm)
+    clipped, _ = aggregated(rows(*huge), made.settings(5, aggregate=raw, clip_norm=1.0))
+    assert np.isfinite(clipped).all()

@@ -494,8 +494,8 @@ GUARDS = [
         [
             (
                 "service/adamd_service/rules.py",
-                "_canonical([encoding, dtype, present, settings])",
-                "_canonical([encoding, dtype, present])",
+                "said = [encoding, dtype, present, settings]",
+                "said = [encoding, dtype, present]",
             )
         ],
         f"{LAWS}::test_law_3_the_digest_covers_settings_and_presence",
@@ -563,8 +563,8 @@ GUARDS = [
         [
             (
                 "service/adamd_service/rules.py",
-                "_canonical([encoding, dtype, present, settings])",
-                "_canonical([dtype, present, settings])",
+                "said = [encoding, dtype, present, settings]",
+                "said = [dtype, present, settings]",
             )
         ],
         f"{ENCODED}::test_law_3_the_digest_covers_the_encoding",

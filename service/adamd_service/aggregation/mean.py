@@ -7,6 +7,7 @@ is scaled and keeps its weight in the divisor, as in FedBuff (Nguyen et al. 2022
 divides by K: else a round of equally stale ones would count as a fresh one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
@@ -15,23 +16,23 @@ import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.aggregation.blocks import Lanes, Work
-from adamd_service.aggregation.kernels import Doubles, Kernels
-from adamd_service.aggregation.sections import Part, Section, sections
+from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
+from adamd_service.aggregation.sections import Scaled, Section, sections
 
 Finish: TypeAlias = Callable[[Section, Doubles], None]
 
 
-def write_mean(parts: Sequence[Part], out: Floats, kernels: Kernels, lanes: Lanes) -> None:
+def write_mean(parts: Sequence[Scaled], out: Floats, kernels: Kernels, lanes: Lanes) -> None:
     """Write the weighted mean of the contributions that have an element into `out`; 0 where none has it."""
 
     def divide(section: Section, total: Doubles) -> None:
         if section.members:
-            total /= sum(parts[place].weight for place in section.members)
+            total /= math.fsum(parts[place].weight for place in section.members)  # exact, on every Python
 
     _write(parts, out, divide, kernels, lanes)
 
 
-def write_sum(parts: Sequence[Part], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
+def write_sum(parts: Sequence[Scaled], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
     """Write what `finish` makes of the weighted sum into `out`. What a contribution leaves out counts as 0.
 
     finish: changes a slice's sum in place. Its sections are SLICE long, but for the last, whatever is present.
@@ -39,7 +40,7 @@ def write_sum(parts: Sequence[Part], out: Floats, finish: Finish, kernels: Kerne
     _write([replace(part, present=None) for part in parts], out, finish, kernels, lanes)
 
 
-def _write(parts: Sequence[Part], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
+def _write(parts: Sequence[Scaled], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
     cut = sections(parts, out.size, SLICE)
 
     def begin() -> Work:

@@ -16,8 +16,8 @@ import numpy as np
 from adamd.wire.dtypes import Floats
 from adamd_service.aggregation import distances
 from adamd_service.aggregation.blocks import Lanes
-from adamd_service.aggregation.kernels import Doubles, Kernels
-from adamd_service.aggregation.sections import Part
+from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
+from adamd_service.aggregation.sections import Scaled
 from adamd_service.aggregation.settings import GeometricMedian
 
 
@@ -26,7 +26,8 @@ def krum_scores(squared: Doubles, byzantine: int) -> list[float]:
     count = len(squared)
     nearest = max(1, count - byzantine - 2)
     others = (np.sort(np.delete(squared[place], place)) for place in range(count))
-    return [math.fsum(row[:nearest]) for row in others]
+    with np.errstate(over="ignore"):  # of float64 vectors; such a score is infinite
+        return [float(np.cumsum(row[:nearest])[-1]) for row in others]
 
 
 def lowest(scores: Sequence[float], keep: int) -> list[int]:
@@ -34,7 +35,7 @@ def lowest(scores: Sequence[float], keep: int) -> list[int]:
     return sorted(sorted(range(len(scores)), key=lambda place: (scores[place], place))[:keep])
 
 
-def krum(parts: Sequence[Part], byzantine: int, keep: int, like: Floats, kernels: Kernels, lanes: Lanes) -> list[int]:
+def krum(parts: Sequence[Scaled], byzantine: int, keep: int, like: Floats, kernels: Kernels, lanes: Lanes) -> list[int]:
     """The places of the contributions that Krum (keep 1) or Multi-Krum chooses; all, where there are no more."""
     if len(parts) <= keep:
         return list(range(len(parts)))
@@ -42,7 +43,7 @@ def krum(parts: Sequence[Part], byzantine: int, keep: int, like: Floats, kernels
 
 
 def geometric_shares(
-    parts: Sequence[Part], settings: GeometricMedian, like: Floats, kernels: Kernels, lanes: Lanes
+    parts: Sequence[Scaled], settings: GeometricMedian, like: Floats, kernels: Kernels, lanes: Lanes
 ) -> list[float]:
     """The share of each contribution in the geometric median; together 1. Each iteration reads all of them once."""
     weights = _shares([part.weight for part in parts])
@@ -57,4 +58,6 @@ def geometric_shares(
 
 def _shares(weights: Sequence[float]) -> list[float]:
     total = math.fsum(weights)
+    if total == 0:  # all are infinitely far away, which float64 vectors may be: then nothing tells them apart
+        return [1 / len(weights)] * len(weights)
     return [weight / total for weight in weights]

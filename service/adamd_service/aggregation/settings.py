@@ -38,7 +38,7 @@ WANTED: Final[Mapping[str, str]] = {
     "aggregate.byzantine": FEW,
     "aggregate.keep": "a whole number, 1 or more",
     "aggregate.iterations": "a whole number from 1 to 100",
-    "aggregate.smoothing": POSITIVE,
+    "aggregate.smoothing": "a finite number, 1e-30 or more",
     "staleness": 'a name, or an object such as {"name": "polynomial", "exponent": 0.5}',
     "staleness.exponent": "a finite number, 0 or more",
     "staleness.a": POSITIVE,
@@ -116,7 +116,7 @@ class GeometricMedian(Strict):
 
     name: Literal["geometric_median"] = "geometric_median"
     iterations: Annotated[Count, Field(le=100)] = 8
-    smoothing: Positive = 1e-6
+    smoothing: Annotated[Number, Field(ge=1e-30)] = 1e-6
 
 
 class ConstantStaleness(Strict):

@@ -294,7 +294,11 @@ class Engine:
                 )
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            return await self._locked(hot, copy, hot)
+            exported = await self._locked(hot, copy, hot)
+            if exported.head.spec.rounds is None:
+                return exported
+            spec = await self._workers.ask(self.rounds.exported, exported.head)
+            return replace(exported, head=replace(exported.head, spec=spec))
 
     @asynccontextmanager
     async def read_body(self, body: RequestBody) -> AsyncGenerator[memoryview]:

@@ -61,9 +61,7 @@ class Guard:
     """
 
     def __init__(self, telemetry: Telemetry, most: int, gap: float, draining: Draining) -> None:
-        self.waiting = WaitingRoom(
-            max(1, most // 2)
-        )  # else those that they wait for found no place
+        self.waiting = WaitingRoom(max(1, most // 2))  # else those that they wait for found no place
         self._telemetry = telemetry
         self._most = most
         self._gap = gap

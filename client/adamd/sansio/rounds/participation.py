@@ -138,13 +138,19 @@ class Participant:
             return
         try:
             found: Round = yield operations.ReadRound(self.now.id, kept.round)
+            if found.state != "closed" and not self._is_in(found):
+                # It may have been closed while its contributions were looked up; if it is still open now, it was not.
+                found = yield operations.ReadRound(self.now.id, kept.round)
         except UnknownRound:
             return
-        came = any(one.client == self.client for one in found.contributions)
+        came = self._is_in(found)
         if not came and self._is_buffered and found.state == "closed":
             return  # it may have counted in a later round
         self.encoder.recall(kept.after if came else kept.before)
         self._feedback = kept.kind
+
+    def _is_in(self, found: Round) -> bool:
+        return any(one.client == self.client for one in found.contributions)
 
     def task(self) -> Logic[Assigned | None]:
         """Wait for the next task, with the parameters that it is done from; None: the last round is over."""

@@ -38,7 +38,7 @@ from adamd_service.engine.rounds import reports
 from adamd_service.engine.rounds.combining import Combined, combine
 from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
-from adamd_service.engine.rounds.values import Readings
+from adamd_service.engine.rounds.values import Readings, held_bytes
 from adamd_service.engine.step import ReceivedStep
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import Raw
@@ -228,9 +228,7 @@ class Closer:
             members = await around.workers.ask(around.store.rounds.members, session_id, frozen)
             if len(members) != len(frozen.members):
                 return None  # closed or cancelled meanwhile
-            # Raw bodies are read slice by slice; others are in memory as they were sent, until the step is made.
-            held = 3 * nbytes + sum(one.nbytes for one in members if one.encoding != RAW)
-            with around.in_flight.hold(min(held, around.in_flight.limit)):
+            with around.in_flight.hold(min(3 * nbytes + held_bytes(members), around.in_flight.limit)):
                 pulled = await self._pulled(hot, settings, members)
                 work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
                 with self._tally.aggregation():
