@@ -238,12 +238,10 @@ class FileBulk:
 
     def _let_go(self, extent: str, owner: Owner, before: frozenset[Use]) -> bool:
         """Free an extent that the store has named, once `hold` seconds are over."""
-        if not self._hold:
-            return self._extents.move(extent, owner, before, FREE)
-        if not self._extents.move(extent, owner, before, HELD):
-            return False
-        self._held.append((time.monotonic(), extent, owner))
-        return True
+        moved = self._extents.move(extent, owner, before, HELD if self._hold else FREE)
+        if moved and self._hold:
+            self._held.append((time.monotonic(), extent, owner))
+        return moved
 
     def free_held(self, seen: float) -> None:
         """Free the extents that were let go of `hold` seconds before ``seen``, by the monotonic clock.
