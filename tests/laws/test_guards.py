@@ -902,7 +902,7 @@ GUARDS = [
     ),
     (
         "1 what a store may name again is not overwritten",
-        [("service/adamd_service/store/bulk/files.py", "if not self._hold:", "if True:")],
+        [("service/adamd_service/store/bulk/files.py", "HELD if self._hold else FREE", "FREE")],
         "tests/store/bulk/test_rollback.py::test_what_was_named_a_moment_ago_is_not_overwritten",
     ),
     (
