@@ -123,7 +123,11 @@ REFUSED = [
         "is -1; wanted a finite number, 0 or",
     ),
     ({"privacy": True}, "privacy", 'is true; wanted an object such as {"noise_multiplier"'),
-    ({"privacy": {}}, "privacy.noise_multiplier", "is missing; wanted a finite number above 0, at most 1e6"),
+    (
+        {"privacy": {}},
+        "privacy.noise_multiplier",
+        "is missing; wanted a finite number above 0, at least 1e-6 and at most 1e6",
+    ),
     (
         {"privacy": {**PRIVATE, "noise_multiplier": 0}},
         "privacy.noise_multiplier",

@@ -77,6 +77,11 @@ GUARDS = [
         "tests/engine/rounds/test_closing.py::test_what_cannot_count_is_refused_before_its_body_is_read",
     ),
     (
+        "1 no round is made beyond the last one",
+        [(f"{ENGINE}/rounds/closing.py", "        if last is not None and number > last:\n", "        if False:\n")],
+        "tests/engine/rounds/test_hostile.py::test_the_closer_itself_knows_the_last_round",
+    ),
+    (
         "7 nobody's update stays on the disk",
         [(f"{STORE}/bulk/files.py", "                self._overwrite(extent, zeros)\n", "                pass\n")],
         "tests/engine/rounds/test_homes.py::test_nobodys_update_stays_on_the_disk",
@@ -897,7 +902,7 @@ GUARDS = [
     ),
     (
         "1 what a store may name again is not overwritten",
-        [("service/adamd_service/store/bulk/files.py", "if not self._hold:", "if True:")],
+        [("service/adamd_service/store/bulk/files.py", "HELD if self._hold else FREE", "FREE")],
         "tests/store/bulk/test_rollback.py::test_what_was_named_a_moment_ago_is_not_overwritten",
     ),
     (

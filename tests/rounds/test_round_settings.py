@@ -102,8 +102,8 @@ def test_config_alone_changes():
 
 def test_a_seed_is_drawn_once_and_the_noises_is_told_to_nobody():
     privacy = {"noise_multiplier": 1.0, "clip_norm": 1.0, "delta": 1e-5}
-    made = with_seed(parse_rounds({"quorum": 2, "seed": 3, "privacy": privacy}, LAYOUT), 11)
-    assert (made.seed, made.aggregation.privacy.seed) == (3, 11)
+    made = with_seed(parse_rounds({"quorum": 2, "seed": 3, "privacy": privacy}, LAYOUT), 11, 12)
+    assert (made.seed, made.aggregation.privacy.seed) == (3, 12)
     assert parse_rounds(made.to_json(), LAYOUT) == made
     assert shown_to_all(made.to_json())["privacy"].keys() == made.to_json()["privacy"].keys() - {"seed"}
     assert shown_to_all({"quorum": 1}) == {"quorum": 1}

@@ -7,6 +7,7 @@ import json
 import secrets
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from adamd.errors import StoreFull, UnknownSession
@@ -18,7 +19,7 @@ from adamd_service.store.scripts import Script
 
 from .sessions import commit_of, create, keys_of, moved_on, next_record, staged
 
-SYNC = Admission(behind=0, goes_on=False, most=3, last=0, drawn=False)
+SYNC = Admission(behind=0, goes_on=False, most=3, last=None, drawn=False)
 ROUNDS = {"config": {"epochs": 1}}
 
 
@@ -131,6 +132,25 @@ def a_frozen_round_takes_nothing(store, client):
     assert [said(store, head, "b"), said(store, head, "b", goes_on=True)] == ["closed", "accepted"]
 
 
+def the_last_round_takes_nothing_for_another(store, client):
+    head = with_rounds(store)
+    said(store, head)
+    frozen(store, head)
+    assert [said(store, head, "b", goes_on=True, last=last) for last in (1, 2)] == ["closed", "accepted"]
+
+
+def where_no_round_is_allowed_nothing_is_taken(store, client):
+    assert said(store, with_rounds(store), last=0) == "over"
+
+
+def parameters_stay_where_contributions_wait(store, client):
+    head = with_rounds(store)
+    said(store, head)
+    after = replace(head, chain="c" * 64)
+    assert not store.put_parameters(head, after, {"parameters": np.zeros(4, np.float32)}, (0,))
+    assert store.load_head(head.spec.id).chain == head.chain
+
+
 def after_the_last_round_nothing_is_taken(store, client):
     head = with_rounds(store)
     assert said(store, head, last=1) == "accepted"
@@ -218,6 +238,16 @@ def a_drawing_is_of_one_try(store, client):
     store.rounds.meet(head, "a")
     before = standing(store, head)
     store.rounds.cancel(head, 1)
+    store.rounds.draw(head, before, ["a"], [])
+    assert not standing(store, head).drawn
+
+
+def a_drawing_is_of_one_round(store, client):
+    head = with_rounds(store)
+    store.rounds.meet(head, "a")
+    before = standing(store, head)
+    said(store, head)
+    _, head = closed(store, head)
     store.rounds.draw(head, before, ["a"], [])
     assert not standing(store, head).drawn
 

@@ -204,7 +204,7 @@ def _values(given: Floats | Values) -> Values:
 def _weight(one: Contribution, settings: AggregationSettings) -> float:
     if settings.weighting == "equal":
         return 1.0
-    return min(one.num_examples, settings.max_weight or MOST_WHOLE)  # their sum stays finite
+    return min(one.num_examples, settings.max_weight or MOST_WHOLE, MOST_WHOLE)  # their sum stays finite
 
 
 def _refused(

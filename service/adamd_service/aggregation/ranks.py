@@ -9,7 +9,7 @@ rows, so that a processor sorts eight columns or more at once; sorting each by i
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def kept(count: int, trim: float) -> tuple[int, int]:
     return cut, count - cut
 
 
-@cache
+@lru_cache(maxsize=64)  # each as long as count (log count)^2 / 4 pairs, and counts differ from round to round
 def network(count: int, first: int, last: int) -> Network:
     """The comparisons that bring ranks first…last-1 of `count` values into their places, in order; read-only."""
     wanted, needed = set(range(first, last)), list[tuple[int, int]]()

@@ -45,7 +45,7 @@ WANTED: Final[Mapping[str, str]] = {
     "staleness.b": "a finite number, 0 or more",
     "max_staleness": f"{FEW}, or null for none",
     "privacy": 'an object such as {"noise_multiplier": 1.0, "clip_norm": 1.0, "delta": 1e-5}, or null for none',
-    "privacy.noise_multiplier": f"{POSITIVE}, at most 1e6",
+    "privacy.noise_multiplier": f"{POSITIVE}, at least 1e-6 and at most 1e6",
     "privacy.clip_norm": f"{POSITIVE}, at most {LARGEST:g}",
     "privacy.adaptive": 'an object such as {"target_quantile": 0.5}',
     "privacy.adaptive.target_quantile": "a finite number from 0 to 1",
@@ -161,7 +161,7 @@ class Privacy(Strict):
     as a whole. delta, max_epsilon: of the guarantee. population, sampling: what the owner states of who takes part.
     """
 
-    noise_multiplier: Annotated[Positive, Field(le=1e6)]
+    noise_multiplier: Annotated[Positive, Field(ge=1e-6, le=1e6)]  # below, its epsilon is beyond float64
     clip_norm: Norm | None = None
     adaptive: AdaptiveClip | None = None
     delta: Annotated[Positive, Field(lt=1)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +15,14 @@ from adamd.wire import headers
 from adamd.wire.layout import shown
 from adamd_service.codecs import checks
 from adamd_service.codecs.documents import problem_document
-from adamd_service.engine.rounds import Contributed, EvaluateCall, Task
+from adamd_service.engine.rounds import (
+    EXAMPLES_WORDS,
+    LEAST_EXAMPLES,
+    MOST_EXAMPLES,
+    Contributed,
+    EvaluateCall,
+    Task,
+)
 from adamd_service.rounds import Counted, RoundDocument, RoundEvent
 from adamd_service.rounds.documents import Kind
 
@@ -76,11 +82,12 @@ def num_examples(value: object, where: str) -> float:
     """Return how many examples something was made from: its weight.
 
     Raises:
-        InvalidRequest: no finite number above 0.
+        InvalidRequest: no number from `LEAST_EXAMPLES` to `MOST_EXAMPLES`.
 
     """
-    if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]  # a number by now
-        raise InvalidRequest(f"{where} is {shown(value)}; wanted a finite number above 0", path=where)
+    known = type(value) in (int, float)
+    if not known or not LEAST_EXAMPLES <= value <= MOST_EXAMPLES:  # type: ignore[operator]  # a number by now
+        raise InvalidRequest(f"{where} is {shown(value)}; {EXAMPLES_WORDS}", path=where)
     return float(value)  # type: ignore[arg-type]  # likewise
 
 

@@ -93,7 +93,7 @@ def rounds_of(call: CreateCall) -> RoundsSettings:
         raise InvalidSettings(
             'rounds are kept in the store, and this session would not be: durability "committed"', path="durability"
         )
-    return with_seed(rounds, secrets.randbelow(MOST_SEED))
+    return with_seed(rounds, secrets.randbelow(MOST_SEED), secrets.randbelow(MOST_SEED))
 
 
 def state_of(call: CreateCall, settings: Settings, device: Device) -> State | None:
@@ -289,7 +289,7 @@ class Lifecycle:
         """Set the parameters of a session that has made no step.
 
         Raises:
-            ParametersFixed: it has.
+            ParametersFixed: it has, or contributions wait that were made from other parameters.
             InvalidState: one of them is not finite.
 
         """
@@ -297,6 +297,7 @@ class Lifecycle:
             loaded = self._rebuilder.current(hot)
             head, settings = loaded.head, loaded.settings
             require_unfixed(head)
+            self._require_none_waiting(head)
             self._device.prepare(settings, storage(head.spec.dtype))
             state = State.fresh(flat, len(head.spec.layout.tensors), settings)
             if each(settings):  # they were given at creation, and parameters can be set again before step 1
@@ -314,6 +315,13 @@ class Lifecycle:
                 current = self._rebuilder.current(hot)  # others may have changed the settings meanwhile
                 return SessionView(current.head, current.settings, diverged=False)
         raise SettingsConflict("others changed this session every time; try again", retry_after=0.2)
+
+    def _require_none_waiting(self, head: Head) -> None:
+        if head.spec.rounds is not None and self._store.rounds.look(head).standing.received:
+            raise ParametersFixed(
+                "contributions to round 1 wait, made from the parameters that are there; cancel the round first",
+                step=head.step,
+            )
 
 
 def _with_rounds(spec: Spec, patch: object) -> Spec:

@@ -14,11 +14,13 @@ from adamd.errors import (
     ContributionConflict,
     HistoryLost,
     NotSelected,
+    PrivacySpent,
     RoundClosed,
     SettingsConflict,
     StepGap,
     StoreUnavailable,
 )
+from adamd_service.aggregation import rounds_within
 from adamd_service.rounds.documents import ClosedBy, Standing, State
 from adamd_service.rounds.settings import RoundsSettings, fewest
 
@@ -59,6 +61,16 @@ def is_over(standing: Standing, settings: RoundsSettings) -> bool:
     return 0 < settings.total < standing.number
 
 
+def last_round(settings: RoundsSettings) -> int | None:
+    """Return the last round that a session may make, by ``total`` and by ``max_epsilon``; None where there is none.
+
+    Slow where an accountant is asked for the first time.
+    """
+    privacy = settings.aggregation.privacy
+    within = None if privacy is None or privacy.max_epsilon is None else rounds_within(privacy, settings.asked)
+    return min((last for last in (settings.total or None, within) if last is not None), default=None)
+
+
 def is_selected(standing: Standing, settings: RoundsSettings, client: str) -> bool:
     """Say whether a client is asked to train in the open round."""
     if not settings.cohort:
@@ -75,6 +87,7 @@ def foresee(
     waits: bool,
     counted: str,
     if_match: str | None,
+    last: int | None = None,
 ) -> AdamdError | None:
     """Return the error that a contribution to round ``number`` gets whatever its body is, or None (law 6).
 
@@ -86,6 +99,7 @@ def foresee(
         waits: a contribution of this client to that round waits to be counted: only its body tells more.
         counted: what the store knows of one that does not wait any more; see `refusal`.
         if_match: the chain of step ``number`` - 1 that the client saw.
+        last: the last round, as `last_round` says; while it closes nothing is taken for the one after it.
 
     """
     open_round = standing.number
@@ -105,10 +119,13 @@ def foresee(
         )
     if waits:
         return None
-    if counted or number < open_round - settings.remembered or (standing.frozen is not None and not settings.buffered):
+    goes_on = settings.buffered and open_round != last
+    if counted or number < open_round - settings.remembered or (standing.frozen is not None and not goes_on):
         return refusal("closed", standing, number, client, counted)
     if is_over(standing, settings):
         return refusal("over", standing, number, client)
+    if last is not None and open_round > last:
+        return refusal("spent", standing, number, client)
     if not is_selected(standing, settings, client):
         return refusal("not_selected", standing, number, client)
     if standing.received >= settings.max_contributions:
@@ -120,7 +137,7 @@ def refusal(word: str, standing: Standing, number: int, client: str, counted: st
     """Return the error for a contribution that is refused.
 
     Args:
-        word: as the store says it: ahead, closed, over, not_selected, full, conflict, moved, chunks.
+        word: as the store says it: ahead, closed, over, spent, not_selected, full, conflict, moved, chunks.
         standing: where the open round stands.
         number: the round that the contribution was made for.
         client: whose it is.
@@ -146,6 +163,10 @@ def refusal(word: str, standing: Standing, number: int, client: str, counted: st
         return Busy(f"round {open_round} has as many contributions as it takes", step=step, retry_after=1.0)
     if word == "over":
         return RoundClosed("the session's last round is over", step=step, round=open_round, counted=False)
+    if word == "spent":
+        return PrivacySpent(
+            f"round {open_round} would spend more than max_epsilon; the session's last private round is over", step=step
+        )
     if word == "closed":
         return _closed(standing, number, client, counted)
     if word == "moved":

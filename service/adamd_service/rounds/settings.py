@@ -35,6 +35,7 @@ from adamd_service.optim.validation import (
 
 MOST_CONTRIBUTIONS: Final = 10_000  # of a round: each is a place in one hash of the store
 MOST_CONFIG_BYTES: Final = 16 * 1024  # of the owner's object, as JSON
+DEEPEST_CONFIG: Final = 16  # lists and objects within each other
 MOST_SEED: Final = 2**53  # exact in every client's JSON
 REMEMBERED_ROUNDS: Final = 100  # rounds for which a buffered session knows who has contributed
 PATTERNS: Final = ("averaged", "carry", "private")
@@ -136,8 +137,8 @@ class RoundsSettings:
 
     @property
     def asked(self) -> int:
-        """How many clients a round asks for, as the accountant of privacy counts them."""
-        return self.cohort or self.quorum
+        """How many clients a round takes at most, as the accountant of privacy counts them."""
+        return self.cohort or self.max_contributions
 
     @property
     def remembered(self) -> int:
@@ -255,13 +256,27 @@ def fewest(aggregate: Aggregate) -> int:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raise SettingsError where the owner's object is too large, or holds a number that JSON has not."""
+    """Raise SettingsError where the owner's object is too large, or not every client could be told it.
+
+    gRPC's Struct has float64 for every number, and decoders of protobuf bound how deep a message is.
+    """
+    _check_told(config, 1)
     try:
         length = len(json.dumps(config, allow_nan=False, separators=(",", ":")).encode(errors="surrogatepass"))
     except ValueError:
         raise SettingsError("config", "holds a number that is not finite") from None
     if length > MOST_CONFIG_BYTES:
         raise SettingsError("config", f"has {length} bytes as JSON; wanted at most {MOST_CONFIG_BYTES}")
+
+
+def _check_told(value: object, depth: int) -> None:
+    if isinstance(value, int) and abs(value) > MOST_SEED:
+        raise SettingsError("config", "holds a whole number beyond 2^53, which is not exact everywhere; send a text")
+    if isinstance(value, dict | list):
+        if depth > DEEPEST_CONFIG:
+            raise SettingsError("config", f"is nested deeper than {DEEPEST_CONFIG}")
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_told(part, depth + 1)
 
 
 def with_config(settings: RoundsSettings, patch: object) -> RoundsSettings:
@@ -288,13 +303,16 @@ def with_config(settings: RoundsSettings, patch: object) -> RoundsSettings:
     return replace(settings, config=config, document={**settings.document, "config": config})
 
 
-def with_seed(settings: RoundsSettings, seed: int) -> RoundsSettings:
-    """Return settings with the seed that was drawn for them, where none was given: also for the noise of privacy."""
+def with_seed(settings: RoundsSettings, seed: int, noise: int) -> RoundsSettings:
+    """Return settings with the seeds that were drawn for them, where none were given.
+
+    ``noise``: for the noise of privacy. It is another one than ``seed``, which everybody may see.
+    """
     document, aggregation = dict(settings.document), settings.aggregation
     if settings.seed is None:
         document["seed"] = seed
     if aggregation.privacy is not None and aggregation.privacy.seed is None:
-        privacy = aggregation.privacy.model_copy(update={"seed": seed})
+        privacy = aggregation.privacy.model_copy(update={"seed": noise})
         aggregation = replace(aggregation, privacy=privacy)
         document |= aggregation_to_json(aggregation)
     return replace(settings, seed=document["seed"], aggregation=aggregation, document=document)

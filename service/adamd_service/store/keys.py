@@ -91,6 +91,11 @@ class SessionKeys:
         own = [self.head, self.gone, self.garbage, self.ring, self.readers, self.bulk]
         return [*own, self.round, self.pending, self.counted, self.clients, self.evaluations]
 
+    @property
+    def setting(self) -> list[str]:
+        """The keys that parameters.lua declares before chunks."""
+        return [self.head, self.garbage, self.bulk, self.pending]
+
     def contribution(self, attempt: str) -> str:
         """String: a small contribution's bytes."""
         return self._key("contribution", attempt)

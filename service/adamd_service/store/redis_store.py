@@ -310,9 +310,7 @@ class RedisStore:
             chunk_keys = snapshot_keys(names, (ref,))
             garbage.expect(self._client, head.spec.tenant, head.spec.id)
             self.bulk.doubts.add(head.spec.id, ref.id, bulk_of((ref,)))
-            verdict = script("parameters").repeatably(
-                self._client, [names.head, names.garbage, names.bulk, *chunk_keys], *args
-            )
+            verdict = script("parameters").repeatably(self._client, [*names.setting, *chunk_keys], *args)
             self.bulk.doubts.settle(head.spec.id, ref.id, named=verdict[0] == b"set")
             if verdict[0] != b"set":
                 self.snapshots.discard_all(head.spec.id, (ref,))

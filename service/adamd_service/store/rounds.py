@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final, Protocol, cast
 
 from adamd.errors import SessionDeleted, UnknownSession
@@ -24,6 +25,7 @@ from adamd_service.store.scripts import script
 MOST_CLIENTS: Final = 100_000  # that a session knows
 MOST_EVALUATIONS: Final = 10_000  # of a round
 OVERHEAD_BYTES: Final = 4096  # of a contribution without its body, at least
+PAGE_BYTES: Final = 8 * 1024 * 1024  # of documents, read at once
 
 
 class Promises(Protocol):
@@ -61,7 +63,7 @@ class Admission:
         behind: rounds that a contribution may be behind.
         goes_on: a frozen round takes contributions for the next one.
         most: contributions that may wait.
-        last: the last round; 0: there is none.
+        last: the last round; None: there is none.
         drawn: only the cohort is asked.
 
     """
@@ -69,7 +71,7 @@ class Admission:
     behind: int
     goes_on: bool
     most: int
-    last: int
+    last: int | None
     drawn: bool
 
 
@@ -81,6 +83,14 @@ class Verdict:
     received: int = 0
     open: int = 0
     counted: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Documents, and the number of the first that was asked for and is left for the next page; None: none is."""
+
+    documents: list[RoundDocument]
+    following: int | None
 
 
 class RoundStore:
@@ -156,15 +166,24 @@ class RoundStore:
             raw = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).evaluations))
         return [round_texts.evaluation_from(name.decode(), raw[name]) for name in sorted(raw)]
 
-    def documents(self, session_id: str, numbers: Sequence[int]) -> list[RoundDocument]:
-        """Return the documents of these closed rounds, as far as they are kept."""
+    def documents(self, session_id: str, numbers: Sequence[int]) -> Page:
+        """Return the documents of these closed rounds, as far as they are kept, at most `PAGE_BYTES` of them, or one.
+
+        Those of many clients are long, and a thousand of them would fill the memory.
+        """
         names = SessionKeys(session_id)
         with translated(session_id):
             pipeline = self._client.pipeline(transaction=False)
             for number in numbers:
+                pipeline.strlen(names.closed_round(number))
+            ends = accumulate(pipeline.execute())
+            taken = numbers[: max(1, sum(end <= PAGE_BYTES for end in ends))]
+            pipeline = self._client.pipeline(transaction=False)
+            for number in taken:
                 pipeline.get(names.closed_round(number))
-            found = zip(numbers, pipeline.execute(), strict=True)
-        return [round_texts.document_from(number, raw) for number, raw in found if raw is not None]
+            found = zip(taken, pipeline.execute(), strict=True)
+            documents = [round_texts.document_from(number, raw) for number, raw in found if raw is not None]
+        return Page(documents, numbers[len(taken)] if len(taken) < len(numbers) else None)
 
     # -- contributing
 
@@ -200,7 +219,8 @@ class RoundStore:
         text = round_texts.contribution_text(one)
         args: list[str | bytes | int] = [head.incarnation, one.round, one.client, text, one.digest, one.attempt]
         args += [body or b"", _config(head), admission.behind, int(admission.goes_on), admission.most, MOST_CLIENTS]
-        args += [admission.last, int(admission.drawn), self._bulk.token((one.bulk,)), *one.bulk.chunks]
+        last = 0 if admission.last is None else admission.last or -1  # none allowed: every round is beyond it
+        args += [last, int(admission.drawn), self._bulk.token((one.bulk,)), *one.bulk.chunks]
         with translated(spec.id):
             self.remember(spec)
             if not self._bulk.doubts.add(spec.id, one.attempt, (one.bulk,)):

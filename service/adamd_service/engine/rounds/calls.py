@@ -14,6 +14,9 @@ from adamd_service.rounds.documents import Kind
 CLIENT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Outcome = Literal["accepted", "duplicate"]
 TaskKind = Literal["train", "evaluate", "stop"]
+MOST_EXAMPLES: Final = 2.0**53  # of a client: so many weights have a finite sum
+LEAST_EXAMPLES: Final = 1 / MOST_EXAMPLES  # of a client: a denormal weight would round its contribution to nothing
+EXAMPLES_WORDS: Final = "wanted a number above 0 (2^-53 at least), at most 2^53"
 LONGEST_WAIT: Final = 60.0  # seconds that a call may wait for something to happen
 
 

@@ -21,6 +21,7 @@ import structlog
 from adamd.errors import (
     AdamdError,
     BadGradient,
+    Busy,
     Diverged,
     SessionDeleted,
     StoreUnavailable,
@@ -39,11 +40,12 @@ from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
 from adamd_service.engine.rounds.values import Readings, held_bytes
 from adamd_service.engine.step import ReceivedStep
+from adamd_service.engine.workers import Workers
 from adamd_service.optim import Raw
 from adamd_service.records import Head, RoundClosing
 from adamd_service.rounds import Frozen, KeptContribution, RoundDocument, RoundsSettings, Standing
 from adamd_service.rounds.documents import ClosedBy
-from adamd_service.rounds.rules import deadline, due, needed
+from adamd_service.rounds.rules import deadline, due, last_round, needed
 from adamd_service.rules import digest_start
 
 TAKE_OVER: Final = 30.0  # seconds that a replica which lives may take for a round that it froze
@@ -149,7 +151,8 @@ class Closer:
             log.error("closing a round failed, and is tried again", session=session_id, exc_info=error)
         count = self._failures[session_id] = self._failures.get(session_id, 0) + 1
         if not self._around.draining():
-            pause = min(LAST_RETRY, FIRST_RETRY * 2.0 ** (count - 1))
+            busy = isinstance(error, Busy)  # no failure, and others must not keep a round open by being many
+            pause = FIRST_RETRY if busy else min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(count - 1, 30))
             asyncio.get_running_loop().call_later(pause, self._retry, session_id)
 
     def _retry(self, session_id: str) -> None:
@@ -186,6 +189,11 @@ class Closer:
 
     async def _close(self, head: Head, settings: RoundsSettings, number: int, why: ClosedBy) -> RoundDocument | None:
         around, session_id = self._around, head.spec.id
+        last = await last_of(around.workers, settings)
+        if last is not None and number > last:
+            return None
+        with around.hot.use(session_id) as hot:  # what cannot be loaded here is another replica's to close
+            await around.locked(hot, around.rebuilder.current, hot)
         least = max(needed(why, settings), 1)
         freeze = partial(around.store.rounds.freeze, head, number, why, least, settings.deadline_s or 0.0)
         verdict = await around.workers.ask(freeze, around.replica)
@@ -198,8 +206,11 @@ class Closer:
             return None
         try:
             return await self._made(session_id, settings, standing, standing.frozen)
-        except (BadGradient, Diverged, TooFewContributions):
-            await around.workers.ask(around.store.rounds.thaw, session_id, standing.frozen)
+        except AdamdError as error:
+            if (await around.workers.ask(around.store.rounds.look, head)).standing.number != number:
+                return None  # another replica was faster, and the contributions went under this one's hands
+            if isinstance(error, BadGradient | Diverged | TooFewContributions):
+                await around.workers.ask(around.store.rounds.thaw, session_id, standing.frozen)
             raise
 
     async def _made(
@@ -266,9 +277,10 @@ class Closer:
         if not values:
             raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
         privacy = settings.aggregation.privacy
-        seed = None  # of the noise: the same for every replica that goes on with this freezing, and for no other one
+        seed = None  # of the noise: the same for whoever aggregates these members of this freezing, and no other ones
         if privacy is not None:
-            seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token}", standing.number)
+            whole = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in values)
+            seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {whole}", standing.number)
         made = combine(
             spec,
             settings,
@@ -304,6 +316,14 @@ class Closer:
             await self._around.workers.ask(self._around.store.collect, session_id)
         except AdamdError as error:
             log.warning("garbage is left for later", session=session_id, reason=error.detail)
+
+
+async def last_of(workers: Workers, settings: RoundsSettings) -> int | None:
+    """Return a session's last round, as `last_round` says; an accountant is asked in a thread."""
+    privacy = settings.aggregation.privacy
+    if privacy is None or privacy.max_epsilon is None:
+        return last_round(settings)
+    return await workers.run(last_round, settings)
 
 
 def _step_of(head: Head, made: Aggregated) -> ReceivedStep:

@@ -115,7 +115,12 @@ def combine(
     outcome = aggregate_round(given, settings.aggregation, out, **more)
     weights = {(one.client, one.staleness): one.weight for one in outcome.members if one.counted}
     used = [(one, weights[one.key(number)]) for one in sent if one.key(number) in weights]
-    there = [any(one.has(place) for one, _ in used) for place in range(len(layout.tensors))]
+    # A private round tells of no tensor whether it came: noise is stepped where nobody sent anything.
+    always = settings.aggregation.privacy is not None
+    there = [
+        (always and place not in settings.private) or any(one.has(place) for one, _ in used)
+        for place in range(len(layout.tensors))
+    ]
     stepped = tuple(place for place in range(len(layout.tensors)) if there[place] and place not in beside)
     assigned = tuple(place for place in beside if there[place])
     if len(stepped) == len(layout.tensors):

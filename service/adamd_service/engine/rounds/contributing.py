@@ -36,10 +36,12 @@ class Contributing:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
 
-    async def take(self, hot: Hot, head: Head, settings: RoundsSettings, call: ContributeCall) -> Contributed:
-        """Take one contribution; see `RoundsService.contribute` for what is refused."""
+    async def take(
+        self, hot: Hot, head: Head, settings: RoundsSettings, call: ContributeCall, last: int | None
+    ) -> Contributed:
+        """Take one contribution; see `RoundsService.contribute` for what is refused. ``last``: the last round."""
         look = await self._around.workers.ask(self._around.store.rounds.look, head, call.client, call.round)
-        self._require_acceptable(hot, head, settings, call, look)
+        self._require_acceptable(hot, head, settings, call, look, last)
         step_call = _as_step(head, settings, call)
         expected = self._around.uploads.expected(head, step_call)
         # Stale parameters cannot be turned into a gradient later: those that they were made from are gone then.
@@ -57,7 +59,7 @@ class Contributing:
                 if converted:
                     one, step = await self._around.locked(hot, self._converted, hot, one, step)
                 verdict = await self._around.workers.guard(
-                    self._around.workers.ask(self._keep, head, settings, one, step)
+                    self._around.workers.ask(self._keep, head, settings, one, step, last)
                 )
         if verdict.word not in ("accepted", "duplicate"):
             raise refusal(
@@ -71,7 +73,7 @@ class Contributing:
         return Contributed(outcome, call.round, verdict.received, settings.quorum, verdict.open - 1)
 
     def _require_acceptable(
-        self, hot: Hot, head: Head, settings: RoundsSettings, call: ContributeCall, look: Look
+        self, hot: Hot, head: Head, settings: RoundsSettings, call: ContributeCall, look: Look, last: int | None
     ) -> None:
         diverged = hot.loaded is not None and hot.loaded.diverged  # as far as its state is here
         error = foresee_step(head, None, None, diverged=diverged) or foresee(
@@ -82,11 +84,14 @@ class Contributing:
             waits=look.contribution is not None,
             counted=look.counted,
             if_match=call.if_match,
+            last=last,
         )
         if error is not None:
             raise error
 
-    def _keep(self, head: Head, settings: RoundsSettings, one: KeptContribution, step: ReceivedStep) -> Verdict:
+    def _keep(
+        self, head: Head, settings: RoundsSettings, one: KeptContribution, step: ReceivedStep, last: int | None
+    ) -> Verdict:
         """Make a contribution durable. Runs in a worker thread."""
         body = step.body.buffer
         inline = body.tobytes() if body.nbytes <= INLINE_BODY_BYTES else None
@@ -99,7 +104,7 @@ class Contributing:
             behind=settings.remembered,
             goes_on=settings.buffered,
             most=settings.max_contributions,
-            last=settings.total,
+            last=last,
             drawn=settings.cohort > 0,
         )
         verdict = self._around.store.rounds.contribute(head, one, inline, admission)

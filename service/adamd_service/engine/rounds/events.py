@@ -8,23 +8,25 @@ from typing import Any
 from adamd_service.rounds import RoundDocument, RoundEvent
 
 
-def events_between(
-    before: RoundDocument | None, closed: Sequence[RoundDocument], now: RoundDocument
-) -> Iterator[RoundEvent]:
-    """Yield the events after ``before``: contributions, rounds that closed, and the open one where it changed.
+def events_of(closed: Sequence[RoundDocument], before: RoundDocument) -> Iterator[RoundEvent]:
+    """Yield the events of rounds that closed since the open round was ``before``: contributions, and that they closed.
 
-    Args:
-        before: the open round at the last look; None: this is the first.
-        closed: the rounds that closed since, oldest first.
-        now: the open round.
-
+    ``closed``: oldest first; it may be a part of them.
     """
-    seen = frozenset() if before is None else frozenset(_rows(before))
+    seen = frozenset(_rows(before))
     for document in closed:
         for client, base in _rows(document):
             if (client, base) not in seen:
                 yield _contribution(document, client, base)
         yield _round(document)
+
+
+def events_between(before: RoundDocument | None, now: RoundDocument) -> Iterator[RoundEvent]:
+    """Yield the events of the open round after ``before``: contributions, and itself where it changed.
+
+    ``before``: the open round at the last look; None: this is the first.
+    """
+    seen = frozenset() if before is None else frozenset(_rows(before))
     rows = _rows(now)
     for client, base in rows:
         if before is not None and (client, base) not in seen:

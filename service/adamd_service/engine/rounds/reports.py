@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,13 +28,21 @@ def weighted(told: Iterable[tuple[float, Mapping[str, Any]]]) -> dict[str, float
 
     A metric's mean is over those that tell it; one that is null is not told.
     """
-    sums: dict[str, tuple[float, float]] = {}
+    pairs: dict[str, list[tuple[float, float]]] = {}
     for weight, metrics in told:
         for name, value in metrics.items():
             if value is not None:
-                total, weights = sums.get(name, (0.0, 0.0))
-                sums[name] = total + weight * float(value), weights + weight
-    return {name: sums[name][0] / sums[name][1] for name in sorted(sums)}
+                pairs.setdefault(name, []).append((weight, float(value)))
+    return {name: _mean(pairs[name]) for name in sorted(pairs)}
+
+
+def _mean(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return the mean of (weight, value); finite where the values are."""
+    weights = sum(weight for weight, _ in pairs)
+    total = sum(weight * value for weight, value in pairs)
+    if math.isfinite(total):
+        return total / weights
+    return sum(weight / weights * value for weight, value in pairs)
 
 
 def evaluation_of(evaluated: Sequence[Evaluated]) -> Evaluation | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
@@ -16,18 +15,19 @@ from adamd.errors import (
     Damaged,
     InvalidRequest,
     NoRounds,
-    PrivacySpent,
     SessionDeleted,
     StoreUnavailable,
     UnknownRound,
     UnknownSession,
 )
-from adamd_service.aggregation import affords
 from adamd_service.engine.directory import Directory
 from adamd_service.engine.rounds import reports
 from adamd_service.engine.rounds.calls import (
     CLIENT,
+    EXAMPLES_WORDS,
+    LEAST_EXAMPLES,
     LONGEST_WAIT,
+    MOST_EXAMPLES,
     ContributeCall,
     Contributed,
     EvaluateCall,
@@ -35,15 +35,15 @@ from adamd_service.engine.rounds.calls import (
     Task,
     TaskKind,
 )
-from adamd_service.engine.rounds.closing import Closer
+from adamd_service.engine.rounds.closing import Closer, last_of
 from adamd_service.engine.rounds.contributing import Contributing
-from adamd_service.engine.rounds.events import events_between
+from adamd_service.engine.rounds.events import events_between, events_of
 from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
 from adamd_service.optim import SettingsError
 from adamd_service.records import Head, Spec
 from adamd_service.rounds import RoundDocument, RoundEvent, RoundsSettings, Standing, parse_rounds
-from adamd_service.rounds.rules import deadline, is_over, is_selected, refusal
+from adamd_service.rounds.rules import deadline, is_over, is_selected, refusal, state_of
 from adamd_service.rounds.selection import EVALUATE, TRAIN, drawn
 from adamd_service.rounds.settings import with_clip
 from adamd_service.store.keys import KEPT_ROUNDS
@@ -63,7 +63,7 @@ class Open:
     head: Head
     settings: RoundsSettings
     look: Look
-    spent: bool = False  # another round would spend more privacy than there is
+    over: bool = False  # its last round has been made, by total or by the privacy that there is
 
     @property
     def standing(self) -> Standing:
@@ -123,14 +123,10 @@ class RoundsService:
         session_id = await self._directory.resolve(call.ref)
         head = await self._head_of(session_id)
         settings = self._settings_of(head)
-        if await self._spent(settings, call.round):
-            raise PrivacySpent(
-                f"round {call.round} would spend more than max_epsilon; the session's last private round is over",
-                step=head.step,
-            )
+        last = await last_of(self._around.workers, settings)
         with self._around.hot.use(session_id) as hot:
             try:
-                answer = await self._contributing.take(hot, head, settings, call)
+                answer = await self._contributing.take(hot, head, settings, call, last)
             finally:
                 self._around.watchers.moved(session_id)
                 self._closer.begin(session_id)
@@ -172,9 +168,9 @@ class RoundsService:
                 raise UnknownRound(
                     f"round {number} has not opened; round {found.standing.number} is open", step=found.standing.step
                 )
-            documents = await self._around.workers.ask(self._around.store.rounds.documents, session_id, [number])
-            if documents:
-                return documents[0]
+            page = await self._around.workers.ask(self._around.store.rounds.documents, session_id, [number])
+            if page.documents:
+                return page.documents[0]
             if number < found.standing.number - 1:
                 break
         raise UnknownRound(f"round {number} is no longer kept, or was made before the session was restored")
@@ -191,7 +187,10 @@ class RoundsService:
         first = max(1, first, open_round - KEPT_ROUNDS)
         numbers = range(first, min(first + page_size, open_round))
         rounds = self._around.store.rounds
-        documents = await self._around.workers.ask(rounds.documents, session_id, numbers)
+        page = await self._around.workers.ask(rounds.documents, session_id, numbers)
+        documents = page.documents
+        if page.following is not None:
+            return documents, page.following
         if first + page_size > open_round >= first:
             return [*documents, await self._open_document(found)], None
         return documents, first + page_size if first + page_size <= open_round else None
@@ -210,6 +209,7 @@ class RoundsService:
         Raises:
             TooFewContributions: there are none, or fewer than the aggregate needs.
             StepGap, UnknownRound: it is not the open one.
+            RoundClosed, PrivacySpent: the last round is over.
 
         """
         self._around.refuse_when_draining()
@@ -218,6 +218,9 @@ class RoundsService:
         if number > found.standing.number:
             raise refusal("ahead", found.standing, number, "")
         if number == found.standing.number:
+            if found.over:
+                word = "over" if is_over(found.standing, found.settings) else "spent"
+                raise refusal(word, found.standing, number, "")
             work = self._closer.close(found.head, found.settings, number, "hand")
             document = await self._around.workers.guard(work)
             if document is not None:
@@ -280,7 +283,7 @@ class RoundsService:
         session_id = await self._directory.resolve(ref)
         before: RoundDocument | None = None
         async with aclosing(self._around.watchers.watch(session_id, every_look=True)) as moves:
-            step = -1
+            step, told = -1, (0, 0, 0, "")
             async for move in moves:
                 if move.head.step != step:
                     step = move.head.step
@@ -290,14 +293,20 @@ class RoundsService:
                 if move.head.spec.rounds is None:
                     continue
                 found = await self._open(session_id)
-                self._closer.consider(found.head, found.settings, found.standing)
-                now = await self._open_document(found)
-                closed = []
-                if before is not None and now.round > before.round:
-                    numbers = range(max(before.round, now.round - MOST_PAGE), now.round)
-                    rounds = self._around.store.rounds
-                    closed = await self._around.workers.ask(rounds.documents, session_id, numbers)
-                for event in events_between(before, closed, now):
+                standing = found.standing
+                self._closer.consider(found.head, found.settings, standing)
+                place = standing.number, standing.tries, standing.received, state_of(standing, found.settings)
+                if place == told:
+                    continue  # all contributions are read where something has happened alone
+                told, now = place, await self._open_document(found)
+                following = now.round if before is None else max(before.round, now.round - MOST_PAGE)
+                while before is not None and following < now.round:  # long documents are never in memory together
+                    numbers = range(following, now.round)
+                    page = await self._around.workers.ask(self._around.store.rounds.documents, session_id, numbers)
+                    for event in events_of(page.documents, before):
+                        yield event
+                    following = page.following or now.round
+                for event in events_between(before, now):
                     yield event
                 before = now
 
@@ -378,25 +387,22 @@ class RoundsService:
         look = await self._around.workers.ask(self._around.store.rounds.look, head, client)
         if look.standing.incarnation != head.incarnation:
             raise StoreUnavailable("the session was made anew; try again", retry_after=0.2)
-        return Open(head, settings, look, await self._spent(settings, look.standing.number))
-
-    async def _spent(self, settings: RoundsSettings, number: int) -> bool:
-        privacy = settings.aggregation.privacy
-        if privacy is None or privacy.max_epsilon is None:
-            return False
-        return not await self._around.workers.run(affords, privacy, number, settings.asked)
+        last = await last_of(self._around.workers, settings)
+        return Open(head, settings, look, last is not None and look.standing.number > last)
 
     async def _met(self, session_id: str, client: str) -> Open:
         """Return where a session stands, once the client is known there and it is drawn who is asked."""
         rounds, ask = self._around.store.rounds, self._around.workers.ask
         for _ in range(MEETINGS):
             found = await self._open(session_id, client)
-            if not found.look.known:
-                if await ask(rounds.meet, found.head, client) == "full":
-                    raise Busy("this session knows as many clients as it can", retry_after=60.0)
-                continue
             settings, standing = found.settings, found.standing
-            wanted = max(settings.cohort, settings.evaluate)
+            wanted = settings.cohort or settings.evaluate  # for training nobody waits for those who evaluate
+            if not found.look.known:
+                if await ask(rounds.meet, found.head, client) != "full":
+                    continue
+                if wanted:
+                    raise Busy("this session knows as many clients as it can", retry_after=60.0)
+                return found  # where nobody is drawn, strangers contribute too
             if not wanted or standing.drawn:
                 return found
             known = await ask(rounds.clients, session_id)
@@ -413,15 +419,15 @@ def _task_of(found: Open, client: str | None) -> Task | None:
     """Return what a client is to do; None where it has to wait."""
     standing, settings, look = found.standing, found.settings, found.look
     contributed = look.contribution is not None
+    closing = standing.frozen is not None and not settings.buffered
     selected = None if client is None else is_selected(standing, settings, client)
-    over = found.spent or is_over(standing, settings)
     names = found.head.spec.layout.names
-    kind: TaskKind = "stop" if over else "train"
+    kind: TaskKind = "stop" if found.over else "train"
     if client is not None:
         asked = client in (standing.evaluators or ()) and not look.evaluated and standing.step > 0
         if asked:
             kind = "evaluate"
-        elif not over and (contributed or not selected or (standing.frozen is not None and not settings.buffered)):
+        elif not found.over and (contributed or not selected or closing):
             return None
     return Task(
         kind=kind,
@@ -444,5 +450,5 @@ def _check_client(client: str) -> None:
 
 
 def _check_examples(num_examples: float) -> None:
-    if not (math.isfinite(num_examples) and num_examples > 0):
-        raise InvalidRequest(f"num_examples is {num_examples}; wanted a finite number above 0", path="num_examples")
+    if not LEAST_EXAMPLES <= num_examples <= MOST_EXAMPLES:
+        raise InvalidRequest(f"num_examples is {num_examples}; {EXAMPLES_WORDS}", path="num_examples")

@@ -131,7 +131,7 @@ class BulkDirectory:
 
         """
         here, known = self._identity(), store.identity()
-        if here is not None and (known is None or known.id != here.id) and any(self.path.glob("x*-*")):
+        if here is not None and (known is None or known.id != here.id) and any(self.path.glob("[cx]*-*")):
             raise StoreRefused(
                 f"{self.path} has the vectors of another store; choose another {self._option}, or remove this one if "
                 "that store is no more"

@@ -239,12 +239,10 @@ class FileBulk:
 
     def _let_go(self, extent: str, owner: Owner, before: frozenset[Use]) -> bool:
         """Free an extent that the store has named, once `hold` seconds are over."""
-        if not self._hold:
-            return self._extents.move(extent, owner, before, FREE)
-        if not self._extents.move(extent, owner, before, HELD):
-            return False
-        self._held.append((time.monotonic(), extent, owner))
-        return True
+        moved = self._extents.move(extent, owner, before, HELD if self._hold else FREE)
+        if moved and self._hold:
+            self._held.append((time.monotonic(), extent, owner))
+        return moved
 
     def free_held(self, seen: float) -> None:
         """Free the extents that were let go of `hold` seconds before ``seen``, by the monotonic clock.
@@ -464,6 +462,9 @@ class FileBulk:
         )
         with self._lock, suppress(KeyError):
             self._extents.forget(extent)
+        if extent.startswith(WIPED):  # nobody's update stays because its file is kept
+            with suppress(OSError):
+                self._disk.remove(extent)
         with suppress(OSError):
             self._disk.rename(extent, extent + RETIRED)
         return StoreUnavailable(f"the disk did not take the bytes: {error.strerror}; try again", retry_after=1.0)

@@ -5,6 +5,7 @@
 -- ARGV  1 nonce  2 incarnation that the head must have  3 round  4 client  5 contribution, as text  6 digest  7 attempt
 --       8 its bytes ("" if in bulk)  9 config of a round that is opened by this
 --       10 rounds that a contribution may be behind  11 "1" if a frozen round takes contributions for the next one
+--       (but the last one)
 --       12 contributions that a round takes  13 clients that a session may have  14 last round (0: there is none)
 --       15 "1" if clients are drawn
 --       16 bulk token that the session must have ("": no extent of a shared store is named)  17… bytes of each chunk
@@ -41,10 +42,10 @@ end
 if round > open then
   return answer('ahead')
 end
-if counted or round < open - most_behind or (token and not goes_on) then
+if counted or round < open - most_behind or (token and (not goes_on or open == last_round)) then
   return answer('closed', counted or nil)
 end
-if last_round > 0 and open > last_round then
+if last_round ~= 0 and open > last_round then
   return answer('over')
 end
 if is_drawn and not string.find(cohort or '', '"' .. client .. '"', 1, true) then

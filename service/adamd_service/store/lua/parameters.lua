@@ -1,16 +1,16 @@
 -- Sets the parameters of a session that has made no step: a new first snapshot, and a new chain of step 0.
 --
--- KEYS  1 head   2 garbage   3 bulk token   4… chunks
+-- KEYS  1 head   2 garbage   3 bulk token   4 pending contributions   5… chunks
 -- ARGV  1 nonce  2 incarnation and 3 chain that the head must have  4 new chain
 --       5 list of snapshots  6 the snapshot in it
 --       7 bulk token that the session must have ("": no extent of a shared store is named)  8… bytes of each chunk
 -- Returns {nonce, verdict}: set (also again) | moved | chunks | damaged (the head is)
 --
 -- Everything that can fail stands before the first write.
-local head_key, garbage_key, bulk_key = KEYS[1], KEYS[2], KEYS[3]
+local head_key, garbage_key, bulk_key, pending_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local nonce, expected_incarnation, expected_chain, chain = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local snapshots_text, snapshot_text, bulk_token = ARGV[5], ARGV[6], ARGV[7]
-local keys_before_chunks, args_before_chunks = 3, 7
+local keys_before_chunks, args_before_chunks = 4, 7
 
 local incarnation, head_chain, step, replaced_text = unpack(redis.call('HMGET', head_key, 'incarnation', 'chain',
   'step', 'snapshots'))
@@ -30,6 +30,10 @@ for _, known in ipairs(replaced) do
   end
 end
 if head_chain ~= expected_chain or step ~= '0' then
+  return {nonce, 'moved'}
+end
+-- They were made from the parameters that are there.
+if redis.call('HLEN', pending_key) > 0 then
   return {nonce, 'moved'}
 end
 -- A later start has the bulk directory, and may have used the extents for something else.
