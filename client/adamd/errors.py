@@ -52,7 +52,8 @@ AdamdError
     └── RetriesExhausted
 
 Each is the built-in kind as well that a caller would catch: RequestError a ValueError, WrongDtype a TypeError too,
-UnknownSession, SessionDeleted and UnknownRound a LookupError, NotSelected a PermissionError, TransportError a ConnectionError, RetriesExhausted a TimeoutError too.
+UnknownSession, SessionDeleted and UnknownRound a LookupError, NotSelected a PermissionError, TransportError a
+ConnectionError, RetriesExhausted a TimeoutError too.
 """
 
 from __future__ import annotations
@@ -301,7 +302,7 @@ class NotSelected(SessionError, PermissionError):
 
 
 class ContributionConflict(SessionError):
-    """This client has contributed to this round already, and with other bytes. The first ones stay."""
+    """The client has contributed to this round already, and with other bytes. The first ones stay."""
 
     code = "contribution_conflict"
 

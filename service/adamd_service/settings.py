@@ -120,6 +120,7 @@ class ServerSettings(BaseSettings):
     store_timeout: Seconds = 10.0
     store_bytes: Size = Field(default_factory=lambda: max(256 * MIB, memory() // 2))
     max_sessions: int = Field(100_000, ge=1, description=COUNT)
+    max_waiting: int = Field(1024, ge=1, description=COUNT)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
     cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_origins)] = Field(
         (), description=ORIGINS
@@ -171,6 +172,7 @@ class ServerSettings(BaseSettings):
             calls=self.grpc_calls or max(1, min(MAX_GRPC_CALLS, self.in_flight_bytes // channel.MAX_MESSAGE)),
             streams=self.grpc_streams,
             sessions=self.max_sessions,
+            waiting=self.max_waiting,
             store=self.store_bytes if self.redis_url is None else None,
             bulk_spare=self.bulk_spare_bytes if self.bulk_in_files else None,
         )

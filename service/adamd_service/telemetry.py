@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
 
 from adamd_service.engine import Engine
+from adamd_service.engine.rounds import Tally
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
@@ -31,11 +34,13 @@ class Telemetry:
         )
         self._problems = Counter("adamd_problems", "Answers of 4xx and 5xx", labels, registry=self._registry)
         self._gauge("adamd_in_flight_bytes", "Bodies and answers in flight", lambda: engine.in_flight.used)
+        self._gauge("adamd_waiting_requests", "Requests that wait for what comes", lambda: engine.waiting.taken)
         self._gauge("adamd_hot_bytes", "State of durable sessions in memory", lambda: engine.hot.used)
         self._gauge("adamd_memory_session_bytes", "State of memory sessions", lambda: engine.hot.memory_used)
         self._gauge("adamd_leased_buffer_bytes", "Buffers that someone can see", lambda: engine.pool.leased_bytes)
         self._gauge("adamd_idle_buffer_bytes", "Buffers that wait for reuse", lambda: engine.pool.idle_bytes)
 
+        self._registry.register(RoundMetrics(engine.rounds.tally))
         self._gauge("adamd_bulk_bytes", "Extents in the bulk directory", lambda: engine.bulk_bytes[0])
         self._gauge("adamd_bulk_free_bytes", "Extents that wait for reuse", lambda: engine.bulk_bytes[1])
 
@@ -52,6 +57,29 @@ class Telemetry:
     def render(self) -> bytes:
         """Return the text that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+
+class RoundMetrics(Collector):
+    """What the engine has counted of rounds, as Prometheus asks for it."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics as they stand."""
+        given = CounterMetricFamily("adamd_contributions", "Contributions to rounds", labels=["outcome"])
+        for outcome, count in sorted(self._tally.contributions.items()):
+            given.add_metric([outcome], count)
+        closed = CounterMetricFamily("adamd_rounds_closed", "Rounds that this process closed", labels=["by"])
+        for by, count in sorted(self._tally.closed.items()):
+            closed.add_metric([by], count)
+        yield from (given, closed)
+        yield SummaryMetricFamily(
+            "adamd_aggregation_seconds",
+            "Time to make one gradient of a round's contributions",
+            self._tally.aggregations,
+            self._tally.aggregation_seconds,
+        )
 
 
 class Unfailing:

@@ -14,10 +14,13 @@ import pytest
 from adamd import errors
 from adamd.wire import channel, headers, layout
 from adamd.wire.encodings import ENCODINGS
+from adamd_service.aggregation.settings import FIELDS
 from adamd_service.codecs import checks, documents
 from adamd_service.grpc.status import status_of
 from adamd_service.optim.family import FAMILY
 from adamd_service.optim.settings import BESIDE, KINDS, SESSION
+from adamd_service.rounds.settings import RoundsModel
+from servers import ended
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
@@ -53,6 +56,23 @@ def test_every_request_gets_these_very_bytes(server, name):
 def test_every_grpc_message_gets_these_very_bytes(server):
     for one in playing.read("grpc")["calls"]:
         assert playing.call(server.grpc_url, one) == one["answer"], one["says"]
+
+
+def test_the_snippet_of_rounds_runs(server, tmp_path):
+    (snippet,) = re.findall(r"^```bash\n(.*?)^```", section("Rounds"), re.MULTILINE | re.DOTALL)
+    snippet = snippet.replace("http://127.0.0.1:8000", server.url)
+    run = ended(["bash", "-euo", "pipefail", "-c", snippet], cwd=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    task, end = json.JSONDecoder().raw_decode(run.stdout)
+    first, _ = json.JSONDecoder().raw_decode(run.stdout[end:].lstrip())
+    assert (task["kind"], task["round"], first["outcome"]) == ("train", 1, "accepted")
+    assert '{"step": 1, "parameters": [2.0, 2.0]}' in run.stdout
+    assert "\n1,closed,quorum," in run.stdout
+
+
+def test_the_settings_of_rounds_stand_there():
+    text = section("Rounds").partition("**Settings**")[2].partition("**A round**")[0]
+    assert {name for cells in rows(text)[1:] for name in named(cells[0])} == {*RoundsModel.model_fields, *FIELDS}
 
 
 @pytest.mark.parametrize("what", ["a bit of a body", "a status", "a header", "a member"])

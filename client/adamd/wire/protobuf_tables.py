@@ -15,10 +15,19 @@ DTYPES |= {"float32": pb.DTYPE_FLOAT32, "float64": pb.DTYPE_FLOAT64}
 ENCODINGS = {"raw": pb.ENCODING_RAW, "int8": pb.ENCODING_INT8}
 ENCODINGS |= {"sparse": pb.ENCODING_SPARSE, "sparse-lazy": pb.ENCODING_SPARSE_LAZY}
 DURABILITIES = {"committed": pb.DURABILITY_COMMITTED, "memory": pb.DURABILITY_MEMORY}
+KINDS = {"delta": pb.CONTRIBUTION_KIND_DELTA, "parameters": pb.CONTRIBUTION_KIND_PARAMETERS}
+KINDS |= {"gradient": pb.CONTRIBUTION_KIND_GRADIENT}
+TASKS = {"train": pb.TASK_KIND_TRAIN, "evaluate": pb.TASK_KIND_EVALUATE, "stop": pb.TASK_KIND_STOP}
+STATES = {"open": pb.ROUND_STATE_OPEN, "overdue": pb.ROUND_STATE_OVERDUE, "closed": pb.ROUND_STATE_CLOSED}
+CLOSERS = {"quorum": pb.CLOSED_BY_QUORUM, "deadline": pb.CLOSED_BY_DEADLINE, "hand": pb.CLOSED_BY_HAND}
 # The ways back. Number 0 is "unspecified" in each, and in none of them.
 DTYPE_NAMES: Mapping[int, str] = {number: name for name, number in DTYPES.items()}
 ENCODING_NAMES: Mapping[int, str] = {number: name for name, number in ENCODINGS.items()}
 DURABILITY_NAMES: Mapping[int, str] = {number: name for name, number in DURABILITIES.items()}
+KIND_NAMES: Mapping[int, str] = {number: name for name, number in KINDS.items()}
+TASK_NAMES: Mapping[int, str] = {number: name for name, number in TASKS.items()}
+STATE_NAMES: Mapping[int, str] = {number: name for name, number in STATES.items()}
+CLOSER_NAMES: Mapping[int, str] = {number: name for name, number in CLOSERS.items()}
 
 
 def struct(value: Mapping[str, Any]) -> Struct:

@@ -61,6 +61,9 @@ class CreateDocument(BaseModel):
         default_factory=dict, max_length=MAX_LABELS, description="your own words, to find the session in the list"
     )
     vector: bool | None = Field(None, description="safetensors: the one tensor is a plain array")
+    rounds: dict[str, Any] | None = Field(
+        None, description='{"quorum": 6, …}: the session takes contributions to rounds instead of steps'
+    )
     state: StateDocument | None = Field(None, description="safetensors: restore an exported state")
 
 
@@ -72,6 +75,7 @@ EXPORTED = {"id", "step", "chain", "incarnation", "settings_revision", "created_
     "warnings",
     "progress",
     "snapshot_step",
+    "round",
 }
 
 
@@ -230,6 +234,7 @@ def _call(
         name=document.name,
         durability=document.durability,
         labels=document.labels,
+        rounds=document.rounds,
         saved=saved,
         key=key,
         digest=xxhash.xxh3_128_hexdigest(body),
@@ -284,21 +289,35 @@ def gradient_from_json(body: memoryview, spec: Spec) -> Gradient:
     if not isinstance(raw, dict) or "gradient" not in raw or not set(raw) <= STEP_KEYS:
         raise InvalidRequest('wanted {"gradient": …} and, if you like, "metrics" and "settings"')
     step_settings, step_metrics = settings(raw.get("settings")), metrics(raw.get("metrics"))
-    gradient = raw["gradient"]
+    return replace(_named(raw["gradient"], "gradient", spec), settings=step_settings, metrics=step_metrics)
+
+
+def contribution_from_json(kind: str, body: memoryview, spec: Spec) -> Gradient:
+    """Read `{"delta": …, "metrics": {…}}`, its first member named as the kind of the contribution."""
+    raw = parse_json(body)
+    if not isinstance(raw, dict) or kind not in raw or not set(raw) <= {kind, "metrics"}:
+        raise InvalidRequest(
+            f'wanted {{"{kind}": …}} and, if you like, "metrics"; {headers.KIND} says what the numbers are', path=kind
+        )
+    return replace(_named(raw[kind], kind, spec), metrics=metrics(raw.get("metrics")))
+
+
+def _named(tensors: Any, what: str, spec: Spec) -> Gradient:
+    """Read a vector by the names of its tensors; those that are null or missing are left out."""
     if spec.layout.vector:
-        gradient = {spec.layout.names[0]: gradient}
-    if not isinstance(gradient, dict):
-        raise WrongLayout(f"gradient: wanted an object with the tensors {some(spec.layout.names)}")
+        tensors = {spec.layout.names[0]: tensors}
+    if not isinstance(tensors, dict):
+        raise WrongLayout(f"{what}: wanted an object with the tensors {some(spec.layout.names)}")
     arrays = {
         name: numbers.array_from_json(
-            value, spec.dtype, "gradient" if spec.layout.vector else f"gradient.{name[:64]}", finite=False
+            value, spec.dtype, what if spec.layout.vector else f"{what}.{name[:64]}", finite=False
         )
-        for name, value in gradient.items()
+        for name, value in tensors.items()
         if value is not None
     }
     present = _present(spec, {name: array.shape for name, array in arrays.items()})
     flat = _flat([arrays[spec.layout.names[i]] for i in present], spec.dtype)
-    return Gradient(spec.dtype, flat, _all_or(present, spec), step_settings, step_metrics)
+    return Gradient(spec.dtype, flat, _all_or(present, spec))
 
 
 def gradient_from_safetensors(body: memoryview, spec: Spec) -> Gradient:

@@ -183,6 +183,7 @@ EXPECTED = {
     "labels": f'an object of at most {MAX_LABELS} texts, such as {{"team": "blue"}}',
     "labels[]": "a text",
     "vector": "true or false",
+    "rounds": 'an object such as {"quorum": 6}',
     "state": "the counts as an export has them",
 }
 

@@ -30,6 +30,7 @@ class PatchDocument(BaseModel):
 
     optimizer: dict[str, Any] | None = None
     labels: dict[str, str] | None = Field(None, max_length=MAX_LABELS, description="take the place of those there are")
+    rounds: dict[str, Any] | None = Field(None, description='{"config": {…}}: what clients of later rounds are told')
 
 
 def patch(body: memoryview) -> PatchDocument:
@@ -97,6 +98,7 @@ def document(head: Head, settings: Settings, advice: Advice, *, diverged: bool) 
         "warnings": warnings(advice),
         "progress": head.progress,
         "snapshot_step": head.snapshots[-1].step if head.snapshots else None,
+        "rounds": spec.rounds,
     }
 
 
@@ -134,6 +136,7 @@ def server_info(engine: Engine) -> dict[str, Any]:
             "json_bytes": min(MAX_JSON, limits.body),
             "in_flight_bytes": limits.in_flight,
             "sessions": limits.sessions,
+            "waiting": limits.waiting,
             "store_bytes": limits.store,
             "bulk_spare_bytes": limits.bulk_spare,
         },

@@ -39,6 +39,7 @@ class Limits:
     snapshot_pace: float  # bytes a second
     calls: int = 512  # gRPC calls at once
     streams: int = 128  # of them on one connection
+    waiting: int = 1024  # requests at once that wait for a task, a step or events
     sessions: int = 100_000
     store: int | None = None  # that the private store may hold; None: it is not ours
     bulk_spare: int | None = None  # of free extents that are kept; None: bulk lies in the store
@@ -85,6 +86,48 @@ class Budget:
         """Give back what was taken."""
         with self._lock:
             self.used -= nbytes
+
+
+class Places:
+    """A bound on how many requests wait at once: for a task, for a step, for events. They hold no bytes in flight."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+
+    def take(self) -> Place:
+        """Take a place until `Place.leave`.
+
+        Raises:
+            Busy: all are taken.
+
+        """
+        if self.taken >= self.limit:
+            raise Busy(f"{self.limit} requests wait already, as many as this server lets; try again", retry_after=1.0)
+        self.taken += 1
+        return Place(self)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place for the duration; raises as `take` does."""
+        place = self.take()
+        try:
+            yield
+        finally:
+            place.leave()
+
+
+class Place:
+    """One request's place among those that wait."""
+
+    def __init__(self, places: Places) -> None:
+        self._places: Places | None = places
+
+    def leave(self) -> None:
+        """Give it back, once."""
+        places, self._places = self._places, None
+        if places is not None:
+            places.taken -= 1
 
 
 class Hold:

@@ -29,7 +29,7 @@ from adamd.errors import (
 )
 from adamd.wire.buffers import BufferPool
 from adamd_service.engine import admission
-from adamd_service.engine.admission import Budget, Limits
+from adamd_service.engine.admission import Budget, Limits, Places
 from adamd_service.engine.answers import Copies
 from adamd_service.engine.cache import Hot, HotSessions, LoadedSession, is_finite
 from adamd_service.engine.calls import (
@@ -83,6 +83,7 @@ class Engine:
         self.replica = replica
         self.pool = BufferPool(limits.idle_buffers)
         self.in_flight = Budget(limits.in_flight, "bodies and answers in flight")
+        self.waiting = Places(limits.waiting)
         self.hot = HotSessions(limits.hot, limits.memory_sessions)
         self.draining = False
         self.out_of_descriptors = False

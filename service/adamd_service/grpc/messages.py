@@ -66,6 +66,8 @@ def session(head: Head, settings: Settings | None, *, diverged: bool) -> pb.Sess
         if head.progress:
             message.progress.update(head.progress)
         message.layout.CopyFrom(layout_message(spec.layout))
+        if spec.rounds is not None:
+            message.rounds.update(spec.rounds)
     return message
 
 

@@ -18,6 +18,7 @@ from adamd.wire.channel import SERVICE
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.engine import Engine
 from adamd_service.grpc.calls import Guard, Single, Streaming, reading
+from adamd_service.grpc.rounds import RoundMethods
 from adamd_service.grpc.sessions import SessionMethods, WatchMethod
 from adamd_service.grpc.steps import StepMethods
 from adamd_service.grpc.transfers import TransferMethods, read_parameters, read_state
@@ -89,7 +90,7 @@ class GrpcServer:
 
 def _methods(engine: Engine, guard: Guard) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     sessions, steps = SessionMethods(engine), StepMethods(engine, guard)
-    transfers, watch = TransferMethods(engine, guard), WatchMethod(engine, guard)
+    transfers, watch, rounds = TransferMethods(engine, guard), WatchMethod(engine, guard), RoundMethods(engine, guard)
 
     def single(
         name: str, work: Single, read: Callable[[bytes], Any], write: Callable[[Any], bytes]
@@ -126,6 +127,13 @@ def _methods(engine: Engine, guard: Guard) -> dict[str, grpc.RpcMethodHandler[An
         ),
         "RestoreSession": single("RestoreSession", transfers.restore, read_state, _serialized),
         "WatchSession": stream("WatchSession", watch.watch_session, pb.WatchSessionRequest.FromString, _serialized),
+        "GetTask": plain("GetTask", rounds.get_task),
+        "Contribute": single("Contribute", rounds.contribute, pieces.CONTRIBUTE_REQUEST.read, _serialized),
+        "Evaluate": plain("Evaluate", rounds.evaluate),
+        "GetRound": plain("GetRound", rounds.get_round),
+        "ListRounds": plain("ListRounds", rounds.list_rounds),
+        "CloseRound": plain("CloseRound", rounds.close_round),
+        "CancelRound": plain("CancelRound", rounds.cancel_round),
         "Step": single("Step", steps.step, pieces.STEP_REQUEST.read, pieces.STEP_RESPONSE.write),
         "StepStream": stream("StepStream", steps.step_stream, pieces.STREAM_REQUEST.read, pieces.STREAM_RESPONSE.write),
     }

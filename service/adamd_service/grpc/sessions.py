@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -13,11 +14,12 @@ from adamd.wire.protobuf_tables import struct
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.documents import change, server_info
-from adamd_service.engine import Engine, WatchEvent
-from adamd_service.grpc import messages
+from adamd_service.engine import Engine
+from adamd_service.grpc import messages, round_messages
 from adamd_service.grpc.calls import Context, Guard
 from adamd_service.grpc.sending import write
 from adamd_service.optim import lr_at, parse_settings
+from adamd_service.records import Head
 
 
 class SessionMethods:
@@ -42,7 +44,12 @@ class SessionMethods:
     async def get(self, request: pb.GetSessionRequest, _context: Context) -> pb.GetSessionResponse:
         """Return a session as it stands."""
         view = await self._engine.view(checks.session_ref(request.session))
-        return pb.GetSessionResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
+        session = messages.session(view.head, view.settings, diverged=view.diverged)
+        if view.head.spec.rounds is not None:
+            task = await self._engine.rounds.task(view.head.spec.id)
+            if task is not None:
+                session.round.CopyFrom(round_messages.standing(task))
+        return pb.GetSessionResponse(session=session)
 
     async def list(self, request: pb.ListSessionsRequest, _context: Context) -> pb.ListSessionsResponse:
         """Return a page of sessions."""
@@ -67,8 +74,10 @@ class SessionMethods:
             document["optimizer"] = await messages.unfolded(request.optimizer, "optimizer")
         if request.HasField("labels"):
             document["labels"] = messages.labels(request.labels.labels)
+        if request.HasField("rounds"):
+            document["rounds"] = await messages.unfolded(request.rounds, "rounds")
         patch = change(document)
-        view = await self._engine.patch(ref, patch.optimizer, patch.labels)
+        view = await self._engine.patch(ref, patch.optimizer, patch.labels, rounds=patch.rounds)
         return pb.UpdateSessionResponse(session=messages.session(view.head, view.settings, diverged=view.diverged))
 
     async def delete(self, request: pb.DeleteSessionRequest, _context: Context) -> pb.DeleteSessionResponse:
@@ -109,6 +118,8 @@ async def _creation(request: pb.CreateSessionRequest) -> dict[str, Any]:
     kind = messages.dtype(request.dtype, "dtype")
     if kind is not None:
         document["dtype"] = kind
+    if request.HasField("rounds"):
+        document["rounds"] = await messages.unfolded(request.rounds, "rounds")
     if request.HasField("layout"):
         document["vector"] = request.layout.vector
         document["layout"] = messages.layout(request.layout)
@@ -125,16 +136,28 @@ class WatchMethod:
     async def watch_session(self, context: Context) -> None:
         """Tell where a session stands until it is deleted, which ends the stream with NOT_FOUND."""
         request: pb.WatchSessionRequest = await self._guard.first(context)
-        async with aclosing(self._engine.watch(checks.session_ref(request.session))) as states:
+        ref, gap = checks.session_ref(request.session), self._engine.limits.upload_gap
+        if (await self._engine.view(ref)).head.spec.rounds is not None:
+            async with aclosing(self._engine.rounds.events(ref)) as events:
+                async for _event in events:
+                    await write(context, await self._with_round(ref), gap)
+            return
+        async with aclosing(self._engine.watch(ref)) as states:
             async for state in states:
-                await write(context, _watch_response(state), self._engine.limits.upload_gap)
+                await write(context, _watch_response(state.head, state.metrics, diverged=state.diverged), gap)
+
+    async def _with_round(self, ref: str) -> pb.WatchSessionResponse:
+        view, task = await self._engine.view(ref), await self._engine.rounds.task(ref)
+        response = _watch_response(view.head, view.metrics, diverged=view.diverged)
+        if task is not None:
+            response.round.CopyFrom(round_messages.standing(task))
+        return response
 
 
-def _watch_response(state: WatchEvent) -> pb.WatchSessionResponse:
-    head = state.head
+def _watch_response(head: Head, metrics: Mapping[str, Any], *, diverged: bool) -> pb.WatchSessionResponse:
     return pb.WatchSessionResponse(
-        standing=messages.standing_of(head.spec, head.step, head.chain, diverged=state.diverged),
+        standing=messages.standing_of(head.spec, head.step, head.chain, diverged=diverged),
         optimizer=struct(head.settings),
-        metrics={name: value for name, value in state.metrics.items() if value is not None},
+        metrics=round_messages.numbers(metrics),
         lr=lr_at(parse_settings(head.settings), head.step + 1),
     )

@@ -6,10 +6,12 @@ import asyncio
 from typing import Any
 
 from adamd.errors import InvalidRequest
+from adamd.wire import headers
 from adamd.wire.pieces import Piece
 from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.documents import order_notice
+from adamd_service.codecs.rounds import wait
 from adamd_service.codecs.states import raw, state_pieces
 from adamd_service.engine import Engine, RequestBody, to_its_end
 from adamd_service.grpc import messages
@@ -23,16 +25,34 @@ class TransferMethods:
     def __init__(self, engine: Engine, guard: Guard) -> None:
         self._engine = engine
         self._guard = guard
+        self._gap = engine.limits.upload_gap
 
     async def get_parameters(self, context: Context) -> None:
         """Return the current parameters."""
         request: pb.GetParametersRequest = await self._guard.first(context)
         ref, dtype = checks.session_ref(request.session), messages.dtype(request.dtype, "dtype")
-        answer = await self._engine.parameters(ref, dtype, at=checks.at(request.at or None))
+        at = checks.at(request.at or None)
+        if not await self._reached(ref, request):
+            head = (await self._engine.view(ref)).head
+            await write_all(context, messages.standing_of(head.spec, head.step, head.chain), [], self._gap)
+            return
+        answer = await self._engine.parameters(ref, dtype, at=at)
         views = [] if answer.parameters is None else [raw(answer.parameters)]
         standing = messages.standing(answer)
         del answer
-        await write_all(context, standing, views, self._engine.limits.upload_gap)
+        await write_all(context, standing, views, self._gap)
+
+    async def _reached(self, ref: str, request: pb.GetParametersRequest) -> bool:
+        """Wait for the step that is asked for; False where it has not come in time."""
+        wait_s = wait(request.wait_s)
+        if not request.min_step:
+            if wait_s:
+                raise InvalidRequest("wait_s: there is nothing to wait for without min_step", path="wait_s")
+            return True
+        if request.min_step > headers.MAX_STEP:
+            raise InvalidRequest(f"min_step is {request.min_step}; wanted at most 2^53", path="min_step")
+        with self._engine.waiting.place(), self._guard.waiting.place():
+            return await self._engine.rounds.wait_for_step(ref, request.min_step, wait_s)
 
     async def export_state(self, context: Context) -> None:
         """Return the whole state as safetensors."""
@@ -42,7 +62,7 @@ class TransferMethods:
         del exported
         nbytes = sum(view.nbytes for view in views)
         standing = messages.standing_of(head.spec, head.step, head.chain, nbytes)
-        await write_all(context, standing, views, self._engine.limits.upload_gap)
+        await write_all(context, standing, views, self._gap)
 
     async def set_parameters(self, first: Piece[Any], context: Context) -> pb.SetParametersResponse:
         """Set the parameters, before step 1."""

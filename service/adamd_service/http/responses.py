@@ -16,9 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from adamd.errors import AdamdError
 from adamd.wire import headers, numbers, safetensors
+from adamd_service.codecs import rounds
 from adamd_service.codecs.documents import document, order_notice, problem_document
 from adamd_service.codecs.states import raw, state_pieces
 from adamd_service.engine import Advice, Answer, Exported, SessionView, advice_of
+from adamd_service.engine.rounds import Contributed, Task
+from adamd_service.rounds import RoundDocument
 
 SLICE_BYTES = 1 << 20  # of a safetensors answer, sent at once
 MAX_DETAIL_CHARACTERS = 2000  # of an error's detail
@@ -31,9 +34,16 @@ def created(view: SessionView, sent_order: Sequence[str], prefix: str) -> Respon
 
 
 def session(
-    view: SessionView, status: int = 200, more: Mapping[str, str] | None = None, notices: Sequence[dict[str, Any]] = ()
+    view: SessionView,
+    status: int = 200,
+    more: Mapping[str, str] | None = None,
+    notices: Sequence[dict[str, Any]] = (),
+    standing: Task | None = None,
 ) -> Response:
-    """Answer with a session's document, with ``more`` headers, and ``notices`` among its warnings."""
+    """Answer with a session's document, with ``more`` headers, and ``notices`` among its warnings.
+
+    ``standing`` says how far its open round is.
+    """
     head = view.head
     extra = {**_standing(head.step, head.chain, head.spec.durability), **(more or {})}
     if view.repeated:
@@ -43,6 +53,8 @@ def session(
     body = document(head, view.settings, advice, diverged=view.diverged)
     if view.metrics:
         body["metrics"] = view.metrics
+    if standing is not None:
+        body["round"] = rounds.standing_document(standing)
     body["warnings"] += notices
     return JSONResponse(body, status, extra)
 
@@ -93,6 +105,41 @@ def _text(content: str, extra: dict[str, str]) -> Response:
     return Response(content, 200, extra, headers.JSON)
 
 
+def task(found: Task | None) -> Response:
+    """Answer with a task; with nothing where none came in time: the client may ask again at once."""
+    if found is None:
+        return not_yet()
+    extra = {headers.STEP: str(found.base_step), "ETag": f'"{found.chain}"'}
+    return JSONResponse(rounds.task_document(found), 200, extra)
+
+
+def contributed(answer: Contributed) -> Response:
+    """Answer that a contribution or an evaluation is durable: just now (202), or earlier (200)."""
+    status = 202 if answer.outcome == "accepted" else 200
+    return JSONResponse(rounds.contributed_document(answer), status, {headers.STEP: str(answer.step)})
+
+
+def round_told(told: RoundDocument, kind: str) -> Response:
+    """Answer with a round in ``kind``."""
+    if kind == headers.CSV:
+        return Response(rounds.csv_of([told]), 200, media_type=headers.CSV)
+    return JSONResponse(rounds.round_document(told))
+
+
+def rounds_told(told: Sequence[RoundDocument], following: int | None, page_size: int, kind: str) -> Response:
+    """Answer with a page of rounds in ``kind``. CSV has no place for the next page's token: it is in Link."""
+    if kind == headers.CSV:
+        link = {} if following is None else {"Link": f'<?from={following}&page_size={page_size}>; rel="next"'}
+        return Response(rounds.csv_of(told), 200, link, headers.CSV)
+    token = None if following is None else str(following)
+    return JSONResponse({"rounds": [rounds.round_document(one) for one in told], "next_page_token": token})
+
+
+def not_yet() -> Response:
+    """Answer that what was waited for has not come; the client may ask again at once."""
+    return Response(status_code=204, headers={"Retry-After": "0"})
+
+
 def state(exported: Exported) -> Response:
     """Answer with a whole state as safetensors, streamed from the copies."""
     head = exported.head
@@ -133,7 +180,7 @@ class Pieces(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces (ASGI)."""
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             if scope["http_version"] == "1.0" and "content-length" not in self.headers:  # it knows no chunks
                 self.headers["content-length"] = str(await run_in_threadpool(sum, map(len, self._make())))
@@ -157,7 +204,8 @@ def _nothing() -> Iterator[str | memoryview]:
     return iter(())
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has gone away."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -36,6 +36,7 @@ from adamd_service.engine.receiving import Reception
 from adamd_service.engine.rounds import reports
 from adamd_service.engine.rounds.combining import Combined, combine
 from adamd_service.engine.rounds.surroundings import Surroundings
+from adamd_service.engine.rounds.tally import Tally
 from adamd_service.engine.rounds.values import Readings
 from adamd_service.engine.step import ReceivedStep
 from adamd_service.optim import Raw
@@ -68,10 +69,12 @@ class Closer:
         around: Surroundings,
         settings_of: Callable[[Head], RoundsSettings],
         head_of: Callable[[str], Coroutine[Any, Any, Head]],
+        tally: Tally,
     ) -> None:
         self._around = around
         self._settings_of = settings_of
         self._head_of = head_of
+        self._tally = tally
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
         self._under_way = set[str]()
         self._again = set[str]()
@@ -217,13 +220,15 @@ class Closer:
                     return None  # closed or cancelled meanwhile
                 pulled = await self._pulled(hot, settings, members)
                 work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
-                made = await around.workers.ask(work)
+                with self._tally.aggregation():
+                    made = await around.workers.ask(work)
                 del pulled
                 step = await around.workers.run(_step_of, head, made)
                 await around.locked(hot, around.stepper.run, hot, step)
             around.stepped(hot)
             around.watchers.moved(session_id)
             around.workers.spawn(self.collect(session_id))
+            self._tally.closed[frozen.closed_by] += 1
             log.info("round closed", session=session_id, round=standing.number, by=frozen.closed_by)
             return made.document
 

@@ -39,6 +39,7 @@ from adamd_service.engine.rounds.closing import Closer
 from adamd_service.engine.rounds.contributing import Contributing
 from adamd_service.engine.rounds.events import events_between
 from adamd_service.engine.rounds.surroundings import Surroundings
+from adamd_service.engine.rounds.tally import Tally
 from adamd_service.optim import SettingsError
 from adamd_service.records import Head
 from adamd_service.rounds import RoundDocument, RoundEvent, RoundsSettings, Standing, parse_rounds
@@ -80,7 +81,8 @@ class RoundsService:
         self._contributing = Contributing(around)
         self._directory = directory
         self._parsed = OrderedDict[tuple[str, str, int], RoundsSettings]()
-        self._closer = Closer(around, self._settings_of, self._head_of)
+        self.tally = Tally()
+        self._closer = Closer(around, self._settings_of, self._head_of, self.tally)
 
     # -- for clients
 
@@ -108,6 +110,12 @@ class RoundsService:
             RequestError: by the body, as a step.
 
         """
+        with self.tally.refusals():
+            answer = await self._contributed(call)
+        self.tally.contributions[answer.outcome] += 1
+        return answer
+
+    async def _contributed(self, call: ContributeCall) -> Contributed:
         self._around.refuse_when_draining()
         _check_client(call.client)
         _check_examples(call.num_examples)

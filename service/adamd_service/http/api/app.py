@@ -15,12 +15,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adamd.errors import AdamdError, InternalError, InvalidRequest
+from adamd.wire import headers
 from adamd.wire.layout import shown
 from adamd_service.codecs.checks import LONGEST_PAGE
 from adamd_service.codecs.documents import server_info
+from adamd_service.codecs.rounds import CLIENT_WORDS
 from adamd_service.engine import Engine
 from adamd_service.http import responses
-from adamd_service.http.api import docs_page, openapi, routes
+from adamd_service.http.api import docs_page, openapi, rounds, routes
+from adamd_service.http.api.event_stream import HEAD
+from adamd_service.http.api.requests import StrictRoute
 from adamd_service.http.server.host_and_origin_check import Doors, add_checks
 from adamd_service.http.server.unread_bodies import Leftovers
 from adamd_service.telemetry import Telemetry
@@ -28,6 +32,10 @@ from adamd_service.telemetry import Telemetry
 QUERY_WANTED = {
     "page_size": f"a whole number from 1 to {LONGEST_PAGE}",
     "page_token": "the next_page_token of an earlier answer",
+    "from": "a round's number, from 1",
+    "wait_s": f"seconds from 0 to {headers.LONGEST_WAIT:g}",
+    "min_step": "a step's number, from 0",
+    "client": CLIENT_WORDS,
 }
 log = structlog.get_logger()
 
@@ -64,6 +72,7 @@ def application(engine: Engine, telemetry: Telemetry, doors: Doors, root_path: s
     app.state.engine = engine
     app.router.routes.append(routes.StepRoute())
     app.include_router(routes.router)
+    app.include_router(rounds.router)
     _operations(app, engine, telemetry)
     docs_page.add(app)
     app.add_exception_handler(AdamdError, _adamd_error)
@@ -94,7 +103,7 @@ def _operations(app: FastAPI, engine: Engine, telemetry: Telemetry) -> None:
     async def metrics() -> Response:
         return Response(telemetry.render(), media_type=telemetry.content_type)
 
-    info_router = APIRouter(route_class=routes.StrictRoute)
+    info_router = APIRouter(route_class=StrictRoute)
 
     @info_router.get("/v1/info", response_class=JSONResponse, responses=openapi.INFO)
     async def info() -> Response:
@@ -136,7 +145,7 @@ async def _routing_error(request: Request, error: Exception) -> Response:
     if error.status_code != 405:
         return responses.problem(NoRoute(f"{request_line}: there is no such path; see /docs"))
     # Starlette tells the methods of one route only; a path has several.
-    all_routes = [*request.app.routes, *routes.router.routes]
+    all_routes = [*request.app.routes, *routes.router.routes, *rounds.router.routes]
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     matching = [route for route in all_routes if isinstance(route, Route) and route.path_regex.match(path)]
     methods = {method for route in matching for method in route.methods or ()}
@@ -171,7 +180,7 @@ class Measured:
             await self._app(scope, receive, send)
             return
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", HEAD: True}
         started, status = time.perf_counter(), 500
 
         async def sent(message: Message) -> None:

@@ -120,7 +120,7 @@ def _value(default: Any) -> str:
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 REF = "^[A-Za-z0-9-][A-Za-z0-9._-]{0,127}$"
 NUMBER = {"type": "integer", "minimum": 1, "maximum": headers.MAX_STEP}
-_TENSORS_JSON = {
+TENSORS_JSON = {
     "description": "a number, a nested list of numbers, or an object of them",
     "anyOf": [{"type": "number"}, {"type": "array", "items": {}}, {"type": "object"}],
 }
@@ -130,7 +130,7 @@ GRADIENT_JSON = {
         "required": ["gradient"],
         "additionalProperties": False,
         "properties": {
-            "gradient": _TENSORS_JSON
+            "gradient": TENSORS_JSON
             | {"description": "in the shape of the parameters; a tensor that is null is left out"},
             "metrics": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
             "settings": settings_schema(),
@@ -152,11 +152,14 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         "index": {"type": "integer", "description": "bad_gradient: the first such element's"},
         "applied": {"description": 'step_superseded: true, false or "unknown": whether this gradient counts'},
         "id": {"type": "string", "description": "session_exists: the session that has the name"},
+        "round": {"type": "integer", "description": "round_closed: the session's current round"},
+        "counted": {"type": ["boolean", "null"], "description": "round_closed: this client's contribution counted"},
     },
 }
 
 
-def _header(description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+def header(description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the description of a header; a text, if no schema is given."""
     return {"description": description, "schema": schema or {"type": "string"}}
 
 
@@ -164,23 +167,23 @@ _PROBLEM = {
     "description": "A problem document (RFC 9457) with a stable code",
     "content": {headers.PROBLEM: {"schema": PROBLEM_SCHEMA}},
     "headers": {
-        headers.STEP: _header("the session's current step, where a session is known", {"type": "integer"}),
-        "Retry-After": _header("seconds, where trying again makes sense", {"type": "integer"}),
+        headers.STEP: header("the session's current step, where a session is known", {"type": "integer"}),
+        "Retry-After": header("seconds, where trying again makes sense", {"type": "integer"}),
     },
 }
 _STANDING = {
-    headers.STEP: _header("the session's step", {"type": "integer"}),
-    "ETag": _header("the chain: which history this step belongs to"),
-    headers.DURABILITY: _header("what happens to it when the process ends", {"enum": ["committed", "memory"]}),
-    headers.REPLAYED: _header("true where this very request was answered before", {"enum": ["true"]}),
+    headers.STEP: header("the session's step", {"type": "integer"}),
+    "ETag": header("the chain: which history this step belongs to"),
+    headers.DURABILITY: header("what happens to it when the process ends", {"enum": ["committed", "memory"]}),
+    headers.REPLAYED: header("true where this very request was answered before", {"enum": ["true"]}),
 }
 _STEPPED = _STANDING | {
-    headers.DIVERGED: _header("true where a parameter or a moment is no longer finite", {"enum": ["true"]}),
-    headers.DTYPE: _header("the dtype of an octet-stream's parameters", {"enum": list(ITEMSIZE)}),
-    headers.OVERFLOWED: _header("how many finite parameters Adamd-Answer-Dtype made infinite", {"type": "integer"}),
-    headers.STOP: _header("the rule of optimizer.stop that holds"),
-    headers.WARNING: _header("why the session stalls silently, with the eps that would help"),
-    headers.APPLIED_STEP: _header("a repeated POST: the step that its gradient was applied as", {"type": "integer"}),
+    headers.DIVERGED: header("true where a parameter or a moment is no longer finite", {"enum": ["true"]}),
+    headers.DTYPE: header("the dtype of an octet-stream's parameters", {"enum": list(ITEMSIZE)}),
+    headers.OVERFLOWED: header("how many finite parameters Adamd-Answer-Dtype made infinite", {"type": "integer"}),
+    headers.STOP: header("the rule of optimizer.stop that holds"),
+    headers.WARNING: header("why the session stalls silently, with the eps that would help"),
+    headers.APPLIED_STEP: header("a repeated POST: the step that its gradient was applied as", {"type": "integer"}),
 }
 
 Responses = dict[int | str, dict[str, Any]]
@@ -197,14 +200,15 @@ def _good(
     return good
 
 
-def _responses(good: Responses) -> Responses:
+def responses(good: Responses) -> Responses:
+    """Return the good answers of a call beside its refusals."""
     return good | {"4XX": _PROBLEM, "503": _PROBLEM}
 
 
 # Code generators that keep a single media type should keep octet-stream. They take the first of a response, and the
 # last binary one of a request (tests/languages runs openapi-python-client).
 _TENSORS = {headers.OCTETS: BINARY, headers.SAFETENSORS: BINARY}
-_SENT = {headers.SAFETENSORS: BINARY, headers.OCTETS: BINARY}
+SENT = {headers.SAFETENSORS: BINARY, headers.OCTETS: BINARY}
 _NUMBERED = {
     "type": "object",
     "required": ["step", "parameters"],
@@ -227,17 +231,17 @@ _LAYOUT = {
         },
     },
 }
-_TEXT: dict[str, Any] = {"type": "string"}
-_TEXTS = {"type": "object", "additionalProperties": _TEXT}
+TEXT: dict[str, Any] = {"type": "string"}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
 _COUNT = {"type": "integer", "minimum": 0}
 _MAYBE = {"type": ["number", "null"]}
 _IDENTITY = {
-    "id": _TEXT,
+    "id": TEXT,
     "name": {"type": ["string", "null"]},
     "step": _COUNT,
     "dtype": {"enum": ["float32", "float64"]},
     "durability": {"enum": ["committed", "memory"]},
-    "labels": _TEXTS,
+    "labels": TEXTS,
     "created_at": {"type": "number", "description": "Unix seconds"},
 }
 _WARNING = {
@@ -249,7 +253,7 @@ _WARNING = {
             "description": "gradient_below_eps, second_moment_underflow; of a creation: sorted_by_name, where the "
             "tensors of its body came in another order than that of layout",
         },
-        "detail": _TEXT,
+        "detail": TEXT,
         "eps": _MAYBE | {"description": "one that would help, where there is one"},
     },
 }
@@ -273,17 +277,17 @@ _PROGRESS = {
 }
 
 
-def _object(members: dict[str, Any], *optional: str) -> dict[str, Any]:
+def object_of(members: dict[str, Any], *optional: str) -> dict[str, Any]:
     """Return the schema of an object that has all these members, but perhaps for some."""
     required = [name for name in members if name not in optional]
     return {"type": "object", "required": required, "properties": members}
 
 
-_SESSION_SCHEMA = _object(
+_SESSION_SCHEMA = object_of(
     {
         **_IDENTITY,
-        "chain": _TEXT | {"description": "names the history: 64 hexadecimal digits"},
-        "incarnation": _TEXT | {"description": "random at creation: no two histories share it"},
+        "chain": TEXT | {"description": "names the history: 64 hexadecimal digits"},
+        "incarnation": TEXT | {"description": "random at creation: no two histories share it"},
         "optimizer": {"type": "object", "description": "all its settings"},
         "lr": {"type": "number", "minimum": 0, "description": "of the next step, by the schedule"},
         "settings_revision": _COUNT | {"description": "counts the changes of settings"},
@@ -300,8 +304,16 @@ _SESSION_SCHEMA = _object(
             "additionalProperties": _MAYBE,
             "description": 'GET: what the last step carried, as {"loss": 0.31}',
         },
+        "rounds": {"type": ["object", "null"], "description": "their settings; null: the session takes plain steps"},
+        "round": {
+            "type": "object",
+            "required": ["round", "received", "wanted"],
+            "properties": {"round": COUNT, "received": _COUNT, "wanted": _COUNT},
+            "description": "GET, with rounds: the open one",
+        },
     },
     "metrics",
+    "round",
 )
 _SUMMARY = {
     **_IDENTITY,
@@ -310,31 +322,33 @@ _SUMMARY = {
     "durability": {"enum": ["committed", "memory", None]},
     "optimizer": {"type": ["string", "null"]},
     "parameters": {"type": ["integer", "null"], "minimum": 0, "description": "elements, of all tensors together"},
-    "damaged": _TEXT | {"description": "why this session cannot be used; it can be deleted"},
+    "damaged": TEXT | {"description": "why this session cannot be used; it can be deleted"},
 }
 _SESSION = {headers.JSON: {"schema": _SESSION_SCHEMA}}
 _LISTED = {
     headers.JSON: {
-        "schema": _object(
+        "schema": object_of(
             {
-                "sessions": {"type": "array", "items": _object(_SUMMARY, "damaged")},
+                "sessions": {"type": "array", "items": object_of(_SUMMARY, "damaged")},
                 "next_page_token": {"type": ["string", "null"]},
             }
         )
     }
 }
-_NAMES = {"type": "array", "items": _TEXT}
+_NAMES = {"type": "array", "items": TEXT}
 INFO: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the server",
         "content": {
             headers.JSON: {
-                "schema": _object(
+                "schema": object_of(
                     {
-                        **dict.fromkeys(("version", "replica", "numerics", "device"), _TEXT),
-                        "store": _TEXT | {"description": "its promise, in plain words"},
-                        "limits": _object(
-                            dict.fromkeys(("body_bytes", "json_bytes", "in_flight_bytes", "sessions"), _COUNT)
+                        **dict.fromkeys(("version", "replica", "numerics", "device"), TEXT),
+                        "store": TEXT | {"description": "its promise, in plain words"},
+                        "limits": object_of(
+                            dict.fromkeys(
+                                ("body_bytes", "json_bytes", "in_flight_bytes", "sessions", "waiting"), _COUNT
+                            )
                             | {
                                 "store_bytes": {
                                     "type": ["integer", "null"],
@@ -346,7 +360,7 @@ INFO: dict[int | str, dict[str, Any]] = {
                                 },
                             }
                         ),
-                        "grpc": _object(
+                        "grpc": object_of(
                             dict.fromkeys(("message_bytes", "unary_bytes", "streams", "calls"), _COUNT)
                             | {"least_ping_seconds": {"type": "number"}}
                         ),
@@ -363,12 +377,12 @@ INFO: dict[int | str, dict[str, Any]] = {
     }
 }
 _PARAMETERS = {**_TENSORS, headers.JSON: {"schema": _NUMBERED}}
-SESSION = _responses({200: _good(_SESSION, "the session", _STANDING)})
-CREATED = _responses(
-    {201: _good(_SESSION, "the session", _STANDING | {"Location": _header("the session's own address")})}
+SESSION = responses({200: _good(_SESSION, "the session", _STANDING)})
+CREATED = responses(
+    {201: _good(_SESSION, "the session", _STANDING | {"Location": header("the session's own address")})}
 )
-PAGE = _responses({200: _good(_LISTED, "a page of sessions")})
-EMPTY = _responses({204: _good(None, "done")})
+PAGE = responses({200: _good(_LISTED, "a page of sessions")})
+EMPTY = responses({204: _good(None, "done")})
 _ANSWER = {
     "name": headers.ANSWER_DTYPE,
     "in": "header",
@@ -384,17 +398,22 @@ _AT = {
     "best: those of the lowest loss, where keep_best is true (progress.lowest_step says of which step)",
 }
 READ: dict[str, Any] = {"parameters": [_ANSWER, _AT]}
-PARAMETERS = _responses({200: _good(_PARAMETERS, "the parameters", _STEPPED)})
-STEPPED = _responses(
+PARAMETERS = responses(
+    {
+        200: _good(_PARAMETERS, "the parameters", _STEPPED),
+        204: _good(None, "the session has not made min_step in wait_s", {"Retry-After": header("0", COUNT)}),
+    }
+)
+STEPPED = responses(
     {
         200: _good(_PARAMETERS, "the parameters after the step", _STEPPED),
         204: _good(None, "the step counts; Prefer: return=minimal asked for no parameters", _STEPPED),
     }
 )
-STATE = _responses({200: _good({headers.SAFETENSORS: BINARY}, "the state", _STANDING)})
+STATE = responses({200: _good({headers.SAFETENSORS: BINARY}, "the state", _STANDING)})
 
 _TAG = '(W/)?"[!#-~]*"'
-_HEADERS = [
+HEADERS = [
     {
         "name": "If-Match",
         "in": "header",
@@ -430,7 +449,7 @@ def _create_schema() -> dict[str, Any]:
         "type": ["array", "null"],
         "description": "with a dtype, in the place of parameters; or beside an object of them: the tensors' order",
     }
-    schema["properties"]["parameters"] = _TENSORS_JSON
+    schema["properties"]["parameters"] = TENSORS_JSON
     schema["properties"]["optimizer"] = settings_schema()
     schema["properties"]["labels"] |= {"propertyNames": {"minLength": 1, "maxLength": MAX_LABEL_NAME}}
     # Inside allOf: generators take an anyOf next to the properties for the whole schema.
@@ -447,7 +466,7 @@ def _patch_schema() -> dict[str, Any]:
 
 
 _EXAMPLE = {"parameters": [1.0, 2.0], "optimizer": {"name": "adam", "lr": 0.1}}
-_STEP_BODY = {"required": True, "content": {**_SENT, headers.JSON: GRADIENT_JSON}}
+_STEP_BODY = {"required": True, "content": {**SENT, headers.JSON: GRADIENT_JSON}}
 CREATE: dict[str, Any] = {
     "parameters": [_key(required=False)],
     "requestBody": {
@@ -459,20 +478,20 @@ CREATE: dict[str, Any] = {
     },
 }
 MATCHED: dict[str, Any] = {
-    "parameters": [_HEADERS[0] | {"description": "the session's ETag: another one by now, and nothing changes (412)"}]
+    "parameters": [HEADERS[0] | {"description": "the session's ETag: another one by now, and nothing changes (412)"}]
 }
 PATCH: dict[str, Any] = MATCHED | {
     "requestBody": {"required": True, "content": {headers.JSON: {"schema": _patch_schema()}}}
 }
 TENSORS: dict[str, Any] = {
-    "parameters": [_HEADERS[1]],
-    "requestBody": {"required": True, "content": {**_SENT, headers.JSON: {"schema": _TENSORS_JSON}}},
+    "parameters": [HEADERS[1]],
+    "requestBody": {"required": True, "content": {**SENT, headers.JSON: {"schema": TENSORS_JSON}}},
 }
-GRADIENT: dict[str, Any] = {"parameters": [*_HEADERS, _key(required=False)], "requestBody": _STEP_BODY}
+GRADIENT: dict[str, Any] = {"parameters": [*HEADERS, _key(required=False)], "requestBody": _STEP_BODY}
 _BASE = {
     "name": headers.BASE,
     "in": "header",
     "schema": {"type": "string", "pattern": "^[0-9]{1,16}(; ?chain=[0-9a-f]{64})?(; ?most=[0-9]{1,9})?$"},
     "description": "the step that the gradient was taken at, the chain of it, and how many steps may have come since",
 }
-POSTED: dict[str, Any] = {"parameters": [*_HEADERS, _BASE, _key(required=True)], "requestBody": _STEP_BODY}
+POSTED: dict[str, Any] = {"parameters": [*HEADERS, _BASE, _key(required=True)], "requestBody": _STEP_BODY}

@@ -13,7 +13,7 @@ from adamd.wire import headers
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.encodings import ENCODINGS, RAW
 from adamd.wire.layout import shown
-from adamd_service.codecs import checks
+from adamd_service.codecs import checks, rounds
 from adamd_service.codecs.checks import parse_json
 from adamd_service.records import Base
 
@@ -22,6 +22,7 @@ _CHAIN = re.compile(r'"[0-9a-f]{64}"')
 _TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _TAGS = re.compile(rf"{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*")
 _BASE = re.compile(r"(?P<step>[0-9]{1,16})(?:;\s?chain=(?P<chain>[0-9a-f]{64}))?(?:;\s?most=(?P<most>[0-9]{1,9}))?")
+_FLOAT = re.compile(r"[0-9]{1,16}(?:\.[0-9]{0,20})?(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,16}")
 
 
@@ -124,8 +125,8 @@ def media_type(request: Request, default: str, accepted: tuple[str, ...] = KNOWN
     return kind
 
 
-def accepted_type(request: Request, default: str) -> str:
-    """Return the media type that the answer should have.
+def accepted_type(request: Request, default: str, known: Sequence[str] = KNOWN) -> str:
+    """Return the media type that the answer should have, one of ``known``.
 
     Raises:
         NotAcceptable: none of ours.
@@ -139,11 +140,11 @@ def accepted_type(request: Request, default: str) -> str:
         kind, _, parameters = item.strip().partition(";")
         quality = _quality(parameters)
         kind = kind.strip().lower()
-        offers = [default, *KNOWN] if kind in ("*/*", "application/*") else [kind] if kind in KNOWN else []
+        offers = [default, *known] if kind in ("*/*", "application/*") else [kind] if kind in known else []
         if offers and quality > best:
             best, chosen = quality, offers[0]
     if chosen is None:
-        raise NotAcceptable(f"Accept {shown(value)}; this can be answered as {', '.join(KNOWN)}")
+        raise NotAcceptable(f"Accept {shown(value)}; this can be answered as {', '.join(known)}")
     return chosen
 
 
@@ -235,6 +236,34 @@ def step_number(value: str) -> int:
     if _NUMBER.fullmatch(value) is None or not value.isascii():
         raise InvalidRequest(f"step {shown(value)}: wanted a number from 1 to 2^53; step 1 is the first update")
     return checks.step_number(int(value))
+
+
+def round_number(value: str) -> int:
+    """Return a round's number.
+
+    Raises:
+        InvalidRequest: not 1 to 2^53.
+
+    """
+    if _NUMBER.fullmatch(value) is None or not value.isascii():
+        raise InvalidRequest(
+            f"round {shown(value)}: wanted a number from 1 to 2^53; round 1 makes step 1", path="round"
+        )
+    return rounds.round_number(int(value))
+
+
+def num_examples(request: Request) -> float:
+    """Return Adamd-Num-Examples, 1 where it is absent.
+
+    Raises:
+        InvalidRequest: no finite number above 0.
+
+    """
+    value = only(request, headers.NUM_EXAMPLES)
+    if value is None:
+        return 1.0
+    number = value.strip()
+    return rounds.num_examples(float(number) if _FLOAT.fullmatch(number) is not None else number, headers.NUM_EXAMPLES)
 
 
 def json_header(request: Request, name: str) -> Any:

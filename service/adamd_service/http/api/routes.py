@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
@@ -19,81 +14,28 @@ from adamd.wire import headers
 from adamd.wire.encodings import RAW
 from adamd_service.codecs import bodies, checks
 from adamd_service.codecs.checks import session_ref as _ref
-from adamd_service.codecs.documents import MAX_JSON, summary
 from adamd_service.codecs.documents import patch as patch_document
-from adamd_service.engine import Engine, RequestBody, StepCall
+from adamd_service.codecs.documents import summary
+from adamd_service.engine import StepCall
 from adamd_service.http import responses
 from adamd_service.http.api import openapi, request_headers
-from adamd_service.http.server import direct_bodies
-
-T = TypeVar("T")
-
-
-class StrictRoute(APIRoute):
-    """A route that refuses query members that the OpenAPI document does not list."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what serves a request."""
-        handle = super().get_route_handler()
-        query_names = [parameter.alias for parameter in self.dependant.query_params]
-        query_names += [
-            parameter["name"]
-            for parameter in (self.openapi_extra or {}).get("parameters", ())
-            if parameter["in"] == "query"
-        ]
-
-        async def handled(request: Request) -> Response:
-            if request.scope["query_string"]:
-                request_headers.check_query(request, query_names)
-            return await handle(request)
-
-        return handled
-
+from adamd_service.http.api.requests import (
+    Ref,
+    StrictRoute,
+    Wait,
+    arriving,
+    complete_body,
+    engine_of,
+    if_match,
+    parsed,
+    vector,
+    while_it_stays,
+)
 
 router = APIRouter(prefix="/v1", tags=["sessions"], route_class=StrictRoute)
-JSON_WEIGHT = 14  # bytes of memory for each byte of JSON at worst, while it becomes an array
 MAX_PATCH_BYTES = 1024 * 1024
-INLINE_BYTES = 64 * 1024  # a longer body is parsed in a thread
-Ref = Annotated[
-    str,
-    Path(alias="session", description="a session's id or name", json_schema_extra={"pattern": openapi.REF}),
-]
+GRADIENTS = {headers.JSON: bodies.gradient_from_json, headers.SAFETENSORS: bodies.gradient_from_safetensors}
 Number = Annotated[str, Path(description="the step's number, from 1", json_schema_extra=openapi.NUMBER)]
-
-
-def engine_of(request: Request) -> Engine:
-    """Return this application's engine."""
-    engine: Engine = request.app.state.engine
-    return engine
-
-
-def _body(request: Request, kind: str) -> RequestBody:
-    declared = request_headers.declared_length(request)
-    if kind == headers.JSON:
-        return RequestBody(declared, _chunks(request), MAX_JSON, JSON_WEIGHT)
-    return RequestBody(declared, _chunks(request), fill=direct_bodies.filler(request, declared))
-
-
-async def _chunks(request: Request) -> AsyncGenerator[bytes]:
-    async for chunk in request.stream():
-        if chunk:
-            yield chunk
-
-
-@asynccontextmanager
-async def _complete_body(request: Request, kind: str, limit: int | None = None) -> AsyncIterator[memoryview]:
-    """Read a complete body of a kind that is not streamed; its memory is held until the context ends."""
-    body = _body(request, kind)
-    if kind == headers.SAFETENSORS:
-        body = replace(body, weight=bodies.SAFETENSORS_WEIGHT)
-    if limit is not None:
-        body = replace(body, limit=limit)
-    async with engine_of(request).read_body(body) as read:
-        yield read
-
-
-async def _parsed(parse: Callable[..., T], body: memoryview, *args: Any) -> T:
-    return parse(body, *args) if body.nbytes <= INLINE_BYTES else await run_in_threadpool(parse, body, *args)
 
 
 @router.post("/sessions", status_code=201, openapi_extra=openapi.CREATE, responses=openapi.CREATED)
@@ -102,8 +44,8 @@ async def create_session(request: Request) -> Response:
     kind = request_headers.media_type(request, headers.JSON, (headers.JSON, headers.SAFETENSORS))
     key = request_headers.idempotency_key(request)
     parse = bodies.create_from_json if kind == headers.JSON else bodies.create_from_safetensors
-    async with _complete_body(request, kind) as body:
-        call = await _parsed(parse, body, key)
+    async with complete_body(request, kind) as body:
+        call = await parsed(parse, body, key)
         return responses.created(
             await engine_of(request).create(call), call.sent_order, request.scope.get("root_path", "")
         )
@@ -122,8 +64,11 @@ async def list_sessions(
 
 @router.get("/sessions/{session}", responses=openapi.SESSION)
 async def get_session(request: Request, session: Ref) -> Response:
-    """Return a session's settings, step and layout."""
-    return responses.session(await engine_of(request).view(_ref(session)))
+    """Return a session's settings, step and layout, and where its open round stands."""
+    engine = engine_of(request)
+    view = await engine.view(_ref(session))
+    standing = None if view.head.spec.rounds is None else await engine.rounds.task(view.head.spec.id)
+    return responses.session(view, standing=standing)
 
 
 @router.patch("/sessions/{session}", openapi_extra=openapi.PATCH, responses=openapi.SESSION)
@@ -131,9 +76,10 @@ async def patch_session(request: Request, session: Ref) -> Response:
     """Change settings (they count from the next step) or labels."""
     kind = request_headers.media_type(request, headers.JSON, (headers.JSON,))
     ref = _ref(session)
-    async with _complete_body(request, kind, MAX_PATCH_BYTES) as body:
-        patch = await _parsed(patch_document, body)
-        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, await _if_match(request, ref))
+    async with complete_body(request, kind, MAX_PATCH_BYTES) as body:
+        patch = await parsed(patch_document, body)
+        match = await if_match(request, ref)
+        changed = await engine_of(request).patch(ref, patch.optimizer, patch.labels, match, patch.rounds)
         return responses.session(changed)
 
 
@@ -141,7 +87,7 @@ async def patch_session(request: Request, session: Ref) -> Response:
 async def delete_session(request: Request, session: Ref) -> Response:
     """Delete a session: 410 for a day, then 404."""
     ref = _ref(session)
-    await engine_of(request).delete(ref, await _if_match(request, ref))
+    await engine_of(request).delete(ref, await if_match(request, ref))
     return Response(status_code=204)
 
 
@@ -151,11 +97,23 @@ async def delete_session(request: Request, session: Ref) -> Response:
     openapi_extra=openapi.READ,
     responses=openapi.PARAMETERS,
 )
-async def get_parameters(request: Request, session: Ref) -> Response:
-    """Return the current parameters, or those to evaluate."""
+async def get_parameters(
+    request: Request,
+    session: Ref,
+    min_step: Annotated[int, Query(ge=0, le=headers.MAX_STEP, description="wait until this step is made")] = 0,
+    wait_s: Wait = 0.0,
+) -> Response:
+    """Return the current parameters, or those to evaluate; wait for a step first, where one is asked for."""
     kind = request_headers.accepted_type(request, headers.JSON)
     dtype, at = request_headers.answer_dtype(request, kind), checks.at(request.query_params.get("at"))
-    return responses.parameters(await engine_of(request).parameters(_ref(session), dtype, at=at), kind)
+    ref, engine = _ref(session), engine_of(request)
+    if wait_s and not min_step:
+        raise InvalidRequest("wait_s: there is nothing to wait for without min_step", path="wait_s")
+    if min_step:
+        with engine.waiting.place():
+            if not await while_it_stays(request, engine.rounds.wait_for_step(ref, min_step, wait_s)):
+                return responses.not_yet()
+    return responses.parameters(await engine.parameters(ref, dtype, at=at), kind)
 
 
 @router.put("/sessions/{session}/parameters", openapi_extra=openapi.TENSORS, responses=openapi.SESSION)
@@ -166,7 +124,7 @@ async def put_parameters(request: Request, session: Ref) -> Response:
     if request_headers.encoding(request) != RAW:
         raise InvalidRequest(f"{headers.ENCODING}: parameters are sent as they are; encodings are for gradients")
     decode = {headers.JSON: bodies.parameters_from_json, headers.SAFETENSORS: bodies.parameters_from_safetensors}
-    view = await engine_of(request).set_parameters(_ref(session), _body(request, kind), dtype, decode.get(kind))
+    view = await engine_of(request).set_parameters(_ref(session), arriving(request, kind), dtype, decode.get(kind))
     return responses.session(view)
 
 
@@ -219,30 +177,18 @@ async def post_step(request: Request, session: Ref) -> Response:
     return await _step(request, session, None, key)
 
 
-async def _if_match(request: Request, ref: str, number: int | None = None) -> str | None:
-    """Return the chain that the session, or step ``number`` - 1 of it, has to have; of several the one that it has."""
-    chains = request_headers.if_match(request)
-    if len(chains) < 2:
-        return chains[0] if chains else None
-    head = (await engine_of(request).view(ref)).head
-    now = head.prev_chain if number == head.step else head.chain
-    return now if now in chains else chains[0]
-
-
 async def _step(request: Request, session: str, number: int | None, key: str | None) -> Response:
-    kind = request_headers.media_type(request, headers.OCTETS)
-    answer_kind = request_headers.accepted_type(request, kind)
-    dtype = request_headers.dtype(request)
-    decode = {headers.JSON: bodies.gradient_from_json, headers.SAFETENSORS: bodies.gradient_from_safetensors}
+    sent = vector(request, GRADIENTS)
+    answer_kind = request_headers.accepted_type(request, sent.media_type)
     call = StepCall(
         ref=_ref(session),
         number=number,
-        body=_body(request, kind),
-        dtype=dtype if kind == headers.OCTETS else None,
-        decode=decode.get(kind),
-        encoding=request_headers.encoding(request),
+        body=sent.body,
+        dtype=sent.dtype,
+        decode=sent.decode,
+        encoding=sent.encoding,
         answer_dtype=request_headers.answer_dtype(request, answer_kind),
-        if_match=await _if_match(request, _ref(session), number),
+        if_match=await if_match(request, _ref(session), number),
         base=request_headers.base(request) if number is None else None,
         key=key,
         settings=checks.settings(request_headers.json_header(request, headers.SETTINGS)),
