@@ -31,6 +31,7 @@ from adamd.errors import (
     WrongDtype,
     WrongLayout,
 )
+from adamd.federation import FederatedRun, Federation, Task
 from adamd.sansio.gradient_encoding import Sparse, TopK
 from adamd.sansio.retry import Timeout
 from adamd.sansio.tracking import StallWarning
@@ -45,6 +46,8 @@ __all__ = [
     "BadGradient",
     "Client",
     "Diverged",
+    "FederatedRun",
+    "Federation",
     "HistoryLost",
     "RequestError",
     "RetriesExhausted",
@@ -55,6 +58,7 @@ __all__ = [
     "StallWarning",
     "StepConflict",
     "StepSuperseded",
+    "Task",
     "Timeout",
     "TopK",
     "TransportError",
@@ -67,7 +71,7 @@ __all__ = [
 ]
 
 
-_LATER = ("aio", "checkpoints", "optax", "torch")
+_LATER = ("aio", "checkpoints", "fed", "optax", "torch")
 
 
 def __getattr__(name: str) -> ModuleType:

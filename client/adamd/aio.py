@@ -17,19 +17,24 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
 from adamd.drivers.threaded import AsyncShell
 from adamd.errors import AdamdError
-from adamd.sansio import opening
+from adamd.fed.options import FederationOptions
+from adamd.fed.records import Answer, Round
+from adamd.sansio import coordination, models, opening, participation
+from adamd.sansio.coordination import Coordinator
+from adamd.sansio.federation_view import FederationView, RunView, TaskView
 from adamd.sansio.gradient_encoding import Encoding, EncodingOptions
 from adamd.sansio.opening import Durability, Source
+from adamd.sansio.participation import Assigned, Participant
 from adamd.sansio.retry import Timeout
 from adamd.sansio.session_view import SessionView
 from adamd.sansio.tracking import Logic, OnBadGradient, Track
 from adamd.transports.select import transport
 
-__all__ = ["AsyncClient", "AsyncSession", "connect"]
+__all__ = ["AsyncClient", "AsyncFederatedRun", "AsyncFederation", "AsyncSession", "AsyncTask", "connect"]
 
 
 def connect(
@@ -64,6 +69,7 @@ class AsyncClient:
         limits = Timeout.of(timeout)
         self._transport = transport(url, limits, api_key, progress)
         self._shell = AsyncShell(self._transport, limits)
+        self._longest_wait = limits.longest_wait
         self.url = self._transport.url
 
     async def __aenter__(self) -> Self:
@@ -154,6 +160,26 @@ class AsyncClient:
                 since = document["chain"]
                 yield document
             await asyncio.sleep(every)
+
+    async def federation(
+        self,
+        ref: str,
+        *,
+        client: str,
+        encoding: Encoding = "raw",
+        error_feedback: bool = True,
+        answer_dtype: str | None = None,
+    ) -> AsyncFederation:
+        """Take part in a federation, with the arguments and errors of `adamd.Client.federation`."""
+        encoding_options = EncodingOptions.of(encoding, error_feedback, answer_dtype)
+        logic = participation.join(ref, client, encoding_options, self._longest_wait)
+        return AsyncFederation(self._shell, await self._shell.run(logic))
+
+    async def open_federation(
+        self, name: str, parameters: Any = None, **options: Unpack[FederationOptions]
+    ) -> AsyncFederatedRun:
+        """Resume a federation, or make it, with the arguments and errors of `adamd.Client.open_federation`."""
+        return AsyncFederatedRun(self._shell, await self._shell.run(coordination.open_(name, parameters, options)))
 
     async def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""
@@ -261,3 +287,125 @@ class AsyncSession(SessionView):
     async def export(self, path: str | os.PathLike[str] | None = None) -> bytes | Path:
         """Export the whole state as safetensors, into a file or as bytes: as `adamd.Session.export`."""
         return await self._shell.run(self._track.export(path))
+
+
+class AsyncTask(TaskView):
+    """What the server wants of a client now: as `adamd.Task`, and its reply is awaited."""
+
+    def __init__(self, shell: AsyncShell, participant: Participant, assigned: Assigned) -> None:
+        self._shell = shell
+        self._participant = participant
+        self._assigned = assigned
+
+    def __repr__(self) -> str:
+        return f"<adamd.aio.AsyncTask {self.kind} round {self.round} for {self._participant.client}>"
+
+    async def reply(
+        self,
+        *,
+        parameters: Any = None,
+        delta: Any = None,
+        gradient: Any = None,
+        num_examples: float = 1.0,
+        metrics: Mapping[str, Any] | None = None,
+        **measured: Any,
+    ) -> Answer:
+        """Send what came of it, and return what becomes of that: as `adamd.Task.reply`, with its arguments and errors.
+
+        Cancelled, it may be there or not; the same reply again is safe.
+        """
+        values = {"parameters": parameters, "delta": delta, "gradient": gradient}
+        logic = self._participant.reply(self._assigned, values, num_examples, {**(metrics or {}), **measured})
+        return await self._shell.run(logic)
+
+
+class AsyncFederation(FederationView):
+    """One client of a federation: as `adamd.Federation`, and awaited."""
+
+    def __init__(self, shell: AsyncShell, participant: Participant) -> None:
+        self._shell = shell
+        self._participant = participant
+        self._turn = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<adamd.aio.AsyncFederation {self.name or self.id} as {self.client}>"
+
+    async def task(self) -> AsyncTask | None:
+        """Wait for the next task, and return it; None: the last round is over. As `adamd.Federation.task`."""
+        async with self._turn:
+            assigned = await self._shell.run(self._participant.task())
+        return None if assigned is None else AsyncTask(self._shell, self._participant, assigned)
+
+    async def rounds(self) -> AsyncIterator[AsyncTask]:
+        """Yield one task after the other until the last round is over: as `adamd.Federation.rounds`."""
+        while (task := await self.task()) is not None:
+            yield task
+
+
+class AsyncFederatedRun(RunView):
+    """A federation, as its coordinator sees it: as `adamd.FederatedRun`, and awaited."""
+
+    def __init__(self, shell: AsyncShell, coordinator: Coordinator) -> None:
+        self._shell = shell
+        self._coordinator = coordinator
+
+    def __repr__(self) -> str:
+        name = f" {self.name}" if self.name else ""
+        return f"<adamd.aio.AsyncFederatedRun {self.id}{name}, opened at step {self._coordinator.now.step}>"
+
+    async def follow(self, after: int | None = None, *, every: float = 0.5) -> AsyncIterator[Round]:
+        """Yield each round when it is closed, until the last one: as `adamd.FederatedRun.follow`."""
+        last, total = self._coordinator.now.step if after is None else after, self.num_rounds
+        while not total or last < total:
+            closed = await self._shell.run(self._coordinator.closed_from(last + 1))
+            for done in closed:
+                yield done
+                last = done.round
+            if not closed:
+                await asyncio.sleep(every)
+
+    async def history(self, start: int = 1) -> list[Round]:
+        """Return the rounds from ``start`` on that the server keeps: as `adamd.FederatedRun.history`."""
+        rounds: list[Round] = []
+        token: str | None = None
+        while True:
+            page = await self._shell.run(self._coordinator.page(start, token))
+            rounds += page.rounds
+            if (token := page.token) is None:
+                return rounds
+
+    async def current(self) -> Round:
+        """Return the open round as it is now; after the last one, that."""
+        return await self._shell.run(self._coordinator.current())
+
+    async def round(self, number: int) -> Round:
+        """Return one round: as `adamd.FederatedRun.round`."""
+        return await self._shell.run(self._coordinator.round(number))
+
+    async def parameters(self) -> Any:
+        """Return the parameters after the last closed round: as `adamd.FederatedRun.parameters`."""
+        return await self._shell.run(self._coordinator.parameters())
+
+    async def state_dict(self) -> dict[str, Any]:
+        """Return `parameters` as torch tensors: as `adamd.FederatedRun.state_dict`."""
+        return models.state_dict(await self.parameters(), self._coordinator.roles)
+
+    async def close_round(self, number: int | None = None) -> Round:
+        """Close a round with the replies that it has, and return it: as `adamd.FederatedRun.close_round`."""
+        return await self._shell.run(self._coordinator.close(number))
+
+    async def cancel_round(self, number: int | None = None) -> Round:
+        """Drop the replies that a round has, and return it: as `adamd.FederatedRun.cancel_round`."""
+        return await self._shell.run(self._coordinator.cancel(number))
+
+    async def configure(self, config: Mapping[str, Any]) -> None:
+        """Set what the clients of later rounds are told: as `adamd.FederatedRun.configure`."""
+        await self._shell.run(self._coordinator.configure(config))
+
+    async def info(self) -> dict[str, Any]:
+        """Return the session's document as the server has it now."""
+        return await self._shell.run(self._coordinator.info())
+
+    async def delete(self) -> None:
+        """End the federation, with all that it has."""
+        await self._shell.run(self._coordinator.delete())

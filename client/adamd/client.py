@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 from adamd.drivers.blocking import Shell
 from adamd.errors import AdamdError
-from adamd.sansio import opening
+from adamd.fed.options import FederationOptions
+from adamd.federation import FederatedRun, Federation
+from adamd.sansio import coordination, opening, participation
 from adamd.sansio.gradient_encoding import Encoding, EncodingOptions
 from adamd.sansio.opening import Durability, Source
 from adamd.sansio.retry import Timeout
@@ -63,6 +65,7 @@ class Client:
         limits = Timeout.of(timeout)
         self._transport = transport(url, limits, api_key, progress)
         self._shell = Shell(self._transport, limits)
+        self._longest_wait = limits.longest_wait
         self.url = self._transport.url
         self._closing: list[Callable[[], None]] = []
 
@@ -263,6 +266,55 @@ class Client:
                 since = document["chain"]
                 yield document
             time.sleep(every)
+
+    def federation(
+        self,
+        ref: str,
+        *,
+        client: str,
+        encoding: Encoding = "raw",
+        error_feedback: bool = True,
+        answer_dtype: str | None = None,
+    ) -> Federation:
+        """Take part in the federation with this id or name, as one of its clients.
+
+        Args:
+            ref: its id or name.
+            client: this client's name in it, the same at each start: 1 to 64 of letters, digits, ``.``, ``_``, ``-``.
+            encoding: how replies travel, as in `create`; a lossy one sends what training changed.
+            error_feedback: what such an encoding drops goes along with this client's next reply.
+            answer_dtype: what parameters are rounded to on their way here, as in `create`.
+
+        Raises:
+            UnknownSession, SessionDeleted: there is none.
+            NoRounds: it is a session of plain steps.
+
+        """
+        encoding_options = EncodingOptions.of(encoding, error_feedback, answer_dtype)
+        logic = participation.join(ref, client, encoding_options, self._longest_wait)
+        return Federation(self._shell.run, self._shell.run(logic))
+
+    def open_federation(self, name: str, parameters: Any = None, **options: Unpack[FederationOptions]) -> FederatedRun:
+        """Resume the federation ``name``, or make it where there is none.
+
+        Args:
+            name: the session's; see `create`.
+            parameters: what it starts from if it is new: one array, a dict of arrays, or a torch model's
+                ``state_dict()``. Names and shapes must be those of one that is there.
+            **options: strategy, num_rounds, cohort, min_replies, timeout, aggregate, …: see `fed.FederationOptions`.
+                Those of a federation that is there must be the same, but for ``config``; without parameters and
+                options it is taken as it is.
+
+        Raises:
+            UnknownSession: there is none, and no parameters to make it from.
+            InvalidSettings: there is one, with other settings; the words say which. Or a setting is out of range.
+            WrongLayout: there is one, of other names, shapes or dtype.
+            InvalidRequest: options are missing, or do not fit; the words have the numbers.
+            NoRounds: the name is a session's of plain steps.
+
+        """
+        coordinator = self._shell.run(coordination.open_(name, parameters, options))
+        return FederatedRun(self._shell.run, coordinator)
 
     def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""

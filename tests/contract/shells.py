@@ -7,6 +7,7 @@ import threading
 import adamd
 import adamd.aio
 
+HANDLES = adamd.aio.AsyncSession, adamd.aio.AsyncFederation, adamd.aio.AsyncTask, adamd.aio.AsyncFederatedRun
 KINDS = ("http", "http-aio", "grpc", "grpc-aio")
 
 
@@ -49,7 +50,7 @@ async def _all(items):
 
 
 def _faced(result):
-    return Awaited(result) if isinstance(result, adamd.aio.AsyncSession) else result
+    return Awaited(result) if isinstance(result, HANDLES) else result
 
 
 def _loop():

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from adamd.errors import AdamdError, TransportError
 from adamd.sansio import retry
-from adamd.sansio.operations import Operation, Watch
+from adamd.sansio.operations import WAITING, Operation
 from adamd.sansio.retry import Got, Send, Tell, Timeout
 from adamd.sansio.tracking import Logic, Work
 from adamd.transports.cancellation import Cancellation
@@ -27,7 +27,7 @@ from adamd.transports.select import Transport
 T = TypeVar("T")
 LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 AT_ONCE = 64  # calls of one client under way; pauses between attempts take no thread
-WATCHES = 256  # beside them: a watch over gRPC waits in its thread for seconds, and no step shall wait for it
+WATCHES = 256  # beside them: a watch over gRPC, or a wait for a task, has its thread for seconds; no step waits for it
 
 
 class AsyncShell:
@@ -88,7 +88,7 @@ class AsyncShell:
         stop = Cancellation()
         outcome: Got | AdamdError
         try:
-            threads = self._watchers if isinstance(event.operation, Watch) else self._threads
+            threads = self._watchers if isinstance(event.operation, WAITING) else self._threads
             send = partial(self._transport.send, event.operation, event.deadline, stop)
             outcome = Got(await self._in_thread(threads, send, stop.cancel))
         except AdamdError as error:

@@ -134,11 +134,17 @@ class Encoder:
         return EncodingOptions(self.encoding, self.error_feedback, self.answer_dtype)
 
     def write(
-        self, gradient: Any, layout: Layout, dtype: str, options: EncodingOptions | None = None
+        self,
+        gradient: Any,
+        layout: Layout,
+        dtype: str,
+        options: EncodingOptions | None = None,
+        what: str = "gradient",
     ) -> EncodedGradient:
         """Write a gradient for a session of ``layout`` and ``dtype``; nothing here changes until it is `sent`.
 
-        ``options`` are those `chosen` when the step was asked for; None: the present ones.
+        ``options`` are those `chosen` when the step was asked for; None: the present ones. ``what`` is its name in
+        errors.
 
         Raises:
             WrongLayout, WrongDtype: it does not fit.
@@ -149,12 +155,12 @@ class Encoder:
         if _is_sparse(gradient):
             return EncodedGradient(_sparse(gradient, layout, dtype), (), self._residual)
         if isinstance(gradient, Flat):
-            check_widens(gradient.checked(layout, "gradient").dtype, dtype)
+            check_widens(gradient.checked(layout, what).dtype, dtype)
             if options.encoding == "raw" and (self._residual is None or not options.error_feedback):
                 return EncodedGradient(Body(gradient.pieces, gradient.dtype), (), None)
             parts = gradient.parts()
         else:
-            parts = arrays.matching(gradient, layout, dtype, "gradient", BadGradient)
+            parts = arrays.matching(gradient, layout, dtype, what, BadGradient)
         complete = len(parts) == len(layout.tensors)
         residual = self._residual if options.error_feedback else None
         if options.encoding == "raw" and (residual is None or not complete):

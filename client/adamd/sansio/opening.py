@@ -28,7 +28,15 @@ from adamd.sansio.operations import (
     body_of,
 )
 from adamd.sansio.settings_match import check_settings
-from adamd.sansio.tracking import Logic, OnBadGradient, Track, labels_document, own_names, settings_document
+from adamd.sansio.tracking import (
+    Logic,
+    OnBadGradient,
+    Track,
+    labels_document,
+    own_names,
+    plain_document,
+    settings_document,
+)
 from adamd.wire import safetensors
 
 Durability: TypeAlias = Literal["committed", "memory"]
@@ -51,13 +59,15 @@ def create(
     dtype: Literal["float32", "float64"] | None = None,
     durability: Durability = "committed",
     labels: Mapping[str, str] | None = None,
+    rounds: Mapping[str, Any] | None = None,
     on_bad_gradient: OnBadGradient,
     **others: Any,
 ) -> Logic[Track]:
-    """Make a session; see `Client.create`."""
+    """Make a session; see `Client.create`. One with ``rounds`` takes contributions; see `Client.open_federation`."""
     given = {"name": optimizer, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     settings = settings_document(given | {"amsgrad": amsgrad, "maximize": maximize, "groups": groups} | others)
     document = {"name": name, "optimizer": settings, "durability": durability, "labels": labels_document(labels or {})}
+    document |= {} if rounds is None else {"rounds": plain_document("rounds", rounds)}
     initial = arrays.parameters(parameters, dtype)
     standing: Standing = yield Create(initial, document, secrets.token_hex(16))
     if _signature(standing) != _signature(initial):  # the order is the server's: arrays are found by name
@@ -70,19 +80,30 @@ def open_(
 ) -> Logic[Track]:
     """Resume a session, or make it where there is none; see `Client.open`."""
     keep = settings_match.choice(options.pop("on_other_settings", "raise")) == "keep"
-    initial = None if parameters is None else arrays.parameters(parameters, options.get("dtype"))
 
     def check(standing: Standing) -> Logic[None]:
         if not keep:
             yield from check_settings(standing, lr, options)
 
+    return (yield from open_or_create(name, parameters, {"lr": lr, **options}, on_bad_gradient, check))
+
+
+def open_or_create(
+    name: str,
+    parameters: Any,
+    options: dict[str, Any],
+    on_bad_gradient: OnBadGradient,
+    check: Callable[[Standing], Logic[None]],
+) -> Logic[Track]:
+    """Resume a session that passes the ``check``, or make it of these options where there is none."""
+    initial = None if parameters is None else arrays.parameters(parameters, options.get("dtype"))
     try:
         return (yield from attach(name, initial, on_bad_gradient, check))
     except (UnknownSession, SessionDeleted):
         if initial is None:
             raise
     try:
-        return (yield from create(parameters, lr, name=name, **options, on_bad_gradient=on_bad_gradient))
+        return (yield from create(parameters, name=name, **options, on_bad_gradient=on_bad_gradient))
     except SessionExists as taken:  # another client was faster
         return (yield from attach(str(taken.extra.get("id", name)), initial, on_bad_gradient, check))
 

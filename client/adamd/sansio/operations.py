@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from adamd.errors import InvalidRequest, TransportError, UnknownSession, clean
+from adamd.fed.records import Round
 from adamd.sansio.arrays import Parameters, TensorPart, pieces
 from adamd.wire import headers, safetensors
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.layout import Layout
 
 _REF = re.compile(headers.REF_PATTERN)
+_CLIENT = re.compile(headers.CLIENT_PATTERN)
+_CHAIN = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 OTHER_PROTOCOL = "other protocol"  # the phase of an attempt that met HTTP in gRPC's place, or the other way round
 ARRAYS = 4  # of a state, about: only the server knows how many its optimizer keeps
@@ -67,6 +70,46 @@ class Page:
     """A piece of the list of sessions, and where the next one begins."""
 
     sessions: list[dict[str, Any]]
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a server asks a client of a session with rounds to do.
+
+    Attributes:
+        kind: "train"; "evaluate": measure the parameters of ``base_step``; "stop": the last round is over.
+        chain: of ``base_step``.
+        private: names or patterns of tensors that stay with the client.
+        document: all of it.
+
+    """
+
+    kind: str
+    round: int
+    base_step: int
+    chain: str
+    selected: bool
+    contributed: bool
+    private: tuple[str, ...]
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A contribution or an evaluation is durable; ``duplicate``: it was before. ``step`` is the session's."""
+
+    duplicate: bool
+    step: int | None
+    received: int | None = None
+    wanted: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsPage:
+    """A piece of the list of rounds, oldest first, and where the next one begins."""
+
+    rounds: tuple[Round, ...]
     token: str | None
 
 
@@ -147,6 +190,7 @@ class Update:
     ref: str
     optimizer: Mapping[str, Any] | None
     labels: Mapping[str, str] | None
+    rounds: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +295,80 @@ class Info:
     """Describe the server."""
 
 
+@dataclass(frozen=True, slots=True)
+class AskTask:
+    """Ask what a client shall do; wait up to ``wait`` seconds for it. None: nothing yet."""
+
+    ref: str
+    client: str
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Contribute:
+    """Contribute to a round. The round and the client name it, so that it counts once.
+
+    Attributes:
+        chain: of step ``round`` - 1, where ``body`` comes from; None: whatever it is.
+        kind: "delta" (trained - pulled), "parameters" (trained) or "gradient".
+
+    """
+
+    ref: str
+    round: int
+    client: str
+    chain: str | None
+    body: Body
+    kind: str
+    num_examples: float
+    metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Tell what a client measured at the parameters of step ``round`` - 1."""
+
+    ref: str
+    round: int
+    client: str
+    num_examples: float
+    metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRound:
+    """Describe a round."""
+
+    ref: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListRounds:
+    """List rounds from ``start`` on: at most ``size`` of them, after ``token``."""
+
+    ref: str
+    start: int
+    size: int
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRound:
+    """Close a round with the contributions that it has."""
+
+    ref: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRound:
+    """Drop the contributions that a round has; it begins again."""
+
+    ref: str
+    round: int
+
+
 Operation: TypeAlias = (
     Create
     | Restore
@@ -264,7 +382,15 @@ Operation: TypeAlias = (
     | Step
     | Watch
     | Info
+    | AskTask
+    | Contribute
+    | Evaluate
+    | ReadRound
+    | ListRounds
+    | CloseRound
+    | CancelRound
 )
+WAITING = (Watch, AskTask)  # they are silent by their nature, and no other operation shall wait for them
 # Error codes that are worth another attempt, besides what every operation is repeated for.
 RETRIED: Mapping[type[Operation], frozenset[str]] = {Update: frozenset({"settings_conflict"})}
 # Error codes that say, from the second attempt on, that an earlier one has succeeded.
@@ -284,6 +410,10 @@ def describe(operation: Operation) -> str:
             return "listing the sessions"
         case Info():
             return "asking for the server's info"
+        case AskTask(ref, client) | Contribute(ref, _, client) | Evaluate(ref, _, client):
+            return f"{_DOING[type(operation)]} session {ref} for {client}"
+        case ReadRound(ref, number) | CloseRound(ref, number) | CancelRound(ref, number):
+            return f"{_DOING[type(operation)]} round {number} of session {ref}"
         case _:
             return f"{_DOING[type(operation)]} session {operation.ref}"
 
@@ -296,6 +426,13 @@ _DOING: Mapping[type[Operation], str] = {
     SetParameters: "setting the parameters of",
     Export: "exporting",
     Watch: "watching",
+    AskTask: "asking for a task of",
+    Contribute: "contributing to",
+    Evaluate: "telling an evaluation to",
+    ReadRound: "reading",
+    ListRounds: "listing the rounds of",
+    CloseRound: "closing",
+    CancelRound: "cancelling",
 }
 
 
@@ -318,6 +455,11 @@ def is_reference(ref: Any) -> bool:
     return isinstance(ref, str) and _REF.fullmatch(ref) is not None
 
 
+def is_chain(chain: Any) -> bool:
+    """Say whether this is a chain: 64 hexadecimal digits."""
+    return isinstance(chain, str) and _CHAIN.fullmatch(chain) is not None
+
+
 def idempotency_key(key: Any) -> str:
     """Check the key of a request.
 
@@ -328,6 +470,18 @@ def idempotency_key(key: Any) -> str:
     if not isinstance(key, str) or _KEY.fullmatch(key) is None:
         raise InvalidRequest(f"key is {key!r}; wanted 1 to 255 printable ASCII characters, as in 'worker-3/batch-17'")
     return key
+
+
+def client_name(name: Any) -> str:
+    """Check a client's name within a federation.
+
+    Raises:
+        InvalidRequest: no server takes it.
+
+    """
+    if not isinstance(name, str) or _CLIENT.fullmatch(name) is None:
+        raise InvalidRequest(f"client is {name!r:.80}; wanted 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', as 'ward-7'")
+    return name
 
 
 def export(now: Standing, into: BinaryIO | None) -> Export:

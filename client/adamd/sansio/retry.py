@@ -49,6 +49,11 @@ class Timeout:
             return given
         return cls() if given is None else cls(total=given)
 
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a server may be asked to wait for something to happen: it is not to be taken for dead."""
+        return min(25.0, self.inactivity / 2, self.total / 2)
+
     def __post_init__(self) -> None:
         """Refuse what no clock can count."""
         for name in ("connect", "inactivity", "total", "first"):

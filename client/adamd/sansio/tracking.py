@@ -363,6 +363,19 @@ def settings_document(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _setting(name, _bound(name, value)) for name, value in settings.items() if value is not None}
 
 
+def plain_document(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document as JSON values, with what is None as null.
+
+    Raises:
+        InvalidSettings: something in it is NaN or infinity, or what JSON cannot say; ``extra["path"]`` names it.
+
+    """
+    if not isinstance(document, Mapping):
+        raise InvalidRequest(f"{name} is {document!r:.60}; wanted a dict")
+    made: dict[str, Any] = _setting(name, dict(document))
+    return made
+
+
 def own_names(settings: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings under their own names, as the server keeps them; ``current`` are those that they change.
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from adamd.sansio.operations import Operation, Watch, describe
+from adamd.sansio.operations import WAITING, Operation, describe
 
 LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 PATIENCE = 5.0  # seconds without a byte before the first warning
@@ -32,7 +32,7 @@ class Silence:
     @contextmanager
     def attempt(self, operation: Operation) -> Iterator[Attempt]:
         """Surround an attempt."""
-        patience = float("inf") if isinstance(operation, Watch) else self._patience  # a watch is silent by its nature
+        patience = float("inf") if isinstance(operation, WAITING) else self._patience  # silent by its nature
         attempt = Attempt(patience, lambda left: self._warn(operation, patience, left))
         began = self._clock()
         yield attempt

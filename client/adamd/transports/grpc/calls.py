@@ -12,9 +12,9 @@ import grpc
 
 from adamd.errors import AdamdError, TransportError
 from adamd.sansio import operations
-from adamd.sansio.operations import Body, Operation, Standing, Stepped, bad_answer, reference
+from adamd.sansio.operations import Body, Operation, Received, Standing, Stepped, bad_answer, reference
 from adamd.transports.cancellation import Cancellation
-from adamd.transports.grpc import messages
+from adamd.transports.grpc import messages, round_messages
 from adamd.transports.grpc.inactivity import FOREVER_SECONDS, InactivityMonitor, MonitoredCall
 from adamd.transports.grpc.messages import refusal
 from adamd.transports.grpc.stream import Advance, Filling, numbered
@@ -180,7 +180,45 @@ class Call:
             case operations.Info():
                 return messages.info(self.unary("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse))
             case _:
+                return self._of_rounds(operation)
+
+    def _of_rounds(self, operation: Operation) -> Any:
+        """Bring an operation on rounds without bulk to its result."""
+        match operation:
+            case operations.AskTask(ref, client, wait):
+                task = pb.GetTaskRequest(session=reference(ref), client=client, wait_s=wait)
+                return round_messages.assignment(self.unary("GetTask", task, pb.GetTaskResponse))
+            case operations.Evaluate():
+                measured = round_messages.evaluation(operation)
+                return round_messages.received(self.unary("Evaluate", measured, pb.EvaluateResponse))
+            case operations.ReadRound(ref, number):
+                read = pb.GetRoundRequest(session=reference(ref), round=number)
+                return round_messages.round_(self.unary("GetRound", read, pb.GetRoundResponse).round)
+            case operations.ListRounds():
+                listing = round_messages.listing(operation)
+                return round_messages.page(self.unary("ListRounds", listing, pb.ListRoundsResponse))
+            case operations.CloseRound(ref, number):
+                close = pb.CloseRoundRequest(session=reference(ref), round=number)
+                return round_messages.round_(self.unary("CloseRound", close, pb.CloseRoundResponse).round)
+            case operations.CancelRound(ref, number):
+                cancel = pb.CancelRoundRequest(session=reference(ref), round=number)
+                return round_messages.round_(self.unary("CancelRound", cancel, pb.CancelRoundResponse).round)
+            case _:
                 raise AssertionError(f"{operation} has bulk")
+
+    def contribute(self, operation: operations.Contribute) -> Received:
+        """Send a contribution, in pieces."""
+        header, views = round_messages.contribution(operation)
+
+        def requests(sent: Advance) -> Iterator[Any]:
+            for piece in numbered(header, views):
+                yield piece
+                sent(len(piece.data))
+
+        method = self.method("stream_unary", "Contribute", pieces.CONTRIBUTE_REQUEST, pb.ContributeResponse)
+        with self.limits.guarded(header.nbytes, 0) as handle:
+            response = handle.begin(method.future(requests(handle.sent), metadata=self._metadata)).result()
+        return round_messages.received(response)
 
     def create(self, operation: operations.Create) -> Standing:
         """Make a session; many parameters follow it, unless an attempt before brought them."""

@@ -84,6 +84,8 @@ def creation(operation: Create) -> tuple[pb.CreateSessionRequest, Body | None]:
         labels=document["labels"],
         idempotency_key=operation.key,
     )
+    if "rounds" in document:
+        request.rounds.CopyFrom(struct(document["rounds"]))
     body = body_of(parameters.parts, parameters.layout)
     dtype, views, _ = flat(body)
     if sum(view.nbytes for view in views) > INLINE:
@@ -101,6 +103,8 @@ def update(operation: Update) -> pb.UpdateSessionRequest:
         request.optimizer.CopyFrom(struct(operation.optimizer))
     if operation.labels is not None:
         request.labels.CopyFrom(pb.Labels(labels=operation.labels))
+    if operation.rounds is not None:
+        request.rounds.CopyFrom(struct(operation.rounds))
     return request
 
 
@@ -208,6 +212,9 @@ def standing(session: pb.Session) -> Standing:
 
 def _document(session: pb.Session) -> dict[str, Any]:
     """Return the document that HTTP has, without the layout."""
+    rounds = {"rounds": whole(plain(session.rounds))} if session.HasField("rounds") else {}
+    if session.HasField("round"):
+        rounds["round"] = {name: getattr(session.round, name) for name in ("round", "received", "wanted")}
     return {
         "id": session.id,
         "name": session.name or None,
@@ -227,7 +234,17 @@ def _document(session: pb.Session) -> dict[str, Any]:
         "warnings": [{"code": stall.code, "detail": stall.detail, "eps": _eps(stall)} for stall in session.warnings],
         "progress": plain(session.progress),
         "snapshot_step": session.snapshot_step if session.HasField("snapshot_step") else None,
+        **rounds,
     }
+
+
+def whole(value: Any) -> Any:
+    """Return JSON's values with whole numbers as integers: a Struct has doubles only, and ``range(3.0)`` fails."""
+    if isinstance(value, dict):
+        return {name: whole(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
 
 
 def page(response: pb.ListSessionsResponse) -> Page:

@@ -140,6 +140,8 @@ class GrpcTransport:
                 return call.export(operation)
             case operations.Watch():
                 return call.watch(operation)
+            case operations.Contribute():
+                return call.contribute(operation)
             case _:
                 return call.small(operation)
 
@@ -160,7 +162,7 @@ class GrpcTransport:
         """Return an operation's channel: for a watch one with room, for anything else the common one."""
         with self._lock:
             self._refuse_when_unusable()
-            if not isinstance(operation, operations.Watch):
+            if not isinstance(operation, operations.WAITING):
                 if self._channel is None:
                     self._channel = _channel(self._route, self._timeout)
                 opened, watch_channel = self._channel, None

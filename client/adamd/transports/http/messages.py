@@ -13,17 +13,26 @@ from urllib.parse import quote
 
 from adamd import errors
 from adamd.errors import AdamdError
+from adamd.sansio import documents
 from adamd.sansio.arrays import TensorPart, pieces
 from adamd.sansio.operations import (
+    AskTask,
+    Assignment,
     Body,
+    CancelRound,
+    CloseRound,
+    Contribute,
     Create,
     Delete,
+    Evaluate,
     Export,
     Info,
+    ListRounds,
     ListSessions,
     Operation,
     Page,
     ReadParameters,
+    ReadRound,
     Restore,
     SetParameters,
     Stall,
@@ -131,11 +140,9 @@ def encode(operation: Operation) -> Request:
             after = "" if token is None else f"&page_token={quote(token, safe='')}"
             return Request("GET", f"/v1/sessions?page_size={size}{after}")
         case Update(ref):
-            members = {"optimizer": operation.optimizer, "labels": operation.labels}
-            document = json.dumps(
-                {name: value for name, value in members.items() if value is not None}, allow_nan=False
-            )
-            return Request("PATCH", _path(ref), {"Content-Type": headers.JSON}, (memoryview(document.encode()),))
+            members = {"optimizer": operation.optimizer, "labels": operation.labels, "rounds": operation.rounds}
+            changes = {name: value for name, value in members.items() if value is not None}
+            return Request("PATCH", _path(ref), {"Content-Type": headers.JSON}, _json(changes))
         case Delete(ref, chain):
             return Request("DELETE", _path(ref), {} if chain is None else {"If-Match": f'"{chain}"'})
         case ReadParameters(ref):
@@ -155,6 +162,39 @@ def encode(operation: Operation) -> Request:
             )
         case Info():
             return Request("GET", "/v1/info")
+        case AskTask(ref, client, wait):
+            return Request("GET", _path(ref, f"/rounds/current?client={client}&wait_s={wait:g}"))
+        case Contribute():
+            return _contribution(operation)
+        case Evaluate(ref, number, client):
+            document = {"num_examples": operation.num_examples, "metrics": operation.metrics}
+            path = _path(ref, f"/rounds/{number}/evaluations/{client}")
+            return Request("PUT", path, {"Content-Type": headers.JSON}, _json(document))
+        case ReadRound(ref, number):
+            return Request("GET", _path(ref, f"/rounds/{number}"))
+        case ListRounds(ref, start, size, token):
+            begin = f"from={start}" if token is None else f"page_token={quote(token, safe='')}"
+            return Request("GET", _path(ref, f"/rounds?{begin}&page_size={size}"))
+        case CloseRound(ref, number):
+            return Request("POST", _path(ref, f"/rounds/{number}/close"))
+        case CancelRound(ref, number):
+            return Request("POST", _path(ref, f"/rounds/{number}/cancel"))
+
+
+def _contribution(operation: Contribute) -> Request:
+    sent, body = _body(operation.body)
+    sent[headers.KIND] = operation.kind
+    sent[headers.NUM_EXAMPLES] = repr(operation.num_examples)
+    if operation.metrics:
+        sent[headers.METRICS] = json.dumps(operation.metrics)
+    if operation.chain is not None:
+        sent["If-Match"] = f'"{operation.chain}"'
+    path = _path(operation.ref, f"/rounds/{operation.round}/contributions/{operation.client}")
+    return Request("PUT", path, sent, body)
+
+
+def _json(document: Mapping[str, Any]) -> tuple[memoryview, ...]:
+    return (memoryview(json.dumps(document, allow_nan=False).encode()),)
 
 
 def _step(operation: Step) -> Request:
@@ -271,6 +311,14 @@ def decode(operation: Operation, response: Response) -> Any:
             return members | {"lr": lr, "metrics": _metrics(document.get("metrics"))}
         case Info():
             return _document(response)
+        case AskTask():
+            return _assignment(response)
+        case Contribute() | Evaluate():
+            return documents.received(_document(response))
+        case ReadRound() | CloseRound() | CancelRound():
+            return documents.round_(_document(response))
+        case ListRounds():
+            return documents.rounds_page(_document(response))
         case Delete():
             return None
 
@@ -350,6 +398,15 @@ def _standing(response: Response) -> Standing:
         )
     except (KeyError, TypeError, AdamdError) as error:
         raise bad_answer(f"a document that is no session ({type(error).__name__}: {error})") from None
+
+
+def _assignment(response: Response) -> Assignment | None:
+    if response.status == 204:
+        return None
+    etag = _ETAG.fullmatch(response.headers.get("etag", ""))
+    if etag is None:
+        raise bad_answer("a task without an ETag with the chain; does a proxy drop it?")
+    return documents.assignment(_document(response), etag.group(1))
 
 
 def _stepped(response: Response, operation: Step | ReadParameters) -> Stepped:

@@ -1,0 +1,155 @@
+"""Coordinator: the owner of a federation, with the logic of its calls, shared by all shells.
+
+The server closes the rounds, so a coordinator only looks on: it may end at any time, and is started again by the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from adamd.errors import InvalidRequest, InvalidSettings, RoundClosed
+from adamd.fed import plan
+from adamd.fed.options import FederationOptions
+from adamd.fed.records import Round
+from adamd.sansio import arrays, models, opening, operations, settings_match
+from adamd.sansio.operations import ReadParameters, ReadRound, RoundsPage, Standing
+from adamd.sansio.participation import rounds_of
+from adamd.sansio.settings_match import Differing
+from adamd.sansio.tracking import Logic, Track
+
+PAGE: Final = 100  # rounds that are asked for at once
+DRAWN: Final = "seed"  # the server draws it where it is not given
+
+
+def open_(name: str, parameters: Any, options: FederationOptions) -> Logic[Coordinator]:
+    """Resume a federation, or make it where there is none; see `Client.open_federation`."""
+    planned = parameters is not None or plan.plans(options)
+    if not planned:
+        track: Track = yield from opening.attach(name, None, "raise")
+        return Coordinator(track, rounds_of(track.now))
+    rounds = plan.rounds_document(
+        options, counters=models.counters(parameters), statistics=models.statistics(parameters)
+    )
+    optimizer = dict(plan.optimizer_document(options))
+    creation: dict[str, Any] = {key: options[key] for key in plan.CREATION if options.get(key) is not None}  # type: ignore[literal-required]  # names of the TypedDict
+    initial = None if parameters is None else models.in_floats(parameters, creation.get("dtype"))
+    settings = {"optimizer": optimizer.pop("name"), **optimizer, **creation}
+
+    def check(standing: Standing) -> Logic[None]:
+        yield from settings_match.check_settings(standing, None, settings)
+        _check_rounds(standing, rounds, is_new=parameters is not None)
+
+    track = yield from opening.open_or_create(name, initial, {**settings, "rounds": rounds}, "raise", check)
+    return Coordinator(track, rounds_of(track.now))
+
+
+def _check_rounds(standing: Standing, rounds: Mapping[str, Any], *, is_new: bool) -> None:
+    """Refuse other settings than those of a federation that is there.
+
+    ``config`` is not compared: it may have been changed on the way. Nor is a seed that is left to the server, nor what
+    is found out from parameters where there are none.
+    """
+    current = rounds_of(standing)
+    skipped = {"config"} | ({DRAWN} if rounds[DRAWN] is None else set())
+    skipped |= set() if is_new else {"averaged", "carry"}
+    given = {key: value for key, value in rounds.items() if key not in skipped}
+    differences: list[Differing] = settings_match.differing(given, _complete(current))
+    if differences:
+        raise InvalidSettings(
+            f"federation {standing.name or standing.id!r} at step {standing.step} has other settings than these: "
+            f"{'; '.join(settings_match.describe(differences))}. They are fixed when it is made: give its own, or none "
+            "at all to go on with it, or choose another name",
+            step=standing.step,
+            path=f"rounds.{differences[0][0]}",
+            id=standing.id,
+        )
+
+
+def _complete(current: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the server's settings with what it leaves out at its default."""
+    return {"staleness": {"name": "constant"}, "max_staleness": None, **current}
+
+
+class Coordinator:
+    """The owner's view of a federation.
+
+    Attributes:
+        now: the session, as it was seen last.
+        settings: of its rounds.
+        roles: which tensors are counters.
+        total: its last round; 0: there is none.
+
+    """
+
+    def __init__(self, track: Track, settings: Mapping[str, Any]) -> None:
+        self._track = track
+        self.settings = settings
+        self.roles = models.Roles.of(settings)
+        self.total = int(settings.get("total") or 0)
+
+    @property
+    def now(self) -> Standing:
+        """The session, as it was seen last."""
+        return self._track.now
+
+    def closed_from(self, number: int) -> Logic[tuple[Round, ...]]:
+        """Return the rounds from this one on that are closed, as far as one page has them."""
+        page: RoundsPage = yield operations.ListRounds(self.now.id, number, PAGE)
+        return tuple(item for item in page.rounds if item.state == "closed" and item.round >= number)
+
+    def page(self, number: int, token: str | None) -> Logic[RoundsPage]:
+        """Return a page of the rounds from this one on."""
+        page: RoundsPage = yield operations.ListRounds(self.now.id, number, PAGE, token)
+        return page
+
+    def current(self) -> Logic[Round]:
+        """Return the open round; after the last one, that."""
+        document = yield from self._track.info()
+        number = int(document["step"]) + 1
+        return (yield from self.round(min(number, self.total) if self.total else number))
+
+    def round(self, number: int) -> Logic[Round]:
+        """Return one round."""
+        if type(number) is not int or number < 1:
+            raise InvalidRequest(f"round is {number!r}; wanted a number of a round, from 1")
+        found: Round = yield ReadRound(self.now.id, number)
+        return found
+
+    def close(self, number: int | None) -> Logic[Round]:
+        """Close a round; None: the open one. One that is closed already stays what it is."""
+        if number is None:
+            number = (yield from self.current()).round
+        try:
+            closed: Round = yield operations.CloseRound(self.now.id, number)
+        except RoundClosed:
+            return (yield from self.round(number))
+        return closed
+
+    def cancel(self, number: int | None) -> Logic[Round]:
+        """Drop what a round has; None: the open one."""
+        if number is None:
+            number = (yield from self.current()).round
+        cancelled: Round = yield operations.CancelRound(self.now.id, number)
+        return cancelled
+
+    def configure(self, config: Mapping[str, Any]) -> Logic[None]:
+        """Set what the clients of later rounds are told."""
+        if not isinstance(config, Mapping):
+            raise InvalidRequest(f"config is {config!r:.60}; wanted a dict, as {{'epochs': 3}}")
+        yield operations.Update(self.now.id, None, None, {"config": dict(config)})
+
+    def parameters(self) -> Logic[Any]:
+        """Read the parameters of the last step."""
+        now = self.now
+        landing = arrays.landing(now.layout, now.dtype, order=self._track.order)
+        yield ReadParameters(now.id, now.dtype, landing.buffers)
+        return landing.finish()
+
+    def info(self) -> Logic[dict[str, Any]]:
+        """Read the session's document."""
+        return (yield from self._track.info())
+
+    def delete(self) -> Logic[None]:
+        """End the session."""
+        yield operations.Delete(self.now.id)

@@ -1,0 +1,180 @@
+"""Loops over a federation's rounds, blocking and for asyncio, and what a coordinator sees of rounds in the making."""
+
+import asyncio
+import threading
+import uuid
+import warnings
+
+import numpy as np
+import pytest
+
+import adamd
+import adamd.aio
+from adamd import errors, fed
+
+START = {"w": np.zeros(5, np.float32)}
+
+
+@pytest.fixture
+def name():
+    return f"run-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def client(server):
+    with adamd.connect(server.url) as made:
+        yield made
+
+
+def test_the_loop_of_the_guide(client, name):
+    run = client.open_federation(name, START, strategy=fed.FedAvg(), num_rounds=3, cohort=3, evaluate=1)
+    seen = []
+
+    def take_part(ward):
+        for task in client.federation(name, client=ward).rounds():
+            if task.kind == "evaluate":
+                task.reply(num_examples=1, norm=np.abs(task.parameters["w"]).sum())
+                continue
+            seen.append((task.round, ward))
+            task.parameters["w"] += 1  # in place: the arrays are the caller's
+            task.reply(parameters=task.parameters, num_examples=10, loss=0.5)
+
+    wards = [threading.Thread(target=take_part, args=(f"ward-{number}",)) for number in range(3)]
+    for ward in wards:
+        ward.start()
+    closed = list(run.follow(every=0.02))
+    for ward in wards:
+        ward.join(60)
+    assert not any(ward.is_alive() for ward in wards)
+    assert [(done.round, done.closed_by, done.metrics) for done in closed] == [
+        (n, "quorum", {"loss": 0.5}) for n in (1, 2, 3)
+    ]
+    assert sorted(seen) == [(n, f"ward-{who}") for n in (1, 2, 3) for who in range(3)]
+    np.testing.assert_array_equal(run.parameters()["w"], 3)
+    assert run.history()[-1].evaluation.metrics == {"norm": 15.0}  # of the final parameters
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_many_clients_in_one_event_loop(server, name, scheme):
+    async def main():
+        async with adamd.aio.connect(server.url if scheme == "http" else server.grpc_url) as client:
+            run = await client.open_federation(name, START, strategy=fed.FedAvg(), num_rounds=2, quorum=40)
+
+            async def take_part(number):
+                member = await client.federation(name, client=f"phone-{number}")
+                replies = []
+                async for task in member.rounds():
+                    replies.append(await task.reply(delta={"w": np.full(5, number, np.float32)}))
+                return replies
+
+            *replies, closed = await asyncio.gather(*map(take_part, range(40)), all_of(run.follow(every=0.02)))
+            assert [done.round for done in closed] == [1, 2]
+            assert {answer.counted for mine in replies for answer in mine} == {True}
+            assert {len(mine) for mine in replies} == {2}
+            return await run.parameters()
+
+    np.testing.assert_allclose(asyncio.run(main())["w"], 2 * np.mean(range(40)), rtol=1e-6)
+
+
+async def all_of(items):
+    return [item async for item in items]
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_wait_for_a_task_can_be_cancelled(server, name, scheme):
+    async def main():
+        async with adamd.aio.connect(server.url if scheme == "http" else server.grpc_url) as client:
+            await client.open_federation(name, START, quorum=2)
+            member = await client.federation(name, client="a")
+            task = await member.task()
+            await task.reply(delta=START)
+            waiting = asyncio.create_task(member.task())  # the round is not full: there is nothing to do
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            other = await client.federation(name, client="b")
+            await (await other.task()).reply(delta=START)
+            assert (await member.task()).round == 2  # and it goes on
+
+    asyncio.run(main())
+
+
+def test_a_client_that_may_not_wait_long_is_not_taken_for_dead(server, name):
+    with adamd.connect(server.url, timeout=adamd.Timeout(inactivity=1.0)) as client:
+        client.open_federation(name, START, quorum=2)
+        member = client.federation(name, client="a")
+        member.task().reply(delta=START)
+        found = []
+        waiting = threading.Thread(target=lambda: found.append(member.task()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            waiting.start()
+            waiting.join(2.5)
+            assert waiting.is_alive()  # longer than its connection may be silent
+            client.federation(name, client="b").task().reply(delta=START)
+            waiting.join(30)
+        assert found[0].round == 2
+
+
+def test_a_round_whose_time_is_up_with_too_few_is_overdue(client, name):
+    run = client.open_federation(name, START, strategy=fed.FedAvg(), quorum=3, min_replies=2, timeout=0.2)
+    a, b = (client.federation(name, client=who) for who in "ab")
+    a.task().reply(delta={"w": START["w"] + 1})
+    while run.current().state != "overdue":
+        pass
+    task = b.task()
+    assert task.deadline is not None and task.round == 1
+    assert task.reply(delta={"w": START["w"] + 3}).counted  # nobody's work is thrown away
+    done = next(run.follow(every=0.02))
+    assert (done.round, done.closed_by, done.received) == (1, "deadline", 2)
+    np.testing.assert_array_equal(run.parameters()["w"], 2)
+
+
+def test_a_cohort_is_drawn_and_others_wait(client, name):
+    run = client.open_federation(name, START, strategy=fed.FedAvg(), cohort=1, num_rounds=4, seed=5)
+    counted = {}
+
+    def take_part(who):
+        for task in client.federation(name, client=who).rounds():
+            counted[task.round] = who
+            assert task.reply(delta=START).outcome == "accepted"
+
+    members = [threading.Thread(target=take_part, args=(who,)) for who in "abc"]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(60)
+    assert sorted(counted) == [1, 2, 3, 4]
+    assert [done.contributions[0].client for done in run.follow(after=0)] == [counted[n] for n in (1, 2, 3, 4)]
+
+
+def test_a_robust_aggregate_leaves_out_an_attacker(client, name):
+    run = client.open_federation(name, START, strategy=fed.FedAvg(), quorum=5, aggregate=fed.Krum(1, norm_filter=10.0))
+    for who, change in zip("abcde", (1.0, 1.1, 1.2, 1.05, -500.0), strict=True):
+        client.federation(name, client=who).task().reply(delta={"w": START["w"] + np.float32(change)})
+    done = next(run.follow(after=0, every=0.02))
+    attacker = next(part for part in done.contributions if part.client == "e")
+    assert (attacker.counted, attacker.reason) == (False, "norm_filter")
+    assert np.all(run.parameters()["w"] < 1.3) and np.all(run.parameters()["w"] > 0.9)
+
+
+def test_a_private_federation_tells_what_it_has_spent(client, name):
+    pytest.importorskip("dp_accounting", reason="the accountant is an extra of the server")
+    privacy = fed.Privacy(2.0, 1.0, delta=1e-5)
+    run = client.open_federation(name, START, strategy=fed.FedAvg(), quorum=1, num_rounds=2, privacy=privacy)
+    member = client.federation(name, client="a")
+    for task in member.rounds():
+        task.reply(delta={"w": START["w"] + 1})
+    first, second = run.follow(after=0, every=0.02)
+    assert 0 < first.epsilon < second.epsilon
+
+
+def test_a_closed_client_ends_its_loop(client, name, server):
+    client.open_federation(name, START, quorum=2)
+    other = adamd.connect(server.url)
+    member = other.federation(name, client="a")
+    other.close()
+    with pytest.raises(errors.TransportError, match="closed"):
+        member.task()
