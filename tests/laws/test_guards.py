@@ -42,6 +42,51 @@ GUARDS = [
         "tests/store/bulk/test_simulation.py::test_a_disk_that_fails_now_and_then_loses_nothing",
     ),
     (
+        "1 a contribution's bytes are those that came",
+        [(f"{ENGINE}/rounds/values.py", "        if digest.hexdigest() != one.body_digest:\n", "        if False:\n")],
+        "tests/engine/rounds/test_closing.py::test_a_damaged_contribution_is_left_out",
+    ),
+    (
+        "1 an extent that a contribution names is not free at the start",
+        [(f"{STORE}/bulk/naming.py", ", *_of_contributions(session_id, waiting)]", "]")],
+        "tests/engine/rounds/test_homes.py::test_a_crash_and_a_start[files-False]",
+    ),
+    (
+        "1 what a step assigns is a part of its record",
+        [(f"{ENGINE}/step.py", "            assigned=step.assigned,\n", "")],
+        "tests/engine/rounds/test_tensors.py::test_each_tensor_by_its_rule",
+    ),
+    (
+        "3 a contribution's digest covers its kind and its number of examples",
+        [(f"{ENGINE}/rounds/contributing.py", "[body_digest, call.kind, call.num_examples]", "[body_digest]")],
+        "tests/engine/rounds/test_contributing.py::test_the_same_again_is_a_duplicate_and_another_a_conflict",
+    ),
+    (
+        "5 a round that was cancelled makes no step",
+        [(f"{LUA}/commit.lua", "  if token ~= round_token or number ~= step then\n", "  if number ~= step then\n")],
+        "tests/engine/rounds/test_closing.py::test_a_cancelled_round_makes_no_step",
+    ),
+    (
+        "5 a replica goes on with the members that were frozen",
+        [(f"{STORE}/rounds.py", "if one.member in wanted]", "]")],
+        "tests/engine/rounds/test_buffered.py::test_what_comes_while_a_round_closes_waits_for_the_next",
+    ),
+    (
+        "6 what cannot count is refused before its body is read",
+        [(f"{ENGINE}/rounds/contributing.py", "        if error is not None:\n", "        if False:\n")],
+        "tests/engine/rounds/test_closing.py::test_what_cannot_count_is_refused_before_its_body_is_read",
+    ),
+    (
+        "7 nobody's update stays on the disk",
+        [(f"{STORE}/bulk/files.py", "                self._overwrite(extent, zeros)\n", "                pass\n")],
+        "tests/engine/rounds/test_homes.py::test_nobodys_update_stays_on_the_disk",
+    ),
+    (
+        "2 a look that began before a contribution came does not forget it",
+        [(f"{ENGINE}/rounds/closing.py", "            self._again.add(session_id)", "            pass")],
+        "tests/engine/rounds/test_closing.py::test_what_comes_during_a_look_is_looked_at",
+    ),
+    (
         "1 a reader is handed no extent of another's",
         [(f"{STORE}/bulk/files.py", "        if not own:\n", "        if False:\n")],
         "tests/store/bulk/test_doubts.py::test_a_reader_is_handed_no_extent_of_anothers",

@@ -11,7 +11,7 @@ import pytest
 
 from adamd.errors import StoreFull, UnknownSession
 from adamd_service.records import BulkRef, Committed, Lost, RoundClosing
-from adamd_service.rounds import Contribution
+from adamd_service.rounds import KeptContribution
 from adamd_service.store.keys import SessionKeys
 from adamd_service.store.rounds import Admission
 
@@ -26,7 +26,7 @@ def with_rounds(store, **more):
 
 
 def one_of(number, client="a", body=b"delta", **more):
-    return Contribution(
+    return KeptContribution(
         **{
             "round": number,
             "client": client,

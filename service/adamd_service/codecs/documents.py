@@ -19,6 +19,7 @@ from adamd_service.codecs.checks import MAX_LABELS, parse_json, validated
 from adamd_service.engine import Advice, Engine
 from adamd_service.optim import FAMILY, NUMERICS_ID, Settings, lr_at, settings_of
 from adamd_service.records import Broken, Head
+from adamd_service.rounds.settings import shown_to_all
 
 SORTED = "sorted_by_name"  # a creation's warning: its flat vector has another order than its body had
 
@@ -98,7 +99,7 @@ def document(head: Head, settings: Settings, advice: Advice, *, diverged: bool) 
         "warnings": warnings(advice),
         "progress": head.progress,
         "snapshot_step": head.snapshots[-1].step if head.snapshots else None,
-        "rounds": spec.rounds,
+        "rounds": None if spec.rounds is None else shown_to_all(spec.rounds),
     }
 
 

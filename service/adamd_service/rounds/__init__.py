@@ -1,11 +1,11 @@
 """Rounds of federated training, pure: settings, the rules, who is asked, and the records."""
 
 from adamd_service.rounds.documents import (
-    Contribution,
     Counted,
     Evaluation,
     Frozen,
-    Member,
+    KeptContribution,
+    MemberName,
     RoundDocument,
     RoundEvent,
     Standing,
@@ -13,11 +13,11 @@ from adamd_service.rounds.documents import (
 from adamd_service.rounds.settings import RoundsSettings, parse_rounds, with_config
 
 __all__ = [
-    "Contribution",
     "Counted",
     "Evaluation",
     "Frozen",
-    "Member",
+    "KeptContribution",
+    "MemberName",
     "RoundDocument",
     "RoundEvent",
     "RoundsSettings",

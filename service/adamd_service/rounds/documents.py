@@ -15,7 +15,7 @@ KINDS: tuple[Kind, ...] = ("delta", "parameters", "gradient")
 
 
 @dataclass(frozen=True, slots=True)
-class Contribution:
+class KeptContribution:
     """One client's contribution as the store keeps it until its round has made its step.
 
     Attributes:
@@ -56,13 +56,13 @@ class Contribution:
         return not self.bulk.chunks and not self.bulk.extent
 
     @property
-    def member(self) -> Member:
+    def member(self) -> MemberName:
         """Its name within the session."""
-        return Member(self.round, self.client)
+        return MemberName(self.round, self.client)
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Member:
+class MemberName:
     """Names a contribution within its session."""
 
     round: int
@@ -91,7 +91,7 @@ class Frozen:
     closed_by: ClosedBy
     at: float
     replica: str
-    members: tuple[Member, ...]
+    members: tuple[MemberName, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Draws who is asked in a round, from the recorded seed: the same names give the same drawing on every replica."""
+"""Draws who is asked in a round, from the recorded seed: the same on every replica."""
 
 from __future__ import annotations
 

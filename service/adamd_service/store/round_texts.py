@@ -9,15 +9,15 @@ from typing import Any, get_args
 
 from adamd.wire.dtypes import ITEMSIZE
 from adamd.wire.encodings import ENCODINGS
-from adamd_service.records import BulkRef
+from adamd_service.records import BulkRef, Spec
 from adamd_service.rounds.documents import (
     KINDS,
     ClosedBy,
-    Contribution,
     Counted,
     Evaluation,
     Frozen,
-    Member,
+    KeptContribution,
+    MemberName,
     RoundDocument,
     Standing,
 )
@@ -25,13 +25,13 @@ from adamd_service.store import serialization
 from adamd_service.store.serialization import checked, summed, unsummed
 
 
-def contribution_text(one: Contribution) -> str:
+def contribution_text(one: KeptContribution) -> str:
     """Return a contribution as text, without its bytes."""
-    members = {field.name: getattr(one, field.name) for field in fields(Contribution) if field.name != "bulk"}
+    members = {field.name: getattr(one, field.name) for field in fields(KeptContribution) if field.name != "bulk"}
     return summed({**members, **serialization.bulk_members(one.bulk)})
 
 
-def contribution_from(name: bytes, raw: bytes) -> Contribution:
+def contribution_from(name: bytes, raw: bytes) -> KeptContribution:
     """Read a contribution that is kept under this name.
 
     Raises:
@@ -39,16 +39,16 @@ def contribution_from(name: bytes, raw: bytes) -> Contribution:
 
     """
 
-    def read() -> Contribution:
+    def read() -> KeptContribution:
         members = unsummed(json.loads(raw))
         bulk = serialization.bulk_from(members)
-        one = Contribution(**{key: members[key] for key in members if key not in ("chunks", "extent")}, bulk=bulk)
+        one = KeptContribution(**{key: members[key] for key in members if key not in ("chunks", "extent")}, bulk=bulk)
         if one.member.text != name.decode() or one.kind not in KINDS or one.dtype not in ITEMSIZE:
             raise ValueError("name, kind or dtype")
         if one.encoding not in ENCODINGS or (one.bulk != BulkRef() and one.bulk.nbytes != one.nbytes):
             raise ValueError("encoding or length")
         present = None if one.present is None else tuple(one.present)
-        return Contribution(**{**_shallow(one), "present": present})
+        return KeptContribution(**{**_shallow(one), "present": present})
 
     return checked(f"the contribution {name.decode(errors='replace')}", read)
 
@@ -57,23 +57,20 @@ def _shallow(one: Any) -> dict[str, Any]:
     return {field.name: getattr(one, field.name) for field in fields(one)}
 
 
-def member_from(text: str) -> Member:
+def member_from(text: str) -> MemberName:
     """Read a contribution's name; raises ValueError where it is none."""
     number, _, client = text.partition(":")
-    return Member(int(number), client)
+    return MemberName(int(number), client)
 
 
-def standing_from(
-    session_id: str, place: Sequence[bytes], waiting: bytes, fields_of: Mapping[bytes, bytes], config: Mapping[str, Any]
-) -> Standing:
+def standing_from(spec: Spec, place: Sequence[bytes], waiting: bytes, fields_of: Mapping[bytes, bytes]) -> Standing:
     """Read where the open round stands.
 
     Args:
-        session_id: for the error's words.
+        spec: of the session; a round that nobody has asked for yet has its config, and is as old.
         place: incarnation, step, chain and the store's clock.
         waiting: how many contributions wait.
         fields_of: the round's hash; of an earlier round, or none, where nobody has asked for this one yet.
-        config: of the session, for a round that nobody has asked for yet.
 
     Raises:
         Damaged: it is damaged.
@@ -85,9 +82,8 @@ def standing_from(
         incarnation, step, chain, now = (value.decode() for value in place)
         number = int(step) + 1
         if text.get("number") != str(number):
-            return Standing(
-                number, incarnation, chain, int(step), float(now), float(now), config, received=int(waiting)
-            )
+            config, opened_at = (spec.rounds or {}).get("config", {}), spec.created_at
+            return Standing(number, incarnation, chain, int(step), opened_at, float(now), config, received=int(waiting))
         return Standing(
             number=number,
             incarnation=incarnation,
@@ -106,7 +102,7 @@ def standing_from(
             clip_norm=float(text["clip_norm"]) if text["clip_norm"] else None,
         )
 
-    return checked(f"the open round of session {session_id}", read)
+    return checked(f"the open round of session {spec.id}", read)
 
 
 def _clients(text: str) -> tuple[str, ...] | None:

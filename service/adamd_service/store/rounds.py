@@ -13,7 +13,7 @@ import redis
 from adamd.errors import SessionDeleted, UnknownSession
 from adamd.wire.buffers import Bytes
 from adamd_service.records import Head, Spec
-from adamd_service.rounds.documents import ClosedBy, Contribution, Frozen, Member, RoundDocument, Standing
+from adamd_service.rounds.documents import ClosedBy, Frozen, KeptContribution, MemberName, RoundDocument, Standing
 from adamd_service.store import garbage, round_texts, serialization
 from adamd_service.store.bulk.homes import Homes
 from adamd_service.store.bulk.protocol import BulkName
@@ -29,7 +29,7 @@ OVERHEAD_BYTES: Final = 4096  # of a contribution without its body, at least
 SCRIPT_TRIES: Final = 3  # of a script that is safe to repeat
 
 
-class Guard(Protocol):
+class Promises(Protocol):
     """Refuses what the store could not keep."""
 
     def require(self) -> None:
@@ -50,7 +50,7 @@ class Look:
     """
 
     standing: Standing
-    contribution: Contribution | None
+    contribution: KeptContribution | None
     counted: str
     known: bool
     evaluated: str
@@ -97,7 +97,7 @@ class RoundStore:
 
     """
 
-    def __init__(self, client: Client, bulk: Homes, guard: Guard, grow: Callable[[int], None]) -> None:
+    def __init__(self, client: Client, bulk: Homes, guard: Promises, grow: Callable[[int], None]) -> None:
         self._client = client
         self._bulk = bulk
         self._guard = guard
@@ -125,9 +125,8 @@ class RoundStore:
                 raise UnknownSession(f"there is no session {head.spec.id!r}")
             place, (waiting, pending, counted, known, evaluated) = answer[1:5], answer[5:10]
             fields = dict(zip(answer[10::2], answer[11::2], strict=True))
-            config = cast("Mapping[str, Any]", (head.spec.rounds or {}).get("config", {}))
-            standing = round_texts.standing_from(head.spec.id, place, waiting, fields, config)
-            member = Member(number or standing.number, client).text.encode()
+            standing = round_texts.standing_from(head.spec, place, waiting, fields)
+            member = MemberName(number or standing.number, client).text.encode()
             return Look(
                 standing,
                 round_texts.contribution_from(member, pending) if pending else None,
@@ -136,14 +135,14 @@ class RoundStore:
                 evaluated.decode(),
             )
 
-    def waiting(self, session_id: str) -> list[Contribution]:
-        """Return the contributions that wait to be counted, by round and client; what is damaged is left out."""
+    def waiting(self, session_id: str) -> list[KeptContribution]:
+        """Return the contributions that wait to be counted, by round and client."""
         with translated(session_id):
             raw = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).pending))
         found = [round_texts.contribution_from(name, text) for name, text in raw.items()]
         return sorted(found, key=lambda one: one.member)
 
-    def members(self, session_id: str, frozen: Frozen) -> list[Contribution]:
+    def members(self, session_id: str, frozen: Frozen) -> list[KeptContribution]:
         """Return the contributions of a frozen round; fewer where others have closed or cancelled it meanwhile."""
         wanted = set(frozen.members)
         return [one for one in self.waiting(session_id) if one.member in wanted]
@@ -194,7 +193,7 @@ class RoundStore:
                 serialization.dumps(sorted(evaluators)),
             )
 
-    def contribute(self, head: Head, one: Contribution, body: bytes | None, admission: Admission) -> Verdict:
+    def contribute(self, head: Head, one: KeptContribution, body: bytes | None, admission: Admission) -> Verdict:
         """Take a contribution, whose bytes are ``body`` where they are small; durable once this returns "accepted"."""
         self._guard.require()
         self._grow(OVERHEAD_BYTES + len(body or b""))
@@ -255,11 +254,11 @@ class RoundStore:
 
     # -- bytes
 
-    def read_body(self, session_id: str, one: Contribution, into: Bytes) -> None:
+    def read_body(self, session_id: str, one: KeptContribution, into: Bytes) -> None:
         """Fill ``into`` with a contribution's body; raises ChunkMissing."""
         self.read_part(session_id, one, 0, into)
 
-    def read_part(self, session_id: str, one: Contribution, start: int, into: Bytes) -> None:
+    def read_part(self, session_id: str, one: KeptContribution, start: int, into: Bytes) -> None:
         """Fill ``into`` with a contribution's bytes from ``start`` on.
 
         Raises:
@@ -327,7 +326,7 @@ def _verdict(answer: Sequence[bytes]) -> Verdict:
     return Verdict(word, int(rest[0]), int(rest[1]), rest[2] if len(rest) > 2 else "")
 
 
-def _pieces(session_id: str, one: Contribution, start: int, length: int) -> list[tuple[str, int, int]]:
+def _pieces(session_id: str, one: KeptContribution, start: int, length: int) -> list[tuple[str, int, int]]:
     """Return key, first byte and length of each piece of a contribution that lies in the store."""
     names = SessionKeys(session_id)
     if one.inline:

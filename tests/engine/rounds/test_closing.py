@@ -3,13 +3,15 @@
 import asyncio
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from adamd.errors import RoundClosed, StepGap, TooFewContributions, UnknownRound
+from adamd.errors import InvalidRequest, NotSelected, RoundClosed, StepGap, TooFewContributions, UnknownRound
 from adamd.wire.encodings import INT8, SPARSE, encode_int8, encode_sparse
-from adamd_service.engine.rounds import EvaluateCall
+from adamd_service.engine import RequestBody
+from adamd_service.engine.rounds import ContributeCall, EvaluateCall
 from adamd_service.engine.rounds.closing import Closer
 from adamd_service.store.rounds import RoundStore
 
@@ -260,5 +262,84 @@ def test_contributions_come_in_every_encoding(replica, encoding):
             await contribute(engine, session, 1, "a", body, encoding=encoding, dtype="float32")
             found = await stepped(engine, session, 1)
             np.testing.assert_allclose(found, delta, atol=0.01 if encoding == INT8 else 0)
+
+    run(scenario())
+
+
+def test_a_damaged_contribution_is_left_out(replica, clients, valkey, nothing_closes):
+    """What the store changed is seen before it is used, and told; the others make the step."""
+    one, two = clients(2).values()
+
+    async def scenario():
+        async with replica() as engine:
+            session = await opened(engine, quorum=2)
+            await contribute(engine, session, 1, "a", one)
+            await contribute(engine, session, 1, "b", two)
+            (bad,) = [row for row in await asyncio.to_thread(engine.store.rounds.waiting, session) if row.client == "a"]
+            with valkey.client() as client:
+                key = f"adamd:{{{session}}}:contribution:{bad.attempt}"
+                body = bytearray(client.get(key))
+                body[5] ^= 1
+                client.set(key, bytes(body))
+            document = await engine.rounds.close(session, 1)
+            assert [(row.client, row.counted, row.reason) for row in document.contributions] == [
+                ("a", False, "damaged"),
+                ("b", True, None),
+            ]
+            np.testing.assert_array_equal(await stepped(engine, session, 1), two)
+
+    run(scenario())
+
+
+def test_what_cannot_count_is_refused_before_its_body_is_read(replica, clients):
+    (delta,) = clients(1).values()
+
+    async def unread():
+        raise AssertionError("the body was read")
+        yield b""
+
+    def unreadable(session, number, client):
+        return ContributeCall(session, number, client, RequestBody(delta.nbytes, unread()), dtype="float32")
+
+    async def scenario():
+        async with replica() as engine:
+            session = await opened(engine, cohort=1, quorum=1)
+            with pytest.raises(NotSelected):
+                await engine.rounds.contribute(unreadable(session, 1, "a"))
+            await engine.rounds.task(session, "a")
+            with pytest.raises(StepGap):
+                await engine.rounds.contribute(unreadable(session, 2, "a"))
+            await contribute(engine, session, 1, "a", delta)
+            await stepped(engine, session, 1)
+            with pytest.raises(RoundClosed):
+                await engine.rounds.contribute(unreadable(session, 1, "a"))
+            for wrong in ({"num_examples": 0.0}, {"num_examples": float("nan")}, {"client": "no name"}):
+                with pytest.raises(InvalidRequest):
+                    await engine.rounds.contribute(replace(unreadable(session, 2, "a"), **wrong))
+
+    run(scenario())
+
+
+def test_what_comes_during_a_look_is_looked_at(replica, clients, monkeypatch):
+    one, two = clients(2).values()
+    close_due = Closer._close_due
+
+    async def scenario():
+        gate, looked = asyncio.Event(), asyncio.Event()
+
+        async def slow(self, session_id):
+            found = await close_due(self, session_id)
+            looked.set()
+            await gate.wait()
+            return found
+
+        monkeypatch.setattr(Closer, "_close_due", slow)
+        async with replica() as engine:
+            session = await opened(engine, quorum=2)
+            await contribute(engine, session, 1, "a", one)
+            await looked.wait()
+            await contribute(engine, session, 1, "b", two)
+            gate.set()
+            await stepped(engine, session, 1)
 
     run(scenario())

@@ -41,7 +41,7 @@ from adamd_service.engine.rounds.values import Readings
 from adamd_service.engine.step import ReceivedStep
 from adamd_service.optim import Raw
 from adamd_service.records import Head, RoundClosing
-from adamd_service.rounds import Contribution, Frozen, RoundDocument, RoundsSettings, Standing
+from adamd_service.rounds import Frozen, KeptContribution, RoundDocument, RoundsSettings, Standing
 from adamd_service.rounds.documents import ClosedBy
 from adamd_service.rounds.rules import deadline, due, needed
 from adamd_service.rules import digest_start
@@ -232,7 +232,7 @@ class Closer:
             log.info("round closed", session=session_id, round=standing.number, by=frozen.closed_by)
             return made.document
 
-    async def _pulled(self, hot: Hot, settings: RoundsSettings, members: Sequence[Contribution]) -> Floats | None:
+    async def _pulled(self, hot: Hot, settings: RoundsSettings, members: Sequence[KeptContribution]) -> Floats | None:
         """Return a copy of the parameters that the round begins with, where they are needed for more than the step."""
         beside = settings.averaged or settings.carry
         if not beside and not any(one.kind == "parameters" for one in members):
@@ -256,7 +256,7 @@ class Closer:
         settings: RoundsSettings,
         standing: Standing,
         frozen: Frozen,
-        members: Sequence[Contribution],
+        members: Sequence[KeptContribution],
         pulled: Floats | None,
     ) -> Aggregated:
         """Make one gradient of a round's members. Runs in a worker thread."""

@@ -24,7 +24,7 @@ from adamd_service.aggregation import Contribution as Given
 from adamd_service.aggregation import Outcome, Span, Values, aggregate_round
 from adamd_service.engine.rounds.values import spans_of
 from adamd_service.records import Spec
-from adamd_service.rounds import Contribution, Member, RoundsSettings
+from adamd_service.rounds import KeptContribution, MemberName, RoundsSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Masked:
 class Sent:
     """One member's values, and the tensors that it has."""
 
-    contribution: Contribution
+    contribution: KeptContribution
     values: Values
     present: frozenset[int] | None
 
@@ -82,8 +82,8 @@ def combine(
     spec: Spec,
     settings: RoundsSettings,
     number: int,
-    members: Sequence[Contribution],
-    values: Mapping[Member, Values],
+    members: Sequence[KeptContribution],
+    values: Mapping[MemberName, Values],
     base: Floats | None,
     pool: BufferPool,
     **more: Any,

@@ -23,7 +23,7 @@ from adamd_service.engine.rounds.values import spans_of
 from adamd_service.engine.step import ReceivedStep
 from adamd_service.engine.uploads import INLINE_BODY_BYTES
 from adamd_service.records import BulkRef, Head
-from adamd_service.rounds import Contribution, RoundsSettings
+from adamd_service.rounds import KeptContribution, RoundsSettings
 from adamd_service.rounds.rules import foresee, refusal
 from adamd_service.rules import digest_start
 from adamd_service.store.rounds import Admission, Look, Verdict
@@ -86,7 +86,7 @@ class Contributing:
         if error is not None:
             raise error
 
-    def _keep(self, head: Head, settings: RoundsSettings, one: Contribution, step: ReceivedStep) -> Verdict:
+    def _keep(self, head: Head, settings: RoundsSettings, one: KeptContribution, step: ReceivedStep) -> Verdict:
         """Make a contribution durable. Runs in a worker thread."""
         body = step.body.buffer
         inline = body.tobytes() if body.nbytes <= INLINE_BODY_BYTES else None
@@ -111,7 +111,7 @@ class Contributing:
         with suppress(AdamdError):  # its TTL does the same, later
             self._around.store.discard(session_id, step.attempt, step.bulk or BulkRef())
 
-    def _converted(self, hot: Hot, one: Contribution, step: ReceivedStep) -> tuple[Contribution, ReceivedStep]:
+    def _converted(self, hot: Hot, one: KeptContribution, step: ReceivedStep) -> tuple[KeptContribution, ReceivedStep]:
         """Return trained parameters as the pseudo-gradient that they mean, under the session's lock."""
         loaded = self._around.rebuilder.current(hot)
         spec, state = loaded.head.spec, loaded.state
@@ -186,10 +186,10 @@ def _private_sent(names: tuple[str, ...], head: Head) -> WrongLayout:
     return WrongLayout(f"private tensors stay with the client, and these came: {some(names)}", step=head.step)
 
 
-def _contribution(call: ContributeCall, step: ReceivedStep) -> Contribution:
+def _contribution(call: ContributeCall, step: ReceivedStep) -> KeptContribution:
     body_digest = step.body.digest()
     said = json.dumps([body_digest, call.kind, call.num_examples], separators=(",", ":"))
-    return Contribution(
+    return KeptContribution(
         round=call.round,
         client=call.client,
         attempt=step.attempt,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from adamd_service.aggregation import Outcome
 from adamd_service.rounds import (
-    Contribution,
     Counted,
     Evaluation,
     Frozen,
-    Member,
+    KeptContribution,
+    MemberName,
     RoundDocument,
     RoundsSettings,
     Standing,
@@ -44,7 +45,7 @@ def evaluation_of(evaluated: Sequence[Evaluated]) -> Evaluation | None:
 
 
 def open_document(
-    standing: Standing, settings: RoundsSettings, waiting: Sequence[Contribution], evaluated: Sequence[Evaluated]
+    standing: Standing, settings: RoundsSettings, waiting: Sequence[KeptContribution], evaluated: Sequence[Evaluated]
 ) -> RoundDocument:
     """Return the document of the open round."""
     return RoundDocument(
@@ -70,7 +71,7 @@ def closed_document(
     standing: Standing,
     frozen: Frozen,
     settings: RoundsSettings,
-    members: Sequence[Contribution],
+    members: Sequence[KeptContribution],
     outcome: Outcome,
     evaluated: Sequence[Evaluated],
     epsilon: float | None,
@@ -82,8 +83,8 @@ def closed_document(
         staleness = standing.number - one.round
         found = made.get((one.client, staleness))
         if found is None:
-            reason: str | None = "damaged"
-            rows.append(Counted(one.client, one.num_examples, one.metrics, 0.0, None, False, staleness, False, reason))
+            damaged = Counted(one.client, one.num_examples, one.metrics, weight=0.0, staleness=staleness)
+            rows.append(replace(damaged, counted=False, reason="damaged"))
         else:
             rows.append(
                 Counted(
@@ -117,7 +118,9 @@ def closed_document(
     )
 
 
-def counted_members(members: Sequence[Contribution], document: RoundDocument) -> dict[str, str]:
+def counted_members(members: Sequence[KeptContribution], document: RoundDocument) -> dict[str, str]:
     """Return each member's name to its digest and the step that it counted in, 0 where it was left out."""
-    counted = {Member(document.round - row.staleness, row.client): bool(row.counted) for row in document.contributions}
+    counted = {
+        MemberName(document.round - row.staleness, row.client): bool(row.counted) for row in document.contributions
+    }
     return {one.member.text: f"{one.digest} {document.round if counted[one.member] else 0}" for one in members}

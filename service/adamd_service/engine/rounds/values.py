@@ -16,7 +16,7 @@ from adamd.wire.layout import Layout
 from adamd_service.aggregation import PartialValues, SentValues, Span, Values
 from adamd_service.optim import Encoded, encoded
 from adamd_service.records import Spec
-from adamd_service.rounds import Contribution, Member
+from adamd_service.rounds import KeptContribution, MemberName
 from adamd_service.rules import digest_start
 from adamd_service.store import ChunkMissing, RedisStore
 
@@ -29,7 +29,7 @@ class StoredRaw:
 
     store: RedisStore
     session_id: str
-    contribution: Contribution
+    contribution: KeptContribution
     size: int
     session_dtype: str
     exact: bool = False
@@ -58,7 +58,7 @@ class Readings:
         self._pool = pool
         self._spec = spec
 
-    def values(self, one: Contribution, pulled: Floats | None) -> Values:
+    def values(self, one: KeptContribution, pulled: Floats | None) -> Values:
         """Return a contribution as a pseudo-gradient, once its bytes are seen to be those that came.
 
         ``pulled``: the parameters that it was made from, where it is of the kind "parameters".
@@ -88,7 +88,7 @@ class Readings:
         made = SentValues(sent, one.kind, pulled if one.kind == "parameters" else None)
         return made if spans is None else PartialValues(made, spans)
 
-    def whole(self, members: Sequence[Contribution], pulled: Floats | None) -> dict[Member, Values]:
+    def whole(self, members: Sequence[KeptContribution], pulled: Floats | None) -> dict[MemberName, Values]:
         """Return the values of every contribution that is not damaged; a damaged one is logged."""
         found = {}
         for one in members:
