@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from calling import F4, MIB, Caller, refused
+from calling import F4, MIB, Caller, refused, watched
 from google.protobuf.json_format import MessageToDict
 from grpc import RpcError, StatusCode
 
@@ -283,6 +283,27 @@ def test_a_task_is_waited_for_and_a_caller_that_goes_away_waits_no_more(caller, 
         call(request, timeout=0.05)  # it has a task by now, or its deadline is over
         call(pb.GetTaskRequest(session="nobody", client="a"), timeout=PATIENCE)
     other.close()
+
+
+def test_those_who_wait_leave_places_to_those_whom_they_wait_for(tmp_path):
+    with watched(tmp_path / "one", env={"ADAMD_GRPC_CALLS": 4}) as own:
+        caller = Caller(own)
+        federation = Federation(caller)
+        federation.give("a", ONE)
+        wait = caller.channel.unary_unary(caller.path("GetTask"), *caller._types("GetTask"))
+        request = pb.GetTaskRequest(session=federation.id, client="a", wait_s=60)
+        waiting = [wait.future(request, timeout=PATIENCE) for _ in range(2)]
+
+        def a_third():
+            """Once both wait, a third is refused; until then it may be the second."""
+            while True:
+                wait(pb.GetTaskRequest(session=federation.id, client="a", wait_s=0.05), timeout=PATIENCE)
+
+        error = refused(a_third, S.RESOURCE_EXHAUSTED, "busy")
+        assert error.retry_after is not None
+        federation.give("b", ONE)
+        assert [future.result(PATIENCE).round for future in waiting] == [2, 2]
+        caller.close()
 
 
 def test_a_watch_tells_of_contributions(caller):

@@ -111,7 +111,8 @@ def test_every_call_refuses_a_query_that_it_does_not_know(talk):
         body = {"gradient": [1.0]} if method in ("PUT", "POST") else {"labels": {}} if method == "PATCH" else None
         told = talk(method, f"{path}?dry_run=1", body).problem(422, "invalid_request")
         assert "'dry_run' in the query: unknown" in told["detail"] and told["path"] == "dry_run"
-        wanted = "known are at" if path.endswith("parameters") and method == "GET" else "this call has no query"
+        reads = path.endswith("parameters") and method == "GET"
+        wanted = "known are min_step, wait_s, at" if reads else "this call has no query"
         assert wanted in told["detail"]
     assert talk.standing(made) == before
     told = talk("GET", f"{here}/parameters?at=ema&at=best").problem(422, "invalid_request")

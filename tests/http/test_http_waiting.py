@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from itertools import count
 
 import numpy as np
 import pytest
@@ -194,6 +195,25 @@ def test_events_that_there_are_not(own, talk):
     old.problem(422, "invalid_request")
     head = talk("HEAD", f"/v1/sessions/{session}/events").good()
     assert head.headers["Content-Type"].startswith("text/event-stream")
+
+
+def test_a_reader_that_stops_reading_events_is_dropped(tmp_path):
+    with watched(tmp_path / "one", env={"ADAMD_UPLOAD_GAP": 1}) as one:
+        talk = Talk(one)
+        session = talk.create([0.0, 0.0, 0.0], dtype="float32", durability="memory")["id"]
+        metrics = {"Adamd-Metrics": json.dumps({f"{n:0128}": n for n in range(64)})}  # 8 KiB an event
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(talk.address)
+            sock.sendall(f"GET /v1/sessions/{session}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            until(lambda: waiting(talk) == 1)
+            for number in count(1):  # it is told of many of these, and reads nothing
+                talk.put(session, number, ONE, metrics).good()
+                if waiting(talk) == 0:
+                    break
+                time.sleep(0.01)
+        assert any("stopped reading" in line for line in one.lines), one.log()
+        talk.close()
 
 
 def test_a_server_that_goes_down_ends_what_waits(server_factory):

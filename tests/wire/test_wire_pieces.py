@@ -14,17 +14,22 @@ CODECS = [
     pieces.STEP_RESPONSE,
     pieces.STREAM_REQUEST,
     pieces.STREAM_RESPONSE,
+    pieces.CONTRIBUTE_REQUEST,
     pieces.PARAMETERS_RESPONSE,
     pieces.STATE_RESPONSE,
 ]
 EACH = pytest.mark.parametrize("codec", CODECS, ids=[codec.kind.DESCRIPTOR.name for codec in CODECS])
 HEADERS = st.builds(pb.StepHeader, session=st.text(max_size=20), step=st.integers(0, 2**64 - 1), minimal=st.booleans())
+CONTRIBUTE_HEADERS = st.builds(
+    pb.ContributeHeader, session=st.text(max_size=20), round=st.integers(0, 2**64 - 1), num_examples=st.floats(0, 9)
+)
 STANDINGS = st.builds(pb.Standing, step=st.integers(0, 2**64 - 1), nbytes=st.integers(0, 2**64 - 1))
 VARINTS = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))
 
 
 def head_of(codec, data):
-    return data.draw(st.none() | (HEADERS if codec.head is pb.StepHeader else STANDINGS))
+    heads = {pb.StepHeader: HEADERS, pb.ContributeHeader: CONTRIBUTE_HEADERS, pb.Standing: STANDINGS}
+    return data.draw(st.none() | heads[codec.head])
 
 
 def by_protobuf(codec, raw):

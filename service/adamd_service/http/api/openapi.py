@@ -12,6 +12,7 @@ from adamd.wire.setting_aliases import ALIASES, TAKEN_BY
 from adamd_service.codecs.bodies import CreateDocument
 from adamd_service.codecs.checks import AT, MAX_LABEL_NAME
 from adamd_service.codecs.documents import PatchDocument
+from adamd_service.http.api.openapi_round_settings import rounds_schema
 from adamd_service.optim import FAMILY, GROUPED, KINDS, SCHEDULES, WANTED, settings_of
 
 NOT_NEGATIVE = {"type": "number", "minimum": 0}
@@ -451,6 +452,7 @@ def _create_schema() -> dict[str, Any]:
     }
     schema["properties"]["parameters"] = TENSORS_JSON
     schema["properties"]["optimizer"] = settings_schema()
+    schema["properties"]["rounds"] = rounds_schema()
     schema["properties"]["labels"] |= {"propertyNames": {"minLength": 1, "maxLength": MAX_LABEL_NAME}}
     # Inside allOf: generators take an anyOf next to the properties for the whole schema.
     later = {"required": ["layout", "dtype"], "properties": {"layout": {"type": "array"}, "dtype": {"type": "string"}}}
