@@ -23,13 +23,14 @@ from adamd.drivers.threaded import AsyncShell
 from adamd.errors import AdamdError
 from adamd.fed.options import FederationOptions
 from adamd.fed.records import Answer, Round
-from adamd.sansio import coordination, models, opening, participation
-from adamd.sansio.coordination import Coordinator
-from adamd.sansio.federation_view import FederationView, RunView, TaskView
+from adamd.sansio import opening
 from adamd.sansio.gradient_encoding import Encoding, EncodingOptions
 from adamd.sansio.opening import Durability, Source
-from adamd.sansio.participation import Assigned, Participant
 from adamd.sansio.retry import Timeout
+from adamd.sansio.rounds import coordination, models, participation
+from adamd.sansio.rounds.coordination import Coordinator
+from adamd.sansio.rounds.federation_view import FederationView, RunView, TaskView
+from adamd.sansio.rounds.participation import Assigned, Participant
 from adamd.sansio.session_view import SessionView
 from adamd.sansio.tracking import Logic, OnBadGradient, Track
 from adamd.transports.select import transport
@@ -169,10 +170,11 @@ class AsyncClient:
         encoding: Encoding = "raw",
         error_feedback: bool = True,
         answer_dtype: str | None = None,
+        residuals: str | os.PathLike[str] | None = None,
     ) -> AsyncFederation:
         """Take part in a federation, with the arguments and errors of `adamd.Client.federation`."""
         encoding_options = EncodingOptions.of(encoding, error_feedback, answer_dtype)
-        logic = participation.join(ref, client, encoding_options, self._longest_wait)
+        logic = participation.join(ref, client, encoding_options, self._longest_wait, residuals)
         return AsyncFederation(self._shell, await self._shell.run(logic))
 
     async def open_federation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,10 +12,11 @@ from adamd.drivers.blocking import Shell
 from adamd.errors import AdamdError
 from adamd.fed.options import FederationOptions
 from adamd.federation import FederatedRun, Federation
-from adamd.sansio import coordination, opening, participation
+from adamd.sansio import opening
 from adamd.sansio.gradient_encoding import Encoding, EncodingOptions
 from adamd.sansio.opening import Durability, Source
 from adamd.sansio.retry import Timeout
+from adamd.sansio.rounds import coordination, participation
 from adamd.sansio.tracking import Logic, OnBadGradient, Track
 from adamd.session import Session
 from adamd.transports.select import transport
@@ -275,6 +277,7 @@ class Client:
         encoding: Encoding = "raw",
         error_feedback: bool = True,
         answer_dtype: str | None = None,
+        residuals: str | os.PathLike[str] | None = None,
     ) -> Federation:
         """Take part in the federation with this id or name, as one of its clients.
 
@@ -284,14 +287,17 @@ class Client:
             encoding: how replies travel, as in `create`; a lossy one sends what training changed.
             error_feedback: what such an encoding drops goes along with this client's next reply.
             answer_dtype: what parameters are rounded to on their way here, as in `create`.
+            residuals: a file for what the encoding drops, so that a restart does not lose it; one for each client of
+                each federation. By default it is kept in memory only.
 
         Raises:
             UnknownSession, SessionDeleted: there is none.
             NoRounds: it is a session of plain steps.
+            InvalidRequest: no such name or encoding; or the file is another client's, or another federation's.
 
         """
         encoding_options = EncodingOptions.of(encoding, error_feedback, answer_dtype)
-        logic = participation.join(ref, client, encoding_options, self._longest_wait)
+        logic = participation.join(ref, client, encoding_options, self._longest_wait, residuals)
         return Federation(self._shell.run, self._shell.run(logic))
 
     def open_federation(self, name: str, parameters: Any = None, **options: Unpack[FederationOptions]) -> FederatedRun:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from adamd.fed.records import Answer, Round
-from adamd.sansio import models
-from adamd.sansio.coordination import Coordinator
-from adamd.sansio.federation_view import FederationView, RunView, TaskView
-from adamd.sansio.participation import Assigned, Participant
+from adamd.sansio.rounds import models
+from adamd.sansio.rounds.coordination import Coordinator
+from adamd.sansio.rounds.federation_view import FederationView, RunView, TaskView
+from adamd.sansio.rounds.participation import Assigned, Participant
 from adamd.sansio.tracking import Logic
 
 __all__ = ["FederatedRun", "Federation", "Task"]

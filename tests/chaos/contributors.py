@@ -68,12 +68,13 @@ def sent(seed, client, number):
 
 @dataclass(frozen=True)
 class Answered:
-    """What a server said of a contribution; ``pulled`` is the digest of the parameters that it was made from."""
+    """What a server said of a contribution; ``current``: its open round; ``pulled``: the digest of the parameters before."""
 
     client: str
     round: int
     outcome: str
     counted: bool | None
+    current: int
     pulled: str
 
 
@@ -134,7 +135,7 @@ class Contributor:
     def _reply(self, crew, task, mine, body, pulled):
         answer = task.reply(**{mine.kind: body}, num_examples=mine.num_examples)
         whole = digest(np.concatenate([pulled[name] for name in SIZES]))
-        one = Answered(self.name, task.round, answer.outcome, answer.counted, whole)
+        one = Answered(self.name, task.round, answer.outcome, answer.counted, answer.current, whole)
         crew.note(self.journal, one, replayed=answer.outcome == "duplicate")
         return answer
 

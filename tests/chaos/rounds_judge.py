@@ -6,6 +6,7 @@ It talks to no server. Aggregate and clip are written here once more; the optimi
 import numpy as np
 
 from adamd_service.optim import ReferenceKernel, State, apply, parse_settings, plan
+from adamd_service.rounds.rules import REMEMBERED
 from chaos.contributors import SIZES, sent
 from chaos.journal import Verdict, digest
 
@@ -69,13 +70,14 @@ class RoundsJudge:
             answers = list(self.journal.answers)
         for one in answers:
             said = f"{who}: {one.client} in round {one.round} was answered {one.outcome}, counted {one.counted}"
-            if one.outcome not in ("accepted", "duplicate", "too_late") or one.counted is None:
+            unknown = one.counted is None and one.current - one.round <= REMEMBERED
+            if one.outcome not in ("accepted", "duplicate", "too_late") or unknown:
                 verdict.lost.append(said)
             elif one.round > self.step:
                 continue  # not closed when the documents were read
             elif one.counted and (one.round, one.client) not in self.rows:
                 verdict.lost.append(f"{said}, and is not in the round's document")
-            elif not one.counted and (one.round, one.client) in self.rows:
+            elif one.counted is False and (one.round, one.client) in self.rows:
                 verdict.twice.append(f"{said}, and is in the round's document")
             elif one.pulled != self.digests[one.round - 1]:
                 verdict.bits.append(f"{said}, and was made from other parameters")

@@ -128,6 +128,15 @@ def test_the_sdk(snippet, tmp_path):
     assert abs(first - 3) < 0.01 and abs(second + 2) < 0.01
 
 
+@runs('open_federation("wards"')
+def test_rounds_of_many_clients(snippet, tmp_path):
+    """The parameters go half of the way to the targets' mean, 3, in each of eight rounds."""
+    *rounds, parameters = run_python(snippet, tmp_path).splitlines()
+    assert [line.split()[:2] for line in rounds] == [[str(number), "quorum"] for number in range(1, 9)]
+    found = [float(number) for number in re.findall(r"-?\d+\.\d*", parameters)]
+    assert np.allclose(found, 3 * (1 - 0.5**8), atol=1e-5)
+
+
 @runs('optimizer="fedadam"')
 def test_federated_averaging(snippet, tmp_path):
     """It ends where the paper's equation does, which this writes again."""

@@ -1,4 +1,4 @@
-"""A coordinator's options become the settings of rounds: what is said, what is refused, and what the server makes of it."""
+"""A coordinator's options become the settings of rounds, which the server takes as they are."""
 
 import re
 

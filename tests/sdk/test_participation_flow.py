@@ -7,7 +7,6 @@ import pytest
 
 from adamd import errors
 from adamd.errors import RetriesExhausted, TransportError
-from adamd.sansio import documents, participation
 from adamd.sansio.gradient_encoding import EncodingOptions, TopK
 from adamd.sansio.operations import (
     AskTask,
@@ -20,6 +19,7 @@ from adamd.sansio.operations import (
     Stepped,
     View,
 )
+from adamd.sansio.rounds import documents, participation
 from adamd.wire.layout import named_layout
 
 LAYOUT = named_layout({"w": (4,)})

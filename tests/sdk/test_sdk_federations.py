@@ -178,3 +178,87 @@ def test_a_closed_client_ends_its_loop(client, name, server):
     other.close()
     with pytest.raises(errors.TransportError, match="closed"):
         member.task()
+
+
+def quarter(client, name, path, **options):
+    return client.federation(name, client="a", encoding=adamd.TopK(0.2), residuals=path, **options)
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_an_encoding_dropped_survives_a_restart(client, name, tmp_path, monkeypatch, killed, closed):
+    """Killed before its second reply came, or after: the server's record tells which residual counts."""
+    path = tmp_path / "a.residuals"
+    run = client.open_federation(name, START, strategy=fed.FedAvg(), quorum=2)
+    change = np.array([5, 4, 3, 2, 1], np.float32)
+
+    def others():
+        client.federation(name, client="b").task().reply(delta=START)
+
+    assert quarter(client, name, path).task().reply(delta={"w": change}).counted  # sends 5; keeps 4, 3, 2, 1
+    others()
+    member = quarter(client, name, path)
+    task = member.task()
+    assert task.round == 2
+    with monkeypatch.context() as patched:
+        if killed == "before":
+            patched.setattr(task, "_run", dying(client))
+            with pytest.raises(Killed):
+                task.reply(delta=START)
+        else:
+            assert task.reply(delta=START).counted  # sends 4; keeps 3, 2, 1
+    if closed:
+        if killed == "before":
+            client.federation(name, client="c").task().reply(delta=START)
+        others()
+        next(run.follow(after=1, every=0.02))
+    elif killed == "after":
+        others()
+    task = quarter(client, name, path).task()
+    task.reply(delta=START)  # the largest of what was dropped
+    client.federation(name, client="d").task().reply(delta=START)
+    next(run.follow(after=task.round - 1, every=0.02))
+    sent = np.rint(run.parameters()["w"] * 2)
+    assert list(sent) == ([5, 4, 0, 0, 0] if killed == "before" else [5, 4, 3, 0, 0])
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def dying(client):
+    """Runs a reply up to the moment when its file is written and nothing has been sent."""
+    from adamd.sansio.operations import Contribute
+
+    def run(logic):
+        outcome = None
+        while True:
+            effect = logic.send(outcome)
+            if isinstance(effect, Contribute):
+                raise Killed
+            outcome = effect.run()
+
+    return run
+
+
+def test_a_file_of_residuals_is_one_clients(client, name, tmp_path):
+    path = tmp_path / "a.residuals"
+    client.open_federation(name, START, quorum=1)
+    quarter(client, name, path).task().reply(delta={"w": START["w"] + 1})
+    assert path.exists() and not list(tmp_path.glob(".*"))
+    with pytest.raises(errors.InvalidRequest, match=r"residuals of client 'a' .* this is 'b'"):
+        client.federation(name, client="b", residuals=path)
+    client.open_federation(f"{name}-2", {"w": np.zeros(6, np.float32)}, quorum=1)
+    with pytest.raises(errors.InvalidRequest, match="no file of residuals"):
+        client.federation(f"{name}-2", client="a", residuals=path)
+    for broken in (b"", b"hello, world", path.read_bytes()[:-1]):
+        path.write_bytes(broken)
+        with pytest.raises(errors.InvalidRequest, match="no file of residuals"):
+            quarter(client, name, path)
+
+
+def test_a_raw_encoding_keeps_no_file(client, name, tmp_path):
+    path = tmp_path / "a.residuals"
+    client.open_federation(name, START, quorum=1)
+    client.federation(name, client="a", residuals=path).task().reply(delta=START)
+    assert not path.exists()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from adamd.errors import InvalidRequest, WrongDtype
-from adamd.sansio import models
-from adamd.sansio.models import Roles
+from adamd.sansio.rounds import models
+from adamd.sansio.rounds.models import Roles
 from adamd.wire.layout import named_layout, vector_layout
 
 MODEL = {

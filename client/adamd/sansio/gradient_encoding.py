@@ -174,6 +174,15 @@ class Encoder:
         body, rest = _compressed(total, options.encoding)
         return EncodedGradient(body, (), rest if options.error_feedback else None)
 
+    @property
+    def residual(self) -> Array | None:
+        """What was dropped so far, and goes along with the next gradient; None: nothing."""
+        return self._residual
+
+    def recall(self, residual: Array | None) -> None:
+        """Go on with a residual that was kept elsewhere."""
+        self._residual = residual
+
     def sent(self, encoded: EncodedGradient) -> None:
         """Note that a gradient was acknowledged."""
         self._residual = encoded.residual

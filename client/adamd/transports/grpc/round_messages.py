@@ -8,7 +8,6 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adamd.fed.records import Round
-from adamd.sansio import documents
 from adamd.sansio.operations import (
     Assignment,
     Contribute,
@@ -20,6 +19,7 @@ from adamd.sansio.operations import (
     is_chain,
     reference,
 )
+from adamd.sansio.rounds import documents
 from adamd.transports.grpc.messages import flat, sayable, whole
 from adamd.wire.protobuf_tables import CLOSER_NAMES, DTYPES, ENCODINGS, KINDS, STATE_NAMES, TASK_NAMES, plain
 from adamd.wire.v1 import adamd_pb2 as pb

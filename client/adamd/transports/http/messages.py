@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from adamd import errors
 from adamd.errors import AdamdError
-from adamd.sansio import documents
 from adamd.sansio.arrays import TensorPart, pieces
 from adamd.sansio.operations import (
     AskTask,
@@ -46,6 +45,7 @@ from adamd.sansio.operations import (
     is_reference,
     reference,
 )
+from adamd.sansio.rounds import documents
 from adamd.wire import headers, layout, safetensors
 from adamd.wire.encodings import RAW
 from adamd.wire.headers import JSON

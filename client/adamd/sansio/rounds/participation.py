@@ -7,8 +7,11 @@ and started again is given what it still owes. Only what lossy encodings dropped
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -22,14 +25,16 @@ from adamd.errors import (
     NotSelected,
     RoundClosed,
     StepGap,
+    UnknownRound,
     WrongLayout,
 )
-from adamd.fed.records import Answer, Outcome
-from adamd.sansio import array_checks, arrays, models, operations
+from adamd.fed.records import Answer, Outcome, Round
+from adamd.sansio import array_checks, arrays, operations
 from adamd.sansio.arrays import Flat, raw_bytes
 from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, Encoding, EncodingOptions
 from adamd.sansio.operations import Assignment, Received, Standing, Stepped, body_of
-from adamd.sansio.tracking import Logic
+from adamd.sansio.rounds import models, residuals
+from adamd.sansio.tracking import Logic, Work
 from adamd.wire.dtypes import Array, storage, widen
 from adamd.wire.layout import Layout, some
 
@@ -52,18 +57,24 @@ class Assigned:
     pulled: Array | None
 
 
-def join(ref: str, client: str, options: EncodingOptions, wait: float) -> Logic[Participant]:
-    """Find a federation.
+def join(
+    ref: str, client: str, options: EncodingOptions, wait: float, residuals_path: str | os.PathLike[str] | None = None
+) -> Logic[Participant]:
+    """Find a federation, and what this client's encoding dropped before it was restarted.
 
     Raises:
         UnknownSession, SessionDeleted: there is none.
         NoRounds: it is a session of plain steps.
+        InvalidRequest: the file of residuals is another's.
 
     """
     name = operations.client_name(client)
     standing: Standing = yield operations.View(operations.reference(ref))
-    settings = rounds_of(standing)
-    return Participant(standing, settings, name, options, wait)
+    path = None if residuals_path is None else Path(residuals_path)
+    participant = Participant(standing, rounds_of(standing), name, options, wait, path)
+    if path is not None:
+        yield from participant.recall(path)
+    return participant
 
 
 def rounds_of(standing: Standing) -> Mapping[str, Any]:
@@ -95,7 +106,13 @@ class Participant:
     """
 
     def __init__(
-        self, standing: Standing, settings: Mapping[str, Any], client: str, options: EncodingOptions, wait: float
+        self,
+        standing: Standing,
+        settings: Mapping[str, Any],
+        client: str,
+        options: EncodingOptions,
+        wait: float,
+        residuals_path: Path | None = None,
     ) -> None:
         self.now = standing
         self.client = client
@@ -105,8 +122,29 @@ class Participant:
         self.roles = models.Roles.of(settings)
         self._shared = self.roles.shared_layout(standing.layout)
         _check_encoding(self.encoder.encoding, standing.layout, self._shared)
+        self._path = residuals_path
+        self._owner = residuals.Owner(standing.id, client, standing.dtype, self._shared.size)
+        self._is_buffered = settings.get("mode") == "buffered"
         self._doubtful_round: int | None = None  # of a contribution whose answer never came
         self._feedback: str | None = None  # the kind of what the residual was dropped from
+
+    def recall(self, path: Path) -> Logic[None]:
+        """Go on with the residual of a file: the server's record says whether its last contribution came.
+
+        Where nobody knows any more, it is dropped: nothing may count twice.
+        """
+        kept: residuals.Residuals | None = yield Work(partial(residuals.read, path, self._owner))
+        if kept is None:
+            return
+        try:
+            found: Round = yield operations.ReadRound(self.now.id, kept.round)
+        except UnknownRound:
+            return
+        came = any(one.client == self.client for one in found.contributions)
+        if not came and self._is_buffered and found.state == "closed":
+            return  # it may have counted in a later round
+        self.encoder.recall(kept.after if came else kept.before)
+        self._feedback = kept.kind
 
     def task(self) -> Logic[Assigned | None]:
         """Wait for the next task, with the parameters that it is done from; None: the last round is over."""
@@ -153,7 +191,14 @@ class Participant:
             num_examples=count,
             metrics=measured,
         )
-        return (yield from self._answer(contribution, encoded))
+        before = self.encoder.residual
+        if self._path is not None and not (before is None and encoded.residual is None):
+            kept = residuals.Residuals(assignment.round, kind, before, encoded.residual)
+            yield Work(partial(residuals.write, self._path, self._owner, kept))
+        answer = yield from self._answer(contribution, encoded)
+        if self._path is not None and (answer.counted is None or answer.outcome == "conflict"):
+            yield Work(partial(residuals.remove, self._path))
+        return answer
 
     def _encoded(self, task: Assigned, kind: str, value: Any) -> tuple[str, EncodedGradient]:
         """Write a contribution. A lossy encoding writes what training changed: parameters would lose far more."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from adamd.sansio import documents, models
-from adamd.sansio.coordination import Coordinator
-from adamd.sansio.participation import Assigned, Participant
+from adamd.sansio.rounds import documents, models
+from adamd.sansio.rounds.coordination import Coordinator
+from adamd.sansio.rounds.participation import Assigned, Participant
 
 
 class TaskView(Protocol):

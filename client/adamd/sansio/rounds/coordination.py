@@ -12,9 +12,10 @@ from adamd.errors import InvalidRequest, InvalidSettings, RoundClosed
 from adamd.fed import plan
 from adamd.fed.options import FederationOptions
 from adamd.fed.records import Round
-from adamd.sansio import arrays, models, opening, operations, settings_match
+from adamd.sansio import arrays, opening, operations, settings_match
 from adamd.sansio.operations import ReadParameters, ReadRound, RoundsPage, Standing
-from adamd.sansio.participation import rounds_of
+from adamd.sansio.rounds import models
+from adamd.sansio.rounds.participation import rounds_of
 from adamd.sansio.settings_match import Differing
 from adamd.sansio.tracking import Logic, Track
 
