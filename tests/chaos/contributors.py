@@ -107,8 +107,15 @@ class Contributor:
         self._connect()
 
     def _connect(self):
-        self.client = adamd.connect(self.url, timeout=PATIENCE)
-        self.federation = self.client.federation(self.journal.name, client=self.name)
+        """Join, as often as it takes: a client that has never reached its server gives up within seconds."""
+        self.client, until = adamd.connect(self.url, timeout=PATIENCE), time.monotonic() + PATIENCE.total
+        while True:
+            try:
+                self.federation = self.client.federation(self.journal.name, client=self.name)
+                return
+            except adamd.RetriesExhausted:
+                if time.monotonic() > until:
+                    raise
 
     def turn(self, crew):
         task = self.federation.task()

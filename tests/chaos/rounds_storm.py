@@ -76,7 +76,6 @@ class RoundsStorm:
         self.plan, self.say = plan, say
         self.rng = np.random.default_rng(plan.seed)
         self.server = Server(directory, env={**ENV, "ADAMD_BULK": plan.bulk})
-        self.server.forked = False  # killed and started as a user's is, who has no fork server
         self.crew, self.summary = Crew(), Summary()
         self.reaper = Reaper(self.server, self.rng, self.summary, plan.kills)
         self.journal = RoundsJournal(NAME, plan.seed)

@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 
+from adamd import fed
 from adamd.demo import digits
 from adamd_service.aggregation import Contribution, aggregate_round, parse_aggregation
 from adamd_service.optim import ReferenceKernel, State, apply, parse_settings, plan
@@ -20,6 +21,18 @@ class Hospital:
     name: str
     images: digits.Images
     times: float = 1.0  # -5: an attacker, who pushes the other way, five times as far
+
+    @classmethod
+    def load(cls, path):
+        """Read what `save` wrote."""
+        with np.load(path) as kept:
+            return cls(path.stem, digits.Images(kept["pixels"], kept["digits"]), float(kept["times"]))
+
+    def save(self, directory):
+        """Write it for a process of its own, and return the file."""
+        path = directory / f"{self.name}.npz"
+        np.savez(path, pixels=self.images.pixels, digits=self.images.digits, times=self.times)
+        return path
 
     def delta(self, parameters, number):
         """Return trained - pulled by tensor, after some epochs of SGD from these parameters in round ``number``."""
@@ -68,6 +81,11 @@ def shards(count, alpha, seed):
         Hospital(f"ward-{owner:02d}", digits.Images(images.pixels[owners == owner], images.digits[owners == owner]))
         for owner in range(count)
     ]
+
+
+def open_run(client, name, count, **options):
+    """Open a federation of digits, FedAvg with all ``count`` clients in each round, or find it."""
+    return client.open_federation(name, start(), strategy=fed.FedAvg(), quorum=count, **options)
 
 
 def learned(hospitals, rounds, optimizer=None, **settings):
