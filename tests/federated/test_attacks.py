@@ -8,10 +8,10 @@ import threading
 from dataclasses import replace
 
 import pytest
-from federated.learning import accuracy, learned, open_run, shards
 
 import adamd
 from adamd import fed
+from federated.learning import accuracy, learned, open_run, shards
 
 ROUNDS = 30
 POINTS = 3.0  # of accuracy, in percent, that an attack may cost
