@@ -223,6 +223,7 @@ class Closer:
                     made = await around.workers.ask(work)
                 del pulled
                 step = await around.workers.run(_step_of, head, made)
+                await around.workers.ask(around.store.rounds.expect_garbage, head.spec)
                 await around.locked(hot, around.stepper.run, hot, step)
             around.stepped(hot)
             around.watchers.moved(session_id)
