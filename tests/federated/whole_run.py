@@ -58,8 +58,8 @@ class WholeRun:
         if who != "coordinator":
             url = urls[list(self.shards).index(who) % 2]
             words = ["-m", "federated.taking_part", url, NAME, str(self.shards[who]), str(self._diary(who))]
-        with open(self.directory / f"{who}.out", "a") as out:
-            self.running[who] = subprocess.Popen([sys.executable, *words], env=environment, stdout=out, stderr=out)
+        with open(self.directory / f"{who}.out", "a") as out, open(self.directory / f"{who}.err", "a") as err:
+            self.running[who] = subprocess.Popen([sys.executable, *words], env=environment, stdout=out, stderr=err)
 
     def _diary(self, who):
         return self.directory / f"{who}.diary"
@@ -77,7 +77,7 @@ class WholeRun:
         self._wait_for_round(ROUNDS + 1)
         for who, process in self.running.items():
             status = gone(process, WITHIN)
-            assert status == 0, f"{who} ended with {status}:\n{(self.directory / f'{who}.out').read_text()[-2000:]}"
+            assert status == 0, f"{who} ended with {status}:\n{(self.directory / f'{who}.err').read_text()[-2000:]}"
 
     def _wait_for_round(self, number):
         until = time.monotonic() + WITHIN
