@@ -74,7 +74,6 @@ class WholeRun:
             self._wait_for_round(1 + number * (ROUNDS - 2) // len(deaths))
             time.sleep(self.rng.uniform(0, 0.3))
             self._kill(kind)
-        self._wait_for_round(ROUNDS + 1)
         for who, process in self.running.items():
             status = gone(process, WITHIN)
             assert status == 0, f"{who} ended with {status}:\n{(self.directory / f'{who}.err').read_text()[-2000:]}"
