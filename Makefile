@@ -25,7 +25,7 @@ bench: $(STAMP) ## adamd beside torch RPC, MXNet, Ray, a naive service and local
 gpu: ## what only an NVIDIA GPU can tell: selftest, tests, bench; writes bench/GPU.md
 	@.ci/gpu
 
-chaos: $(STAMP) ## 100 kill -9 of the server, 30 of the store, a disk full 30 times, 8 failovers to replicas that are behind
+chaos: $(STAMP) ## 100 kill -9 of the server, 30 of the store, 200 within rounds, a disk full 30 times, 8 failovers to replicas that are behind
 	@$(BIN)/python -m pytest -q -m chaos tests/chaos -s
 
 sim: $(STAMP) ## 2,000 power cuts of the bulk's simulated disk (SIM_CRASHES, SIM_SEED); planted faults are found

@@ -3,20 +3,15 @@
 Where there is a small disk for it, that is full for some seconds now and then, and the killing goes on meanwhile.
 """
 
-import os
-import signal
-import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-import redis
 from safetensors.numpy import load
 
 import adamd
 from chaos.journal import Journal, Judge, Reading
+from chaos.killing import BOTH, Reaper
 from chaos.writers import Crew, Owner, Poster, Racer
 from servers import Server
 
@@ -26,11 +21,8 @@ PROGRESS = 120.0  # seconds in which a server that is up must acknowledge a step
 STEPS = 8  # fewer steps than this one writer makes before the next kill
 MOMENT = 0.4  # seconds from there to the kill, at most
 LINES = 5.0  # seconds between two lines for a person
-BOTH = 0.3  # of the kills of the store: the server dies with it
-EARLY = 0.1  # of the kills of the server: it has not come up yet
 FULL_SECONDS = 3.0  # that the disk stays full, at most, after each refusal that was waited for
 KILLS_WHILE_FULL = 3  # fewer kills than this while the disk is full
-REWRITE = 0.15  # before a kill: the store is rewriting its file
 
 
 @dataclass
@@ -83,6 +75,7 @@ class Storm:
         self.server.forked = False  # killed and started as a user's is, who has no fork server
         self.crew = Crew()
         self.summary = Summary()
+        self.reaper = Reaper(self.server, self.rng, self.summary, plan.servers)
         self.journals = journals(plan)
         self.judges = {name: Judge(one) for name, one in self.journals.items()}
         self.began = time.monotonic()
@@ -138,15 +131,15 @@ class Storm:
         since = 0
         while (left := max(0, self.plan.servers - self.summary.servers)) + self._stores_left() + self._full_left() > 0:
             self.crew.wait_for(int(self.rng.integers(0, STEPS)), PROGRESS, str(self.rng.choice(writers)))
-            self._maybe_rewrite()
+            self.reaper.maybe_rewrite()
             time.sleep(self.rng.uniform(0, MOMENT))
             stores, full = self._stores_left(), self._full_left()
             if full and self.rng.random() * (left + stores + full) < full:
                 self._fill_disk(writers)
             elif self.rng.random() * (left + stores) < stores:
-                self._kill_store()
+                self.reaper.kill_store()
             else:
-                self._kill_server()
+                self.reaper.kill_server()
             self._progress()
             since += 1
             if since >= self.plan.every:
@@ -182,66 +175,10 @@ class Storm:
     def _kill_while_full(self):
         before = self.summary.servers + self.summary.stores
         if self.summary.full and self.rng.random() < BOTH:
-            self._kill_store()
+            self.reaper.kill_store()
         else:
-            self._kill_server()
+            self.reaper.kill_server()
         self.summary.killed_while_full += self.summary.servers + self.summary.stores - before
-
-    def _kill_server(self):
-        self.server.kill()
-        self.summary.servers += 1
-        self._start()
-
-    def _kill_store(self):
-        if not self._end_store():
-            return
-        if self.rng.random() < BOTH:
-            time.sleep(self.rng.uniform(0, 0.4))  # before, or while, its keeper starts it again
-            self._kill_server()
-
-    def _end_store(self):
-        """Kill the server's child that is its store. On a full disk the file with the store's number is empty."""
-        home = str((self.server.data_dir / "store").resolve())
-        for children in Path(f"/proc/{self.server.pid}/task").glob("*/children"):
-            with suppress(OSError):
-                for pid in map(int, children.read_text().split()):
-                    if os.readlink(f"/proc/{pid}/cwd") == home:
-                        os.kill(pid, signal.SIGKILL)
-                        self.summary.stores += 1
-                        return True
-        return False
-
-    def _start(self):
-        """Start the server again; sometimes kill it once more before it is up."""
-        while self.rng.random() < EARLY and self.summary.servers < self.plan.servers:
-            self._start_and_kill(self.rng.uniform(0.1, 1.6))
-            self.summary.servers += 1
-        self.server.start()
-
-    def _start_and_kill(self, after):
-        """Kill a server ``after`` seconds from its start, wherever it is then."""
-        before = self.server.process
-
-        def strike():
-            time.sleep(after)
-            while self.server.process is before:
-                time.sleep(0.01)
-            self.server.process.kill()
-
-        striker = threading.Thread(target=strike)
-        striker.start()
-        with suppress(RuntimeError):  # it did not come up
-            self.server.start()
-        striker.join()
-        self.server.process.wait()
-
-    def _maybe_rewrite(self):
-        """Let the store rewrite its append-only file, as it does by itself when the file has grown."""
-        if self.rng.random() < REWRITE:
-            socket = self.server.data_dir / "store" / "valkey.sock"
-            with suppress(redis.RedisError), redis.Redis(unix_socket_path=str(socket), protocol=2) as store:
-                store.execute_command("BGREWRITEAOF")
-                self.summary.rewrites += 1
 
     # -- comparing
 

@@ -112,10 +112,14 @@ class Crew:
             self.running = True
             self.changed.notify_all()
 
-    def end(self):
+    def dismiss(self):
+        """Tell every writer that its turn is the last."""
         with self.changed:
             self.over = True
             self.changed.notify_all()
+
+    def end(self):
+        self.dismiss()
         for one in self.members:
             one.join()
 

@@ -8,6 +8,8 @@ hand                       its owner says so
 
 from __future__ import annotations
 
+from typing import Final
+
 from adamd.errors import (
     AdamdError,
     Busy,
@@ -23,6 +25,8 @@ from adamd.errors import (
 from adamd_service.aggregation import rounds_within
 from adamd_service.rounds.documents import ClosedBy, Standing, State
 from adamd_service.rounds.settings import RoundsSettings, fewest
+
+REMEMBERED: Final = 16  # closed rounds, at least, of which it stays known who has contributed
 
 
 def deadline(standing: Standing, settings: RoundsSettings) -> float | None:
@@ -176,7 +180,7 @@ def refusal(word: str, standing: Standing, number: int, client: str, counted: st
 
 def _closed(standing: Standing, number: int, client: str, counted: str) -> RoundClosed:
     made = int(counted.rpartition(" ")[2] or 0) if counted else 0
-    known = bool(counted) or number >= standing.number - 1
+    known = bool(counted) or number >= standing.number - REMEMBERED
     if made:
         said = f"; the contribution of {client} counted in step {made}"
     elif counted:

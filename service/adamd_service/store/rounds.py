@@ -255,6 +255,11 @@ class RoundStore:
             answer = script("freeze").repeatably(self._client, [names.head, names.round, names.pending], *args)
             return Verdict(answer[0].decode(), int(answer[1]))
 
+    def expect_garbage(self, spec: Spec) -> None:
+        """Note that a commit is about to close a round: whoever makes it may die before it has collected."""
+        with translated(spec.id):
+            garbage.expect(self._client, spec.tenant, spec.id)
+
     def thaw(self, session_id: str, frozen: Frozen) -> bool:
         """Let a frozen round take contributions again; False where it is not frozen so any more."""
         with translated(session_id):

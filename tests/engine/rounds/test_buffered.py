@@ -50,7 +50,7 @@ def test_too_late_is_too_late(replica, clients):
                 await stepped(engine, session, number)
             with pytest.raises(RoundClosed) as late:
                 await contribute(engine, session, 1, "b", two)
-            assert late.value.extra == {"round": 3, "counted": None}
+            assert late.value.extra == {"round": 3, "counted": False}
             assert (await contribute(engine, session, 2, "b", two)).outcome == "accepted"
 
     run(scenario())

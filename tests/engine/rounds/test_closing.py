@@ -16,7 +16,7 @@ from adamd_service.engine.rounds.closing import Closer
 from adamd_service.store.rounds import RoundStore
 
 from ..conftest import run
-from .conftest import contribute, opened, settled_keys, shown, stepped
+from .conftest import contribute, keys_of, opened, settled_keys, shown, stepped
 
 ADAM = {"name": "adam", "lr": 0.1}
 
@@ -184,6 +184,28 @@ def test_a_crash_before_the_commit_changes_no_bit(replica, clients, nothing_clos
             assert found.tobytes() == (await started_again.parameters(wanted)).parameters.tobytes()
             one, other = [await started_again.rounds.read(ref, 1) for ref in (session, wanted)]
             assert [row.client for row in one.contributions] == [row.client for row in other.contributions]
+
+    run(scenario())
+
+
+def test_contributions_go_though_their_closer_died_before_it_could_unlink_them(replica, clients, valkey, monkeypatch):
+    (delta,) = clients(1).values()
+
+    async def died(self, session_id):
+        """Do nothing: the process is gone."""
+
+    monkeypatch.setattr(Closer, "collect", died)
+
+    async def scenario():
+        async with replica() as engine:
+            session = await opened(engine)
+            await contribute(engine, session, 1, "a", delta)
+            await stepped(engine, session, 1)
+            keys = await asyncio.to_thread(keys_of, valkey, session)
+            assert "garbage" in keys and [key for key in keys if key.startswith("contribution:")]
+            await engine.keep_house()
+            keys = await asyncio.to_thread(keys_of, valkey, session)
+            assert not [key for key in keys if key.startswith(("contribution:", "garbage"))]
 
     run(scenario())
 

@@ -5,6 +5,7 @@ import pytest
 
 from adamd.errors import ContributionConflict, NoRounds, RoundClosed, RoundsOnly, StepGap
 from adamd_service.engine.rounds import EvaluateCall
+from adamd_service.rounds.rules import REMEMBERED
 
 from ..conftest import create_call, run, step_call
 from .conftest import SIZE, contribute, opened, settled_keys, stepped
@@ -59,6 +60,28 @@ def test_the_same_again_is_a_duplicate_and_another_a_conflict(replica, clients):
                 with pytest.raises(RoundClosed) as refused:
                     await contribute(engine, session, 1, client, one)
                 assert refused.value.extra == {"round": 2, "counted": counted}
+
+    run(scenario())
+
+
+def test_a_client_that_is_rounds_behind_is_told_whether_it_counted(replica, clients):
+    """For as long as the store keeps who has contributed; then nobody knows."""
+    one, two = clients(2).values()
+
+    async def scenario():
+        async with replica() as engine:
+            session = await opened(engine)
+            for number in range(1, REMEMBERED + 2):
+                await contribute(engine, session, number, "a", one)
+                await stepped(engine, session, number)
+                with pytest.raises(RoundClosed) as refused:
+                    await contribute(engine, session, 1, "b", two)
+                known = False if number <= REMEMBERED else None
+                assert refused.value.extra == {"round": number + 1, "counted": known}
+                if number == REMEMBERED:
+                    with pytest.raises(RoundClosed) as refused:
+                        await contribute(engine, session, 1, "a", two)
+                    assert refused.value.extra == {"round": number + 1, "counted": True}
 
     run(scenario())
 

@@ -45,12 +45,11 @@ from adamd_service.optim import Raw
 from adamd_service.records import Head, RoundClosing
 from adamd_service.rounds import Frozen, KeptContribution, RoundDocument, RoundsSettings, Standing
 from adamd_service.rounds.documents import ClosedBy
-from adamd_service.rounds.rules import deadline, due, last_round, needed
+from adamd_service.rounds.rules import REMEMBERED, deadline, due, last_round, needed
 from adamd_service.rules import digest_start
 
 TAKE_OVER: Final = 30.0  # seconds that a replica which lives may take for a round that it froze
 FIRST_RETRY, LAST_RETRY = 0.5, 60.0  # seconds after which a closing that failed is tried again
-REMEMBERED: Final = 16  # rounds, at least, of which it stays known who has contributed
 log = structlog.get_logger()
 
 
@@ -235,6 +234,7 @@ class Closer:
                     made = await around.workers.ask(work)
                 del pulled
                 step = await around.workers.run(_step_of, head, made)
+                await around.workers.ask(around.store.rounds.expect_garbage, head.spec)
                 await around.locked(hot, around.stepper.run, hot, step)
             around.stepped(hot)
             around.watchers.moved(session_id)
