@@ -1,5 +1,6 @@
 """The mean by hand, its weights, and what contributions may be: views, sent bodies, parts of the layout."""
 
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -161,3 +162,29 @@ def test_a_read_only_view_that_is_not_aligned_is_taken():
     assert aggregated([Contribution("a", body)])[0].tobytes() == values.tobytes()
     strided = np.repeat(values, 2)[::2]
     assert aggregated([Contribution("a", strided)])[0].tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("name", ["mean", "median", "geometric_median"])
+def test_many_clients_take_the_memory_of_two_vectors(name):
+    """Each is read slice by slice; nothing grows with the number of clients but what a slice of all of them takes."""
+    size, count = 1_000_000, 60
+
+    class Made:
+        def __init__(self, seed):
+            self.seed = seed
+
+        def read(self, start, stop, into):
+            into[: stop - start] = self.seed
+            return into[: stop - start]
+
+    out = np.empty(size, F32)
+    raw = {"name": name, "iterations": 1} if name == "geometric_median" else name
+    sent, chosen = [Contribution(f"{i:02}", Made(i)) for i in range(count)], settings(count, aggregate=raw)
+    aggregate_round(sent, chosen, out)  # compiled
+    tracemalloc.start()
+    try:
+        aggregate_round(sent, chosen, out)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < (out.nbytes if name != "geometric_median" else 17 << 20)

@@ -12,7 +12,8 @@ from made import F32, F64, aggregated, contributions, rows
 from scipy import stats
 
 from adamd.wire.dtypes import SLICE
-from adamd_service.aggregation import Contribution, noise_seed, reference
+from adamd_service.aggregation import Contribution, noise_seed
+from adamd_service.aggregation.kernels import reference
 from adamd_service.aggregation.privacy import next_clip_norm, vector_multiplier
 from adamd_service.aggregation.settings import LARGEST, AdaptiveClip, Privacy
 

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import F32, F64, aggregated, contributions, rows
 
-from adamd_service.aggregation import Contribution, distances, ranks, reference, robust
+from adamd_service.aggregation import Contribution, distances, ranks, robust
 from adamd_service.aggregation.blocks import Lanes
-from adamd_service.aggregation.sections import Part
+from adamd_service.aggregation.kernels import reference
+from adamd_service.aggregation.sections import Scaled
 from adamd_service.aggregation.values import ArrayValues
 
 KRUM = {"name": "krum", "byzantine": 1}
@@ -82,7 +83,7 @@ def test_krum_of_fewer_than_it_wants_takes_what_there_is():
 
 def parts_of(values, weights=None):
     weights = weights or [1.0] * len(values)
-    return [Part(ArrayValues(np.array(row, F64)), weight) for row, weight in zip(values, weights, strict=True)]
+    return [Scaled(ArrayValues(np.array(row, F64)), weight) for row, weight in zip(values, weights, strict=True)]
 
 
 @pytest.mark.parametrize("size", [1, 5000, 70_000])

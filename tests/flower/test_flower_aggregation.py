@@ -14,7 +14,8 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from test_flower_strategies import EXAMPLES, ROUNDS, SIZE, apart, flowers, start, trained
 from test_flower_strategies import identity as identity  # a fixture: Flower's messages are made in its name
 
-from adamd_service.aggregation import Contribution, aggregate_round, parse_aggregation, reference
+from adamd_service.aggregation import Contribution, aggregate_round, parse_aggregation
+from adamd_service.aggregation.kernels import reference
 
 pytestmark = pytest.mark.flower
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])

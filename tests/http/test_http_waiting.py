@@ -1,5 +1,6 @@
-"""Requests that wait: for a task, for a step, for events. They end with their client, with the server, in time."""
+"""Requests that wait for a task, a step or events end with their client, with the server, in time."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -11,6 +12,10 @@ from itertools import count
 import numpy as np
 import pytest
 from talking import OCTETS, Talk, watched
+
+from adamd_service.engine.admission import WaitingRoom
+from adamd_service.http.api.event_stream import KEEP_ALIVE, EventStream
+from adamd_service.rounds import RoundEvent
 
 ONE = np.ones(3, "<f4").tobytes()
 PATIENCE = 60  # seconds until a test gives up; nothing is measured by it
@@ -195,6 +200,34 @@ def test_events_that_there_are_not(own, talk):
     old.problem(422, "invalid_request")
     head = talk("HEAD", f"/v1/sessions/{session}/events").good()
     assert head.headers["Content-Type"].startswith("text/event-stream")
+
+
+def test_a_comment_comes_in_silence_and_the_seat_is_left():
+    room, sent = WaitingRoom(1), []
+
+    async def nothing():
+        await asyncio.sleep(PATIENCE)
+        yield RoundEvent("step", "1", {})
+
+    async def until_two_comments():
+        enough = asyncio.Event()
+
+        async def receive():
+            await enough.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message.get("body", b""))
+            if sent.count(b": keep-alive\n\n") == 2:
+                enough.set()
+
+        stream = EventStream(RoundEvent("step", "0", {"step": 0}), nothing(), room.take(), silence=0.01)
+        assert room.taken == 1
+        await stream({"type": "http"}, receive, send)
+
+    assert KEEP_ALIVE == 15
+    asyncio.run(until_two_comments())
+    assert sent[1] == b'event: step\nid: 0\ndata: {"step": 0}\n\n' and room.taken == 0
 
 
 def test_a_reader_that_stops_reading_events_is_dropped(tmp_path):

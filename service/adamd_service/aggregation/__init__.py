@@ -1,7 +1,7 @@
 """Many clients' contributions become one pseudo-gradient, pure: weights, clips, robust means, noise, an accountant."""
 
 from adamd_service.aggregation.accountant import affords, check_accounting, epsilon, rounds_within
-from adamd_service.aggregation.compiled import compile_aggregation
+from adamd_service.aggregation.kernels.compiled import compile_aggregation
 from adamd_service.aggregation.pipeline import Contribution, Member, Outcome, Reason, aggregate_round
 from adamd_service.aggregation.privacy import noise_seed
 from adamd_service.aggregation.settings import (

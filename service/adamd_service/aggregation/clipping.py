@@ -12,7 +12,7 @@ import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.aggregation.blocks import Lanes, Work
-from adamd_service.aggregation.kernels import Kernels
+from adamd_service.aggregation.kernels.protocol import Kernels
 from adamd_service.aggregation.values import Values
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.aggregation.blocks import Lanes, Work
-from adamd_service.aggregation.kernels import Doubles, Kernels
-from adamd_service.aggregation.sections import Part
+from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
+from adamd_service.aggregation.sections import Scaled
 from adamd_service.optim.gradients.norm import BLOCK
 
 GROUPS: Final = 16  # of them a thread takes one at a time
@@ -25,7 +25,7 @@ ROOM: Final = 1 << 24  # bytes of a thread's slices of all contributions, where 
 Add: TypeAlias = Callable[[Sequence[Floats], Doubles, Doubles], None]
 
 
-def between(parts: Sequence[Part], like: Floats, kernels: Kernels, lanes: Lanes) -> Doubles:
+def between(parts: Sequence[Scaled], like: Floats, kernels: Kernels, lanes: Lanes) -> Doubles:
     """The squared distances between the scaled contributions: (contributions, contributions), symmetric, 0 inside.
 
     like: a vector of the contributions' length and dtype.
@@ -44,7 +44,7 @@ def between(parts: Sequence[Part], like: Floats, kernels: Kernels, lanes: Lanes)
 
 
 def to_mean(
-    parts: Sequence[Part], factors: Sequence[float], like: Floats, kernels: Kernels, lanes: Lanes
+    parts: Sequence[Scaled], factors: Sequence[float], like: Floats, kernels: Kernels, lanes: Lanes
 ) -> Sequence[float]:
     """The squared distance from each scaled contribution to the sum of factor × values, which is never kept."""
 
@@ -59,7 +59,7 @@ def to_mean(
     return found
 
 
-def _summed(parts: Sequence[Part], like: Floats, shape: tuple[int, ...], add: Add, lanes: Lanes) -> Doubles:
+def _summed(parts: Sequence[Scaled], like: Floats, shape: tuple[int, ...], add: Add, lanes: Lanes) -> Doubles:
     """The sums of that shape over the whole vector, slice by slice and group by group."""
     blocks = -(-like.size // BLOCK)
     groups = np.zeros((GROUPS, *shape))

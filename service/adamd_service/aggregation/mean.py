@@ -15,13 +15,13 @@ import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.aggregation.blocks import Lanes, Work
-from adamd_service.aggregation.kernels import Doubles, Kernels
-from adamd_service.aggregation.sections import Part, Section, sections
+from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
+from adamd_service.aggregation.sections import Scaled, Section, sections
 
 Finish: TypeAlias = Callable[[Section, Doubles], None]
 
 
-def write_mean(parts: Sequence[Part], out: Floats, kernels: Kernels, lanes: Lanes) -> None:
+def write_mean(parts: Sequence[Scaled], out: Floats, kernels: Kernels, lanes: Lanes) -> None:
     """Write the weighted mean of the contributions that have an element into `out`; 0 where none has it."""
 
     def divide(section: Section, total: Doubles) -> None:
@@ -31,7 +31,7 @@ def write_mean(parts: Sequence[Part], out: Floats, kernels: Kernels, lanes: Lane
     _write(parts, out, divide, kernels, lanes)
 
 
-def write_sum(parts: Sequence[Part], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
+def write_sum(parts: Sequence[Scaled], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
     """Write what `finish` makes of the weighted sum into `out`. What a contribution leaves out counts as 0.
 
     finish: changes a slice's sum in place. Its sections are SLICE long, but for the last, whatever is present.
@@ -39,7 +39,7 @@ def write_sum(parts: Sequence[Part], out: Floats, finish: Finish, kernels: Kerne
     _write([replace(part, present=None) for part in parts], out, finish, kernels, lanes)
 
 
-def _write(parts: Sequence[Part], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
+def _write(parts: Sequence[Scaled], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
     cut = sections(parts, out.size, SLICE)
 
     def begin() -> Work:

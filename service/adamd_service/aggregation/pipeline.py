@@ -20,15 +20,15 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from adamd.wire.dtypes import Floats
-from adamd_service.aggregation import compiled
 from adamd_service.aggregation.blocks import Lanes
 from adamd_service.aggregation.clipping import beyond_median, clip_scale, norms
-from adamd_service.aggregation.kernels import Kernels
+from adamd_service.aggregation.kernels import compiled
+from adamd_service.aggregation.kernels.protocol import Kernels
 from adamd_service.aggregation.mean import write_mean, write_sum
 from adamd_service.aggregation.privacy import PrivateMean, next_clip_norm, vector_multiplier
 from adamd_service.aggregation.ranks import write_median, write_trimmed_mean
 from adamd_service.aggregation.robust import geometric_shares, krum
-from adamd_service.aggregation.sections import Part
+from adamd_service.aggregation.sections import Scaled
 from adamd_service.aggregation.settings import (
     MOST_WHOLE,
     Aggregate,
@@ -122,7 +122,7 @@ def aggregate_round(
     most = _clip_norm(settings, clip_norm)
     places = [place for place, reason in enumerate(reasons) if reason is None]
     parts = [
-        Part(
+        Scaled(
             vectors[place],
             _weight(ordered[place], settings),
             staleness_factor(settings.staleness, ordered[place].staleness) * clip_scale(found[place], most),
@@ -142,7 +142,9 @@ def aggregate_round(
     return Outcome(_members(ordered, found, reasons, settings, most), noise, most, following)
 
 
-def _write(parts: Sequence[Part], aggregate: Aggregate, out: Floats, kernels: Kernels, lanes: Lanes) -> Collection[int]:
+def _write(
+    parts: Sequence[Scaled], aggregate: Aggregate, out: Floats, kernels: Kernels, lanes: Lanes
+) -> Collection[int]:
     """Write the aggregate into `out`; the places of the contributions that are in it."""
     match aggregate:
         case Median():
@@ -164,7 +166,7 @@ def _write(parts: Sequence[Part], aggregate: Aggregate, out: Floats, kernels: Ke
 
 
 def _write_private(
-    parts: Sequence[Part],
+    parts: Sequence[Scaled],
     settings: AggregationSettings,
     clip_norm: float,
     found: Sequence[float],

@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from adamd.wire.dtypes import SLICE
-from adamd_service.aggregation.kernels import Doubles
+from adamd_service.aggregation.kernels.protocol import Doubles
 from adamd_service.aggregation.sections import Section
 from adamd_service.aggregation.settings import LARGEST, AdaptiveClip, Privacy, count_noise
 

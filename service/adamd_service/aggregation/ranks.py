@@ -15,19 +15,19 @@ import numpy as np
 
 from adamd.wire.dtypes import Floats
 from adamd_service.aggregation.blocks import Lanes, Work
-from adamd_service.aggregation.kernels import Kernels, Network
-from adamd_service.aggregation.sections import Part, sections
+from adamd_service.aggregation.kernels.protocol import Kernels, Network
+from adamd_service.aggregation.sections import Scaled, sections
 
 ROOM = 1 << 18  # bytes of a thread's rows: they stay in its processor's cache while they are sorted
 NARROWEST = 256  # elements of a row at least, however many rows there are
 
 
-def write_median(parts: Sequence[Part], out: Floats, kernels: Kernels, lanes: Lanes) -> None:
+def write_median(parts: Sequence[Scaled], out: Floats, kernels: Kernels, lanes: Lanes) -> None:
     """Write the median of the contributions that have an element into `out`; 0 where none has it."""
     _write(parts, 0.5, out, kernels, lanes)
 
 
-def write_trimmed_mean(parts: Sequence[Part], trim: float, out: Floats, kernels: Kernels, lanes: Lanes) -> None:
+def write_trimmed_mean(parts: Sequence[Scaled], trim: float, out: Floats, kernels: Kernels, lanes: Lanes) -> None:
     """Write the trimmed mean of the contributions that have an element into `out`; 0 where none has it.
 
     trim: the share to cut at either end, 0 or more and below 0.5.
@@ -35,7 +35,7 @@ def write_trimmed_mean(parts: Sequence[Part], trim: float, out: Floats, kernels:
     _write(parts, trim, out, kernels, lanes)
 
 
-def _write(parts: Sequence[Part], trim: float, out: Floats, kernels: Kernels, lanes: Lanes) -> None:
+def _write(parts: Sequence[Scaled], trim: float, out: Floats, kernels: Kernels, lanes: Lanes) -> None:
     longest = max(NARROWEST, ROOM // (out.itemsize * max(1, len(parts))))
     cut = sections(parts, out.size, longest)
 

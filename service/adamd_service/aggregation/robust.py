@@ -16,8 +16,8 @@ import numpy as np
 from adamd.wire.dtypes import Floats
 from adamd_service.aggregation import distances
 from adamd_service.aggregation.blocks import Lanes
-from adamd_service.aggregation.kernels import Doubles, Kernels
-from adamd_service.aggregation.sections import Part
+from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
+from adamd_service.aggregation.sections import Scaled
 from adamd_service.aggregation.settings import GeometricMedian
 
 
@@ -34,7 +34,7 @@ def lowest(scores: Sequence[float], keep: int) -> list[int]:
     return sorted(sorted(range(len(scores)), key=lambda place: (scores[place], place))[:keep])
 
 
-def krum(parts: Sequence[Part], byzantine: int, keep: int, like: Floats, kernels: Kernels, lanes: Lanes) -> list[int]:
+def krum(parts: Sequence[Scaled], byzantine: int, keep: int, like: Floats, kernels: Kernels, lanes: Lanes) -> list[int]:
     """The places of the contributions that Krum (keep 1) or Multi-Krum chooses; all, where there are no more."""
     if len(parts) <= keep:
         return list(range(len(parts)))
@@ -42,7 +42,7 @@ def krum(parts: Sequence[Part], byzantine: int, keep: int, like: Floats, kernels
 
 
 def geometric_shares(
-    parts: Sequence[Part], settings: GeometricMedian, like: Floats, kernels: Kernels, lanes: Lanes
+    parts: Sequence[Scaled], settings: GeometricMedian, like: Floats, kernels: Kernels, lanes: Lanes
 ) -> list[float]:
     """The share of each contribution in the geometric median; together 1. Each iteration reads all of them once."""
     weights = _shares([part.weight for part in parts])

@@ -3,6 +3,7 @@
 A part is at most so long, and it does not depend on threads. Where every contribution is whole, so is every part.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,7 @@ from adamd_service.aggregation.values import Span, Values
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Scaled:
     """A contribution on its way into a reduction, which sees scale × values.
 
     weight: its own in a weighted reduction. scale: clip and staleness in one, in 0…1. present: the spans that it has,
@@ -33,7 +34,7 @@ class Section:
     members: tuple[int, ...]
 
 
-def sections(parts: Sequence[Part], size: int, longest: int) -> list[Section]:
+def sections(parts: Sequence[Scaled], size: int, longest: int) -> list[Section]:
     """The parts' sections, which cover 0…size-1 in order; none is longer than `longest` elements."""
     borders = {0, size}
     for part in parts:
@@ -51,5 +52,8 @@ def sections(parts: Sequence[Part], size: int, longest: int) -> list[Section]:
     ]
 
 
-def _has(part: Part, element: int) -> bool:
-    return part.present is None or any(span.start <= element < span.stop for span in part.present)
+def _has(part: Scaled, element: int) -> bool:
+    if part.present is None:
+        return True
+    place = bisect_right(part.present, element, key=lambda span: span.start) - 1
+    return place >= 0 and element < part.present[place].stop

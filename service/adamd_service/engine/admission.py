@@ -88,15 +88,15 @@ class Budget:
             self.used -= nbytes
 
 
-class Places:
+class WaitingRoom:
     """A bound on how many requests wait at once: for a task, for a step, for events. They hold no bytes in flight."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
 
-    def take(self) -> Place:
-        """Take a place until `Place.leave`.
+    def take(self) -> Seat:
+        """Take a seat until `Seat.leave`.
 
         Raises:
             Busy: all are taken.
@@ -105,29 +105,29 @@ class Places:
         if self.taken >= self.limit:
             raise Busy(f"{self.limit} requests wait already, as many as this server lets; try again", retry_after=1.0)
         self.taken += 1
-        return Place(self)
+        return Seat(self)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place for the duration; raises as `take` does."""
-        place = self.take()
+    def seat(self) -> Iterator[None]:
+        """Hold a seat for the duration; raises as `take` does."""
+        seat = self.take()
         try:
             yield
         finally:
-            place.leave()
+            seat.leave()
 
 
-class Place:
-    """One request's place among those that wait."""
+class Seat:
+    """One request's seat among those that wait."""
 
-    def __init__(self, places: Places) -> None:
-        self._places: Places | None = places
+    def __init__(self, room: WaitingRoom) -> None:
+        self._room: WaitingRoom | None = room
 
     def leave(self) -> None:
         """Give it back, once."""
-        places, self._places = self._places, None
-        if places is not None:
-            places.taken -= 1
+        room, self._room = self._room, None
+        if room is not None:
+            room.taken -= 1
 
 
 class Hold:

@@ -29,7 +29,7 @@ from adamd.errors import (
 )
 from adamd.wire.buffers import BufferPool
 from adamd_service.engine import admission
-from adamd_service.engine.admission import Budget, Limits, Places
+from adamd_service.engine.admission import Budget, Limits, WaitingRoom
 from adamd_service.engine.answers import Copies
 from adamd_service.engine.cache import Hot, HotSessions, LoadedSession, is_finite
 from adamd_service.engine.calls import (
@@ -83,7 +83,7 @@ class Engine:
         self.replica = replica
         self.pool = BufferPool(limits.idle_buffers)
         self.in_flight = Budget(limits.in_flight, "bodies and answers in flight")
-        self.waiting = Places(limits.waiting)
+        self.waiting = WaitingRoom(limits.waiting)
         self.hot = HotSessions(limits.hot, limits.memory_sessions)
         self.draining = False
         self.out_of_descriptors = False
@@ -294,7 +294,11 @@ class Engine:
                 )
 
         with self.hot.use(await self._directory.resolve(ref)) as hot:
-            return await self._locked(hot, copy, hot)
+            exported = await self._locked(hot, copy, hot)
+            if exported.head.spec.rounds is None:
+                return exported
+            spec = await self._workers.ask(self.rounds.exported, exported.head)
+            return replace(exported, head=replace(exported.head, spec=spec))
 
     @asynccontextmanager
     async def read_body(self, body: RequestBody) -> AsyncGenerator[memoryview]:

@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from adamd.errors import AdamdError, Busy, InternalError, InvalidRequest, MalformedBody, ShuttingDown, UploadTimeout
 from adamd_service.engine import ASKED
-from adamd_service.engine.admission import Places
+from adamd_service.engine.admission import WaitingRoom
 from adamd_service.grpc.status import rich, status_of
 from adamd_service.telemetry import Telemetry
 
@@ -61,7 +61,7 @@ class Guard:
     """
 
     def __init__(self, telemetry: Telemetry, most: int, gap: float, draining: Draining) -> None:
-        self.waiting = Places(max(1, most // 2))  # for tasks and steps: else those that they wait for found no place
+        self.waiting = WaitingRoom(max(1, most // 2))  # else those that they wait for found no place
         self._telemetry = telemetry
         self._most = most
         self._gap = gap

@@ -33,7 +33,7 @@ class RoundMethods:
             raise InvalidRequest("wait_s: there is nothing to wait for without a client", path="wait_s")
         if not wait_s:
             return round_messages.task(await self._engine.rounds.task(ref, name))
-        with self._engine.waiting.place(), self._guard.waiting.place():
+        with self._engine.waiting.seat(), self._guard.waiting.seat():
             return round_messages.task(await self._engine.rounds.task(ref, name, wait_s))
 
     async def contribute(self, first: Piece[pb.ContributeHeader], context: Context) -> pb.ContributeResponse:

@@ -51,7 +51,7 @@ class TransferMethods:
             return True
         if request.min_step > headers.MAX_STEP:
             raise InvalidRequest(f"min_step is {request.min_step}; wanted at most 2^53", path="min_step")
-        with self._engine.waiting.place(), self._guard.waiting.place():
+        with self._engine.waiting.seat(), self._guard.waiting.seat():
             return await self._engine.rounds.wait_for_step(ref, request.min_step, wait_s)
 
     async def export_state(self, context: Context) -> None:

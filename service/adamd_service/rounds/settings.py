@@ -300,6 +300,17 @@ def with_seed(settings: RoundsSettings, seed: int) -> RoundsSettings:
     return replace(settings, seed=document["seed"], aggregation=aggregation, document=document)
 
 
+def with_clip(settings: RoundsSettings, clip_norm: float | None) -> RoundsSettings:
+    """Return settings whose adaptive clip begins with this norm; the same where none is given."""
+    privacy = settings.aggregation.privacy
+    if clip_norm is None or privacy is None or privacy.adaptive is None:
+        return settings
+    adaptive = privacy.adaptive.model_copy(update={"initial": clip_norm})
+    aggregation = replace(settings.aggregation, privacy=privacy.model_copy(update={"adaptive": adaptive}))
+    document = {**settings.document, **aggregation_to_json(aggregation)}
+    return replace(settings, aggregation=aggregation, document=document)
+
+
 def shown_to_all(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without the seed of the noise: whoever knows it can take the noise away."""
     privacy = document.get("privacy")

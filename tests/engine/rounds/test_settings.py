@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from adamd.errors import (
+    Diverged,
     HistoryLost,
     InvalidRequest,
     InvalidSettings,
@@ -283,5 +284,39 @@ def test_a_server_that_goes_down_lets_nobody_wait(replica):
             engine._watchers.moved(session)
             with pytest.raises(ShuttingDown):
                 await waiting
+
+    run(scenario())
+
+
+def test_an_adaptive_clip_goes_on_after_an_export(replica, clients):
+    pytest.importorskip("dp_accounting", reason="an extra of the server; CI installs it")
+    deltas = clients(4)
+    privacy = {"noise_multiplier": 1.0, "adaptive": {"initial": 1.0, "count_noise": 2.0}, "delta": 1e-5}
+
+    async def scenario():
+        async with replica() as engine:
+            session = await opened(engine, quorum=4, privacy=privacy)
+            for client, delta in deltas.items():
+                await contribute(engine, session, 1, client, delta)
+            await stepped(engine, session, 1)
+            head = (await engine.view(session)).head
+            now = (await asyncio.to_thread(engine.store.rounds.look, head)).standing.clip_norm
+            assert now not in (None, 1.0)
+            told = (await engine.export(session)).head.spec.rounds
+            assert told["privacy"]["adaptive"]["initial"] == now
+            assert {**told, "privacy": None} == {**head.spec.rounds, "privacy": None}
+
+    run(scenario())
+
+
+def test_a_diverged_session_takes_no_contribution(replica):
+    async def scenario():
+        async with replica() as engine:
+            session = await opened(engine, optimizer={"name": "sgd", "lr": 1e30})
+            huge = np.full(SIZE, 1e18, np.float32)
+            await contribute(engine, session, 1, "a", huge)
+            await stepped(engine, session, 1)
+            with pytest.raises(Diverged):
+                await contribute(engine, session, 2, "a", huge)
 
     run(scenario())

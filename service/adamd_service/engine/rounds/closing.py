@@ -37,7 +37,7 @@ from adamd_service.engine.rounds import reports
 from adamd_service.engine.rounds.combining import Combined, combine
 from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
-from adamd_service.engine.rounds.values import Readings
+from adamd_service.engine.rounds.values import Readings, held_bytes
 from adamd_service.engine.step import ReceivedStep
 from adamd_service.optim import Raw
 from adamd_service.records import Head, RoundClosing
@@ -214,10 +214,10 @@ class Closer:
                 return None
             nbytes = head.spec.layout.size * storage(head.spec.dtype).itemsize
             settings = self._settings_of(head)
-            with around.in_flight.hold(min(3 * nbytes, around.in_flight.limit)):
-                members = await around.workers.ask(around.store.rounds.members, session_id, frozen)
-                if len(members) != len(frozen.members):
-                    return None  # closed or cancelled meanwhile
+            members = await around.workers.ask(around.store.rounds.members, session_id, frozen)
+            if len(members) != len(frozen.members):
+                return None  # closed or cancelled meanwhile
+            with around.in_flight.hold(min(3 * nbytes + held_bytes(members), around.in_flight.limit)):
                 pulled = await self._pulled(hot, settings, members)
                 work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
                 with self._tally.aggregation():

@@ -10,7 +10,7 @@ from time import time
 import numpy as np
 import xxhash
 
-from adamd.errors import AdamdError, InvalidRequest, ParametersMissing, RoundClosed, WrongLayout
+from adamd.errors import AdamdError, InvalidRequest, RoundClosed, WrongLayout
 from adamd.wire.dtypes import storage
 from adamd.wire.encodings import LAZY, RAW
 from adamd.wire.layout import some
@@ -26,6 +26,7 @@ from adamd_service.records import BulkRef, Head
 from adamd_service.rounds import KeptContribution, RoundsSettings
 from adamd_service.rounds.rules import foresee, refusal
 from adamd_service.rules import digest_start
+from adamd_service.rules import foresee as foresee_step
 from adamd_service.store.rounds import Admission, Look, Verdict
 
 
@@ -38,7 +39,7 @@ class Contributing:
     async def take(self, hot: Hot, head: Head, settings: RoundsSettings, call: ContributeCall) -> Contributed:
         """Take one contribution; see `RoundsService.contribute` for what is refused."""
         look = await self._around.workers.ask(self._around.store.rounds.look, head, call.client, call.round)
-        self._require_acceptable(head, settings, call, look)
+        self._require_acceptable(hot, head, settings, call, look)
         step_call = _as_step(head, settings, call)
         expected = self._around.uploads.expected(head, step_call)
         # Stale parameters cannot be turned into a gradient later: those that they were made from are gone then.
@@ -69,12 +70,11 @@ class Contributing:
         outcome: Outcome = "accepted" if verdict.word == "accepted" else "duplicate"
         return Contributed(outcome, call.round, verdict.received, settings.quorum, verdict.open - 1)
 
-    def _require_acceptable(self, head: Head, settings: RoundsSettings, call: ContributeCall, look: Look) -> None:
-        if head.parameters_missing:
-            raise ParametersMissing(
-                "this session was created from a layout alone; PUT …/parameters before round 1", step=head.step
-            )
-        error = foresee(
+    def _require_acceptable(
+        self, hot: Hot, head: Head, settings: RoundsSettings, call: ContributeCall, look: Look
+    ) -> None:
+        diverged = hot.loaded is not None and hot.loaded.diverged  # as far as its state is here
+        error = foresee_step(head, None, None, diverged=diverged) or foresee(
             look.standing,
             settings,
             call.round,

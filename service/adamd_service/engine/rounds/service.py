@@ -7,7 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from adamd.errors import (
@@ -41,10 +41,11 @@ from adamd_service.engine.rounds.events import events_between
 from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
 from adamd_service.optim import SettingsError
-from adamd_service.records import Head
+from adamd_service.records import Head, Spec
 from adamd_service.rounds import RoundDocument, RoundEvent, RoundsSettings, Standing, parse_rounds
 from adamd_service.rounds.rules import deadline, is_over, is_selected, refusal
 from adamd_service.rounds.selection import EVALUATE, TRAIN, drawn
+from adamd_service.rounds.settings import with_clip
 from adamd_service.store.keys import KEPT_ROUNDS
 from adamd_service.store.rounds import Look
 
@@ -243,6 +244,12 @@ class RoundsService:
         self._around.watchers.moved(session_id)
         self._around.workers.spawn(self._closer.collect(session_id))
         return await self._open_document(found)
+
+    def exported(self, head: Head) -> Spec:
+        """Return a session's spec as an export says it: an adaptive clip begins where it is now. Asks the store."""
+        settings = self._settings_of(head)
+        clip_norm = self._around.store.rounds.look(head).standing.clip_norm
+        return replace(head.spec, rounds=with_clip(settings, clip_norm).to_json())
 
     # -- waiting
 

@@ -9,9 +9,10 @@ import numpy as np
 import structlog
 
 from adamd.errors import Damaged
-from adamd.wire.buffers import BufferPool
+from adamd.wire import encodings
+from adamd.wire.buffers import BufferPool, Bytes
 from adamd.wire.dtypes import ITEMSIZE, Floats, storage, widen
-from adamd.wire.encodings import RAW
+from adamd.wire.encodings import INT8, RAW, SPARSE
 from adamd.wire.layout import Layout
 from adamd_service.aggregation import PartialValues, SentValues, Span, Values
 from adamd_service.optim import Encoded, encoded
@@ -50,6 +51,35 @@ class StoredRaw:
         return widen(raw.view(storage(dtype)), dtype, self.session_dtype, here)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredInt8:
+    """A vector of bytes with a scale for each block in the store; otherwise as `StoredRaw`."""
+
+    store: RedisStore
+    session_id: str
+    contribution: KeptContribution
+    size: int
+    exact: bool = False
+    largest: float | None = None
+
+    def check(self, end: int) -> None:
+        """Check nothing: the contribution was refused otherwise."""
+
+    def part(self, start: int, stop: int, into: Floats) -> Floats:
+        """Read the blocks that have elements start…stop-1, and decode these."""
+        here, first = into[: stop - start], start // encodings.BLOCK
+        scales = self._read(first * encodings.INDEX, encodings.scales_of(stop) * encodings.INDEX).view("<f4")
+        begin = encodings.scales_of(self.size) * encodings.INDEX
+        quantized = self._read(begin + first * encodings.BLOCK, begin + stop).view(np.int8)
+        encodings.decode_int8(scales, quantized, start - first * encodings.BLOCK, here)
+        return here
+
+    def _read(self, start: int, stop: int) -> Bytes:
+        into = np.empty(stop - start, np.uint8)
+        self.store.rounds.read_part(self.session_id, self.contribution, start, into)
+        return into
+
+
 class Readings:
     """Opens the contributions of one session. Runs in a worker thread."""
 
@@ -80,6 +110,9 @@ class Readings:
         if one.encoding == RAW:
             del body
             sent = StoredRaw(self._store, spec.id, one, size, spec.dtype)
+        elif one.encoding == INT8:
+            del body
+            sent = StoredInt8(self._store, spec.id, one, size)
         else:
             sent = encoded(one.encoding, one.dtype, body, size, storage(spec.dtype))
             sent.check(body.nbytes)
@@ -97,6 +130,11 @@ class Readings:
             except (ChunkMissing, Damaged) as error:
                 log.error("a contribution is damaged", session=self._spec.id, client=one.client, reason=error.detail)
         return found
+
+
+def held_bytes(members: Sequence[KeptContribution]) -> int:
+    """Return the bytes of those members that are in memory as a whole while their round closes: the sparse ones."""
+    return sum(one.nbytes for one in members if one.encoding == SPARSE)
 
 
 def spans_of(layout: Layout, present: Sequence[int] | None) -> tuple[Span, ...] | None:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from adamd.errors import AdamdError
 from adamd.wire import headers
 from adamd_service.codecs.rounds import event_text, problem_text
-from adamd_service.engine.admission import Place
+from adamd_service.engine.admission import Seat
 from adamd_service.http.responses import disconnected
 from adamd_service.rounds import RoundEvent
 
@@ -34,19 +34,19 @@ class EventStream(Response):
     Args:
         events: begun already, so that what is refused is refused with a status of its own.
         first: their first one.
-        place: among the requests that wait; left when the stream ends.
+        seat: among the requests that wait; left when the stream ends.
         silence: seconds without an event until a comment is sent.
 
     """
 
     def __init__(
-        self, first: RoundEvent, events: AsyncGenerator[RoundEvent], place: Place, silence: float = KEEP_ALIVE
+        self, first: RoundEvent, events: AsyncGenerator[RoundEvent], seat: Seat, silence: float = KEEP_ALIVE
     ) -> None:
         super().__init__(None, 200, FIELDS, headers.EVENTS)
         del self.headers["content-length"]
         self._first = first
         self._events = events
-        self._place = place
+        self._seat = seat
         self._silence = silence
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +61,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b""})
         finally:
             gone.cancel()
-            self._place.leave()
+            self._seat.leave()
             await self._events.aclose()
 
     async def _texts(self, gone: asyncio.Future[None]) -> AsyncGenerator[str]:

@@ -49,7 +49,7 @@ async def get_task(
     if client is None and wait_s:
         raise InvalidRequest("wait_s: there is nothing to wait for without a client", path="wait_s")
     if wait_s:
-        with engine.waiting.place():
+        with engine.waiting.seat():
             task = await while_it_stays(request, engine.rounds.task(ref, client, wait_s))
     else:
         task = await engine.rounds.task(ref, client)
@@ -149,10 +149,10 @@ async def get_events(request: Request, session: Ref) -> Response:
     if request.scope["http_version"] == "1.0":
         raise InvalidRequest("events come in chunks, which HTTP/1.0 does not know; speak HTTP/1.1")
     engine = engine_of(request)
-    place = engine.waiting.take()
+    seat = engine.waiting.take()
     try:
         events = engine.rounds.events(_ref(session))
-        return EventStream(await while_it_stays(request, anext(events)), events, place)
+        return EventStream(await while_it_stays(request, anext(events)), events, seat)
     except BaseException:
-        place.leave()
+        seat.leave()
         raise

@@ -110,7 +110,7 @@ async def get_parameters(
     if wait_s and not min_step:
         raise InvalidRequest("wait_s: there is nothing to wait for without min_step", path="wait_s")
     if min_step:
-        with engine.waiting.place():
+        with engine.waiting.seat():
             if not await while_it_stays(request, engine.rounds.wait_for_step(ref, min_step, wait_s)):
                 return responses.not_yet()
     return responses.parameters(await engine.parameters(ref, dtype, at=at), kind)

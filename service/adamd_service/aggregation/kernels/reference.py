@@ -1,12 +1,12 @@
 """The loops in plain NumPy: slow, easy to read, and what the compiled ones are compared with.
 
-See `kernels.Kernels` for what each function promises.
+See `protocol.Kernels` for what each function promises.
 """
 
 import numpy as np
 
 from adamd.wire.dtypes import Floats
-from adamd_service.aggregation.kernels import Doubles, Network
+from adamd_service.aggregation.kernels.protocol import Doubles, Network
 from adamd_service.optim.gradients.norm import BLOCK, LANES
 
 

@@ -1,6 +1,6 @@
 """The loops as texts that Numba compiles when one is first needed; they run without the GIL.
 
-See `kernels.Kernels` for what each function promises.
+See `protocol.Kernels` for what each function promises.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from adamd.wire.dtypes import Floats
-from adamd_service.aggregation.kernels import Doubles, Network
+from adamd_service.aggregation.kernels.protocol import Doubles, Network
 from adamd_service.optim.gradients.norm import LANES, squares_loop
 from adamd_service.optim.numba_cache import Compiled, compile_loop
 
