@@ -38,8 +38,8 @@ class ClosedByHand:
         self.name = name
         self._bare = Bare(service)
         # One more than will come: nothing closes before it is asked to.
-        quorum = len(trained) + 1
-        self._path = open_session(self._bare, parameters, {"quorum": quorum, "min_contributions": 1})
+        asked = {"quorum": len(trained) + 1, "min_contributions": 1, "deadline_s": 3600}
+        self._path = open_session(self._bare, parameters, asked)
         self._kind: Kind = kind
         self._parameters = parameters
         self._trained = trained
