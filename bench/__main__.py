@@ -1,4 +1,4 @@
-"""``python -m bench [--quick]``: one table from one run. Ratios carry over to other machines, milliseconds do not."""
+"""``python -m bench [--quick]``: tables from one run. Ratios carry over to other machines, milliseconds do not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cold, load, park, plan, plot, processes, results, run, table
+from bench import cold, load, park, plan, plot, processes, results, rounds, run, table
 from bench.environments import PEERS
 from bench.table import Found
 
@@ -25,9 +25,10 @@ Say = Callable[[str], None]
 def main() -> None:
     """Run it and write it down."""
     asked = _asked()
-    offered = () if asked.load else plan.QUICK if asked.quick else plan.FULL
+    offered = () if asked.load or asked.rounds else plan.QUICK if asked.quick else plan.FULL
     sizes = tuple(size for size in offered if not asked.only or size.parameters in asked.only)
-    many = None if asked.only else plan.QUICK_MANY if asked.quick else plan.FULL_MANY
+    many = None if asked.only or asked.rounds else plan.QUICK_MANY if asked.quick else plan.FULL_MANY
+    of_rounds = None if asked.only or asked.load else plan.QUICK_ROUNDS if asked.quick else plan.FULL_ROUNDS
     console, began = Console(soft_wrap=True), time.monotonic()
 
     def say(line: str) -> None:
@@ -35,13 +36,16 @@ def main() -> None:
 
     found = Found([], [], {})
     try:
-        _run(found, sizes, many, asked.peers, say)
+        if sizes or many:
+            _run(found, sizes, many, asked.peers, say)
+        if of_rounds:
+            _run_rounds(found, of_rounds, asked.peers, say)
     finally:  # a part that fails takes nothing away from those before it
         _write(found)
     for one in table.tables(found):
         console.print(one.shown())
     console.print("\n".join(results.rest(found)), highlight=False, markup=False)
-    whole = not (asked.quick or asked.only or asked.load)
+    whole = not (asked.quick or asked.only or asked.load or asked.rounds)
     if whole:
         shutil.copy(OUT / "table.md", HERE / "RESULTS.md")
         shutil.copy(OUT / "results.png", HERE / "results.png")
@@ -64,6 +68,9 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--only", type=int, nargs="+", metavar="PARAMETERS", help="these sizes alone, without the load")
     parser.add_argument("--load", action="store_true", help="many sessions alone: load, first steps, restarts")
     parser.add_argument(
+        "--rounds", action="store_true", help="rounds alone: beside Flower, and a thousand contributors"
+    )
+    parser.add_argument(
         "--peers",
         nargs="+",
         choices=names,
@@ -75,7 +82,7 @@ def _asked() -> argparse.Namespace:
     if asked.no_peers:
         asked.peers = []
     elif asked.peers is None:
-        asked.peers = ["local", "rpc"] if asked.quick else names
+        asked.peers = ["local", "rpc"] if asked.quick and not asked.rounds else names
     return asked
 
 
@@ -94,6 +101,16 @@ def _run(found: Found, sizes: tuple[plan.Size, ...], many: plan.Many | None, pee
                 found.beginnings.extend(cold.beginnings(everyone, many.beginning, say))
         for one in many.restarts if many else ():  # alone: a start takes every core
             found.restarts.append(cold.restart(data, one, say))
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
+
+
+def _run_rounds(found: Found, wanted: plan.Rounds, peers: list[str], say: Say) -> None:
+    data = OUT / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    try:
+        found.rounds.append(rounds.measure(data, OUT, wanted, peers, say))
     finally:
         shutil.rmtree(data, ignore_errors=True)
 

@@ -30,6 +30,7 @@ class Peer:
 
 
 TORCH = ("torch==2.13.0", "numpy>=2.0")
+FLOWER = ("flwr==1.42.0", "numpy>=2.0")
 PEERS = (
     Peer(
         "local",
@@ -41,6 +42,7 @@ PEERS = (
     Peer("rpc", "bench.peers.torch_rpc", ("torch RPC", "torch RPC, fused Adam"), TORCH, "torch"),
     # The last mxnet, and the last NumPy that it can live with; there are wheels of both up to Python 3.11.
     Peer("mxnet", "bench.peers.mxnet_async", ("MXNet dist_async",), ("mxnet==1.9.1", "numpy==1.23.5"), "mxnet"),
+    Peer("flower", "bench.peers.flower", ("Flower FedAdam", "Flower FedAdam, float32"), FLOWER, "flower"),
     Peer("ray", "bench.peers.ray_actor", ("Ray actor",), ("ray>=2.50", *TORCH), "ray"),
 )
 

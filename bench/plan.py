@@ -60,6 +60,53 @@ class Beginning:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduction:
+    """One round's contributions, reduced by adamd and by its peers in turns."""
+
+    clients: int
+    parameters: int
+    turns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The memory that a round takes with few clients and with many."""
+
+    few: int
+    many: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """Whole rounds of clients that pull, add a little and contribute, one after the other."""
+
+    clients: int
+    parameters: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contributors:
+    """More contributors than connections: each connection speaks for its share of them."""
+
+    contributors: int
+    parameters: int
+    rounds: int
+    connections: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What is measured of rounds."""
+
+    reduction: Reduction
+    growth: Growth
+    federation: Federation
+    contributors: Contributors
+
+
+@dataclass(frozen=True, slots=True)
 class Many:
     """What is measured with many sessions at once."""
 
@@ -87,4 +134,16 @@ FULL_MANY = Many(
 )
 QUICK_MANY = Many(
     Load(200, 10_000, clients=32, steps=5, warm=1), Beginning(rounds=1, sessions=80), (Restart(40, LARGE_ENOUGH),)
+)
+FULL_ROUNDS = Rounds(
+    Reduction(10, 10_000_000, turns=9),
+    Growth(10, 50, 10_000_000),
+    Federation(20, 1_000_000, rounds=10),
+    Contributors(1_000, 10_000, rounds=50),
+)
+QUICK_ROUNDS = Rounds(
+    Reduction(10, 1_000_000, turns=3),
+    Growth(10, 50, 200_000),
+    Federation(20, 100_000, rounds=3),
+    Contributors(100, 1_000, rounds=3),
 )

@@ -92,6 +92,12 @@ def memory(pid: int) -> tuple[float, float]:
     return int(found["VmRSS"]) * 1024 / 1e6, int(found["VmHWM"]) * 1024 / 1e6
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started: a server's private store (Linux)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
 def machine() -> str:
     """Describe the machine in neutral words."""
     with open("/proc/meminfo") as file:

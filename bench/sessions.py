@@ -53,6 +53,23 @@ class Bare:
         self._connection.request(method, path, memoryview(body).cast("B"), {"Content-Type": OCTETS})
         return self._answer(method, path)
 
+    def contribute(self, path: str, body: memoryview, kind: str, num_examples: float) -> Any:
+        """Send a contribution to a round."""
+        headers = {"Content-Type": OCTETS, "Adamd-Kind": kind, "Adamd-Num-Examples": f"{num_examples:g}"}
+        self._connection.request("PUT", path, body, headers)
+        return self._answer("PUT", path)
+
+    def parameters(self, path: str, into: Floats, query: str = "") -> Floats:
+        """Fill ``into`` with a session's parameters."""
+        self._connection.request("GET", f"{path}/parameters{query}", headers={"Accept": OCTETS})
+        response = self._connection.getresponse()
+        view, done = memoryview(into).cast("B"), 0
+        while done < view.nbytes and (count := response.readinto(view[done:])):
+            done += count
+        if response.status != 200 or done < view.nbytes or response.read():
+            raise SystemExit(f"GET {path}/parameters: {response.status}, {done} bytes of {view.nbytes}")
+        return into
+
     def _answer(self, method: str, path: str) -> Any:
         response = self._connection.getresponse()
         raw = response.read()

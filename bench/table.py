@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
-from rich.table import Table as Shown
 
-from bench import ratios
+from bench import ratios, rounds_table
 from bench.cold import READY_WITHIN, Begun, Restarted
 from bench.load import Loaded
+from bench.rounds import Ran
 from bench.run import Measured
+from bench.tabular import Table, ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,28 +25,7 @@ class Found:
     absent: dict[str, str]
     restarts: list[Restarted] = field(default_factory=list)
     beginnings: list[Begun] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Heads and rows of text; the first column is words, the others are figures."""
-
-    head: list[str]
-    body: list[list[str]]
-
-    def shown(self) -> Shown:
-        """Return it for a terminal."""
-        made = Shown()
-        for number, name in enumerate(self.head):
-            made.add_column(name, justify="right" if number else "left", overflow="fold")
-        for cells in self.body:
-            made.add_row(*cells)
-        return made
-
-    def markdown(self) -> str:
-        """Return it for a page."""
-        rule = ["---", *["---:"] * (len(self.head) - 1)]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.head, rule, *self.body))
+    rounds: list[Ran] = field(default_factory=list)
 
 
 def tables(found: Found) -> list[Table]:
@@ -59,6 +39,8 @@ def tables(found: Found) -> list[Table]:
         made.append(_restarts(found.restarts))
     if found.beginnings:
         made.append(_beginnings(found.beginnings))
+    for one in found.rounds:
+        made += rounds_table.tables(one)
     return made
 
 
@@ -100,7 +82,7 @@ def _loads(loads: Sequence[Loaded]) -> Table:
             [
                 one.name,
                 f"{one.speed:,.0f}",
-                f"{_ms(1000 * p50)} / {_ms(1000 * p99)}",
+                f"{ms(1000 * p50)} / {ms(1000 * p99)}",
                 f"{p99 / p50:.1f}",
                 "told" if one.bound is None else "yes" if p99 <= one.bound * p50 else "**no**",
                 f"{one.resident:,.0f} / {one.peak:,.0f}",
@@ -131,7 +113,7 @@ def _restarts(restarts: Sequence[Restarted]) -> Table:
                 f"{one.empty:.2f}",
                 f"{one.sessions / start:,.0f} / {one.nbytes / 1e6 / start:,.0f}",
                 f"{1000 * len(one.loads) / loading.sum():,.0f}",
-                f"{_ms(p50)} / {_ms(p99)}",
+                f"{ms(p50)} / {ms(p99)}",
                 f"{one.cold:,.0f} / {one.warm:,.0f}",
                 f"{one.cold / one.warm:.2f}",
             ]
@@ -169,8 +151,4 @@ def _heads(sizes: Sequence[Measured]) -> list[str]:
 
 
 def _cell(times: ratios.Times | None) -> str:
-    return "–" if times is None else f"{_ms(times.mean)} / {_ms(times.p50)} / {_ms(times.p99)}"
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    return "–" if times is None else f"{ms(times.mean)} / {ms(times.p50)} / {ms(times.p99)}"

@@ -1,6 +1,8 @@
 """Many clients' contributions become one pseudo-gradient, pure: weights, clips, robust means, noise, an accountant."""
 
 from adamd_service.aggregation.accountant import affords, check_accounting, epsilon, rounds_within
+from adamd_service.aggregation.blocks import Lanes
+from adamd_service.aggregation.clipping import RunningNorm
 from adamd_service.aggregation.kernels.compiled import compile_aggregation
 from adamd_service.aggregation.pipeline import Contribution, Member, Outcome, Reason, aggregate_round
 from adamd_service.aggregation.privacy import noise_seed
@@ -20,11 +22,13 @@ __all__ = [
     "ArrayValues",
     "Contribution",
     "Kind",
+    "Lanes",
     "Member",
     "Outcome",
     "PartialValues",
     "Privacy",
     "Reason",
+    "RunningNorm",
     "SentValues",
     "Span",
     "Values",

@@ -7,32 +7,56 @@ norm_i > k median_j(norm_j)                 is refused by the norm filter
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.aggregation.blocks import Lanes, Work
+from adamd_service.aggregation.kernels import compiled
 from adamd_service.aggregation.kernels.protocol import Kernels
 from adamd_service.aggregation.values import Values
 
 
-def norms(vectors: Sequence[Values], like: Floats, kernels: Kernels, lanes: Lanes) -> list[float]:
-    """The Euclidean norm of each vector, of the length and dtype of `like`; infinite beyond float64."""
-    found = [0.0] * len(vectors)
+@dataclass(slots=True)
+class RunningNorm:
+    """The norm of a vector that somebody reads anyway: its slices in order, SLICE long but for the last."""
+
+    total: float = 0.0
+
+    def add(self, values: Floats, kernels: Kernels = compiled) -> None:
+        """Add the next slice."""
+        self.total = kernels.add_squares(values, self.total)
+
+    @property
+    def norm(self) -> float:
+        """The Euclidean norm so far: the bits of `norms`."""
+        return math.sqrt(self.total)
+
+
+def norms(
+    vectors: Sequence[Values], known: Sequence[float | None], like: Floats, kernels: Kernels, lanes: Lanes
+) -> list[float]:
+    """The Euclidean norm of each vector, of the length and dtype of `like`; infinite beyond float64.
+
+    known: those that need not be read for it.
+    """
+    found = [0.0 if norm is None else norm for norm in known]
+    places = [place for place, norm in enumerate(known) if norm is None]
 
     def begin() -> Work:
         into = np.empty(min(SLICE, like.size), like.dtype)
 
-        def work(place: int) -> None:
-            total = 0.0
+        def work(index: int) -> None:
+            place, running = places[index], RunningNorm()
             for start in range(0, like.size, SLICE):  # a multiple of the order's blocks
                 values = vectors[place].read(start, min(start + SLICE, like.size), into)
-                total = kernels.add_squares(values, total)
-            found[place] = math.sqrt(total)
+                running.add(values, kernels)
+            found[place] = running.norm
 
         return work
 
-    lanes.each(len(vectors), begin)
+    lanes.each(len(places), begin)
     return found
 
 

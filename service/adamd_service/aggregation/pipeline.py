@@ -55,6 +55,7 @@ class Contribution:
     values: flat, in the session's dtype, as long as `out`; an array (a file's mapping, a read-only view) or `Values`.
     Finite, and so is each square. num_examples: above 0. staleness: steps made since its parameters were pulled, 0 or
     more. present: the spans of tensors that it has, ascending and apart; None for all.
+    norm: the `RunningNorm` of these values, where it is known.
     """
 
     client: str
@@ -62,6 +63,7 @@ class Contribution:
     num_examples: float = 1.0
     staleness: int = 0
     present: tuple[Span, ...] | None = None
+    norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def aggregate_round(
     ordered = sorted(contributions, key=lambda one: (one.client, -one.staleness))
     vectors = [_values(one.values) for one in ordered]
     shared = Lanes(threads, lanes)
-    found = norms(vectors, out, kernels, shared)
+    found = norms(vectors, [one.norm for one in ordered], out, kernels, shared)
     reasons = _refused(ordered, found, settings)
     most = _clip_norm(settings, clip_norm)
     places = [place for place, reason in enumerate(reasons) if reason is None]

@@ -16,6 +16,7 @@ from adamd_service.rounds.documents import ClosedBy, Frozen, KeptContribution, M
 from adamd_service.store import garbage, round_texts, serialization
 from adamd_service.store.bulk.homes import Homes
 from adamd_service.store.bulk.protocol import BulkName
+from adamd_service.store.bulk.reading import ExtentReader
 from adamd_service.store.connection.connect import Client
 from adamd_service.store.connection.failures import translated
 from adamd_service.store.keys import IndexKeys, SessionKeys
@@ -301,6 +302,10 @@ class RoundStore:
                 raise ChunkMissing(f"the contribution {one.member.text} is not there, or shorter than it was")
             target[done : done + length] = part
             done += length
+
+    def reader(self, session_id: str, one: KeptContribution) -> ExtentReader | None:
+        """Open a contribution that lies in a file, for many reads; None where it does not. Raises ChunkMissing."""
+        return self._bulk.reader(BulkName(session_id, one.attempt), one.bulk) if one.bulk.extent else None
 
     def attempts(self, session_id: str) -> set[str]:
         """Return the attempts that waiting contributions name."""

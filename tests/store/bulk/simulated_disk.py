@@ -46,7 +46,7 @@ class SimulatedDisk:
         self.files[name] = bytearray(nbytes)
         self.unsynced[name] = {}
 
-    def open(self, name):
+    def open(self, name, *, cached=False):
         if name not in self.files:
             raise OSError(errno.ENOENT, "no such file")
         return SimulatedFile(self, name)

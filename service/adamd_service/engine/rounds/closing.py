@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -30,7 +31,7 @@ from adamd.errors import (
 )
 from adamd.wire.dtypes import Floats, storage
 from adamd.wire.encodings import RAW
-from adamd_service.aggregation import epsilon, noise_seed
+from adamd_service.aggregation import Lanes, epsilon, noise_seed
 from adamd_service.engine.cache import Hot
 from adamd_service.engine.calls import RequestBody, StepCall
 from adamd_service.engine.receiving import Reception
@@ -47,6 +48,7 @@ from adamd_service.rounds import Frozen, KeptContribution, RoundDocument, Rounds
 from adamd_service.rounds.documents import ClosedBy
 from adamd_service.rounds.rules import REMEMBERED, deadline, due, last_round, needed
 from adamd_service.rules import digest_start
+from adamd_service.store import ChunkMissing
 
 TAKE_OVER: Final = 30.0  # seconds that a replica which lives may take for a round that it froze
 FIRST_RETRY, LAST_RETRY = 0.5, 60.0  # seconds after which a closing that failed is tried again
@@ -230,8 +232,14 @@ class Closer:
             with around.in_flight.hold(min(3 * nbytes + held_bytes(members), around.in_flight.limit)):
                 pulled = await self._pulled(hot, settings, members)
                 work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
-                with self._tally.aggregation():
-                    made = await around.workers.ask(work)
+                try:
+                    with self._tally.aggregation():
+                        made = await around.workers.ask(work)
+                except ChunkMissing:
+                    now = (await around.workers.ask(around.store.rounds.look, head)).standing
+                    if now.number == standing.number:
+                        raise
+                    return None  # another replica was faster, and has unlinked what this one still read
                 del pulled
                 step = await around.workers.run(_step_of, head, made)
                 await around.workers.ask(around.store.rounds.expect_garbage, head.spec)
@@ -271,10 +279,23 @@ class Closer:
         pulled: Floats | None,
     ) -> Aggregated:
         """Make one gradient of a round's members. Runs in a worker thread."""
+        with closing(Readings(self._around.store, self._around.pool, head.spec)) as readings:
+            return self._aggregated(readings, head, settings, standing, frozen, members, pulled)
+
+    def _aggregated(
+        self,
+        readings: Readings,
+        head: Head,
+        settings: RoundsSettings,
+        standing: Standing,
+        frozen: Frozen,
+        members: Sequence[KeptContribution],
+        pulled: Floats | None,
+    ) -> Aggregated:
         around, spec = self._around, head.spec
         began = time.monotonic()
-        values = Readings(around.store, around.pool, spec).whole(members, pulled)
-        if not values:
+        opened = readings.whole(members, pulled, Lanes(around.workers.threads, around.lanes))
+        if not opened:
             raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
         privacy = settings.aggregation.privacy
         seed = None  # of the noise: the same for whoever aggregates these members of this freezing, and no other ones
@@ -286,7 +307,7 @@ class Closer:
             settings,
             standing.number,
             members,
-            values,
+            opened,
             pulled,
             around.pool,
             clip_norm=standing.clip_norm,

@@ -22,7 +22,7 @@ from adamd.wire.buffers import BufferPool
 from adamd.wire.dtypes import Floats, storage
 from adamd_service.aggregation import Contribution as Given
 from adamd_service.aggregation import Outcome, Span, Values, aggregate_round
-from adamd_service.engine.rounds.values import spans_of
+from adamd_service.engine.rounds.values import Opened, spans_of
 from adamd_service.records import Spec
 from adamd_service.rounds import KeptContribution, MemberName, RoundsSettings
 
@@ -68,6 +68,7 @@ class Sent:
     contribution: KeptContribution
     values: Values
     present: frozenset[int] | None
+    norm: float | None
 
     def key(self, number: int) -> tuple[str, int]:
         """Return its client and its staleness in round ``number``, which no two members share."""
@@ -83,12 +84,12 @@ def combine(
     settings: RoundsSettings,
     number: int,
     members: Sequence[KeptContribution],
-    values: Mapping[MemberName, Values],
+    opened: Mapping[MemberName, Opened],
     base: Floats | None,
     pool: BufferPool,
     **more: Any,
 ) -> Combined:
-    """Combine the members of round ``number`` whose ``values`` are whole.
+    """Combine the members of round ``number`` that are ``opened``.
 
     ``base``: the parameters that the round begins with, where tensors are averaged or carry. ``more``: for
     `aggregate_round`. Raises what that raises.
@@ -96,9 +97,14 @@ def combine(
     layout, beside = spec.layout, sorted((*settings.averaged, *settings.carry))
     masked = spans_of(layout, beside) if beside else None
     sent = [
-        Sent(one, values[one.member], None if one.present is None else frozenset(one.present))
+        Sent(
+            one,
+            opened[one.member].values,
+            None if one.present is None else frozenset(one.present),
+            opened[one.member].norm,
+        )
         for one in sorted(members, key=lambda one: (one.client, one.round))
-        if one.member in values
+        if one.member in opened
     ]
     given = [
         Given(
@@ -107,6 +113,7 @@ def combine(
             one.contribution.num_examples,
             number - one.contribution.round,
             spans_of(layout, one.contribution.present),
+            one.norm if masked is None else None,
         )
         for one in sent
     ]

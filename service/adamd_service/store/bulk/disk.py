@@ -47,8 +47,8 @@ class Disk(Protocol):
     def make(self, name: str, nbytes: int) -> None:
         """Make a file of so many bytes, with room for all of them, and sync its name."""
 
-    def open(self, name: str) -> OpenFile:
-        """Open a file to read and write it."""
+    def open(self, name: str, *, cached: bool = False) -> OpenFile:
+        """Open a file to read and write it; ``cached``: through the page cache, also where `direct` is set."""
 
     def rename(self, name: str, new: str) -> None:
         """Rename a file, and sync the names."""
@@ -143,9 +143,9 @@ class RealDisk:
         else:
             os.ftruncate(descriptor, nbytes)
 
-    def open(self, name: str) -> RealFile:
-        """Open a file to read and write it."""
-        descriptor = os.open(self._directory / name, os.O_RDWR | FLAGS | (DIRECT if self.direct else 0))
+    def open(self, name: str, *, cached: bool = False) -> RealFile:
+        """Open a file to read and write it; ``cached``: through the page cache, also where `direct` is set."""
+        descriptor = os.open(self._directory / name, os.O_RDWR | FLAGS | (DIRECT if self.direct and not cached else 0))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(errno.EINVAL, "it is no regular file", name)

@@ -1,5 +1,8 @@
 """Bulk in files: each body or array lies in one recycled extent, written directly while it still arrives.
 
+Contributions go through the page cache: they are read again within moments, when their round closes. Their extents are
+synced always, since no flush of the device's own takes what is still in the cache.
+
 An extent is used again only when its owner has let go of it, and no write to it is under way. What a commit may have
 named stays as it is until the outcome is known: see `Use.DOUBT`.
 """
@@ -14,11 +17,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
 import structlog
 
 from adamd.errors import Busy, Damaged, StoreFull, StoreUnavailable
@@ -27,12 +29,21 @@ from adamd_service.records import BulkRef
 from adamd_service.store.bulk.disk import FULL, Disk, OpenFile
 from adamd_service.store.bulk.extents import KEPT, MANY, PAGE, WIPED, Extents, Owner, Use, size_of
 from adamd_service.store.bulk.protocol import BulkName
+from adamd_service.store.bulk.reading import (
+    BOUNCE_BYTES,
+    Bounce,
+    ExtentReader,
+    Reading,
+    address,
+    damaged,
+    is_cached,
+    pages,
+)
 from adamd_service.store.bulk.writing import Writing
 from adamd_service.store.outcomes import ChunkMissing
 
 PIECE_BYTES: Final = 1024 * 1024  # of an upload, handed over at once
 WRITE_BYTES: Final = 4 * 1024 * 1024  # written by one call; also the piece of a snapshot
-BOUNCE_BYTES: Final = 1024 * 1024  # of aligned memory, for bytes that do not begin on a page
 UNUSED_SECONDS: Final = 60.0  # a free extent that nobody needed for so long is removed
 MOST_UPLOADS: Final = 256  # at once
 YIELD: Final = 4.0  # a snapshot has a fifth of the disk at least
@@ -95,7 +106,8 @@ class FileBulk:
         self._uploads = threading.Semaphore(MOST_UPLOADS)
         self._writers = writers
         self._writing = Writing()
-        self._local = threading.local()
+        self._bounce = Bounce()
+        self._reading = Reading(self._bounce)
 
     def close(self) -> None:
         """Wait for the writes under way, and write no more."""
@@ -120,7 +132,7 @@ class FileBulk:
         extent = self.take(data.nbytes, owner, WIPED if name.wiped else KEPT)
         try:
             with self._failing(extent, owner):
-                file = self._disk.open(extent)
+                file = self.open(extent)
                 try:
                     self._write(file, memoryview(data), pace)
                     self.sync(file, extent)
@@ -156,50 +168,27 @@ class FileBulk:
         """
         if ref.length != into.nbytes:
             raise Damaged(f"an extent with {ref.length} bytes for an array of {into.nbytes}")
-        with self._reading(name, ref) as file:
-            self._read(file, ref, into)
+        with closing(self._open_own(name, ref)) as file, damaged(name, ref):
+            self._reading.whole(file, ref, memoryview(into))
 
     def read_part(self, name: BulkName, ref: BulkRef, start: int, into: Bytes) -> None:
         """Fill ``into`` with the bytes from ``start`` on; otherwise as `read`."""
-        if start + into.nbytes > ref.length:
-            raise Damaged(f"an extent with {ref.length} bytes for bytes {start} to {start + into.nbytes}")
-        with self._reading(name, ref) as file:
-            self._read_bounced(file, ref, start, memoryview(into))
+        with closing(self.reader(name, ref)) as reader:
+            reader.read(start, into)
 
-    @contextmanager
-    def _reading(self, name: BulkName, ref: BulkRef) -> Iterator[OpenFile]:
+    def reader(self, name: BulkName, ref: BulkRef) -> ExtentReader:
+        """Open an extent for many reads of its parts; raises as `read`."""
+        return ExtentReader(self._reading, name, ref, self._open_own(name, ref))
+
+    def _open_own(self, name: BulkName, ref: BulkRef) -> OpenFile:
         with self._lock:
             own = self._extents.has(ref.extent, owner_of(name))
         if not own:
             raise ChunkMissing(f"the extent {ref.extent} is not {name.owner}'s any more")
         try:
-            file = self._disk.open(ref.extent)
+            return self.open(ref.extent)
         except OSError as error:
             raise ChunkMissing(f"the extent {ref.extent} of {name.owner} cannot be opened: {error.strerror}") from None
-        try:
-            yield file
-        except OSError as error:
-            raise Damaged(f"the extent {ref.extent} of {name.owner} cannot be read: {error.strerror}") from None
-        finally:
-            file.close()
-
-    def _read(self, file: OpenFile, ref: BulkRef, into: Bytes) -> None:
-        target = memoryview(into)
-        whole = ref.length // PAGE * PAGE if _address(target) % PAGE == 0 else 0  # read to where it is wanted
-        if whole and file.read(target[:whole], 0) < whole:
-            raise ChunkMissing(f"the extent {ref.extent} is shorter than it was")
-        self._read_bounced(file, ref, whole, target[whole:])
-
-    def _read_bounced(self, file: OpenFile, ref: BulkRef, start: int, target: memoryview) -> None:
-        """Fill the target with the bytes from ``start`` on, through aligned memory."""
-        bounce, done = self._bounce(), 0
-        while done < target.nbytes:
-            skipped = (start + done) % PAGE
-            length = min(BOUNCE_BYTES - skipped, target.nbytes - done)
-            if file.read(bounce[: _pages(skipped + length)], start + done - skipped) < skipped + length:
-                raise ChunkMissing(f"the extent {ref.extent} is shorter than it was")
-            target[done : done + length] = bounce[skipped : skipped + length]
-            done += length
 
     # -- what becomes of an extent
 
@@ -409,7 +398,7 @@ class FileBulk:
 
     def open(self, extent: str) -> OpenFile:
         """Open an extent that was taken."""
-        return self._disk.open(extent)
+        return self._disk.open(extent, cached=is_cached(extent))
 
     def submit(self, work: Callable[..., None], *args: object) -> Future[None]:
         """Run work in a writer's thread: a part of a body is written."""
@@ -421,14 +410,14 @@ class FileBulk:
     def put(self, file: OpenFile, part: memoryview, offset: int) -> None:
         """Write a part that begins on a page of the file: directly where it lies so, else through aligned memory."""
         whole = part.nbytes if not self._disk.direct else part.nbytes // PAGE * PAGE
-        if self._disk.direct and _address(part) % PAGE:
+        if self._disk.direct and address(part) % PAGE:
             whole = 0
         if whole:
             file.write(part[:whole], offset)
-        bounce = self._bounce()
+        bounce = self._bounce.memory()
         for start in range(whole, part.nbytes, BOUNCE_BYTES):
             piece = part[start : start + BOUNCE_BYTES]
-            end = _pages(piece.nbytes)
+            end = pages(piece.nbytes)
             bounce[: piece.nbytes] = piece
             bounce[piece.nbytes : end] = bytes(end - piece.nbytes)
             file.write(bounce[:end], offset + start)
@@ -437,7 +426,7 @@ class FileBulk:
         """Sync a file where its bytes would not be safe otherwise."""
         with self._lock:
             fresh = extent in self._fresh
-        if self._synced or fresh:
+        if self._synced or fresh or is_cached(extent):
             file.sync()
             with self._lock:
                 self._fresh.discard(extent)
@@ -472,13 +461,6 @@ class FileBulk:
     def end_upload(self) -> None:
         """Let another upload begin."""
         self._uploads.release()
-
-    def _bounce(self) -> memoryview:
-        """Return this thread's aligned memory."""
-        bounce: memoryview | None = getattr(self._local, "bounce", None)
-        if bounce is None:
-            bounce = self._local.bounce = memoryview(mmap.mmap(-1, BOUNCE_BYTES))
-        return bounce
 
 
 class ExtentStaging:
@@ -583,13 +565,3 @@ def _nothing() -> None:
 def owner_of(name: BulkName) -> Owner:
     """Return who has the extents of a name."""
     return Owner(name.session_id, name.owner, name.array)
-
-
-def _pages(nbytes: int) -> int:
-    """Return bytes, rounded up to whole pages."""
-    return -(-nbytes // PAGE) * PAGE
-
-
-def _address(part: memoryview) -> int:
-    address: int = np.frombuffer(part, np.uint8).__array_interface__["data"][0]
-    return address

@@ -20,6 +20,7 @@ from adamd_service.store.bulk.files import FileBulk
 from adamd_service.store.bulk.naming import named_extents
 from adamd_service.store.bulk.notes import DirectoryNotes
 from adamd_service.store.bulk.protocol import BulkName
+from adamd_service.store.bulk.reading import ExtentReader
 from adamd_service.store.connection.connect import Client
 from adamd_service.store.connection.failures import translated
 from adamd_service.store.keys import SessionKeys
@@ -117,6 +118,10 @@ class Homes:
     def read_part(self, name: BulkName, ref: BulkRef, start: int, into: Bytes) -> None:
         """Fill ``into`` with the bytes of an extent from ``start`` on; raises as `read`."""
         self.files_of(name.session_id).read_part(name, ref, start, into)
+
+    def reader(self, name: BulkName, ref: BulkRef) -> ExtentReader:
+        """Open an extent for many reads of its parts; raises as `read`."""
+        return self.files_of(name.session_id).reader(name, ref)
 
     def token(self, refs: Iterable[BulkRef]) -> str:
         """Return what a commit that names these has to find in the store; "" where nothing has to be there."""
