@@ -300,7 +300,7 @@ class Closer:
         privacy = settings.aggregation.privacy
         seed = None  # of the noise: the same for whoever aggregates these members of this freezing, and no other ones
         if privacy is not None:
-            whole = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in values)
+            whole = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in opened)
             seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {whole}", standing.number)
         made = combine(
             spec,
