@@ -65,7 +65,7 @@ def test_seeds():
         aggregated(sent, chosen, noise_seed=bytes(15))
 
 
-QUIET = {"noise_multiplier": 1e-12, "clip_norm": 5.0, "delta": 1e-5}
+QUIET = {"noise_multiplier": 1e-6, "clip_norm": 5.0, "delta": 1e-5}
 
 
 def test_the_sum_is_divided_by_the_quorum_not_by_how_many_came():
@@ -75,7 +75,7 @@ def test_the_sum_is_divided_by_the_quorum_not_by_how_many_came():
             made.settings(4, privacy=QUIET),
             noise_seed=SEED,
         )
-        assert found == pytest.approx(np.array([3.0, 4.0]) * count / 4, abs=1e-10)
+        assert found == pytest.approx(np.array([3.0, 4.0]) * count / 4, abs=1e-4)
 
 
 def test_nobody_is_there_and_the_noise_is():
@@ -106,7 +106,7 @@ def test_a_client_counts_once_by_its_newest():
         Contribution("b", np.array([4.0]), 1, 1),
     ]
     found, outcome = aggregated(sent, made.settings(2, privacy=QUIET), noise_seed=SEED)
-    assert found == pytest.approx([3.0], abs=1e-10)
+    assert found == pytest.approx([3.0], abs=1e-4)
     assert [member.reason for member in outcome.members] == ["superseded", None, None]
     found, outcome = aggregated(sent, made.settings(3))
     assert found == [7 / 3] and all(member.counted for member in outcome.members)

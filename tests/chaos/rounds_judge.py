@@ -1,6 +1,6 @@
-"""The judge of a storm over rounds: folds what clients sent, as the closed rounds' documents list it, in plain NumPy.
+"""The judge of a storm over rounds folds what clients sent, in plain NumPy.
 
-It talks to no server. Aggregate and clip are written here once more; the optimizer is the readable reference.
+The closed rounds' documents say what counts. It talks to no server. Aggregate and clip are written here once more; the optimizer is the readable reference.
 """
 
 import numpy as np

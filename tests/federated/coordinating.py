@@ -1,4 +1,7 @@
-"""The coordinator of a federation as a process of its own: it opens the run by its name, and prints each closed round."""
+"""The coordinator of a federation as a process of its own.
+
+It opens the run by its name, and prints each closed round.
+"""
 
 import sys
 

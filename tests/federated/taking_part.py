@@ -1,6 +1,6 @@
-"""One client of a federation as a process of its own: it may be killed anywhere, and is started again in the same way.
+"""One client of a federation as a process of its own.
 
-It writes every answer into its diary. Now and then it is slow, or sends its reply once more.
+It may be killed anywhere, and is started again in the same way. It writes every answer into its diary. Now and then it is slow, or sends its reply once more.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Attackers among the clients of a federation: a plain mean is lost to them, and each defence keeps what it had.
+"""Attackers among the clients: a plain mean is lost to them, and each defence holds.
 
 Li et al. 2019 (RSA), arXiv:1811.03761, section 5, have sign flips; Bagdasaryan et al. 2020, arXiv:1807.00459, one client
 that sends many times its update.

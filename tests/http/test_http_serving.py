@@ -276,7 +276,7 @@ def test_a_background_task_that_fails_is_told_and_ends_the_server(capsys):
 
     async def scenario():
         engine = SimpleNamespace(draining=False)
-        server = UvicornServer(uvicorn.Config(lambda: None), engine)
+        server = UvicornServer(uvicorn.Config(lambda: None, log_config=None), engine)
         await asyncio.wait([server.begin(fails())])
         await asyncio.sleep(0)
         assert server.failed and server.should_exit and server.ending.is_set() and engine.draining

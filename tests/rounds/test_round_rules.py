@@ -40,12 +40,17 @@ def test_what_a_contribution_gets():
 
 @pytest.mark.parametrize(
     ("number", "counted", "told"),
-    [(4, "d 4", True), (4, "d 0", False), (4, "", False), (1, "", None), (1, "d 1", True)],
+    [(4, "d 4", True), (4, "d 0", False), (4, "", False), (1, "", False), (1, "d 1", True)],
 )
 def test_who_comes_too_late_learns_whether_it_counted(number, counted, told):
     refused = error_of(number=number, counted=counted)
     assert isinstance(refused, RoundClosed)
     assert refused.extra == {"round": 5, "counted": told}
+
+
+def test_after_many_rounds_nobody_knows_whether_it_counted():
+    later = replace(OPEN, number=40)
+    assert [error_of(later, number=number).extra["counted"] for number in (23, 24)] == [None, False]
 
 
 def test_a_buffered_session_takes_what_is_late():

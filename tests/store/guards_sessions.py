@@ -239,6 +239,12 @@ def a_lease_that_nobody_gave_back_ends(store, client):
     assert store.collect(head.spec.id) == 3
 
 
+def a_lease_begins_in_a_full_store(store, client):
+    head = create(store)
+    with full(client), store.lease(head.spec.id):
+        assert client.zcard(f"adamd:{{{head.spec.id}}}:readers") == 1
+
+
 def reading_works_in_a_full_store(store, client):
     head = step(store, create(store), staged_body=True)
     with full(client), store.lease(head.spec.id):

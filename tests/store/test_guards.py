@@ -171,7 +171,7 @@ GUARDS = [
         "lease",
         "redis.call('ZREMRANGEBYSCORE', readers_key, '-inf', '(' .. (now - tonumber(lease_seconds)))\n",
         "",
-        "reading_works_in_a_full_store",
+        "a_lease_begins_in_a_full_store",
     ),
     ("collect", "if oldest_reader and at and at >= oldest_reader then", "if false then", "a_lease_holds_garbage_back"),
     ("collect", "at >= oldest_reader", "at > oldest_reader", "a_lease_of_the_same_second_holds_it_back_too"),

@@ -344,12 +344,12 @@ def test_who_is_slower_learns_what_was_made(replica, clients, nothing_closes, mo
                 await contribute(one, session, 1, client, delta)
             whole, loop = Readings.whole, asyncio.get_running_loop()
 
-            def slow(self, members, pulled):
+            def slow(self, members, pulled, lanes):
                 if self._store is two.store:
                     closing = asyncio.run_coroutine_threadsafe(one.rounds.close(session, 1), loop)
                     closing.result(20)
                     self._store.collect(session)
-                return whole(self, members, pulled)
+                return whole(self, members, pulled, lanes)
 
             monkeypatch.setattr(Readings, "whole", slow)
             found = await two.rounds.close(session, 1)

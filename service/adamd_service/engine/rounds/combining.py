@@ -96,16 +96,7 @@ def combine(
     """
     layout, beside = spec.layout, sorted((*settings.averaged, *settings.carry))
     masked = spans_of(layout, beside) if beside else None
-    sent = [
-        Sent(
-            one,
-            opened[one.member].values,
-            None if one.present is None else frozenset(one.present),
-            opened[one.member].norm,
-        )
-        for one in sorted(members, key=lambda one: (one.client, one.round))
-        if one.member in opened
-    ]
+    sent = _sent(members, opened)
     given = [
         Given(
             one.contribution.client,
@@ -143,6 +134,19 @@ def combine(
     body: Floats = pool.lease(size * kind.itemsize).view(kind)
     np.concatenate(parts or [np.empty(0, kind)], out=body)
     return Combined(body, stepped, assigned, outcome)
+
+
+def _sent(members: Sequence[KeptContribution], opened: Mapping[MemberName, Opened]) -> list[Sent]:
+    return [
+        Sent(
+            one,
+            opened[one.member].values,
+            None if one.present is None else frozenset(one.present),
+            opened[one.member].norm,
+        )
+        for one in sorted(members, key=lambda one: (one.client, one.round))
+        if one.member in opened
+    ]
 
 
 def _mean(having: Sequence[tuple[Values, float]], span: Span, base: Floats) -> Floats:
