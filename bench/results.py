@@ -90,4 +90,12 @@ After `kill -9`: a server with as many sessions, one step old, is killed twice. 
 after the other are read (cold loads), then 16 clients make a step of every session (cold) and one more (warm). "Start
 to ready" is from the start of the command to its ready line, the imports of Python included: an empty directory's is
 beside it. The first step is that of a session which was just created. Afterwards every session equalled the reference
-bit for bit."""
+bit for bit.
+
+Rounds: **closed** is `POST …/close` of a round whose contributions are durable, up to the answer that its step is
+committed (`always`, by `deltas` as clients of adamd send them, or by trained `parameters` as Flower's do). **Flower
+FedAdam** is `aggregate_train` of flwr 1.42 over replies in memory, with nothing durable; **float32** is the same with a
+step size that does not turn its arrays into float64. After one round all were within 1e-5 of each other. Over sockets
+Flower runs `start_server` and `start_client`, its quickest way, deprecated: the one that took its place looks for
+messages in intervals, which are given beside it and are in no figure. adamd's contributions are durable, Flower's not.
+The memory for a round is the peak of a fresh server beyond what it had before the first contribution."""

@@ -2,22 +2,26 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from random import Random
 
 import numpy as np
 import pytest
 
-from adamd.errors import StoreFull, StoreUnavailable
+from adamd.errors import Damaged, StoreFull, StoreUnavailable
 from adamd_service.records import Committed, Lost, SnapshotRef
 from adamd_service.store import ChunkMissing, RedisStore, StoreRefused
 from adamd_service.store.bulk.directory import IDENTITY, BulkDirectory
 from adamd_service.store.bulk.disk import RealDisk
 from adamd_service.store.bulk.extents import NAME, Extents, Owner, Use, class_of, size_of
 from adamd_service.store.bulk.files import FileBulk
+from adamd_service.store.bulk.protocol import BulkName
 from adamd_service.store.keys import BULK, BULK_SESSIONS, SessionKeys
 from adamd_service.store.opening import bulk_files
 
 from ..contract import StoreContract
 from ..sessions import array_of, body_of, commit_of, create, digest_of, snapshot, staged, staged_record, step
+from .simulated_disk import SimulatedDisk
 
 BODY = np.random.default_rng(7).bytes(700_001)
 
@@ -298,6 +302,27 @@ def test_room_is_made_of_free_extents_of_other_sizes(tmp_path):
         assert bulk._extents.free_bytes == size_of(small)
         assert bulk.give_back(0) == 1
         assert not [name for name in os.listdir(tmp_path) if NAME.fullmatch(name)]
+
+
+@pytest.mark.parametrize("wiped", [False, True])
+def test_what_is_in_the_page_cache_is_synced_whatever_the_policy(wiped):
+    """A direct write is flushed by the store's own sync; a contribution's, which is cached, only by its own."""
+    disk, name = SimulatedDisk(Random(1)), BulkName("s", "a", wiped=wiped)
+    with ThreadPoolExecutor(1) as writers:
+        bulk = FileBulk(disk, Extents(), lambda _: None, writers, synced=False, margin=0)
+        for _ in range(2):  # a fresh file is synced in either case
+            ref = bulk.write(name, np.frombuffer(BODY, np.uint8), None)
+            bulk.move(ref.extent, Owner("s", "a"), frozenset({Use.STAGED}), Use.FREE)
+            bulk.wipe()
+            bulk._reuse_from = 0.0
+    ref = bulk.write(name, np.frombuffer(BODY, np.uint8), None)
+    assert bool(disk.unsynced[ref.extent]) is not wiped
+    with closing(bulk.reader(name, ref)) as reader:
+        into = np.empty(5000, np.uint8)
+        reader.read(1234, into)
+        assert into.tobytes() == BODY[1234:6234]
+        with pytest.raises(Damaged, match="700001 bytes"):
+            reader.read(len(BODY) - 4999, into)
 
 
 @pytest.mark.parametrize("nbytes", [1, 524_288, 524_289, 1_000_000, 40_000_000, 2**31])
