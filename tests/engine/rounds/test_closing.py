@@ -203,9 +203,10 @@ def test_contributions_go_though_their_closer_died_before_it_could_unlink_them(r
             await stepped(engine, session, 1)
             keys = await asyncio.to_thread(keys_of, valkey, session)
             assert "garbage" in keys and [key for key in keys if key.startswith("contribution:")]
-            await engine.keep_house()
-            keys = await asyncio.to_thread(keys_of, valkey, session)
-            assert not [key for key in keys if key.startswith(("contribution:", "garbage"))]
+            left = keys
+            while [key for key in left if key.startswith(("contribution:", "garbage"))]:  # a reader's lease may hold it
+                await engine.keep_house()
+                left = await asyncio.to_thread(keys_of, valkey, session)
 
     run(scenario())
 
