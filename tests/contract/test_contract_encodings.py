@@ -201,6 +201,7 @@ def trained(client, epochs=40, **options):
     return 100 * digits.right(params, test) / len(test)
 
 
+@pytest.mark.slow
 def test_digits_with_int8_and_error_feedback_are_read_as_well(http, capsys):
     """The acceptance: within 0.5 points of float32's accuracy. The data, the network and the batches are the demo's."""
     exact = trained(http)

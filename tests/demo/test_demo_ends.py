@@ -68,6 +68,7 @@ def temporary():
         yield Path(directory)
 
 
+@pytest.mark.slow
 def test_the_server_dies_and_nothing_is_lost_and_a_terminal_shows_it(tmp_path, temporary):
     process, ours = in_terminal(tmp_path, temporary)
     shown = read_until(ours).decode()

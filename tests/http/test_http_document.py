@@ -63,6 +63,7 @@ def schemathesis(told, where, examples):
 
 
 @pytest.mark.timeout(330)  # a creation alone has 1400 cases, which a busy machine takes minutes for
+@pytest.mark.slow
 def test_every_operation_answers_as_the_document_says(told, tmp_path):
     assert schemathesis(told, tmp_path, 12) > 250
 
