@@ -32,6 +32,7 @@ def accuracy_of(said):
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
+@pytest.mark.slow
 def test_a_server_that_is_there_is_used_and_left_alive(server, tmp_path, transport):
     work = tmp_path / "work"
     if transport == "grpc":  # and on a terminal that has only ASCII

@@ -6,11 +6,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
 from servers import ended
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "many_clients.py"
 
 
+@pytest.mark.slow
 def test_four_processes_train_one_model_and_each_of_their_gradients_counts_once(server):
     run = ended([sys.executable, str(EXAMPLE)], env={**os.environ, "ADAMD_URL": server.url})
     assert run.returncode == 0, run.stderr

@@ -141,6 +141,7 @@ def trained(url, name, steps, size=100_000):
         return parameters
 
 
+@pytest.mark.slow
 def test_a_server_tells_its_device_and_gives_the_cpus_bits(on_devices, server):
     gpu = on_devices("two", "--device", "cuda", DEVICES=2)
     assert any("updates run on host 0, host 1" in line for line in gpu.lines)
@@ -153,6 +154,7 @@ def test_a_server_tells_its_device_and_gives_the_cpus_bits(on_devices, server):
     assert gpu.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_lost_gpu_ends_the_process_and_the_next_one_goes_on(on_devices, server):
     first = on_devices("lost", "--device", "cuda", LOST_AFTER=3)
     with pytest.raises(adamd.errors.AdamdError):

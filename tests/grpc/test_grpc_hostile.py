@@ -447,6 +447,7 @@ def test_grpc_can_be_switched_off(tmp_path, where):
     assert process.returncode == 0 and "grpc://" not in said
 
 
+@pytest.mark.slow
 def test_without_grpcio_http_is_served_and_that_is_said(tmp_path):
     """An installation without the extra: a module that is not there, made so by a finder in the way."""
     (tmp_path / "sitecustomize.py").write_text(

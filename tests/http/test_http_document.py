@@ -57,21 +57,15 @@ def schemathesis(told, where, examples):
     ]
     command += ["--exclude-path", "/v1/sessions/{session}/events"]  # an answer without an end
     command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--seed", "1", "-n", str(examples)]
-    run = ended(command, cwd=where, within=300 if examples < 100 else 400)
+    run = ended(command, cwd=where, within=400)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr
     return int(re.search(r"(\d+) generated", run.stdout)[1])
 
 
-@pytest.mark.timeout(330)  # a creation alone has 1400 cases, which a busy machine takes minutes for
 @pytest.mark.slow
+@pytest.mark.timeout(450)  # a creation alone has 1400 cases, which a busy machine takes minutes for
 def test_every_operation_answers_as_the_document_says(told, tmp_path):
-    assert schemathesis(told, tmp_path, 12) > 250
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(450)  # more than a minute on two cores
-def test_every_operation_answers_as_the_document_says_at_length(told, tmp_path):
-    assert schemathesis(told, tmp_path, 150) > 1500
+    assert schemathesis(told, tmp_path, 40) > 4000
 
 
 def test_the_page_of_calls_needs_no_other_machine(told):

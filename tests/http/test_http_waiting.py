@@ -230,6 +230,7 @@ def test_a_comment_comes_in_silence_and_the_seat_is_left():
     assert sent[1] == b'event: step\nid: 0\ndata: {"step": 0}\n\n' and room.taken == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_events_is_dropped(tmp_path):
     with watched(tmp_path / "one", env={"ADAMD_UPLOAD_GAP": 1}) as one:
         talk = Talk(one)

@@ -41,6 +41,7 @@ def kinds(name):
             continue
 
 
+@pytest.mark.slow
 def test_settings_of_every_kind_ask_for_so_many_loops():
     rules = {one.rule for name in FAMILY for settings in kinds(name) for one in of_session(settings, DTYPES[0])}
     assert 1_300 < len(rules) < 1_600  # as `fused.MOST` says; each of them in two dtypes, with an answer and without

@@ -43,6 +43,7 @@ def bytes_in_use(server):
     return float(values["adamd_bulk_bytes"]) - float(values["adamd_bulk_free_bytes"])
 
 
+@pytest.mark.slow
 def test_one_server_has_the_large_sessions_and_all_have_the_others(start, tmp_path):
     one, two = start("one", "--bulk-dir", tmp_path / "bulk"), start("two")
     with adamd.connect(one.url) as first, adamd.connect(two.url) as second:
