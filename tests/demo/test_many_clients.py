@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from servers import ended
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "many_clients.py"
