@@ -154,9 +154,11 @@ class RedisStoreAt:
 ADAMD = """
 import ctypes, sys, time
 from pathlib import Path
-from adamd_service.store import EmbeddedStore, embedded
+from adamd_service.store import EmbeddedStore
+from adamd_service.store.embedded import server
 if sys.argv[2] == "orphans":  # as on a system that does not end children with their parent
-    embedded._end_with_parent = lambda: None
+    assert server._end_with_parent
+    server._end_with_parent = lambda: None
 one = EmbeddedStore(Path(sys.argv[1]))
 one.start()
 print(one.pid, flush=True)
