@@ -57,6 +57,6 @@ while "Adamd-Stop" not in answer.headers:
     told = {"if_match": chain, "adamd_metrics": json.dumps({"loss": loss})}
     body = struct.pack("<2d", *gradient)
     # The lambda is called at once, so the loop's variables are still its own.
-    answer = call(lambda: put_step.sync_detailed(name, step, client=client, body=File(io.BytesIO(body)), **told))  # noqa: B023
+    answer = call(lambda: put_step.sync_detailed(name, step, client=client, body=File(io.BytesIO(body)), **told))  # noqa: B023 - called at once
     print(step, repr(loss), *struct.unpack("<2d", answer.content), flush=True)
 print("stop", answer.headers["Adamd-Stop"])

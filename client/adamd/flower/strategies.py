@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -65,9 +66,9 @@ class Durable:
         self._labels = labels
         self._rounds: MirroredRounds | None = None
 
+    @abstractmethod
     def _optimizer(self) -> Strategy:
         """Return the server's optimizer, from Flower's own attributes as they are when the run is opened."""
-        raise NotImplementedError
 
     def summary(self) -> None:
         """Log the strategy's settings, and where its state lives."""
@@ -127,7 +128,7 @@ class Durable:
         if server_round <= rounds.done:
             return []
         handed = rounds.handed(arrays)
-        messages: Iterable[Message] = super().configure_train(server_round, handed, config, grid)  # type: ignore[misc]
+        messages: Iterable[Message] = super().configure_train(server_round, handed, config, grid)  # type: ignore[misc]  # Flower's
         return messages
 
     def aggregate_train(
@@ -145,7 +146,7 @@ class Durable:
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)  # type: ignore[attr-defined]  # FedAvg's
         weighed = [reply for message in valid if (reply := self._reply(message)).num_examples > 0]
         if not weighed:
-            raise AggregationError(reason=f"every reply has a weight ({self.weighted_by_key}) of 0")  # type: ignore[attr-defined]
+            raise AggregationError(reason=f"every reply has a weight ({self.weighted_by_key}) of 0")  # type: ignore[attr-defined]  # Flower's
         weakness = self._aggregate.refusal(len(weighed))
         if weakness is not None:
             log.warning("adamd: round %d: %s", server_round, weakness)
@@ -157,7 +158,7 @@ class Durable:
         """Return a round's evaluation messages. The last round that was made before this start is evaluated again."""
         if self._rounds is not None and server_round < self._rounds.done:
             return []
-        messages: Iterable[Message] = super().configure_evaluate(server_round, arrays, config, grid)  # type: ignore[misc]
+        messages: Iterable[Message] = super().configure_evaluate(server_round, arrays, config, grid)  # type: ignore[misc]  # Flower's
         return messages
 
     def _opened(self, arrays: ArrayRecord) -> MirroredRounds:
