@@ -40,8 +40,7 @@ class FedAdam:
 
     def document(self) -> dict[str, Any]:
         """Return the session's optimizer settings."""
-        betas = [self.beta_1, self.beta_2]
-        return {"name": "fedadam", "lr": self.eta, "betas": betas, "eps": self.tau, "form": self.form}
+        return _fedopt("fedadam", self, beta_2=self.beta_2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,7 @@ class FedYogi:
 
     def document(self) -> dict[str, Any]:
         """Return the session's optimizer settings."""
-        betas = [self.beta_1, self.beta_2]
-        return {"name": "fedyogi", "lr": self.eta, "betas": betas, "eps": self.tau, "form": self.form}
+        return _fedopt("fedyogi", self, beta_2=self.beta_2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +69,11 @@ class FedAdagrad:
 
     def document(self) -> dict[str, Any]:
         """Return the session's optimizer settings."""
-        betas = [self.beta_1, 0.0]
-        return {"name": "fedadagrad", "lr": self.eta, "betas": betas, "eps": self.tau, "form": self.form}
+        return _fedopt("fedadagrad", self, beta_2=0.0)
+
+
+def _fedopt(name: str, its: FedAdam | FedYogi | FedAdagrad, beta_2: float) -> dict[str, Any]:
+    return {"name": name, "lr": its.eta, "betas": [its.beta_1, beta_2], "eps": its.tau, "form": its.form}
 
 
 @dataclass(frozen=True, slots=True)
