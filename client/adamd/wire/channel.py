@@ -8,6 +8,7 @@ DEFAULT_PORT = 50051
 UNARY = 4 * 1024 * 1024  # bytes of a gradient or of parameters that travel inside one message
 MARGIN = 256 * 1024  # of what travels with them: a header, settings, names
 MAX_MESSAGE = UNARY + MARGIN
+LOOKAHEAD = 256 * 1024  # bytes that a server takes of a call which nobody reads yet; 5 M elements a step are no slower
 PIECE = 1024 * 1024  # bytes of a stream's pieces: larger ones are no faster, smaller ones cost a message each
 LEAST_PIECE = 4096  # bytes that a body's pieces must have on the average
 FREE_PIECES = 64  # that may be smaller
@@ -33,6 +34,8 @@ def server_options(streams: int) -> Options:
         *_both(),
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(LEAST_PING)),
         ("grpc.max_concurrent_streams", streams),
+        ("grpc.http2.bdp_probe", 0),  # on a busy machine it let 4 MiB and more of each call in before any code of ours ran
+        ("grpc.http2.lookahead_bytes", LOOKAHEAD),
         ("grpc.so_reuseport", 0),  # or two servers could share a port, and a client meet either
     ]
 
