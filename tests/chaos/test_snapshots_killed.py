@@ -150,16 +150,12 @@ MOMENTS = {
 EVERY_DEATH = [
     (dead, at, after) for at, afters in MOMENTS.items() for after in afters for dead in ("server", "store", "both")
 ]
-QUICK = ("both", "named", 0)
-SOME = [("server", "written", 5), ("server", "unlinking", 1)]
+SOME = [("both", "named", 0), ("server", "written", 5), ("server", "unlinking", 1)]
 
 
 @pytest.mark.parametrize(
     ("dead", "at", "after"),
-    [
-        pytest.param(*one, marks=() if one == QUICK else pytest.mark.slow if one in SOME else pytest.mark.chaos)
-        for one in EVERY_DEATH
-    ],
+    [pytest.param(*one, marks=pytest.mark.slow if one in SOME else pytest.mark.chaos) for one in EVERY_DEATH],
 )
 def test_a_snapshot_that_death_interrupts(undisturbed, tmp_path, dead, at, after):
     store = Store().start()

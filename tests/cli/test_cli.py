@@ -154,7 +154,7 @@ def test_a_watch_shows_the_lr_of_the_schedule_and_says_how_a_loss_is_told(server
         session.delete(anyway=True)
 
 
-@pytest.mark.parametrize("transport", ["http", "grpc"])
+@pytest.mark.parametrize("transport", ["http", pytest.param("grpc", marks=pytest.mark.slow)])
 def test_a_watch_says_once_that_the_server_is_away_and_goes_on_when_it_is_back(server_factory, transport):
     server = server_factory()
     url = server.grpc_url if transport == "grpc" else server.url

@@ -1,8 +1,31 @@
-"""One server for every shell."""
+"""One server for every shell.
+
+The shells share what is said and all its rules, and differ in the transport alone. So ``make test`` has each test speak
+through one of them, the next test through the next one; ``.ci/run`` has every test speak through all four.
+"""
+
+from itertools import cycle
+from pathlib import Path
 
 import pytest
 
 from contract import shells
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are marked are left out
+def pytest_collection_modifyitems(items):
+    turns, whose = cycle(shells.KINDS), {}
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if not params or "kind" not in params or HERE not in item.path.parents:
+            continue
+        case = (item.path, item.originalname, item.callspec.id.replace(params["kind"], "", 1))
+        if whose.setdefault(case, None) is None:
+            whose[case] = next(turns)
+        if whose[case] != params["kind"]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=shells.KINDS)

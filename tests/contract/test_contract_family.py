@@ -249,6 +249,7 @@ def test_what_is_carried_is_tried_with_the_settings_of_its_group(blocking):
         blocking.restore(spoilt(exported, lambda d: d["state"]["carried"]["mu_product"].update(b=1e30)))
 
 
+@pytest.mark.slow
 def test_the_whole_family_after_kill_9(server_factory):
     """Snapshots every third step; the server dies without a word; another folds the log to the very bits, and goes on."""
     server = server_factory(env={"ADAMD_SNAPSHOT_RECORDS": 3})

@@ -93,11 +93,11 @@ def test_the_server_dies_and_nothing_is_lost_and_a_terminal_shows_it(tmp_path, t
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
-        (signal.SIGINT, b"starting a server"),
-        # Each signal and each moment is below and above; the rest of the product is slow.
+        # The rest of the product is slow.
+        pytest.param(signal.SIGINT, b"starting a server", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, b"training", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, b"starts again", marks=pytest.mark.slow),
-        (signal.SIGTERM, b"starts again"),
+        pytest.param(signal.SIGTERM, b"starts again", marks=pytest.mark.slow),
         (signal.SIGHUP, b"training"),
     ],
 )

@@ -22,6 +22,7 @@ def test_four_processes_train_one_model_and_each_of_their_gradients_counts_once(
     assert float(accuracy) > 85
 
 
+@pytest.mark.slow
 def test_a_worker_that_begins_again_counts_nothing_twice(server, monkeypatch):
     monkeypatch.setenv("ADAMD_URL", server.url)
     example = runpy.run_path(str(EXAMPLE))

@@ -98,6 +98,7 @@ def test_sessions_are_spread_over_the_gpus_by_their_room():
     device.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "said"), [("cuda", "--device cuda: "), ("gpu", "--device is 'gpu'; wanted auto, cpu, cuda")]
 )

@@ -17,6 +17,8 @@ from engine.test_laws import *  # noqa: F403 - the tests themselves, on another 
 
 from .host_runtime import HostRuntime
 
+pytestmark = pytest.mark.slow  # tests/device/test_device.py and the laws themselves are in make test
+
 
 class Scrambling(Gpu):
     """Leaves nothing on the host that could be read by mistake."""

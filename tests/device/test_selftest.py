@@ -68,6 +68,7 @@ def test_all_of_it_on_two_devices():
     assert [one.used for one in runtimes] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_right_device_passes():
     well, said = verdict(HostRuntime(64 << 20, late=False))
     assert well is True
@@ -88,6 +89,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_device_is_told(wrong):
     well, said = verdict(Wrong(*WRONG[wrong]))

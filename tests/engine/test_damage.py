@@ -108,7 +108,8 @@ def fields_of(client, session):
             yield name.partition(":")[0], key(session, name), field.decode()
 
 
-@pytest.mark.parametrize("most", [12, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [150])
 def test_every_bit_that_decides_is_under_a_sum(replica, client, most):
     """One bit of any field: the session is refused as damaged, or all that it says is as before."""
 

@@ -435,7 +435,7 @@ def until_ready(process):
     raise AssertionError("".join(lines))
 
 
-@pytest.mark.parametrize("where", ["option", "environment"])
+@pytest.mark.parametrize("where", ["option", pytest.param("environment", marks=pytest.mark.slow)])
 def test_grpc_can_be_switched_off(tmp_path, where):
     words = ["--grpc-port", "off"] if where == "option" else []
     env = {"ADAMD_GRPC_PORT": "off"} if where == "environment" else {}

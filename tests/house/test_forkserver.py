@@ -37,6 +37,7 @@ atexit.register(print, "at the end", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["exit", "words", "error", "end", "signal", "interrupt"])
 def test_what_is_forked_is_what_is_spawned(how, tmp_path, monkeypatch):
     (tmp_path / "probe.py").write_text(PROBE)
@@ -130,6 +131,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["pytest", "fork server"])
 def test_nothing_is_left_of_who_is_killed(victim, tmp_path):
     with subprocess.Popen(

@@ -188,7 +188,7 @@ direct.Rest._begin = told
 """
 
 
-@pytest.mark.parametrize("page", [{}, {"Origin": PAGE}], ids=["program", "page"])
+@pytest.mark.parametrize("page", [{}, pytest.param({"Origin": PAGE}, marks=pytest.mark.slow)], ids=["program", "page"])
 def test_a_body_still_comes_straight_from_the_socket(tmp_path, page):
     (tmp_path / "sitecustomize.py").write_text(SPY)
     env = {"PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))}

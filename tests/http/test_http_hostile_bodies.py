@@ -553,6 +553,7 @@ def test_a_state_that_no_optimizer_could_have(talk, spoil, code):
     restored(talk, arrays, told).problem(422, code)
 
 
+@pytest.mark.slow
 def test_the_most_tensors_that_a_layout_may_have_can_be_exported_and_restored(talk):
     names = [f"block.{i:05}.ä.{'x' * 15}" for i in range(16_384)]
     made = talk("POST", "/v1/sessions", {"layout": layout(**{name: [1, 1] for name in names}), "dtype": "float32"})

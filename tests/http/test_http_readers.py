@@ -132,6 +132,7 @@ def test_a_reader_that_stops_is_dropped_and_its_memory_comes_back(hurry, impatie
     assert "a reader has stopped reading" in impatient.log()
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_slow_but_reads_is_not_dropped(hurry):
     talk = hurry
     session = talk.vector(SIZE // 10, durability="memory")

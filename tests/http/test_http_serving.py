@@ -85,6 +85,7 @@ def test_the_ready_line_comes_in_any_encoding(spawned, environment):
     assert line.isascii() and b" - updates run on " in line
 
 
+@pytest.mark.slow
 def test_a_stdout_that_nobody_reads_ends_nothing(spawned):
     """As `adamd serve | head -1` leaves it, with stderr too: what is logged then must not end what logs it."""
     reading, writing = os.pipe()

@@ -135,6 +135,7 @@ def test_a_plain_array_may_have_a_name_of_its_own(talk):
     assert talk("PUT", f"{path}/steps/1", {"gradient": [0, 0]}).good().json == {"step": 1, "parameters": [1.0, 2.0]}
 
 
+@pytest.mark.slow
 def test_the_list_has_pages(talk):
     made = [talk.create([0.0])["id"] for _ in range(5)]
     seen, token, pages = [], "", 0

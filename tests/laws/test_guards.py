@@ -1159,7 +1159,7 @@ def check_guard(removed, edits, watcher, tree, *options):
     paths = os.pathsep.join(str(tree / folder) for folder in ("client", "service"))
     with without(tree, edits):
         done = ended(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, watcher],
+            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "", "-p", "no:cacheprovider", *options, watcher],
             cwd=tree,
             # CI: pytest explains a red test at length there. A law that took hours to go red would be no law.
             env={**os.environ, "PYTHONPATH": paths, "CI": "true"},

@@ -9,6 +9,7 @@ SESSIONS, PARAMETERS, CLIENTS = 200, 10_000, 32
 STATE = 12 * PARAMETERS * SESSIONS  # bytes: p, m and v
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["memory", "committed"])
 def test_many_sessions_and_many_clients(server, durability):
     host, port = server.url.removeprefix("http://").split(":")

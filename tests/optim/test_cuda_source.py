@@ -201,6 +201,7 @@ CONTROLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("control", CONTROLS)
 def test_parity_sees_what_a_compiler_might_do(control, dtype):

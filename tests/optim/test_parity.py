@@ -67,6 +67,7 @@ def test_fused_equals_reference_at_length(variant, dtype, capsys):
     assert different == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", ["adam", *variants.FULLEST])  # a thousand steps of the reference take their time
 def test_fused_equals_reference_over_a_thousand_idle_steps(variant, dtype):

@@ -77,6 +77,7 @@ def test_wherever_the_connection_is_cut_every_step_counts_once(direct, server, c
     session.delete(anyway=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 9_000_000), st.integers(0, 9_000_000), st.booleans()), max_size=3))
 @example([(9_000_000, 2_000_000, False), (9_000_000, 2_000_000, True), (2_000_000, 9_000_000, True)])

@@ -122,6 +122,7 @@ def test_many_tensors(store):
     assert store.collect(head.spec.id) > 0
 
 
+@pytest.mark.slow
 def test_as_many_chunks_as_there_may_be(store, client, monkeypatch):
     """1,000 for a body and 4,000 for a state: thousands of KEYS and ARGV go through every script."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 8)

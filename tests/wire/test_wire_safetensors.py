@@ -80,7 +80,7 @@ BODY = written(
 )
 
 
-@settings(max_examples=1500)
+@settings(max_examples=400)
 @given(
     st.lists(st.tuples(st.integers(0, len(BODY) - 1), st.integers(0, 255)), min_size=1, max_size=8),
     st.integers(-40, 40),
@@ -93,7 +93,7 @@ def test_whatever_is_done_to_a_body_it_is_read_or_refused(changes, length):
     judged(body)
 
 
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(st.binary(max_size=300))
 def test_whatever_comes_it_is_read_or_refused(body):
     judged(body)
@@ -114,7 +114,7 @@ LIKELY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=800)
+@settings(max_examples=200)
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]) | st.text(max_size=3), LIKELY | JUNK, max_size=3),
     st.integers(0, 70),

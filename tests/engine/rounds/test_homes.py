@@ -63,7 +63,7 @@ def test_large_contributions(served, clients, valkey):
     run(scenario())
 
 
-@pytest.mark.parametrize("median", [False, True])
+@pytest.mark.parametrize("median", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_crash_and_a_start(served, clients, monkeypatch, median):
     """What waits is not free at the start: the next server closes the round with the same bits."""
     deltas = clients(3, LARGE)

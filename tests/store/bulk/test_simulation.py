@@ -41,6 +41,7 @@ def test_what_is_committed_survives_every_crash(store):
     assert run.committed > CRASHES / 4
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_now_and_then_loses_nothing(store):
     run = Simulation(store, FIRST_SEED, faults=0.5)
     run.run(CRASHES)
@@ -49,12 +50,14 @@ def test_a_disk_that_fails_now_and_then_loses_nothing(store):
     assert any(name.endswith(files.RETIRED) for name in run.disk.files)
 
 
+@pytest.mark.slow
 def test_a_full_disk_refuses_and_goes_on(store):
     run = Simulation(store, FIRST_SEED, room=60 * 4096)
     run.run(CRASHES)
     assert run.refused > 0 and run.committed > 0
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_run_again(store):
     """Or a fault that was found could not be looked at."""
     traces = []
@@ -145,6 +148,7 @@ def test_a_planted_fault_is_found(store, monkeypatch, plant):
     assert found is not None, f"{plant} was not found by {crashes} crashes in {seconds:.0f} s"
 
 
+@pytest.mark.slow
 def test_where_nothing_is_planted_nothing_is_found(store):
     """The same seeds: so it was the planted fault that was found."""
     assert damage(store, FileBulk, CRASHES)[0] is None
