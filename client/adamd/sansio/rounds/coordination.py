@@ -131,7 +131,7 @@ class Coordinator:
         return (yield from self.round(number))
 
     def is_spent(self) -> Logic[bool]:
-        """Say whether another round would pass ``max_epsilon``: so the last one is made, which ``total`` does not tell."""
+        """Say whether another round would pass ``max_epsilon``: then the last one is made, whatever ``total`` says."""
         privacy = self.settings.get("privacy")
         if not isinstance(privacy, Mapping) or privacy.get("max_epsilon") is None:
             return False
