@@ -1,4 +1,4 @@
-"""Shares out parts of some work to threads, each part to whichever is free; the parts never depend on the threads."""
+"""Shares out parts of some work to threads; the parts never depend on the threads."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
