@@ -359,10 +359,13 @@ class AsyncFederatedRun(RunView):
         """Yield each round when it is closed, until the last one: as `adamd.FederatedRun.follow`."""
         last, total = self._coordinator.now.step if after is None else after, self.num_rounds
         while not total or last < total:
+            is_spent = await self._shell.run(self._coordinator.is_spent())
             closed = await self._shell.run(self._coordinator.closed_from(last + 1))
             for done in closed:
                 yield done
                 last = done.round
+            if not closed and is_spent:
+                return
             if not closed:
                 await asyncio.sleep(every)
 
@@ -377,7 +380,7 @@ class AsyncFederatedRun(RunView):
                 return rounds
 
     async def current(self) -> Round:
-        """Return the open round as it is now; after the last one, that."""
+        """Return the open round as it is now; once the last round is closed, that one."""
         return await self._shell.run(self._coordinator.current())
 
     async def round(self, number: int) -> Round:

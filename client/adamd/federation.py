@@ -122,7 +122,7 @@ class FederatedRun(RunView):
         return f"<adamd.FederatedRun {self.id}{name}, opened at step {self._coordinator.now.step}>"
 
     def follow(self, after: int | None = None, *, every: float = 0.5) -> Iterator[Round]:
-        """Yield each round when it is closed, until the last one; without ``num_rounds`` for ever.
+        """Yield each round when it is closed, until the last one, by ``num_rounds`` or ``max_epsilon``; else for ever.
 
         Args:
             after: begin behind this round; 0 begins with the first. By default where it stood when this was opened.
@@ -135,10 +135,13 @@ class FederatedRun(RunView):
         """
         last, total = self._coordinator.now.step if after is None else after, self.num_rounds
         while not total or last < total:
+            is_spent = self._run(self._coordinator.is_spent())
             closed: tuple[Round, ...] = self._run(self._coordinator.closed_from(last + 1))
             for done in closed:
                 yield done
                 last = done.round
+            if not closed and is_spent:
+                return
             if not closed:
                 time.sleep(every)
 
@@ -156,7 +159,7 @@ class FederatedRun(RunView):
                 return rounds
 
     def current(self) -> Round:
-        """Return the open round as it is now; after the last one, that."""
+        """Return the open round as it is now; once the last round is closed, that one."""
         found: Round = self._run(self._coordinator.current())
         return found
 
@@ -191,7 +194,10 @@ class FederatedRun(RunView):
             number: which; by default the open one. Named, it is safe to repeat.
 
         Raises:
-            TooFewContributions: it has none.
+            TooFewContributions: it has none, or fewer than its aggregate needs.
+            PrivacySpent: it would spend more than ``max_epsilon``.
+            RoundClosed: it is the one after the last.
+            StepGap: it is not open yet.
 
         """
         closed: Round = self._run(self._coordinator.close(number))
@@ -205,6 +211,7 @@ class FederatedRun(RunView):
 
         Raises:
             RoundClosed: it was closed before.
+            StepGap: it is not open yet.
 
         """
         cancelled: Round = self._run(self._coordinator.cancel(number))

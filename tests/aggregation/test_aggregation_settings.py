@@ -148,7 +148,7 @@ REFUSED = [
         "is unknown; did you mean initial?",
     ),
     ({"privacy": {**PRIVATE, "sampling": "poisson"}}, "privacy.population", "is missing; sampling poisson takes the"),
-    ({"privacy": {**PRIVATE, "population": 99}}, "privacy.population", "is 99, and sampling is none, which takes none"),
+    ({"privacy": {**PRIVATE, "population": 99}}, "privacy.population", "is 99, and sampling is none, which does not"),
     (
         {"privacy": {**PRIVATE, "sampling": "poisson", "population": 9}},
         "privacy.population",

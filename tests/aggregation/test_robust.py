@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from made import F32, F64, aggregated, contributions, rows
 
 from adamd_service.aggregation import Contribution, distances, ranks, robust
-from adamd_service.aggregation.blocks import Lanes
 from adamd_service.aggregation.kernels import reference
+from adamd_service.aggregation.lanes import Lanes
 from adamd_service.aggregation.sections import Scaled
 from adamd_service.aggregation.values import ArrayValues
 

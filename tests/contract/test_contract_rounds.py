@@ -172,7 +172,7 @@ def test_a_federation_is_opened_again_by_its_name(client, name):
     with pytest.raises(errors.InvalidSettings) as refused:
         opened(client, name, num_rounds=6, aggregate=fed.Median(clip_norm=1.5))
     words = str(refused.value)
-    for said in ("total is 5 there and 6 here", '"median"', "clip_norm is null there and 1.5 here", "deadline_s"):
+    for said in ("num_rounds is 5 there and 6 here", '"median"', "clip_norm is null there and 1.5 here", "timeout"):
         assert said in words, words
     with pytest.raises(errors.InvalidSettings, match="optimizer is"):
         opened(client, name, strategy=fed.FedAdam(), num_rounds=5, min_replies=1, timeout=600)

@@ -232,6 +232,20 @@ def test_a_bad_contribution_is_refused_and_changes_nothing(talk, body, headers, 
     assert federation.unchanged() == before
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"parameters": [1.0, 2.0]}, "the body has 'parameters', and Adamd-Kind says delta"),
+        ({"delta": [1.0, 2.0], "num_examples": 3}, "by the header Adamd-Num-Examples"),
+        ({"delta": [1.0, 2.0], "loss": 3}, "'loss' is unknown here"),
+    ],
+)
+def test_a_member_that_a_contribution_does_not_have_is_named(talk, body, said):
+    federation = opened(talk)
+    refused = talk("PUT", f"{federation.path}/rounds/1/contributions/a", body).problem(422, "invalid_request")
+    assert said in refused["detail"]
+
+
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "x", "9007199254740993", "１"])
 @pytest.mark.parametrize("call", ["GET {}", "PUT {}/contributions/a", "PUT {}/evaluations/a", "POST {}/close"])
 def test_a_number_that_no_round_has(talk, call, number):

@@ -4,10 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from adamd.errors import Busy, HistoryLost, NotSelected, RoundClosed, StepGap
+from adamd.errors import Busy, ContributionConflict, HistoryLost, NotSelected, RoundClosed, StepGap
 from adamd.wire import layout
 from adamd_service.rounds import Counted, Frozen, RoundDocument, Standing, parse_rounds
-from adamd_service.rounds.rules import deadline, due, foresee, is_over, is_selected, needed, state_of
+from adamd_service.rounds.rules import (
+    deadline,
+    due,
+    evaluation_refusal,
+    foresee,
+    is_over,
+    is_selected,
+    needed,
+    refusal,
+    state_of,
+)
 from adamd_service.rounds.selection import EVALUATE, TRAIN, drawn
 
 LAYOUT = layout.vector_layout((4,))
@@ -46,6 +56,26 @@ def test_who_comes_too_late_learns_whether_it_counted(number, counted, told):
     refused = error_of(number=number, counted=counted)
     assert isinstance(refused, RoundClosed)
     assert refused.extra == {"round": 5, "counted": told}
+
+
+def test_the_owner_is_not_told_to_ask_for_a_task():
+    refused = refusal("closed", OPEN, 4, "")
+    assert "stays as it is" in refused.detail and refused.extra == {"round": 5}
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "said"),
+    [
+        ("closed", RoundClosed, "takes no evaluation any more"),
+        ("conflict", ContributionConflict, "a has evaluated round 4 already"),
+        ("full", Busy, "as many evaluations"),
+        ("ahead", StepGap, "is ahead"),
+    ],
+)
+def test_an_evaluation_that_is_refused_is_told_of_evaluations(word, error, said):
+    refused = evaluation_refusal(word, OPEN, 4, "a")
+    assert isinstance(refused, error) and said in refused.detail
+    assert refused.extra.get("counted") is None  # it may have come before: nothing tells, once its round is closed
 
 
 def test_after_many_rounds_nobody_knows_whether_it_counted():

@@ -171,6 +171,46 @@ def test_a_private_federation_tells_what_it_has_spent(client, name):
     assert 0 < first.epsilon < second.epsilon
 
 
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_run_whose_privacy_is_spent_ends(server, name, scheme):
+    pytest.importorskip("dp_accounting", reason="the accountant is an extra of the server")
+    privacy = fed.Privacy(2.0, 1.0, delta=1e-5, max_epsilon=3.5)  # one round spends 2.1, two 3.1
+    with adamd.connect(server.url if scheme == "http" else server.grpc_url) as client:
+        run = client.open_federation(name, START, strategy=fed.FedAvg(), quorum=1, num_rounds=9, privacy=privacy)
+        for task in client.federation(name, client="a").rounds():
+            task.reply(delta={"w": START["w"] + 1})
+        done = [item.round for item in run.follow(after=0, every=0.02)]
+        assert done == [1, 2] and (run.current().round, run.current().state) == (2, "closed")
+
+
+def test_what_comes_after_the_last_round_is_not_closed(client, name):
+    run = client.open_federation(name, START, quorum=1, num_rounds=1)
+    client.federation(name, client="a").task().reply(delta=START)
+    assert [done.round for done in run.follow(after=0, every=0.02)] == [1]
+    assert run.close_round(1).state == run.close_round().state == "closed"
+    with pytest.raises(errors.RoundClosed, match="last round is over"):
+        run.close_round(2)
+
+
+def test_a_wrong_name_or_setting_is_told_in_the_words_of_the_options(client, name):
+    with pytest.raises(errors.UnknownSession, match="open_federation"):
+        client.federation(name, client="a")
+    with pytest.raises(errors.UnknownSession, match="first parameters"):
+        client.open_federation(name, quorum=2)
+    with pytest.raises(errors.InvalidSettings, match=r"^num_rounds \(rounds.total\) is -1"):
+        client.open_federation(name, START, quorum=2, num_rounds=-1)
+    with pytest.raises(errors.InvalidSettings, match="^config is .*plain values"):
+        client.open_federation(name, START, quorum=2, config={"epochs": {1}})
+    client.open_federation(name, START, quorum=2)
+    differing = "lr is 1.0 there and 0.5 here; quorum is 2 there and 3 here; timeout is null there"
+    with pytest.raises(errors.InvalidSettings, match=differing) as said:
+        client.open_federation(name, START, strategy=fed.FedAvg(0.5), quorum=3, timeout=5)
+    assert not any(word in said.value.detail for word in ("max_replies", "contributions", "on_other_settings"))
+    client.open(f"{name}-plain", START, lr=0.1)
+    with pytest.raises(errors.NoRounds, match="client.session"):
+        client.open_federation(f"{name}-plain", START, quorum=2)
+
+
 def test_a_closed_client_ends_its_loop(client, name, server):
     client.open_federation(name, START, quorum=2)
     other = adamd.connect(server.url)

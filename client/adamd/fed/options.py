@@ -21,7 +21,8 @@ class FederationOptions(TypedDict, total=False):
         quorum: replies that close a round at once; by default the ``cohort``. One of the two has to be given.
         min_replies: replies that are enough at the ``timeout``; by default the quorum. With fewer a round stays open,
             and is called overdue: nobody's work is thrown away.
-        max_replies: replies that a round takes at most, while it is being closed; by default the quorum.
+        max_replies: replies that a round takes at most: those that come before it is frozen count beside its quorum. By
+            default the quorum.
         timeout: seconds from a round's first reply to its end; by default there is none.
         aggregate: how replies become one; `Mean` by default.
         weighting: what a reply counts: "num_examples", or "equal", the only one with ``privacy`` and with aggregates
@@ -29,7 +30,8 @@ class FederationOptions(TypedDict, total=False):
         max_weight: num_examples above it count as it.
         buffered: no client waits for another: in the place of cohort and quorum.
         privacy: differential privacy for whole clients.
-        evaluate: how many clients are asked in each round to evaluate the parameters that it begins with.
+        evaluate: how many clients are asked in each round, from the second one on, to evaluate the parameters that it
+            begins with.
         config: an object of yours, that clients find in `Task.config`, as {"epochs": 3}; at most 16 KiB as JSON.
         seed: of the cohorts' drawing; by default one that is drawn, and recorded.
         averaged: names or patterns of tensors that are averaged, not stepped: running statistics. By default those

@@ -13,6 +13,12 @@ from adamd.fed.options import FederationOptions
 from adamd.fed.strategies import FedAvg
 
 CREATION = ("dtype", "durability", "labels")  # options of the session, and not of its rounds
+OPTION_NAMES = {  # of the settings of rounds that have another name here
+    "total": "num_rounds",
+    "deadline_s": "timeout",
+    "min_contributions": "min_replies",
+    "max_contributions": "max_replies",
+}
 
 
 def plans(options: Mapping[str, Any]) -> bool:
@@ -83,6 +89,13 @@ def rounds_document(
         "private": private,
     }
     return document | ({} if buffered is None else _buffering(buffered))
+
+
+def in_options(words: str) -> str:
+    """Return a server's words about settings of rounds with the options' names beside theirs."""
+    for setting, option in OPTION_NAMES.items():
+        words = words.replace(f"rounds.{setting} ", f"{option} (rounds.{setting}) ")
+    return words
 
 
 def _counts(given: Mapping[str, Any]) -> tuple[int, int]:

@@ -51,7 +51,8 @@ class Contribution:
         clipped: it was longer than the clip norm.
         staleness: how many rounds it was behind.
         counted: it is part of the step.
-        reason: why not: "norm_filter", "not_chosen", "too_stale", ….
+        reason: why not: "norm_filter": its norm is beyond the filter; "not_chosen": Krum chose others; "too_stale";
+            "superseded": in a private round a newer one of the same client counts; "damaged": in the store.
 
     """
 

@@ -46,8 +46,7 @@ class MirroredRounds:
     def __init__(self, run: FederatedRun, form: ModelForm) -> None:
         self._run = run
         self._form = form
-        self._arrays = run.parameters()
-        self._record = records.to_record(self._arrays, form)
+        self._record = records.to_record(run.parameters(), form)
         self._made: dict[int, MetricRecord] = {}
         newest = run.current()
         self.done = newest.round if newest.state == "closed" else newest.round - 1
@@ -112,8 +111,7 @@ class MirroredRounds:
             return None
         closed = self._closed(number)
         self._next = closed.round + 1
-        self._arrays = self._run.parameters()
-        self._record = records.to_record(self._arrays, self._form)
+        self._record = records.to_record(self._run.parameters(), self._form)
         return self._record
 
     def _contribute(self, number: int, reply: Reply, handed: Mapping[str, Any]) -> None:

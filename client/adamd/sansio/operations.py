@@ -297,7 +297,10 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class AskTask:
-    """Ask what a client shall do; wait up to ``wait`` seconds for it. None: nothing yet."""
+    """Ask what a client shall do; wait up to ``wait`` seconds for it. None: nothing yet.
+
+    ``client``: "" asks for nobody where the rounds stand, which is told at once.
+    """
 
     ref: str
     client: str
@@ -410,6 +413,8 @@ def describe(operation: Operation) -> str:
             return "listing the sessions"
         case Info():
             return "asking for the server's info"
+        case AskTask(ref, ""):
+            return f"asking where the rounds of session {ref} stand"
         case AskTask(ref, client) | Contribute(ref, _, client) | Evaluate(ref, _, client):
             return f"{_DOING[type(operation)]} session {ref} for {client}"
         case ReadRound(ref, number) | CloseRound(ref, number) | CancelRound(ref, number):

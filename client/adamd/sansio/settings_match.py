@@ -32,13 +32,25 @@ def choice(value: str) -> OnOtherSettings:
 
 
 def check_settings(standing: Standing, lr: float | None, options: Mapping[str, Any]) -> Logic[None]:
-    """Refuse options of `Client.open` that are not the session's. None is not given; labels are not compared.
+    """Refuse options of `Client.open` that are not the session's.
+
+    Raises:
+        InvalidSettings: a setting differs, or the session's optimizer has none of this name.
+
+    """
+    differences = yield from differences_of(standing, lr, options)
+    if differences:
+        raise _differ(standing, differences)
+
+
+def differences_of(standing: Standing, lr: float | None, options: Mapping[str, Any]) -> Logic[list[Differing]]:
+    """Return where options differ from the session's. None is not given; labels are not compared.
 
     A schedule is compared in what it says, stop rules and groups as a whole. Of bounds with a number for each element
     only that they are such is known here.
 
     Raises:
-        InvalidSettings: a setting differs, or the session's optimizer has none of this name.
+        InvalidSettings: the session's optimizer has no setting of this name.
 
     """
     own_options = {key: value for key, value in options.items() if key not in (*BESIDE, "optimizer")}
@@ -46,7 +58,7 @@ def check_settings(standing: Standing, lr: float | None, options: Mapping[str, A
     name = standing.settings["name"]
     optimizer = settings.pop("optimizer", name)
     if optimizer != name:
-        raise _differ(standing, [("optimizer", name, optimizer)])
+        return [("optimizer", name, optimizer)]
     settings = own_names(settings, standing.settings)
     current = {**standing.settings, **{key: standing.document[key] for key in ("dtype", "durability")}}
     if not settings.keys() <= current.keys():  # unknown, or at a default that the document does not tell
@@ -55,9 +67,7 @@ def check_settings(standing: Standing, lr: float | None, options: Mapping[str, A
         _check_names(standing, settings, {*defaults, *standing.settings})
         current = {**defaults, **current}
     settings |= {key: options[key] for key in ("dtype", "durability") if options.get(key) is not None}
-    differences = differing(settings, current)
-    if differences:
-        raise _differ(standing, differences)
+    return differing(settings, current)
 
 
 def differing(settings: Mapping[str, Any], current: Mapping[str, Any]) -> list[Differing]:

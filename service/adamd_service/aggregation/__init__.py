@@ -1,9 +1,9 @@
 """Many clients' contributions become one pseudo-gradient, pure: weights, clips, robust means, noise, an accountant."""
 
 from adamd_service.aggregation.accountant import affords, check_accounting, epsilon, rounds_within
-from adamd_service.aggregation.blocks import Lanes
 from adamd_service.aggregation.clipping import RunningNorm
 from adamd_service.aggregation.kernels.compiled import compile_aggregation
+from adamd_service.aggregation.lanes import Lanes
 from adamd_service.aggregation.pipeline import Contribution, Member, Outcome, Reason, aggregate_round
 from adamd_service.aggregation.privacy import noise_seed
 from adamd_service.aggregation.settings import (

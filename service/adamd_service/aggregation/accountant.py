@@ -3,7 +3,7 @@
 The accounting is dp-accounting's (Google; the extra `privacy`), for neighbours that differ in one client: each round
 is a Gaussian mechanism with the settings' noise multiplier, to which each client contributes once at most. Without a
 population and Poisson sampling nothing is gained by who was not asked: Mironov 2017, arXiv:1702.07476. With them, each
-client takes part by itself with probability (clients asked for) / population: Mironov et al. 2019, arXiv:1908.10530.
+client takes part by itself with probability asked / population: Mironov et al. 2019, arXiv:1908.10530.
 """
 
 from functools import lru_cache
@@ -11,14 +11,14 @@ from functools import lru_cache
 from adamd_service.aggregation.settings import Privacy
 from adamd_service.optim.validation import SettingsError
 
-MOST_ROUNDS = 1 << 31
+MOST_ROUNDS = 1 << 31  # that are looked at for a limit: more than any session makes
 
 
 def epsilon(privacy: Privacy, rounds: int, asked: int) -> float:
     """The epsilon that so many closed rounds have spent, at the settings' delta; 0 for none.
 
-    asked: how many clients a round asks for: the cohort, or else the quorum. Raises SettingsError where dp-accounting
-    is not installed.
+    asked: how many clients take part in a round at most: the cohort, or else max_contributions. Raises SettingsError
+    where dp-accounting is not installed.
     """
     return _epsilon(privacy.noise_multiplier, privacy.delta, _rate(privacy, asked), rounds)
 
@@ -29,7 +29,7 @@ def affords(privacy: Privacy, rounds: int, asked: int) -> bool:
 
 
 def rounds_within(privacy: Privacy, asked: int) -> int | None:
-    """How many rounds max_epsilon lets a session make; None where that is no limit."""
+    """How many rounds max_epsilon lets a session make; None where that is no limit, or one beyond MOST_ROUNDS."""
     if affords(privacy, MOST_ROUNDS, asked):
         return None
     low, high = 0, MOST_ROUNDS

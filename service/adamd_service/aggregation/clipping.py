@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
-from adamd_service.aggregation.blocks import Lanes, Work
 from adamd_service.aggregation.kernels import compiled
 from adamd_service.aggregation.kernels.protocol import Kernels
+from adamd_service.aggregation.lanes import Lanes, Work
 from adamd_service.aggregation.values import Values
 
 

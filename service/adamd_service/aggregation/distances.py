@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
-from adamd_service.aggregation.blocks import Lanes, Work
 from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
+from adamd_service.aggregation.lanes import Lanes, Work
 from adamd_service.aggregation.sections import Scaled
 from adamd_service.optim.gradients.norm import BLOCK
 

@@ -15,8 +15,8 @@ from typing import TypeAlias
 import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
-from adamd_service.aggregation.blocks import Lanes, Work
 from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
+from adamd_service.aggregation.lanes import Lanes, Work
 from adamd_service.aggregation.sections import Scaled, Section, sections
 
 Finish: TypeAlias = Callable[[Section, Doubles], None]

@@ -20,10 +20,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from adamd.wire.dtypes import Floats
-from adamd_service.aggregation.blocks import Lanes
 from adamd_service.aggregation.clipping import beyond_median, clip_scale, norms
 from adamd_service.aggregation.kernels import compiled
 from adamd_service.aggregation.kernels.protocol import Kernels
+from adamd_service.aggregation.lanes import Lanes
 from adamd_service.aggregation.mean import write_mean, write_sum
 from adamd_service.aggregation.privacy import PrivateMean, next_clip_norm, vector_multiplier
 from adamd_service.aggregation.ranks import write_median, write_trimmed_mean

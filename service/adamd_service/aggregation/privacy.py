@@ -31,13 +31,13 @@ VECTOR, COUNT = 0, 1  # the streams of one seed: upper words of the generator's 
 SMALLEST: Final = 1e-15  # an adaptive clip norm stays above, and below LARGEST
 
 
-def noise_seed(seed: int, incarnation: str, round_number: int) -> bytes:
+def noise_seed(seed: int, occasion: str, round_number: int) -> bytes:
     """The seed of one round's noise, 32 bytes, from the session's, below 2^64.
 
-    incarnation: the session's, new after a rewind: a round that is made again from other contributions must not have
-    the same noise, or the difference of the two would have none.
+    occasion: another one wherever a round is made of other contributions (after a cancelling, a rewind, a damage): two
+    sums with the same noise would have a difference without any.
     """
-    return hashlib.sha256(f"adamd noise {seed} {incarnation} {round_number}".encode()).digest()
+    return hashlib.sha256(f"adamd noise {seed} {occasion} {round_number}".encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)

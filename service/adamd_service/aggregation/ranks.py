@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 
 from adamd.wire.dtypes import Floats
-from adamd_service.aggregation.blocks import Lanes, Work
 from adamd_service.aggregation.kernels.protocol import Kernels, Network
+from adamd_service.aggregation.lanes import Lanes, Work
 from adamd_service.aggregation.sections import Scaled, sections
 
 ROOM = 1 << 18  # bytes of a thread's rows: they stay in its processor's cache while they are sorted

@@ -15,8 +15,8 @@ import numpy as np
 
 from adamd.wire.dtypes import Floats
 from adamd_service.aggregation import distances
-from adamd_service.aggregation.blocks import Lanes
 from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
+from adamd_service.aggregation.lanes import Lanes
 from adamd_service.aggregation.sections import Scaled
 from adamd_service.aggregation.settings import GeometricMedian
 

@@ -23,7 +23,7 @@ from adamd_service.optim.validation import (
     whole,
 )
 
-MOST_WHOLE: Final = 2**53
+MOST_WHOLE: Final = 2**53  # exact as a float64, and so in every client's JSON
 # Norms of float32 vectors whose squares are finite lie below; what is clipped to it has room for noise above.
 LARGEST: Final = 1e15
 POSITIVE: Final = "a finite number above 0"
@@ -307,6 +307,17 @@ def count_noise(adaptive: AdaptiveClip, quorum: int) -> float:
     return quorum / 20 if adaptive.count_noise is None else adaptive.count_noise
 
 
+def fewest(aggregate: Aggregate) -> int:
+    """The contributions that an aggregate needs: Krum's 2 f + 3 (Blanchard et al. 2017, proposition 1: 2 f + 2 < n)."""
+    match aggregate:
+        case Krum(byzantine=f):
+            return 2 * f + 3
+        case MultiKrum(byzantine=f, keep=keep):
+            return max(2 * f + 3, keep)
+        case _:
+            return 1
+
+
 def _named(field: str, raw: object, models: Mapping[str, type[Named]]) -> Named:
     """One of the models, from its name alone or an object with it."""
     given = {"name": raw} if isinstance(raw, str) else raw
@@ -402,7 +413,8 @@ def _check_sampling(privacy: Privacy, quorum: int) -> None:
     if privacy.sampling == "none":
         raise SettingsError(
             "privacy.population",
-            f"is {privacy.population}, and sampling is none, which takes none; wanted sampling poisson, or none",
+            f'is {privacy.population}, and sampling is none, which does not use it; give sampling "poisson", or leave '
+            "population out",
         )
     if privacy.population < quorum:
         raise SettingsError("privacy.population", f"is {privacy.population}; wanted at least {quorum}, the quorum")

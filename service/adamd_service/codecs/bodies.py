@@ -302,8 +302,15 @@ def contribution_from_json(kind: str, body: memoryview, spec: Spec) -> Gradient:
     """Read `{"delta": …, "metrics": {…}}`, its first member named as the kind of the contribution."""
     raw = parse_json(body)
     if not isinstance(raw, dict) or kind not in raw or not set(raw) <= {kind, "metrics"}:
+        strange = next((name for name in raw if name not in (kind, "metrics")), None) if isinstance(raw, dict) else None
+        came = "" if strange is None else f"{shown(strange)} is unknown here; "
+        if strange in headers.KINDS:
+            came = f"the body has {shown(strange)}, and {headers.KIND} says {kind}; "
+        if strange == "num_examples":
+            came = f"the number of examples is told by the header {headers.NUM_EXAMPLES}; "
         raise InvalidRequest(
-            f'wanted {{"{kind}": …}} and, if you like, "metrics"; {headers.KIND} says what the numbers are', path=kind
+            f'{came}wanted {{"{kind}": …}} and, if you like, "metrics"; {headers.KIND} says what the numbers are',
+            path=kind,
         )
     return replace(_named(raw[kind], kind, spec), metrics=metrics(raw.get("metrics")))
 

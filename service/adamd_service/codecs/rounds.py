@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 from adamd.errors import AdamdError, InvalidRequest
 from adamd.wire import headers
 from adamd.wire.layout import shown
+from adamd_service.aggregation import Kind
 from adamd_service.codecs import checks
 from adamd_service.codecs.documents import problem_document
 from adamd_service.engine.rounds import (
@@ -24,7 +25,6 @@ from adamd_service.engine.rounds import (
     Task,
 )
 from adamd_service.rounds import Counted, RoundDocument, RoundEvent
-from adamd_service.rounds.documents import Kind
 
 CLIENT_WORDS = "1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'"
 COLUMNS: Final = (

@@ -351,7 +351,11 @@ class Engine:
 
         def refusal(loaded: LoadedSession) -> AdamdError | None:
             if loaded.head.spec.rounds is not None:
-                return RoundsOnly("this session takes contributions to rounds, no plain steps", step=loaded.head.step)
+                return RoundsOnly(
+                    "this session takes contributions to rounds, no plain steps: ask for a task as one of its clients "
+                    "(GET …/rounds/current; in the SDK client.federation)",
+                    step=loaded.head.step,
+                )
             if call.number is None:  # a repeated POST is answered by its key, whatever has become of the session
                 return foresee(loaded.head, None, None)
             return foresee(loaded.head, call.number, call.if_match, diverged=loaded.diverged)

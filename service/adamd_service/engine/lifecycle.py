@@ -25,6 +25,7 @@ from adamd.errors import (
 )
 from adamd.wire.dtypes import storage
 from adamd.wire.layout import Layout
+from adamd_service.aggregation.settings import MOST_WHOLE
 from adamd_service.engine.cache import Hot, LoadedSession, is_finite
 from adamd_service.engine.calls import CreateCall, Floats, SavedState, SessionView
 from adamd_service.engine.rebuilding import Rebuilder, settings_of
@@ -46,7 +47,7 @@ from adamd_service.optim import (
     to_json,
 )
 from adamd_service.records import Head, IdempotencyKey, SnapshotRef, Spec
-from adamd_service.rounds.settings import MOST_SEED, RoundsSettings, check_privacy, parse_rounds, with_config, with_seed
+from adamd_service.rounds.settings import RoundsSettings, check_privacy, parse_rounds, with_config, with_seed
 from adamd_service.rules import first_chain
 from adamd_service.store import RedisStore, Repeated, Taken
 
@@ -93,7 +94,7 @@ def rounds_of(call: CreateCall) -> RoundsSettings:
         raise InvalidSettings(
             'rounds are kept in the store, and this session would not be: durability "committed"', path="durability"
         )
-    return with_seed(rounds, secrets.randbelow(MOST_SEED), secrets.randbelow(MOST_SEED))
+    return with_seed(rounds, secrets.randbelow(MOST_WHOLE), secrets.randbelow(MOST_WHOLE))
 
 
 def state_of(call: CreateCall, settings: Settings, device: Device) -> State | None:

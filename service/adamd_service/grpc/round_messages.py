@@ -10,10 +10,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from adamd.errors import InvalidRequest
 from adamd.wire.protobuf_tables import CLOSERS, KIND_NAMES, STATES, TASKS, struct
 from adamd.wire.v1 import adamd_pb2 as pb
+from adamd_service.aggregation import Kind
 from adamd_service.codecs import rounds
 from adamd_service.engine.rounds import Task
 from adamd_service.rounds import Counted, RoundDocument
-from adamd_service.rounds.documents import Kind
 
 
 def task(found: Task | None) -> pb.GetTaskResponse:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from adamd_service.aggregation import Kind
 from adamd_service.records import BulkRef
 
-Kind = Literal["delta", "parameters", "gradient"]
 State = Literal["open", "overdue", "closed"]
 ClosedBy = Literal["quorum", "deadline", "hand"]
-KINDS: tuple[Kind, ...] = ("delta", "parameters", "gradient")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class KeptContribution:
         present: the tensors that the body has, by index; None: all that clients send.
         nbytes: length of the body.
         bulk: where it lies, where it is not small.
-        received_at: Unix seconds, by the store's clock.
+        received_at: Unix seconds, by the clock of the server that took it: for people, nothing is decided by it.
 
     """
 
@@ -136,8 +136,8 @@ class Standing:
 class Counted:
     """One contribution in a round's document.
 
-    ``counted`` is None while the round is open; ``reason`` says why it was not counted: "norm_filter", "not_chosen",
-    "too_stale" or "damaged".
+    ``counted`` is None while the round is open; ``reason`` says why it was not counted: one of `aggregation.Reason`, or
+    "damaged". ``weight``, ``norm`` and ``clipped`` are `aggregation.Member`'s.
     """
 
     client: str
@@ -193,7 +193,7 @@ class RoundEvent:
 
     Attributes:
         kind: "step" (the session has moved), "round" (one has opened, closed or become overdue), "contribution".
-        id: grows with the history: what a reader has seen.
+        id: names it within the session; opaque to readers.
         data: JSON values.
 
     """

@@ -1,9 +1,9 @@
-"""Decides about rounds: what a contribution gets whatever its body is, and when
+"""Decides about rounds: what a contribution gets whatever its body is, and when a round is closed.
 
-a round closes by
-quorum                     so many contributions are there
-deadline                   the time is up, and `min_contributions` are there; with fewer it is overdue
-hand                       its owner says so
+closed by    when
+quorum       `quorum` contributions are there
+deadline     the time is up, and `min_contributions` are there; with fewer it is overdue
+hand         its owner says so
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from adamd.errors import (
     StoreUnavailable,
 )
 from adamd_service.aggregation import rounds_within
+from adamd_service.aggregation.settings import fewest
 from adamd_service.rounds.documents import ClosedBy, Standing, State
-from adamd_service.rounds.settings import RoundsSettings, fewest
+from adamd_service.rounds.settings import RoundsSettings
 
 REMEMBERED: Final = 16  # closed rounds, at least, of which it stays known who has contributed
 
@@ -141,10 +142,11 @@ def refusal(word: str, standing: Standing, number: int, client: str, counted: st
     """Return the error for a contribution that is refused.
 
     Args:
-        word: as the store says it: ahead, closed, over, spent, not_selected, full, conflict, moved, chunks.
+        word: why, as contribute.lua says it: ahead, closed, over, not_selected, full, conflict, moved, chunks; and
+            spent: over, because privacy would be spent.
         standing: where the open round stands.
         number: the round that the contribution was made for.
-        client: whose it is.
+        client: whose it is; "" for the owner, who wants to close or cancel the round.
         counted: "digest step" of a contribution of this client to that round which was used; step 0: it was left out.
 
     """
@@ -178,7 +180,25 @@ def refusal(word: str, standing: Standing, number: int, client: str, counted: st
     return StoreUnavailable("the contribution took too long to arrive, and is no longer there; send it again")
 
 
+def evaluation_refusal(word: str, standing: Standing, number: int, client: str) -> AdamdError:
+    """Return the error for an evaluation that is refused: ``word`` as evaluate.lua says it, the others as `refusal`."""
+    step, open_round = standing.step, standing.number
+    if word == "closed":
+        # The evaluations went with the round, and nothing tells whether this one had come before.
+        said = f"round {number} is closed, and takes no evaluation any more. Ask for a task and go on"
+        return RoundClosed(f"{said} with round {open_round}", step=step, round=open_round, counted=None)
+    if word == "conflict":
+        said = f"{client} has evaluated round {number} already, with other numbers; the first ones stay"
+        return ContributionConflict(said, step=step, round=open_round)
+    if word == "full":
+        return Busy(f"round {open_round} has as many evaluations as it takes", step=step, retry_after=1.0)
+    return refusal(word, standing, number, client)
+
+
 def _closed(standing: Standing, number: int, client: str, counted: str) -> RoundClosed:
+    if not client:
+        said = f"round {number} is closed, and stays as it is; round {standing.number} is open"
+        return RoundClosed(said, step=standing.step, round=standing.number)
     made = int(counted.rpartition(" ")[2] or 0) if counted else 0
     known = bool(counted) or number >= standing.number - REMEMBERED
     if made:

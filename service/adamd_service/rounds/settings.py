@@ -20,7 +20,7 @@ from adamd_service.aggregation import (
     check_accounting,
     parse_aggregation,
 )
-from adamd_service.aggregation.settings import Aggregate, Krum, MultiKrum
+from adamd_service.aggregation.settings import MOST_WHOLE, Krum, MultiKrum, fewest
 from adamd_service.optim.validation import (
     SettingsError,
     Strict,
@@ -36,7 +36,6 @@ from adamd_service.optim.validation import (
 MOST_CONTRIBUTIONS: Final = 10_000  # of a round: each is a place in one hash of the store
 MOST_CONFIG_BYTES: Final = 16 * 1024  # of the owner's object, as JSON
 DEEPEST_CONFIG: Final = 16  # lists and objects within each other
-MOST_SEED: Final = 2**53  # exact in every client's JSON
 REMEMBERED_ROUNDS: Final = 100  # rounds for which a buffered session knows who has contributed
 PATTERNS: Final = ("averaged", "carry", "private")
 COUNT = "a whole number, 1 or more"
@@ -69,7 +68,7 @@ def _absent_or_number(value: object) -> object:
 
 
 Count: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=1, le=MOST_CONTRIBUTIONS)]
-OrNone: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=0, le=MOST_CONTRIBUTIONS)]
+CountOrZero: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=0, le=MOST_CONTRIBUTIONS)]
 Patterns: TypeAlias = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
 
 
@@ -81,10 +80,10 @@ class RoundsModel(Strict):
     min_contributions: Annotated[Count | None, BeforeValidator(not_null)] = None
     deadline_s: Annotated[Annotated[float, Field(gt=0, le=1e9)] | None, BeforeValidator(_absent_or_number)] = None
     max_contributions: Annotated[Count | None, BeforeValidator(not_null)] = None
-    cohort: OrNone = 0
-    seed: Annotated[Annotated[int, Field(ge=0, le=MOST_SEED)] | None, BeforeValidator(whole)] = None
-    total: Annotated[int, BeforeValidator(whole), Field(ge=0, le=2**53)] = 0
-    evaluate: OrNone = 0
+    cohort: CountOrZero = 0
+    seed: Annotated[Annotated[int, Field(ge=0, le=MOST_WHOLE)] | None, BeforeValidator(whole)] = None
+    total: Annotated[int, BeforeValidator(whole), Field(ge=0, le=MOST_WHOLE)] = 0
+    evaluate: CountOrZero = 0
     config: dict[str, Any] = Field(default_factory=dict)
     averaged: Patterns = ()
     carry: Patterns = ()
@@ -137,12 +136,12 @@ class RoundsSettings:
 
     @property
     def asked(self) -> int:
-        """How many clients a round takes at most, as the accountant of privacy counts them."""
+        """How many clients a round asks or takes at most, as privacy's accountant counts them."""
         return self.cohort or self.max_contributions
 
     @property
     def remembered(self) -> int:
-        """Rounds that a contribution may be behind, and for which it is known who has contributed."""
+        """How many rounds a contribution may be behind. For so many a buffered session knows who has contributed."""
         if not self.buffered:
             return 0
         most = self.aggregation.max_staleness
@@ -248,13 +247,6 @@ def _aggregation(model: RoundsModel, raw: Mapping[str, object]) -> AggregationSe
     return made
 
 
-def fewest(aggregate: Aggregate) -> int:
-    """Return the contributions that an aggregate needs: Krum's 2 f + 3 (Blanchard et al. 2017, proposition 1)."""
-    if isinstance(aggregate, MultiKrum):
-        return max(2 * aggregate.byzantine + 3, aggregate.keep)
-    return 2 * aggregate.byzantine + 3 if isinstance(aggregate, Krum) else 1
-
-
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise SettingsError where the owner's object is too large, or not every client could be told it.
 
@@ -270,7 +262,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_told(value: object, depth: int) -> None:
-    if isinstance(value, int) and abs(value) > MOST_SEED:
+    if isinstance(value, int) and abs(value) > MOST_WHOLE:
         raise SettingsError("config", "holds a whole number beyond 2^53, which is not exact everywhere; send a text")
     if isinstance(value, dict | list):
         if depth > DEEPEST_CONFIG:

@@ -42,22 +42,19 @@ def contribution_from(name: bytes, raw: bytes) -> KeptContribution:
     def read() -> KeptContribution:
         members = unsummed(json.loads(raw))
         bulk = serialization.bulk_from(members)
-        one = KeptContribution(**{key: members[key] for key in members if key not in ("chunks", "extent")}, bulk=bulk)
+        present = members.pop("present")
+        plain = {key: members[key] for key in members if key not in ("chunks", "extent")}
+        one = KeptContribution(**plain, present=None if present is None else tuple(present), bulk=bulk)
         if one.member.text != name.decode() or one.kind not in KINDS or one.dtype not in ITEMSIZE:
             raise ValueError("name, kind or dtype")
         if one.encoding not in ENCODINGS or (one.bulk != BulkRef() and one.bulk.nbytes != one.nbytes):
             raise ValueError("encoding or length")
-        present = None if one.present is None else tuple(one.present)
-        return KeptContribution(**{**_shallow(one), "present": present})
+        return one
 
     return checked(f"the contribution {name.decode(errors='replace')}", read)
 
 
-def _shallow(one: Any) -> dict[str, Any]:
-    return {field.name: getattr(one, field.name) for field in fields(one)}
-
-
-def member_from(text: str) -> MemberName:
+def _member_from(text: str) -> MemberName:
     """Read a contribution's name; raises ValueError where it is none."""
     number, _, client = text.partition(":")
     return MemberName(int(number), client)
@@ -112,7 +109,7 @@ def _clients(text: str) -> tuple[str, ...] | None:
 def _frozen(text: Mapping[str, str]) -> Frozen:
     if text["why"] not in get_args(ClosedBy):
         raise ValueError(f"{text['why']!r} closes no round")
-    members = tuple(sorted(member_from(member) for member in json.loads(text["members"])))
+    members = tuple(sorted(_member_from(member) for member in json.loads(text["members"])))
     return Frozen(text["token"], text["why"], float(text["frozen_at"]), text["replica"], members)  # type: ignore[arg-type]  # looked at above
 
 

@@ -141,5 +141,8 @@ def test_evaluations_are_weighted(replica, clients):
             found = (await engine.rounds.read(session, 2)).evaluation
             assert (found.num_examples, found.clients) == (40, 2)
             assert found.metrics == {"accuracy": pytest.approx(0.8)}
+            with pytest.raises(RoundClosed, match="go on with round 3") as late:
+                await engine.rounds.evaluate(call)
+            assert late.value.extra["counted"] is None  # it did count: nobody may say that it did not
 
     run(scenario())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from adamd.errors import InvalidRequest, InvalidSettings, RoundClosed
+from adamd.errors import InvalidRequest, InvalidSettings, RoundClosed, UnknownSession
 from adamd.fed import plan
 from adamd.fed.options import FederationOptions
 from adamd.fed.records import Answer, Round
@@ -18,7 +18,7 @@ from adamd.sansio.operations import Assignment, ReadParameters, ReadRound, Round
 from adamd.sansio.rounds import models
 from adamd.sansio.rounds.participation import Assigned, Participant, rounds_of
 from adamd.sansio.settings_match import Differing
-from adamd.sansio.tracking import Logic, Track
+from adamd.sansio.tracking import Logic, Track, plain_document
 
 PAGE: Final = 100  # rounds that are asked for at once
 DRAWN: Final = "seed"  # the server draws it where it is not given
@@ -33,39 +33,55 @@ def open_(name: str, parameters: Any, options: FederationOptions) -> Logic[Coord
     rounds = plan.rounds_document(
         options, counters=models.counters(parameters), statistics=models.statistics(parameters)
     )
+    rounds["config"] = plain_document("config", rounds["config"])
     optimizer = dict(plan.optimizer_document(options))
     creation: dict[str, Any] = {key: options[key] for key in plan.CREATION if options.get(key) is not None}  # type: ignore[literal-required]  # names of the TypedDict
     initial = None if parameters is None else models.in_floats(parameters, creation.get("dtype"))
     settings = {"optimizer": optimizer.pop("name"), **optimizer, **creation}
 
     def check(standing: Standing) -> Logic[None]:
-        yield from settings_match.check_settings(standing, None, settings)
-        _check_rounds(standing, rounds, is_new=parameters is not None)
+        current = rounds_of(standing)  # first: a plain session has other settings too, and that is not what is wrong
+        of_optimizer = yield from settings_match.differences_of(standing, None, settings)
+        of_rounds = _differing_rounds(current, rounds, has_parameters=parameters is not None)
+        if of_optimizer or of_rounds:
+            raise _other_settings(standing, of_optimizer, of_rounds)
 
-    track = yield from opening.open_or_create(name, initial, {**settings, "rounds": rounds}, "raise", check)
+    try:
+        track = yield from opening.open_or_create(name, initial, {**settings, "rounds": rounds}, "raise", check)
+    except UnknownSession as error:
+        raise UnknownSession(f"{error.detail}; give its first parameters, and it is made") from None
+    except InvalidSettings as error:
+        raise InvalidSettings(plan.in_options(error.detail), step=error.step, **error.extra) from None
     return Coordinator(track, rounds_of(track.now))
 
 
-def _check_rounds(standing: Standing, rounds: Mapping[str, Any], *, is_new: bool) -> None:
-    """Refuse other settings than those of a federation that is there.
+def _differing_rounds(
+    current: Mapping[str, Any], rounds: Mapping[str, Any], *, has_parameters: bool
+) -> list[Differing]:
+    """Return where the settings of rounds differ from those of a federation that is there.
 
     ``config`` is not compared: it may have been changed on the way. Nor is a seed that is left to the server, nor what
-    is found out from parameters where there are none.
+    is found out from parameters where there are none, nor what is the quorum's because nothing else was said.
     """
-    current = rounds_of(standing)
     skipped = {"config"} | ({DRAWN} if rounds[DRAWN] is None else set())
-    skipped |= set() if is_new else {"averaged", "carry"}
+    skipped |= set() if has_parameters else {"averaged", "carry"}
+    for key in ("min_contributions", "max_contributions"):
+        skipped |= {key} if (rounds[key], current.get(key)) == (rounds["quorum"], current.get("quorum")) else set()
     given = {key: value for key, value in rounds.items() if key not in skipped}
-    differences: list[Differing] = settings_match.differing(given, _complete(current))
-    if differences:
-        raise InvalidSettings(
-            f"federation {standing.name or standing.id!r} at step {standing.step} has other settings than these: "
-            f"{'; '.join(settings_match.describe(differences))}. They are fixed when it is made: give its own, or none "
-            "at all to go on with it, or choose another name",
-            step=standing.step,
-            path=f"rounds.{differences[0][0]}",
-            id=standing.id,
-        )
+    return settings_match.differing(given, _complete(current))
+
+
+def _other_settings(standing: Standing, of_optimizer: list[Differing], of_rounds: list[Differing]) -> InvalidSettings:
+    named = [(plan.OPTION_NAMES.get(key, key), stored, value) for key, stored, value in of_rounds]
+    path = f"optimizer.{of_optimizer[0][0]}" if of_optimizer else f"rounds.{of_rounds[0][0]}"
+    return InvalidSettings(
+        f"federation {standing.name or standing.id!r} at step {standing.step} has other settings than these: "
+        f"{'; '.join(settings_match.describe([*of_optimizer, *named]))}. They are fixed when it is made: give its own, "
+        "or none at all (neither parameters nor options) to go on with it, or choose another name",
+        step=standing.step,
+        path=path,
+        id=standing.id,
+    )
 
 
 def _complete(current: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,10 +123,20 @@ class Coordinator:
         return page
 
     def current(self) -> Logic[Round]:
-        """Return the open round; after the last one, that."""
+        """Return the open round; once the last round is closed, that one."""
         document = yield from self._track.info()
         number = int(document["step"]) + 1
-        return (yield from self.round(min(number, self.total) if self.total else number))
+        if (0 < self.total < number) or (yield from self.is_spent()):
+            number -= 1
+        return (yield from self.round(number))
+
+    def is_spent(self) -> Logic[bool]:
+        """Say whether another round would pass ``max_epsilon``: then the last one is made, whatever ``total`` says."""
+        privacy = self.settings.get("privacy")
+        if not isinstance(privacy, Mapping) or privacy.get("max_epsilon") is None:
+            return False
+        task: Assignment | None = yield operations.AskTask(self.now.id, "", 0.0)
+        return task is not None and task.kind == "stop"
 
     def round(self, number: int) -> Logic[Round]:
         """Return one round."""
@@ -126,7 +152,10 @@ class Coordinator:
         try:
             closed: Round = yield operations.CloseRound(self.now.id, number)
         except RoundClosed:
-            return (yield from self.round(number))
+            found = yield from self.round(number)
+            if found.state != "closed":  # the one after the last, which nothing closes
+                raise
+            return found
         return closed
 
     def cancel(self, number: int | None) -> Logic[Round]:

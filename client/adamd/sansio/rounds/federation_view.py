@@ -50,7 +50,7 @@ class TaskView(Protocol):
 
     @property
     def private(self) -> tuple[str, ...]:
-        """Names, or patterns, of the tensors that never leave this client; they are not in `parameters`."""
+        """Names of the tensors that never leave this client; they are not in `parameters`."""
         return self._assigned.assignment.private
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from adamd.errors import (
     RoundClosed,
     StepGap,
     UnknownRound,
+    UnknownSession,
     WrongLayout,
 )
 from adamd.fed.records import Answer, Outcome, Round
@@ -69,7 +70,10 @@ def join(
 
     """
     name = operations.client_name(client)
-    standing: Standing = yield operations.View(operations.reference(ref))
+    try:
+        standing: Standing = yield operations.View(operations.reference(ref))
+    except UnknownSession as error:
+        raise UnknownSession(f"{error.detail}; its coordinator makes it, by client.open_federation") from None
     path = None if residuals_path is None else Path(residuals_path)
     participant = Participant(standing, rounds_of(standing), name, options, wait, path)
     if path is not None:
@@ -161,8 +165,8 @@ class Participant:
             if assignment.kind == "stop":
                 return None
             self._settle(assignment)
-            landing = arrays.landing(self.now.layout, self.encoder.answer_dtype or self.now.dtype)
             dtype, rounded = self.encoder.answer_dtype or self.now.dtype, self.encoder.answer_dtype is not None
+            landing = arrays.landing(self.now.layout, dtype)
             answer: Stepped = yield operations.ReadParameters(self.now.id, dtype, landing.buffers, rounded)
             if (answer.step, answer.chain) == (assignment.base_step, assignment.chain):
                 parameters = landing.finish()

@@ -163,7 +163,8 @@ def encode(operation: Operation) -> Request:
         case Info():
             return Request("GET", "/v1/info")
         case AskTask(ref, client, wait):
-            return Request("GET", _path(ref, f"/rounds/current?client={client}&wait_s={wait:g}"))
+            query = f"?client={client}&wait_s={wait:g}" if client else ""
+            return Request("GET", _path(ref, f"/rounds/current{query}"))
         case Contribute():
             return _contribution(operation)
         case Evaluate(ref, number, client):

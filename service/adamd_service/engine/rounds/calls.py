@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from adamd.wire.encodings import RAW
+from adamd_service.aggregation import Kind
 from adamd_service.engine.calls import Decode, RequestBody
-from adamd_service.rounds.documents import Kind
 
 CLIENT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Outcome = Literal["accepted", "duplicate"]

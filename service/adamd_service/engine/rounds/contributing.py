@@ -31,7 +31,7 @@ from adamd_service.store.rounds import Admission, Look, Verdict
 
 
 class Contributing:
-    """Takes contributions, all in one way."""
+    """Takes contributions by one path for all kinds: refused, or received, then kept until their round is closed."""
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around

@@ -43,7 +43,7 @@ from adamd_service.engine.rounds.tally import Tally
 from adamd_service.optim import SettingsError
 from adamd_service.records import Head, Spec
 from adamd_service.rounds import RoundDocument, RoundEvent, RoundsSettings, Standing, parse_rounds
-from adamd_service.rounds.rules import deadline, is_over, is_selected, refusal, state_of
+from adamd_service.rounds.rules import deadline, evaluation_refusal, is_over, is_selected, refusal, state_of
 from adamd_service.rounds.selection import EVALUATE, TRAIN, drawn
 from adamd_service.rounds.settings import with_clip
 from adamd_service.store.keys import KEPT_ROUNDS
@@ -74,7 +74,8 @@ class Open:
 class RoundsService:
     """The rounds of this process's sessions: ``engine.rounds``. Used on the event loop only.
 
-    Every method raises UnknownSession, SessionDeleted, and NoRounds where the session takes plain steps.
+    Every method raises UnknownSession, SessionDeleted, and NoRounds where the session takes plain steps, but those that
+    are for both kinds of sessions.
     """
 
     def __init__(self, around: Surroundings, directory: Directory) -> None:
@@ -144,7 +145,8 @@ class RoundsService:
             rounds.evaluate, found.head, call.round, call.client, call.num_examples, call.metrics
         )
         if verdict.word not in ("accepted", "duplicate"):
-            raise refusal(verdict.word, found.standing, call.round, call.client)
+            standing = replace(found.standing, number=verdict.open or found.standing.number)
+            raise evaluation_refusal(verdict.word, standing, call.round, call.client)
         self._around.watchers.moved(session_id)
         word: Outcome = "accepted" if verdict.word == "accepted" else "duplicate"
         return Contributed(word, call.round, verdict.received, found.settings.evaluate, verdict.open - 1)
@@ -243,7 +245,7 @@ class RoundsService:
         found = await self._open(session_id)
         if not cancelled:
             ahead = number > found.standing.number
-            raise refusal("ahead" if ahead else "closed", found.standing, number, "nobody")
+            raise refusal("ahead" if ahead else "closed", found.standing, number, "")
         self._around.watchers.moved(session_id)
         self._around.workers.spawn(self._closer.collect(session_id))
         return await self._open_document(found)

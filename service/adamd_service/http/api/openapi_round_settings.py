@@ -20,7 +20,7 @@ SHAPES: Mapping[str, dict[str, Any]] = {
     "max_contributions": _COUNT,
     "deadline_s": _POSITIVE,
     "cohort": _FEW,
-    "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": rounds.MOST_SEED},
+    "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": aggregation.MOST_WHOLE},
     "total": _FEW,
     "evaluate": _FEW,
     "config": {"type": "object"},

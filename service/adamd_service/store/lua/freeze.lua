@@ -18,6 +18,7 @@ end
 if known_token then
   return {nonce, 'frozen', received}
 end
+-- Where the hash is an earlier round's, nobody has contributed to this one yet.
 if #members < least or number ~= round then
   return {nonce, 'few', received}
 end

@@ -1,4 +1,4 @@
-"""Fixed parts of a vector, taken by whichever thread is free; the parts never depend on the threads."""
+"""Shares out parts of some work to threads; the parts never depend on the threads."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -25,8 +25,8 @@ class Lanes:
         parts = iter(range(count))
 
         def lane() -> bool:
-            _all(begin, parts)
-            return False
+            _take(begin, parts)
+            return False  # `share` asks whether an update diverged; a sum never says so
 
         if self.threads is None or self.most < 2 or count < 2:
             lane()
@@ -34,8 +34,8 @@ class Lanes:
             share(lane, self.threads, min(self.most, count))
 
 
-def _all(begin: Callable[[], Work], parts: Iterator[int]) -> None:
-    work: Work | None = None
-    for part in parts:
+def _take(begin: Callable[[], Work], parts: Iterator[int]) -> None:
+    work: Work | None = None  # who comes too late for a part needs no buffers
+    for part in parts:  # all threads take from the one iterator, whose steps the GIL makes atomic
         work = work or begin()
         work(part)
