@@ -11,7 +11,7 @@ from made import F32, F64, aggregated, contributions, rows
 
 from adamd_service.aggregation import Contribution, distances, ranks, robust
 from adamd_service.aggregation.blocks import Lanes
-from adamd_service.aggregation.kernels import reference
+from adamd_service.aggregation.kernels import compiled, reference
 from adamd_service.aggregation.sections import Scaled
 from adamd_service.aggregation.values import ArrayValues
 

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import numpy as np
 import pytest
 
 from adamd_service.engine.rounds import EvaluateCall, reports
@@ -26,15 +25,11 @@ async def made(engine, clients, told, **rounds):
 def test_who_tells_the_most_is_left_out_first(replica, clients, valkey, monkeypatch):
     """A client cannot fill the store by its metrics, nor take others' out of the history."""
     monkeypatch.setattr(reports, "MOST_BYTES", BOUND)
-    told = {"loud": {f"{i:0128}": 1.0 for i in range(64)}, **{f"ward-{i}": {"loss": 0.5} for i in range(5)}}
+    told = {"loud": {f"{i:0128}": 1.0 for i in range(16)}, **{f"ward-{i}": {"loss": 0.5} for i in range(5)}}
 
     async def scenario():
         async with replica() as engine:
-            session = await opened(engine, quorum=len(told))
-            for (client, metrics), delta in zip(told.items(), clients(len(told)).values(), strict=True):
-                told_of_all = metrics if client != "loud" else {name: 1.0 for name in list(metrics)[:16]}
-                await contribute(engine, session, 1, client, delta, metrics=told_of_all)
-            await stepped(engine, session, 1)
+            session = await made(engine, clients, told)
             document = await engine.rounds.read(session, 1)
             assert (document.left_out.metrics, document.left_out.contributions) == (1, 0)
             assert [row.metrics for row in document.contributions] == [{}, *[{"loss": 0.5}] * 5]
@@ -136,7 +131,7 @@ def test_a_clock_that_goes_back_moves_a_deadline_by_its_length_at_most(replica, 
             await contribute(engine, session, 1, "b", two)
             document = await engine.rounds.read(session, 1)
             assert document.deadline is not None
-            np.testing.assert_array_less(0, (await stepped(engine, session, 1, within=60.0)) ** 2)
+            await stepped(engine, session, 1)
             assert (await engine.rounds.read(session, 1)).closed_by == "deadline"
 
     run(scenario())
