@@ -326,7 +326,7 @@ class Client:
         """End the session or federation with this id or name, whatever its step: also one that cannot be opened.
 
         Raises:
-            UnknownSession: there is none.
+            UnknownSession, SessionDeleted: there is none, or no more.
 
         """
         self._shell.run(opening.delete(ref))

@@ -103,8 +103,14 @@ GUARDS = [
     ),
     (
         "6 what is private is refused",
-        [(f"{ENGINE}/rounds/contributing.py", "[name for name in call.tensors if name in private]", "[]")],
-        "tests/engine/rounds/test_tensors.py::test_private_tensors_are_not_taken",
+        [
+            (
+                f"{ENGINE}/rounds/contributing.py",
+                "[names[place] for place in settings.private if place in present]",
+                "[]",
+            )
+        ],
+        "tests/http/test_http_rounds.py::test_private_tensors_stay_with_their_client",
     ),
     (
         "7 nobody's update stays on the disk",
