@@ -509,4 +509,8 @@ def test_rounds_are_counted(tmp_path):
         assert 'adamd_rounds_closed_total{by="quorum"} 1.0' in lines
         assert "adamd_aggregation_seconds_count 1.0" in lines
         assert any(line.startswith("adamd_aggregation_seconds_sum ") for line in lines)
+        failing = opened(talk, quorum=2, optimizer={"name": "sgd", "gradient_scale": 1e30})
+        failing.give("a", 1e3 * ONE).good(202)
+        talk("POST", f"{failing.path}/rounds/1/close").problem(422, "bad_gradient")
+        assert 'adamd_rounds_failed_total{code="bad_gradient"} 1.0' in talk("GET", "/metrics").good().body.decode()
         talk.close()
