@@ -301,7 +301,9 @@ def test_a_deleted_federation_is_told(client, name):
 
 def test_a_round_of_which_no_step_can_be_made_asks_anew(client, name):
     """The coordinator reads why, and a client that replies in a loop goes on by itself."""
-    scaled = fed.Optimizer("sgd", {"lr": 1.0, "gradient_scale": 1e30})  # what is above 1e-11 has a square that overflows
+    scaled = fed.Optimizer(
+        "sgd", {"lr": 1.0, "gradient_scale": 1e30}
+    )  # what is above 1e-11 has a square that overflows
     run = opened(client, name, strategy=scaled, quorum=1)
     assert run.current().failure is None and run.current().left_out == {}
     member = client.federation(name, client="a")
