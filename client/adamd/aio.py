@@ -183,6 +183,10 @@ class AsyncClient:
         """Resume a federation, or make it, with the arguments and errors of `adamd.Client.open_federation`."""
         return AsyncFederatedRun(self._shell, await self._shell.run(coordination.open_(name, parameters, options)))
 
+    async def delete(self, ref: str) -> None:
+        """End the session or federation with this id or name, whatever its step: as `adamd.Client.delete`."""
+        await self._shell.run(opening.delete(ref))
+
     async def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""
         return await self._shell.run(opening.info())

@@ -322,6 +322,15 @@ class Client:
         coordinator = self._shell.run(coordination.open_(name, parameters, options))
         return FederatedRun(self._shell.run, coordinator)
 
+    def delete(self, ref: str) -> None:
+        """End the session or federation with this id or name, whatever its step: also one that cannot be opened.
+
+        Raises:
+            UnknownSession, SessionDeleted: there is none, or no more.
+
+        """
+        self._shell.run(opening.delete(ref))
+
     def info(self) -> dict[str, Any]:
         """Return the server's version, bounds, and what its store promises."""
         return self._shell.run(opening.info())

@@ -73,7 +73,10 @@ class RoundMetrics(Collector):
         closed = CounterMetricFamily("adamd_rounds_closed", "Rounds that this process closed", labels=["by"])
         for by, count in sorted(self._tally.closed.items()):
             closed.add_metric([by], count)
-        yield from (given, closed)
+        failed = CounterMetricFamily("adamd_rounds_failed", "Rounds that began again", labels=["code"])
+        for code, count in sorted(self._tally.failed.items()):
+            failed.add_metric([code], count)
+        yield from (given, closed, failed)
         yield SummaryMetricFamily(
             "adamd_aggregation_seconds",
             "Time to make one gradient of a round's contributions",

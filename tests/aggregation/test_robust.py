@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made import F32, F64, aggregated, contributions, rows
 
 from adamd_service.aggregation import Contribution, distances, ranks, robust
-from adamd_service.aggregation.kernels import reference
+from adamd_service.aggregation.kernels import compiled, reference
 from adamd_service.aggregation.lanes import Lanes
 from adamd_service.aggregation.sections import Scaled
 from adamd_service.aggregation.values import ArrayValues
@@ -209,3 +209,15 @@ def test_vectors_whose_distances_are_beyond_float64_have_a_finite_aggregate(raw)
     assert np.isfinite(found).all() and math.isinf(outcome.members[0].norm)
     clipped, _ = aggregated(rows(*huge), made.settings(5, aggregate=raw, clip_norm=1.0))
     assert np.isfinite(clipped).all()
+
+
+@pytest.mark.parametrize("kernels", [compiled, reference])
+def test_slices_without_room_together_give_the_same_bits(monkeypatch, kernels):
+    """Ten thousand contributions have no room for a slice of each."""
+    sent, chosen = made.contributions(5, 20_000), made.settings(5, aggregate="geometric_median")
+    wanted, _ = aggregated(sent, chosen, kernels=kernels)
+    monkeypatch.setattr(distances, "ROOM", 4 * distances.BLOCK * 5 - 1)
+    found, _ = aggregated(sent, chosen, kernels=kernels)
+    assert found.tobytes() == wanted.tobytes()
+    assert robust.distance_bytes(made.settings(5, aggregate=KRUM), 1000) == 144_000_000
+    assert robust.distance_bytes(chosen, 1000) == 0

@@ -297,3 +297,20 @@ def test_a_deleted_federation_is_told(client, name):
         member.task()
     with pytest.raises(errors.SessionDeleted):
         run.current()
+
+
+def test_a_round_of_which_no_step_can_be_made_asks_anew(client, name):
+    """The coordinator reads why, and a client that replies in a loop goes on by itself."""
+    scaled = fed.Optimizer(
+        "sgd", {"lr": 1.0, "gradient_scale": 1e30}
+    )  # what is above 1e-11 has a square that overflows
+    run = opened(client, name, strategy=scaled, quorum=1)
+    assert run.current().failure is None and run.current().left_out == {}
+    member = client.federation(name, client="a")
+    assert member.task().reply(delta={key: value + 1e3 for key, value in START.items()}).counted
+    task = member.task()  # is asked again once the round has begun again
+    failure = run.current().failure
+    assert (task.round, failure.code) == (1, "bad_gradient") and "gradient_scale" in failure.detail
+    assert task.reply(delta={key: value - 1e-30 for key, value in START.items()}).counted
+    (done,) = first_of(run, 1)
+    assert (done.state, done.failure) == ("closed", failure)

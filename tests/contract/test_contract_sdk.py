@@ -527,3 +527,16 @@ def test_a_closed_client_says_so(connect):
     client.close()
     with pytest.raises(errors.TransportError, match="closed"):
         session.step(np.zeros(1, "f4"))
+
+
+def test_a_session_is_deleted_without_being_opened(client, name):
+    session = client.create(np.zeros(3), name=name)
+    session.step(np.ones(3))
+    client.delete(name)
+    for call in (session.parameters, lambda: client.delete(session.id)):
+        with pytest.raises(errors.SessionDeleted):
+            call()
+    with pytest.raises(errors.UnknownSession):
+        client.delete(f"{name}-never")
+    again = client.create(np.zeros(3), name=name)
+    client.delete(again.id)

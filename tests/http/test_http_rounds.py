@@ -299,6 +299,7 @@ BAD_ROUNDS = [
     ({"quorum": 2, "deadline_s": 0}, "rounds.deadline_s"),
     ({"quorum": 2, "kworum": 2}, "rounds.kworum"),
     ({"quorum": 2, "private": ["nobody"]}, "rounds.private[0]"),
+    ({"quorum": 10_000, "aggregate": {"name": "krum", "byzantine": 1}}, "rounds.quorum"),
 ]
 
 
@@ -458,7 +459,7 @@ def test_private_tensors_stay_with_their_client(talk):
     federation.give("a", {"delta": {"head": 1.0, "w": [1, 1]}}).problem(422, "wrong_layout")
     federation.give("a", {"delta": {"w": [1, 1]}}).good(202)
     told = talk("GET", f"{federation.path}/parameters?min_step=1&wait_s=30").good().json
-    assert told["parameters"]["w"] == [1, 1]
+    assert told["parameters"] == {"head": 0, "w": [1, 1]}, "the owner's first value: no client's ever comes here"
 
 
 def test_large_contributions_go_past_the_store(talk):
@@ -522,4 +523,8 @@ def test_rounds_are_counted(tmp_path):
         assert 'adamd_rounds_closed_total{by="quorum"} 1.0' in lines
         assert "adamd_aggregation_seconds_count 1.0" in lines
         assert any(line.startswith("adamd_aggregation_seconds_sum ") for line in lines)
+        failing = opened(talk, quorum=2, optimizer={"name": "sgd", "gradient_scale": 1e30})
+        failing.give("a", 1e3 * ONE).good(202)
+        talk("POST", f"{failing.path}/rounds/1/close").problem(422, "bad_gradient")
+        assert 'adamd_rounds_failed_total{code="bad_gradient"} 1.0' in talk("GET", "/metrics").good().body.decode()
         talk.close()

@@ -125,7 +125,7 @@ def sessions(read):
     diverged = read("POST", "/v1/sessions", document).good(201).json
     read("PUT", f"/v1/sessions/{diverged['id']}/steps/1", {"gradient": [1.0, -1.0]}).good()
     rounds = {"quorum": 3, "norm_filter": 2, "evaluate": 2, "config": {"epochs": 2}, "deadline_s": 600}
-    document = {"name": "Said_twice.2", "parameters": [1.0], "rounds": rounds}
+    document = {"name": "Said_twice.2", "parameters": [1.0], "rounds": rounds, "optimizer": {"gradient_scale": 1e100}}
     federated = read("POST", "/v1/sessions", document).good(201).json
     every = rich, stalled, waiting, diverged, federated
     yield [one["id"] for one in every]
@@ -145,7 +145,7 @@ def damaged(read, server):
 
 
 def play(read, federated):
-    """Two rounds: one that two clients make, and one that is cancelled and then closed by hand."""
+    """Three rounds: two clients make one, one is cancelled and then closed by hand, and of one no step can be made."""
     read("GET", f"{federated}/rounds/current?client=a").good()
     for client, outcome in (("a", 202), ("a", 200)):
         path = f"{federated}/rounds/1/contributions/{client}"
@@ -162,6 +162,9 @@ def play(read, federated):
         read("PUT", f"{federated}/rounds/2/evaluations/a", evaluated).good(outcome)
     read("PUT", f"{federated}/rounds/2/contributions/a", {"delta": [0.5]}).good(202)
     read("POST", f"{federated}/rounds/2/close").good()
+    read("PUT", f"{federated}/rounds/3/contributions/a", {"delta": [1e60]}).good(202)
+    read("POST", f"{federated}/rounds/3/close").problem(422, "bad_gradient")
+    assert read("GET", f"{federated}/rounds/3").good().json["failure"]["code"] == "bad_gradient"
     assert read("GET", f"{federated}/rounds?page_size=1").good().json["next_page_token"]
     read("GET", f"{federated}/rounds").good()
     assert read("GET", f"{federated}/rounds/1").good().json["contributions"][2]["reason"] == "norm_filter"

@@ -81,6 +81,37 @@ GUARDS = [
         "tests/engine/rounds/test_hostile.py::test_the_closer_itself_knows_the_last_round",
     ),
     (
+        "7 a round that no try can make is not tried again",
+        [(f"{ENGINE}/rounds/closing.py", "            if isinstance(error, HOPELESS):\n", "            if False:\n")],
+        "tests/engine/rounds/test_failing.py::test_what_is_known_of_a_contribution_is_damaged",
+    ),
+    (
+        "7 a round's document has a bound",
+        [(f"{ENGINE}/rounds/closing.py", "reports.bounded(whole)", "whole")],
+        "tests/engine/rounds/test_documents.py::test_who_tells_the_most_is_left_out_first",
+    ),
+    (
+        "7 an aggregate that compares each two has a bound",
+        [("service/adamd_service/rounds/settings.py", " and most > MOST_COMPARED:\n", " and False:\n")],
+        "tests/rounds/test_round_settings.py::test_krum_compares_so_many_and_older_sessions_go_on",
+    ),
+    (
+        "7 a clock that goes back keeps no round open",
+        [(f"{STORE}/rounds.py", "if standing.first_at is not None and standing.now < standing.first_at:", "if False:")],
+        "tests/engine/rounds/test_documents.py::test_a_clock_that_goes_back_moves_a_deadline_by_its_length_at_most",
+    ),
+    (
+        "6 what is private is refused",
+        [
+            (
+                f"{ENGINE}/rounds/contributing.py",
+                "[names[place] for place in settings.private if place in present]",
+                "[]",
+            )
+        ],
+        "tests/http/test_http_rounds.py::test_private_tensors_stay_with_their_client",
+    ),
+    (
         "7 nobody's update stays on the disk",
         [(f"{STORE}/bulk/files.py", "                self._overwrite(extent, zeros)\n", "                pass\n")],
         "tests/engine/rounds/test_homes.py::test_nobodys_update_stays_on_the_disk",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from adamd.wire import layout
 from adamd_service.optim import SettingsError
 from adamd_service.rounds import parse_rounds, with_config
-from adamd_service.rounds.settings import shown_to_all, with_seed
+from adamd_service.rounds.settings import check_new, shown_to_all, with_seed
 
 LAYOUT = layout.named_layout({"bn.mean": (3,), "bn.tracked": (), "head.w": (4, 2), "w": (5,)})
 REFUSED = [
@@ -107,3 +107,20 @@ def test_a_seed_is_drawn_once_and_the_noises_is_told_to_nobody():
     assert parse_rounds(made.to_json(), LAYOUT) == made
     assert shown_to_all(made.to_json())["privacy"].keys() == made.to_json()["privacy"].keys() - {"seed"}
     assert shown_to_all({"quorum": 1}) == {"quorum": 1}
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"quorum": 1001}, "rounds.quorum is 1001, and krum compares each two; wanted at most 1000"),
+        ({"quorum": 9, "max_contributions": 10_000}, "rounds.max_contributions is 10000, and krum compares each two"),
+    ],
+)
+def test_krum_compares_so_many_and_older_sessions_go_on(raw, words):
+    """All distances at once: 14 GB for 10,000 contributions."""
+    made = parse_rounds({**raw, "aggregate": {"name": "krum", "byzantine": 1}}, LAYOUT)
+    with pytest.raises(SettingsError) as refused:
+        check_new(made)
+    assert refused.value.message.startswith(words)
+    check_new(parse_rounds({**raw, "aggregate": "geometric_median"}, LAYOUT))
+    check_new(parse_rounds({"quorum": 1000, "aggregate": {"name": "krum", "byzantine": 1}}, LAYOUT))

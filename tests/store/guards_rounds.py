@@ -12,7 +12,8 @@ import pytest
 
 from adamd.errors import StoreFull, UnknownSession
 from adamd_service.records import BulkRef, Committed, Lost, RoundClosing
-from adamd_service.rounds import KeptContribution
+from adamd_service.rounds import Failure, KeptContribution
+from adamd_service.store import rounds
 from adamd_service.store.keys import SessionKeys
 from adamd_service.store.rounds import Admission
 from adamd_service.store.scripts import Script
@@ -20,6 +21,7 @@ from adamd_service.store.scripts import Script
 from .sessions import commit_of, create, keys_of, moved_on, next_record, staged
 
 SYNC = Admission(behind=0, goes_on=False, most=3, last=None, drawn=False)
+FAILURE = Failure("bad_gradient", "element 3 is NaN")
 ROUNDS = {"config": {"epochs": 1}}
 
 
@@ -212,6 +214,15 @@ def a_round_of_no_session_is_not_told(store, client):
         store.rounds.look(head)
 
 
+def everything_is_told_at_once(store, client):
+    head = with_rounds(store)
+    said(store, head)
+    store.rounds.evaluate(head, 1, "b", 2.0, {"loss": 0.5})
+    told = store.rounds.everything(head)
+    assert [one.client for one in told.waiting] == ["a"]
+    assert (told.evaluated, told.standing.received) == ([("b", 2.0, {"loss": 0.5})], 1)
+
+
 def a_meeting_compares_the_incarnation(store, client):
     head = with_rounds(store)
     assert store.rounds.meet(replace(head, incarnation="another"), "a") == "moved"
@@ -260,7 +271,7 @@ def the_first_drawing_counts(store, client):
     assert (standing(store, head).cohort, standing(store, head).evaluators) == (("a",), ("a",))
 
 
-# -- freeze.lua, thaw.lua, cancel.lua, evaluate.lua
+# -- freeze.lua, cancel.lua, evaluate.lua
 
 
 def freezing_compares_the_history(store, client):
@@ -294,15 +305,76 @@ def a_round_is_frozen_once(store, client):
     assert standing(store, head).frozen == first
 
 
-def thawing_is_of_one_freezing(store, client):
+def a_failure_is_of_one_freezing(store, client):
     head = with_rounds(store)
     said(store, head)
     frozen(store, head)
     first = standing(store, head).frozen
-    assert store.rounds.thaw(head.spec.id, first)
+    assert store.rounds.cancel(head, 1, first, FAILURE)
+    said(store, head)
     frozen(store, head)
-    assert not store.rounds.thaw(head.spec.id, first)
+    assert not store.rounds.cancel(head, 1, first, FAILURE)
     assert standing(store, head).frozen is not None
+
+
+def what_came_while_a_round_failed_waits_for_its_next_try(store, client):
+    head = with_rounds(store)
+    said(store, head)
+    frozen(store, head)
+    said(store, head, "b", goes_on=True)
+    assert store.rounds.cancel(head, 1, standing(store, head).frozen, FAILURE)
+    now = standing(store, head)
+    assert [one.client for one in store.rounds.waiting(head.spec.id)] == ["b"]
+    assert (now.tries, now.first_at, now.frozen) == (1, now.opened_at, None)
+
+
+def a_failure_is_told(store, client):
+    """Until the round is made, or begun again by a hand."""
+    head = with_rounds(store)
+    said(store, head)
+    frozen(store, head)
+    assert store.rounds.cancel(head, 1, standing(store, head).frozen, FAILURE)
+    assert standing(store, head).failure == FAILURE
+    assert store.rounds.cancel(head, 1)
+    assert standing(store, head).failure is None
+
+
+# -- clock.lua
+
+
+def _first_at(store, client, head, moved):
+    """Move the first contribution's time; returns what a look says of it, and whether the store has that."""
+    key = SessionKeys(head.spec.id).round
+    client.hset(key, "first_at", repr(float(client.hget(key, "first_at")) + moved))
+    before = client.hget(key, "first_at")
+    told = standing(store, head)
+    return told, before, client.hget(key, "first_at")
+
+
+def a_clock_that_went_back(store, client):
+    head = with_rounds(store)
+    said(store, head)
+    told, before, after = _first_at(store, client, head, 3600.0)
+    assert told.first_at == told.now
+    assert told.now <= float(after) < float(before) - 3000.0
+
+
+def a_time_that_has_come_stays(store, client):
+    head = with_rounds(store)
+    said(store, head)
+    key = SessionKeys(head.spec.id).round
+    before = client.hget(key, "first_at")
+    rounds.script("clock").repeatably(client, [key], 1)
+    assert client.hget(key, "first_at") == before
+
+
+def the_time_of_another_round_stays(store, client):
+    head = with_rounds(store)
+    said(store, head)
+    key = SessionKeys(head.spec.id).round
+    client.hset(key, "first_at", "9e9")
+    rounds.script("clock").repeatably(client, [key], 2)
+    assert client.hget(key, "first_at") == b"9e9"
 
 
 def cancelling_compares_the_history(store, client):
@@ -336,8 +408,10 @@ def cancelling_twice_drops_once(store, client):
 def what_is_cancelled_is_garbage(store, client):
     head = with_rounds(store)
     said(store, head)
+    store.rounds.evaluate(head, 1, "a", 1.0, {"loss": 0.5})
     assert store.rounds.cancel(head, 1)
     assert standing(store, head).tries == 1
+    assert (store.rounds.evaluations(head.spec.id), standing(store, head).received) == ([], 0)
     store.collect(head.spec.id)
     assert not [key for key in keys_of(client, head.spec.id) if key.startswith(("contribution", "pending", "garbage"))]
 

@@ -17,7 +17,7 @@ from adamd.fed.aggregates import Aggregate, GeometricMedian, Krum, Mean, Median,
 from adamd.fed.buffering import Buffered, Constant, Hinge, Polynomial, Staleness
 from adamd.fed.options import FederationOptions
 from adamd.fed.privacy import AdaptiveClip, Privacy
-from adamd.fed.records import Answer, Contribution, Evaluation, Round
+from adamd.fed.records import Answer, Contribution, Evaluation, Failure, Round
 from adamd.fed.strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Optimizer, Strategy
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Constant",
     "Contribution",
     "Evaluation",
+    "Failure",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",

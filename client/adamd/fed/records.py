@@ -75,6 +75,20 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the server began a round again, at its ``opened_at``: of the replies that it had, no step can be made.
+
+    Attributes:
+        code: of an error, as "bad_gradient" or "too_few_contributions".
+        detail: the server's words.
+
+    """
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """A round, as the server tells of it.
 
@@ -93,6 +107,9 @@ class Round:
         contributions: by client.
         epsilon: the privacy spent up to and with it; None: there is none.
         step: the step that it made; None: none yet.
+        failure: why its last try failed, and it asks its clients anew; None: none has.
+        left_out: how many ``contributions``, ``metrics`` of these, and ``names`` of metrics are not told: a round has
+            at most 1 MiB. Empty where all are.
         document: the whole of it, as it came.
 
     """
@@ -111,4 +128,6 @@ class Round:
     contributions: tuple[Contribution, ...]
     epsilon: float | None = None
     step: int | None = None
+    failure: Failure | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -185,6 +185,11 @@ class Absence:
         return was
 
 
+def delete(ref: str) -> Logic[None]:
+    """End a session that nobody needs to have opened, whatever its step."""
+    yield operations.Delete(operations.reference(ref))
+
+
 def choice(value: str) -> OnBadGradient:
     """Check an ``on_bad_gradient``.
 

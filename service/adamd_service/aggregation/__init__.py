@@ -6,6 +6,7 @@ from adamd_service.aggregation.kernels.compiled import compile_aggregation
 from adamd_service.aggregation.lanes import Lanes
 from adamd_service.aggregation.pipeline import Contribution, Member, Outcome, Reason, aggregate_round
 from adamd_service.aggregation.privacy import noise_seed
+from adamd_service.aggregation.robust import distance_bytes
 from adamd_service.aggregation.settings import (
     FIELDS,
     AggregationSettings,
@@ -37,6 +38,7 @@ __all__ = [
     "aggregation_to_json",
     "check_accounting",
     "compile_aggregation",
+    "distance_bytes",
     "epsilon",
     "noise_seed",
     "parse_aggregation",

@@ -18,7 +18,12 @@ from adamd_service.aggregation import distances
 from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
 from adamd_service.aggregation.lanes import Lanes
 from adamd_service.aggregation.sections import Scaled
-from adamd_service.aggregation.settings import GeometricMedian
+from adamd_service.aggregation.settings import AggregationSettings, GeometricMedian, Krum, MultiKrum
+
+
+def distance_bytes(settings: AggregationSettings, count: int) -> int:
+    """The bytes that an aggregate of so many contributions holds beside a few vectors: distances between each two."""
+    return distances.held_bytes(count) if isinstance(settings.aggregate, Krum | MultiKrum) else 0
 
 
 def krum_scores(squared: Doubles, byzantine: int) -> list[float]:

@@ -17,7 +17,7 @@ from adamd.wire import headers
 from adamd.wire.layout import shown
 from adamd_service.optim import FAMILY, settings_of
 
-MAX_METRICS = 64
+MAX_METRICS, MAX_METRICS_BYTES = 64, 16 * 1024  # in JSON: 64 names of 128 ASCII characters fit
 MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL = 64, 128, 1024  # of a session; characters
 PAGE, LONGEST_PAGE, LONGEST_TOKEN = 100, 1000, 200  # sessions; characters
 MAX_PARTS = 1_000_000  # lists, objects and strings in one JSON text: empty ones take twenty times their text
@@ -175,7 +175,7 @@ def _with_integers(value: Any) -> Any:
 
 
 def metrics(raw: Any) -> Mapping[str, Any] | None:
-    """Check a step's metrics: names to finite numbers or null, at most 64.
+    """Check a step's metrics: names to finite numbers or null, at most 64, and 16 KiB.
 
     Raises:
         InvalidRequest: something else.
@@ -190,6 +190,9 @@ def metrics(raw: Any) -> Mapping[str, Any] | None:
             raise InvalidRequest(f"metrics: {shown(name)} is no name of 1 to 128 printable characters")
         if value is not None and not (type(value) in (int, float) and abs(value) < 2.0**1023 and math.isfinite(value)):
             raise InvalidRequest(f"metrics.{name}: wanted a finite number or null")
+    length = len(json.dumps(raw))
+    if length > MAX_METRICS_BYTES:
+        raise InvalidRequest(f"metrics: {length} bytes as JSON; wanted at most {MAX_METRICS_BYTES}")
     return raw
 
 

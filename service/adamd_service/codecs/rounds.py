@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final, get_args
 
@@ -203,6 +204,8 @@ def round_document(told: RoundDocument) -> dict[str, Any]:
         "contributions": [_counted(one) for one in told.contributions],
         "epsilon": told.epsilon,
         "step": told.step,
+        "left_out": asdict(told.left_out),
+        "failure": told.failure and asdict(told.failure),
     }
 
 

@@ -47,7 +47,7 @@ from adamd_service.optim import (
     to_json,
 )
 from adamd_service.records import Head, IdempotencyKey, SnapshotRef, Spec
-from adamd_service.rounds.settings import RoundsSettings, check_privacy, parse_rounds, with_config, with_seed
+from adamd_service.rounds.settings import RoundsSettings, check_new, parse_rounds, with_config, with_seed
 from adamd_service.rules import first_chain
 from adamd_service.store import RedisStore, Repeated, Taken
 
@@ -87,7 +87,7 @@ def rounds_of(call: CreateCall) -> RoundsSettings:
     """
     try:
         rounds = parse_rounds(call.rounds, call.layout)
-        check_privacy(rounds)
+        check_new(rounds)
     except SettingsError as error:
         raise InvalidSettings(error.message, path=error.path) from None
     if call.durability == "memory":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +14,7 @@ from adamd.wire.v1 import adamd_pb2 as pb
 from adamd_service.aggregation import Kind
 from adamd_service.codecs import rounds
 from adamd_service.engine.rounds import Task
-from adamd_service.rounds import Counted, RoundDocument
+from adamd_service.rounds import Counted, LeftOut, RoundDocument
 
 
 def task(found: Task | None) -> pb.GetTaskResponse:
@@ -63,6 +64,10 @@ def told(document: RoundDocument) -> pb.Round:
     if evaluated is not None:
         message.evaluation.num_examples, message.evaluation.clients = evaluated.num_examples, evaluated.clients
         message.evaluation.metrics.update(evaluated.metrics)
+    if document.left_out != LeftOut():
+        message.left_out.MergeFrom(pb.LeftOut(**asdict(document.left_out)))
+    if document.failure is not None:
+        message.failure.MergeFrom(pb.RoundFailure(**asdict(document.failure)))
     return message
 
 

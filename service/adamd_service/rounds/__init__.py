@@ -3,8 +3,10 @@
 from adamd_service.rounds.documents import (
     Counted,
     Evaluation,
+    Failure,
     Frozen,
     KeptContribution,
+    LeftOut,
     MemberName,
     RoundDocument,
     RoundEvent,
@@ -15,8 +17,10 @@ from adamd_service.rounds.settings import RoundsSettings, parse_rounds, with_con
 __all__ = [
     "Counted",
     "Evaluation",
+    "Failure",
     "Frozen",
     "KeptContribution",
+    "LeftOut",
     "MemberName",
     "RoundDocument",
     "RoundEvent",

@@ -11,6 +11,7 @@ from adamd_service.records import BulkRef
 
 State = Literal["open", "overdue", "closed"]
 ClosedBy = Literal["quorum", "deadline", "hand"]
+Evaluated = tuple[str, float, Mapping[str, Any]]  # client, number of examples, metrics
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -95,6 +96,17 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a round was begun again: of what had come its step cannot be made, however often that is tried.
+
+    ``code`` and ``detail`` are of `adamd.errors`.
+    """
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """Where the open round stands. Times are Unix seconds, by the store's clock.
 
@@ -112,6 +124,7 @@ class Standing:
         received: contributions that wait to be counted.
         frozen: it is being closed.
         clip_norm: the clip of a privacy that adapts; None: as the settings say.
+        failure: why it was begun again, where its last try failed.
 
     """
 
@@ -130,6 +143,7 @@ class Standing:
     received: int = 0
     frozen: Frozen | None = None
     clip_norm: float | None = None
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +175,27 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a document does not tell, so that it stays within its bound.
+
+    Attributes:
+        contributions: how many have no row.
+        metrics: how many rows are without what their client measured.
+        names: how many metrics have no mean, of contributions and evaluations together.
+
+    """
+
+    contributions: int = 0
+    metrics: int = 0
+    names: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RoundDocument:
-    """What is told about a round. Times are Unix seconds; ``step`` is None until it has made its step."""
+    """What is told about a round. Times are Unix seconds; ``step`` is None until it has made its step.
+
+    ``failure``: of its last try, where one has failed.
+    """
 
     round: int
     state: State
@@ -179,12 +212,15 @@ class RoundDocument:
     epsilon: float | None = None
     step: int | None = None
     deadline: float | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
+    failure: Failure | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, times in Unix seconds."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        evaluation = None if self.evaluation is None else asdict(self.evaluation)
-        return values | {"evaluation": evaluation, "contributions": [asdict(one) for one in self.contributions]}
+        for name in ("evaluation", "left_out", "failure"):
+            values[name] = None if values[name] is None else asdict(values[name])
+        return values | {"contributions": [asdict(one) for one in self.contributions]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from adamd_service.optim.validation import (
 )
 
 MOST_CONTRIBUTIONS: Final = 10_000  # of a round: each is a place in one hash of the store
+MOST_COMPARED: Final = 1000  # of a round whose aggregate compares each two: 144 MB of distances
 MOST_CONFIG_BYTES: Final = 16 * 1024  # of the owner's object, as JSON
 DEEPEST_CONFIG: Final = 16  # lists and objects within each other
 REMEMBERED_ROUNDS: Final = 100  # rounds for which a buffered session knows who has contributed
@@ -166,8 +167,16 @@ def parse_rounds(raw: object, layout: Layout) -> RoundsSettings:
         raise SettingsError(path, f"{path} {error.message}") from None
 
 
-def check_privacy(settings: RoundsSettings) -> None:
-    """Raise SettingsError where what privacy spends cannot be accounted for, or allows no round."""
+def check_new(settings: RoundsSettings) -> None:
+    """Raise SettingsError where no session is made with these settings; one that is there goes on with them.
+
+    A round would take too much memory; what privacy spends cannot be accounted for, or allows no round.
+    """
+    aggregate, most = settings.aggregation.aggregate, settings.max_contributions
+    if isinstance(aggregate, Krum | MultiKrum) and most > MOST_COMPARED:
+        name = "quorum" if settings.quorum > MOST_COMPARED else "max_contributions"
+        said = f"is {getattr(settings, name)}, and {aggregate.name} compares each two; wanted at most {MOST_COMPARED}"
+        raise SettingsError(f"rounds.{name}", f"rounds.{name} {said}")
     if settings.aggregation.privacy is None:
         return
     try:

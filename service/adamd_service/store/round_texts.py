@@ -15,8 +15,10 @@ from adamd_service.rounds.documents import (
     ClosedBy,
     Counted,
     Evaluation,
+    Failure,
     Frozen,
     KeptContribution,
+    LeftOut,
     MemberName,
     RoundDocument,
     Standing,
@@ -97,6 +99,7 @@ def standing_from(spec: Spec, place: Sequence[bytes], waiting: bytes, fields_of:
             received=int(waiting),
             frozen=_frozen(text) if "token" in text else None,
             clip_norm=float(text["clip_norm"]) if text["clip_norm"] else None,
+            failure=Failure(**unsummed(json.loads(text["failure"]))) if text.get("failure") else None,
         )
 
     return checked(f"the open round of session {spec.id}", read)
@@ -118,12 +121,13 @@ def document_from(number: int, raw: bytes) -> RoundDocument:
 
     def read() -> RoundDocument:
         members = unsummed(json.loads(raw))
-        evaluation = members.pop("evaluation")
-        contributions = tuple(Counted(**one) for one in members.pop("contributions"))
         if members["round"] != number:
             raise ValueError(f"the document of round {members['round']}")
-        made = None if evaluation is None else Evaluation(**evaluation)
-        return RoundDocument(**members, evaluation=made, contributions=contributions)
+        for name, record in (("evaluation", Evaluation), ("failure", Failure), ("left_out", LeftOut)):
+            if members.get(name) is not None:
+                members[name] = record(**members[name])
+        contributions = tuple(Counted(**one) for one in members.pop("contributions"))
+        return RoundDocument(**members, contributions=contributions)
 
     return checked(f"the document of round {number}", read)
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any, Final, Protocol, cast
 
-from adamd.errors import SessionDeleted, UnknownSession
+from adamd.errors import AdamdError, SessionDeleted, UnknownSession
 from adamd.wire.buffers import Bytes
 from adamd_service.records import Head, Spec
-from adamd_service.rounds.documents import ClosedBy, Frozen, KeptContribution, MemberName, RoundDocument, Standing
+from adamd_service.rounds.documents import (
+    ClosedBy,
+    Evaluated,
+    Failure,
+    Frozen,
+    KeptContribution,
+    MemberName,
+    RoundDocument,
+    Standing,
+)
 from adamd_service.store import garbage, round_texts, serialization
 from adamd_service.store.bulk.homes import Homes
 from adamd_service.store.bulk.protocol import BulkName
@@ -54,6 +64,15 @@ class Look:
     counted: str
     known: bool
     evaluated: str
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """The open round with all that it has, at one moment: contributions by round and client, evaluations by client."""
+
+    standing: Standing
+    waiting: list[KeptContribution]
+    evaluated: list[Evaluated]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,32 +142,51 @@ class RoundStore:
             UnknownSession: the session is gone.
 
         """
+        standing, answer = self._ask(head, client, number)
+        pending, counted, known, evaluated = answer[:4]
+        member = MemberName(number or standing.number, client).text.encode()
+        return Look(
+            standing,
+            round_texts.contribution_from(member, pending) if pending else None,
+            counted.decode(),
+            known == b"1",
+            evaluated.decode(),
+        )
+
+    def everything(self, head: Head) -> Everything:
+        """Return the open round with all contributions and evaluations; raises as `look`."""
+        standing, answer = self._ask(head, everything=True)
+        waiting, evaluated = (dict(zip(pairs[::2], pairs[1::2], strict=True)) for pairs in answer[4:6])
+        return Everything(standing, _contributions(waiting), _evaluations(evaluated))
+
+    def _ask(self, head: Head, client: str = "", number: int = 0, everything: bool = False) -> tuple[Standing, Any]:
+        """Return where the open round stands, and what else standing.lua tells."""
         names = SessionKeys(head.spec.id)
         with translated(head.spec.id):
             keys = [names.head, names.round, names.pending, names.counted, names.clients, names.evaluations]
-            answer = script("standing").repeatably(self._client, keys, client, number)
+            answer = script("standing").repeatably(self._client, keys, client, number, int(everything))
             if answer[0] != b"standing":
                 if self._client.exists(names.gone):
                     raise SessionDeleted(f"session {head.spec.id} is deleted")
                 raise UnknownSession(f"there is no session {head.spec.id!r}")
-            place, (waiting, pending, counted, known, evaluated) = answer[1:5], answer[5:10]
-            fields = dict(zip(answer[10::2], answer[11::2], strict=True))
-            standing = round_texts.standing_from(head.spec, place, waiting, fields)
-            member = MemberName(number or standing.number, client).text.encode()
-            return Look(
-                standing,
-                round_texts.contribution_from(member, pending) if pending else None,
-                counted.decode(),
-                known == b"1",
-                evaluated.decode(),
-            )
+        fields = dict(zip(answer[12::2], answer[13::2], strict=True))
+        standing = round_texts.standing_from(head.spec, answer[1:5], answer[5], fields)
+        if standing.first_at is not None and standing.now < standing.first_at:
+            standing = self._clock_went_back(head, standing)
+        return standing, answer[6:12]
+
+    def _clock_went_back(self, head: Head, standing: Standing) -> Standing:
+        """Let a deadline count from now where the first contribution is to come: so it moves by its length at most."""
+        with suppress(AdamdError), translated(head.spec.id):  # whoever looks next does the same
+            keys = [SessionKeys(head.spec.id).round]
+            script("clock").repeatably(self._client, keys, standing.number)
+        return replace(standing, first_at=standing.now)
 
     def waiting(self, session_id: str) -> list[KeptContribution]:
         """Return the contributions that wait to be counted, by round and client."""
         with translated(session_id):
             raw = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).pending))
-        found = [round_texts.contribution_from(name, text) for name, text in raw.items()]
-        return sorted(found, key=lambda one: one.member)
+        return _contributions(raw)
 
     def members(self, session_id: str, frozen: Frozen) -> list[KeptContribution]:
         """Return the contributions of a frozen round; fewer where others have closed or cancelled it meanwhile."""
@@ -161,11 +199,11 @@ class RoundStore:
             members = cast("set[bytes]", self._client.smembers(SessionKeys(session_id).clients))
             return sorted(member.decode() for member in members)
 
-    def evaluations(self, session_id: str) -> list[tuple[str, float, Mapping[str, Any]]]:
+    def evaluations(self, session_id: str) -> list[Evaluated]:
         """Return what clients measured at the open round's base step: client, number of examples, metrics."""
         with translated(session_id):
             raw = cast("dict[bytes, bytes]", self._client.hgetall(SessionKeys(session_id).evaluations))
-        return [round_texts.evaluation_from(name.decode(), raw[name]) for name in sorted(raw)]
+        return _evaluations(raw)
 
     def documents(self, session_id: str, numbers: Sequence[int]) -> Page:
         """Return the documents of these closed rounds, as far as they are kept, at most `PAGE_BYTES` of them, or one.
@@ -213,11 +251,10 @@ class RoundStore:
     def contribute(self, head: Head, one: KeptContribution, body: bytes | None, admission: Admission) -> Verdict:
         """Take a contribution, whose bytes are ``body`` where they are small; durable once this returns "accepted"."""
         self._guard.require()
-        self._grow(OVERHEAD_BYTES + len(body or b""))
-        spec, names = head.spec, SessionKeys(head.spec.id)
+        spec, names, text = head.spec, SessionKeys(head.spec.id), round_texts.contribution_text(one)
+        self._grow(OVERHEAD_BYTES + len(text) + len(body or b""))
         keys = [names.head, names.round, names.pending, names.counted, names.clients, names.bulk]
         keys += [names.contribution(one.attempt), *names.body(one.attempt, len(one.bulk.chunks))]
-        text = round_texts.contribution_text(one)
         args: list[str | bytes | int] = [head.incarnation, one.round, one.client, text, one.digest, one.attempt]
         args += [body or b"", _config(head), admission.behind, int(admission.goes_on), admission.most, MOST_CLIENTS]
         last = 0 if admission.last is None else admission.last or -1  # none allowed: every round is beyond it
@@ -235,9 +272,8 @@ class RoundStore:
     ) -> Verdict:
         """Note what a client measured at the parameters that round ``number`` begins with."""
         self._guard.require()
-        self._grow(OVERHEAD_BYTES)
-        names = SessionKeys(head.spec.id)
-        text = round_texts.evaluation_text(num_examples, metrics)
+        names, text = SessionKeys(head.spec.id), round_texts.evaluation_text(num_examples, metrics)
+        self._grow(OVERHEAD_BYTES + len(text))
         with translated(head.spec.id):
             args = (head.incarnation, number, client, text, MOST_EVALUATIONS)
             return _verdict(script("evaluate").repeatably(self._client, [names.head, names.evaluations], *args))
@@ -261,20 +297,17 @@ class RoundStore:
         with translated(spec.id):
             garbage.expect(self._client, spec.tenant, spec.id)
 
-    def thaw(self, session_id: str, frozen: Frozen) -> bool:
-        """Let a frozen round take contributions again; False where it is not frozen so any more."""
-        with translated(session_id):
-            return (
-                script("thaw").repeatably(self._client, [SessionKeys(session_id).round], frozen.token)[0] == b"thawed"
-            )
+    def cancel(self, head: Head, number: int, frozen: Frozen | None = None, failure: Failure | None = None) -> bool:
+        """Drop the open round's contributions, which begins again; False where it is not the open one.
 
-    def cancel(self, head: Head, number: int) -> bool:
-        """Drop the open round's contributions, which begins again; False where it is not the open one."""
+        ``frozen``: only its members, and only while it is frozen so. ``failure``: why.
+        """
         spec, names = head.spec, SessionKeys(head.spec.id)
         with translated(spec.id):
             garbage.expect(self._client, spec.tenant, spec.id)
             keys = [names.head, names.round, names.pending, names.garbage, names.evaluations]
-            args = (head.incarnation, number, secrets.token_hex(8), _config(head))
+            token, why = frozen.token if frozen else "", failure and serialization.summed(asdict(failure))
+            args = (head.incarnation, number, secrets.token_hex(8), _config(head), token, why or "")
             return script("cancel").repeatably(self._client, keys, *args)[0] == b"cancelled"
 
     # -- bytes
@@ -332,6 +365,15 @@ class RoundStore:
         self._remembered.discard(session_id)
         with translated():
             self._client.srem(IndexKeys(tenant).rounds, session_id)
+
+
+def _contributions(raw: Mapping[bytes, bytes]) -> list[KeptContribution]:
+    found = [round_texts.contribution_from(name, text) for name, text in raw.items()]
+    return sorted(found, key=lambda one: one.member)
+
+
+def _evaluations(raw: Mapping[bytes, bytes]) -> list[Evaluated]:
+    return [round_texts.evaluation_from(name.decode(), raw[name]) for name in sorted(raw)]
 
 
 def _config(head: Head) -> str:

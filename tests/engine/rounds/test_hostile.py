@@ -383,13 +383,13 @@ def test_strangers_lock_nobody_out(replica, clients, monkeypatch):
 def test_a_watcher_reads_contributions_where_there_are_new_ones_alone(replica, clients, monkeypatch):
     """Each look at all of them would be a hundred megabytes a second in a round of ten thousand."""
     (delta,) = clients(1).values()
-    reads, waiting = [], RoundStore.waiting
+    reads, everything = [], RoundStore.everything
 
-    def counted(self, session_id):
-        reads.append(session_id)
-        return waiting(self, session_id)
+    def counted(self, head):
+        reads.append(head)
+        return everything(self, head)
 
-    monkeypatch.setattr(RoundStore, "waiting", counted)
+    monkeypatch.setattr(RoundStore, "everything", counted)
     monkeypatch.setattr("adamd_service.engine.watching.POLL_SECONDS", 0.01)
 
     async def scenario():

@@ -21,6 +21,8 @@ from adamd_service.rounds.settings import shown_to_all
 from ..conftest import create_call, run, step_call
 from .conftest import SIZE, contribute, opened, stepped
 
+MULTI_KRUM = {"name": "multi_krum", "byzantine": 1, "keep": 2}
+
 
 @pytest.mark.parametrize(
     ("rounds", "path"),
@@ -36,6 +38,8 @@ from .conftest import SIZE, contribute, opened, stepped
         ({"quorum": 2, "max_staleness": 3}, "rounds.max_staleness"),
         ({"mode": "buffered", "quorum": 2, "max_staleness": 101}, "rounds.max_staleness"),
         ({"quorum": 2, "quorom": 2}, "rounds.quorom"),
+        ({"quorum": 1001, "aggregate": {"name": "krum", "byzantine": 1}}, "rounds.quorum"),
+        ({"quorum": 9, "max_contributions": 1001, "aggregate": MULTI_KRUM}, "rounds.max_contributions"),
     ],
 )
 def test_what_is_refused_makes_no_session(replica, rounds, path):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from adamd.errors import LAST_STEP, clean
-from adamd.fed.records import Contribution, Evaluation, Round
+from adamd.fed.records import Contribution, Evaluation, Failure, Round
 from adamd.sansio.operations import Assignment, Received, RoundsPage, bad_answer
 
 
@@ -80,6 +80,8 @@ def round_(document: Any) -> Round:
             contributions=tuple(_contribution(item) for item in document.get("contributions") or ()),
             epsilon=_number(document.get("epsilon")),
             step=_count(document, "step"),
+            failure=_failure(document.get("failure")),
+            left_out=_left_out(document.get("left_out")),
             document=document,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -133,6 +135,16 @@ def _evaluation(raw: Any) -> Evaluation | None:
     examples = _number(members.pop("num_examples", None))
     nested = members.get("metrics")
     return Evaluation(examples or 0.0, _metrics(nested if isinstance(nested, Mapping) else members))
+
+
+def _failure(raw: Any) -> Failure | None:
+    if not isinstance(raw, Mapping):
+        return None
+    return Failure(clean(str(raw["code"])), clean(str(raw.get("detail", ""))))
+
+
+def _left_out(raw: Any) -> dict[str, int]:
+    return {str(k): v for k, v in raw.items() if _is_count(v) and v} if isinstance(raw, Mapping) else {}
 
 
 def _metrics(raw: Any) -> dict[str, float]:

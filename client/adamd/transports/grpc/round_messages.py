@@ -132,6 +132,10 @@ def round_(message: pb.Round) -> Round:
             "contributions": [_contribution(one) for one in message.contributions],
             "epsilon": message.epsilon if message.HasField("epsilon") else None,
             "step": message.step if message.HasField("step") else None,
+            "left_out": {name: getattr(message.left_out, name) for name in ("contributions", "metrics", "names")},
+            "failure": {"code": message.failure.code, "detail": message.failure.detail}
+            if message.HasField("failure")
+            else None,
         }
     )
 

@@ -677,8 +677,26 @@ class Evaluation(_message.Message):
     clients: int
     def __init__(self, num_examples: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., clients: _Optional[int] = ...) -> None: ...
 
+class LeftOut(_message.Message):
+    __slots__ = ("contributions", "metrics", "names")
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    contributions: int
+    metrics: int
+    names: int
+    def __init__(self, contributions: _Optional[int] = ..., metrics: _Optional[int] = ..., names: _Optional[int] = ...) -> None: ...
+
+class RoundFailure(_message.Message):
+    __slots__ = ("code", "detail")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    detail: str
+    def __init__(self, code: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
 class Round(_message.Message):
-    __slots__ = ("round", "state", "base_step", "opened_at", "closed_at", "closed_by", "received", "wanted", "config", "metrics", "evaluation", "contributions", "epsilon", "step", "deadline")
+    __slots__ = ("round", "state", "base_step", "opened_at", "closed_at", "closed_by", "received", "wanted", "config", "metrics", "evaluation", "contributions", "epsilon", "step", "deadline", "left_out", "failure")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -701,6 +719,8 @@ class Round(_message.Message):
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     round: int
     state: RoundState
     base_step: int
@@ -716,7 +736,9 @@ class Round(_message.Message):
     epsilon: float
     step: int
     deadline: _timestamp_pb2.Timestamp
-    def __init__(self, round: _Optional[int] = ..., state: _Optional[_Union[RoundState, str]] = ..., base_step: _Optional[int] = ..., opened_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., closed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., closed_by: _Optional[_Union[ClosedBy, str]] = ..., received: _Optional[int] = ..., wanted: _Optional[int] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., epsilon: _Optional[float] = ..., step: _Optional[int] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    left_out: LeftOut
+    failure: RoundFailure
+    def __init__(self, round: _Optional[int] = ..., state: _Optional[_Union[RoundState, str]] = ..., base_step: _Optional[int] = ..., opened_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., closed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., closed_by: _Optional[_Union[ClosedBy, str]] = ..., received: _Optional[int] = ..., wanted: _Optional[int] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., epsilon: _Optional[float] = ..., step: _Optional[int] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., left_out: _Optional[_Union[LeftOut, _Mapping]] = ..., failure: _Optional[_Union[RoundFailure, _Mapping]] = ...) -> None: ...
 
 class GetRoundRequest(_message.Message):
     __slots__ = ("session", "round")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from adamd.errors import (
     AdamdError,
     BadGradient,
     Busy,
+    Damaged,
     Diverged,
     SessionDeleted,
     StoreUnavailable,
@@ -31,7 +32,8 @@ from adamd.errors import (
 )
 from adamd.wire.dtypes import Floats, storage
 from adamd.wire.encodings import RAW
-from adamd_service.aggregation import Lanes, epsilon, noise_seed
+from adamd_service.aggregation import Lanes, distance_bytes, epsilon, noise_seed
+from adamd_service.aggregation.settings import fewest
 from adamd_service.engine.cache import Hot
 from adamd_service.engine.calls import RequestBody, StepCall
 from adamd_service.engine.receiving import Reception
@@ -44,13 +46,24 @@ from adamd_service.engine.step import ReceivedStep
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import Raw
 from adamd_service.records import Head, RoundClosing
-from adamd_service.rounds import Frozen, KeptContribution, RoundDocument, RoundsSettings, Standing
+from adamd_service.rounds import (
+    Failure,
+    Frozen,
+    KeptContribution,
+    MemberName,
+    RoundDocument,
+    RoundsSettings,
+    Standing,
+)
 from adamd_service.rounds.documents import ClosedBy
 from adamd_service.rounds.rules import REMEMBERED, deadline, due, last_round, needed
 from adamd_service.rules import digest_start
 from adamd_service.store import ChunkMissing
 
 TAKE_OVER: Final = 30.0  # seconds that a replica which lives may take for a round that it froze
+# What no second try at the same members changes.
+HOPELESS: Final = (BadGradient, Diverged, TooFewContributions)
+NOT_TOLD: Final = "no step can be made of what came"  # of a private round, whose numbers are nobody's
 FIRST_RETRY, LAST_RETRY = 0.5, 60.0  # seconds after which a closing that failed is tried again
 log = structlog.get_logger()
 
@@ -113,7 +126,8 @@ class Closer:
         around = self._around
         if frozen is None or frozen.replica == around.replica or around.store.bulk.is_private:
             return False
-        return now - frozen.at < TAKE_OVER and await around.workers.ask(around.store.replica_alive, frozen.replica)
+        alone = 0 <= now - frozen.at < TAKE_OVER  # below 0: the store's clock went back
+        return alone and await around.workers.ask(around.store.replica_alive, frozen.replica)
 
     def _set_timer(self, session_id: str, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -134,7 +148,7 @@ class Closer:
         try:
             again = await self._close_due(session_id)
             self._failures.pop(session_id, None)
-        except (UnknownSession, SessionDeleted):
+        except (UnknownSession, SessionDeleted, *HOPELESS):  # the last are told by the round, which has begun again
             again = False
         except Exception as error:
             self._retry_later(session_id, error)
@@ -180,7 +194,7 @@ class Closer:
 
         Raises:
             TooFewContributions: fewer have come than the round needs.
-            BadGradient, Diverged: its step cannot be made; it takes contributions again.
+            BadGradient, Diverged: its step cannot be made; what it has is dropped, and it begins again.
 
         """
         lock = self._locks.get(head.spec.id) or asyncio.Lock()
@@ -210,9 +224,20 @@ class Closer:
         except AdamdError as error:
             if (await around.workers.ask(around.store.rounds.look, head)).standing.number != number:
                 return None  # another replica was faster, and the contributions went under this one's hands
-            if isinstance(error, BadGradient | Diverged | TooFewContributions):
-                await around.workers.ask(around.store.rounds.thaw, session_id, standing.frozen)
+            if isinstance(error, HOPELESS):
+                await self._begin_again(head, standing, standing.frozen, error)
             raise
+
+    async def _begin_again(self, head: Head, standing: Standing, frozen: Frozen, error: AdamdError) -> None:
+        """Drop the members of a round that cannot be made of them, say why, and let it begin again."""
+        around, session_id, number = self._around, head.spec.id, standing.number
+        detail = error.detail if self._settings_of(head).aggregation.privacy is None else NOT_TOLD
+        work = partial(around.store.rounds.cancel, head, number, frozen, Failure(error.code, detail))
+        if await around.workers.ask(work):
+            self._tally.failed[error.code] += 1
+            log.error("a round failed, and begins again", session=session_id, round=number, reason=error.detail)
+            around.watchers.moved(session_id)
+            around.workers.spawn(self.collect(session_id))
 
     async def _made(
         self, session_id: str, settings: RoundsSettings, standing: Standing, frozen: Frozen
@@ -226,10 +251,11 @@ class Closer:
                 return None
             nbytes = head.spec.layout.size * storage(head.spec.dtype).itemsize
             settings = self._settings_of(head)
-            members = await around.workers.ask(around.store.rounds.members, session_id, frozen)
+            members = await around.workers.ask(self._members, session_id, frozen)
             if len(members) != len(frozen.members):
                 return None  # closed or cancelled meanwhile
-            with around.in_flight.hold(min(3 * nbytes + held_bytes(members), around.in_flight.limit)):
+            held = 3 * nbytes + held_bytes(members) + distance_bytes(settings.aggregation, len(members))
+            with around.in_flight.hold(min(held, around.in_flight.limit)):
                 pulled = await self._pulled(hot, settings, members)
                 work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
                 try:
@@ -250,6 +276,12 @@ class Closer:
             self._tally.closed[frozen.closed_by] += 1
             log.info("round closed", session=session_id, round=standing.number, by=frozen.closed_by)
             return made.document
+
+    def _members(self, session_id: str, frozen: Frozen) -> list[KeptContribution]:
+        try:
+            return self._around.store.rounds.members(session_id, frozen)
+        except Damaged as error:
+            raise TooFewContributions(f"what is known of the contributions is damaged: {error.detail}") from None
 
     async def _pulled(self, hot: Hot, settings: RoundsSettings, members: Sequence[KeptContribution]) -> Floats | None:
         """Return a copy of the parameters that the round begins with, where they are needed for more than the step."""
@@ -295,13 +327,12 @@ class Closer:
         around, spec = self._around, head.spec
         began = time.monotonic()
         opened = readings.whole(members, pulled, Lanes(around.workers.threads, around.lanes))
-        if not opened:
-            raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
+        _check_enough(settings, standing, members, opened)
         privacy = settings.aggregation.privacy
         seed = None  # of the noise: the same for whoever aggregates these members of this freezing, and no other ones
         if privacy is not None:
-            whole = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in opened)
-            seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {whole}", standing.number)
+            names = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in opened)
+            seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {names}", standing.number)
         made = combine(
             spec,
             settings,
@@ -319,12 +350,13 @@ class Closer:
         if privacy is not None:
             spent = epsilon(privacy, standing.number, settings.asked)
         evaluated = around.store.rounds.evaluations(spec.id)
-        document = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, spent)
+        whole = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, spent)
+        counted, document = reports.counted_members(members, whole), reports.bounded(whole)
         log.debug("round aggregated", session=spec.id, round=standing.number, seconds=time.monotonic() - began)
         closing = RoundClosing(
             token=frozen.token,
             document=document.to_json(),
-            counted=reports.counted_members(members, document),
+            counted=counted,
             oldest=max(0, standing.number - max(settings.remembered, REMEMBERED)),
             config=settings.config,
             clip_norm=outcome.clip_norm_next,
@@ -337,6 +369,20 @@ class Closer:
             await self._around.workers.ask(self._around.store.collect, session_id)
         except AdamdError as error:
             log.warning("garbage is left for later", session=session_id, reason=error.detail)
+
+
+def _check_enough(
+    settings: RoundsSettings, standing: Standing, members: Sequence[KeptContribution], whole: Collection[MemberName]
+) -> None:
+    """Raise TooFewContributions where what is whole, and not too old, makes no aggregate."""
+    least, most, number = fewest(settings.aggregation.aggregate), settings.aggregation.max_staleness, standing.number
+    if len(whole) < least:
+        raise TooFewContributions(
+            f"of {len(members)} contributions of round {number} {len(whole)} are undamaged; it needs {least}",
+            step=standing.step,
+        )
+    if most is not None and all(number - one.round > most for one in whole):
+        raise TooFewContributions(f"every contribution of round {number} is too old by now", step=standing.step)
 
 
 async def last_of(workers: Workers, settings: RoundsSettings) -> int | None:

@@ -49,7 +49,11 @@ class Contributing:
         logged = look.contribution is None and not converted
         with self._around.in_flight.hold(expected * call.body.weight):
             step = await self._around.uploads.receive(hot, head, step_call, expected, logged=logged, wiped=True)
-            _require_plain(step, head, settings, call)
+            try:
+                _require_plain(step, head, settings, call)
+            except AdamdError:
+                await self._around.workers.ask(self._discard, head.spec.id, step)
+                raise
             one = _contribution(call, step)
             if look.contribution is not None:
                 await self._around.workers.ask(self._discard, head.spec.id, step)

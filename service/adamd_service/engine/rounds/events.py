@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from adamd_service.rounds import RoundDocument, RoundEvent
@@ -58,5 +59,6 @@ def _round(document: RoundDocument) -> RoundEvent:
         "wanted": document.wanted,
         "metrics": dict(document.metrics),
         "step": document.step,
+        "failure": document.failure and asdict(document.failure),
     }
     return RoundEvent("round", f"{document.base_step}.{document.state}", data)

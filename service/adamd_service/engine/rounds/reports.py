@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, Final
 
 from adamd_service.aggregation import Outcome
 from adamd_service.rounds import (
@@ -13,27 +13,58 @@ from adamd_service.rounds import (
     Evaluation,
     Frozen,
     KeptContribution,
+    LeftOut,
     MemberName,
     RoundDocument,
     RoundsSettings,
     Standing,
 )
+from adamd_service.rounds.documents import Evaluated
 from adamd_service.rounds.rules import deadline, state_of
+from adamd_service.store.serialization import dumps
 
-Evaluated = tuple[str, float, Mapping[str, Any]]  # client, number of examples, metrics
+MOST_BYTES: Final = 1024 * 1024  # of a document, as the store keeps it
+SUM_BYTES: Final = 64  # that the store adds to it
+MOST_NAMES: Final = 64  # of metrics: as many as one client may tell
 
 
-def weighted(told: Iterable[tuple[float, Mapping[str, Any]]]) -> dict[str, float]:
-    """Return the means of metrics, weighted by numbers of examples, summed in the order given.
+def weighted(told: Iterable[tuple[float, Mapping[str, Any]]]) -> tuple[dict[str, float], int]:
+    """Return the means of metrics, weighted by numbers of examples, summed in the order given; how many are left out.
 
-    A metric's mean is over those that tell it; one that is null is not told.
+    A metric's mean is over those that tell it; one that is null is not told. Of too many metrics those stay that most
+    tell: clients may all have other names for theirs.
     """
     pairs: dict[str, list[tuple[float, float]]] = {}
     for weight, metrics in told:
         for name, value in metrics.items():
             if value is not None:
                 pairs.setdefault(name, []).append((weight, float(value)))
-    return {name: _mean(pairs[name]) for name in sorted(pairs)}
+    kept = sorted(pairs, key=lambda name: (-len(pairs[name]), name))[:MOST_NAMES]
+    return {name: _mean(pairs[name]) for name in sorted(kept)}, len(pairs) - len(kept)
+
+
+def bounded(document: RoundDocument) -> RoundDocument:
+    """Return a document with at most `MOST_BYTES`, which says what it leaves out.
+
+    The longest metrics go first, so that whoever sends long ones loses its own, then the last rows.
+    """
+    over = len(dumps(document.to_json())) + SUM_BYTES - MOST_BYTES
+    if over <= 0:
+        return document
+    rows = list(document.contributions)
+    lengths = [len(dumps(row.metrics)) for row in rows]
+    for place in sorted(range(len(rows)), key=lambda place: -lengths[place]):
+        if over <= 0 or not rows[place].metrics:
+            break
+        rows[place] = replace(rows[place], metrics={})
+        over -= lengths[place] - len("{}")
+    kept = len(rows)
+    while over > 0 and kept:
+        kept -= 1
+        over -= len(dumps(asdict(rows[kept]))) + len(",")
+    bare = sum(row.metrics != came.metrics for row, came in zip(rows[:kept], document.contributions, strict=False))
+    left_out = replace(document.left_out, contributions=len(rows) - kept, metrics=bare)
+    return replace(document, contributions=tuple(rows[:kept]), left_out=left_out)
 
 
 def _mean(pairs: Sequence[tuple[float, float]]) -> float:
@@ -45,18 +76,20 @@ def _mean(pairs: Sequence[tuple[float, float]]) -> float:
     return sum(weight / weights * value for weight, value in pairs)
 
 
-def evaluation_of(evaluated: Sequence[Evaluated]) -> Evaluation | None:
-    """Return what clients measured together; None where nobody has."""
+def evaluation_of(evaluated: Sequence[Evaluated]) -> tuple[Evaluation | None, int]:
+    """Return what clients measured together, None where nobody has; and how many metrics are left out."""
     if not evaluated:
-        return None
-    metrics = weighted((num_examples, told) for _, num_examples, told in evaluated)
-    return Evaluation(sum(num_examples for _, num_examples, _ in evaluated), metrics, len(evaluated))
+        return None, 0
+    metrics, left_out = weighted((num_examples, told) for _, num_examples, told in evaluated)
+    return Evaluation(sum(num_examples for _, num_examples, _ in evaluated), metrics, len(evaluated)), left_out
 
 
 def open_document(
     standing: Standing, settings: RoundsSettings, waiting: Sequence[KeptContribution], evaluated: Sequence[Evaluated]
 ) -> RoundDocument:
-    """Return the document of the open round."""
+    """Return the document of the open round, with every row."""
+    metrics, unsaid = weighted((one.num_examples, one.metrics) for one in waiting)
+    evaluation, unmeasured = evaluation_of(evaluated)
     return RoundDocument(
         round=standing.number,
         state=state_of(standing, settings),
@@ -67,12 +100,14 @@ def open_document(
         received=len(waiting),
         wanted=settings.quorum,
         config=standing.config,
-        metrics=weighted((one.num_examples, one.metrics) for one in waiting),
-        evaluation=evaluation_of(evaluated),
+        metrics=metrics,
+        evaluation=evaluation,
         contributions=tuple(
             Counted(one.client, one.num_examples, one.metrics, staleness=standing.number - one.round) for one in waiting
         ),
         deadline=deadline(standing, settings),
+        left_out=LeftOut(names=unsaid + unmeasured),
+        failure=standing.failure,
     )
 
 
@@ -85,7 +120,7 @@ def closed_document(
     evaluated: Sequence[Evaluated],
     epsilon: float | None,
 ) -> RoundDocument:
-    """Return the document of a round whose step is about to be made; the same on every replica."""
+    """Return the document of a round whose step is about to be made, with every row; the same on every replica."""
     made = {(one.client, one.staleness): one for one in outcome.members}
     rows = []
     for one in members:
@@ -108,6 +143,8 @@ def closed_document(
                     reason=found.reason,
                 )
             )
+    metrics, unsaid = weighted((row.num_examples, row.metrics) for row in rows if row.counted)
+    evaluation, unmeasured = evaluation_of(evaluated)
     return RoundDocument(
         round=standing.number,
         state="closed",
@@ -118,12 +155,14 @@ def closed_document(
         received=len(members),
         wanted=settings.quorum,
         config=standing.config,
-        metrics=weighted((row.num_examples, row.metrics) for row in rows if row.counted),
-        evaluation=evaluation_of(evaluated),
+        metrics=metrics,
+        evaluation=evaluation,
         contributions=tuple(rows),
         epsilon=epsilon,
         step=standing.number,
         deadline=deadline(standing, settings),
+        left_out=LeftOut(names=unsaid + unmeasured),
+        failure=standing.failure,
     )
 
 

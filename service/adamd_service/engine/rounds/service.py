@@ -165,7 +165,10 @@ class RoundsService:
             found = await self._open(session_id)
             self._closer.consider(found.head, found.settings, found.standing)
             if number == found.standing.number:
-                return await self._open_document(found)
+                document = reports.bounded(await self._open_document(found))
+                if document.round == number:
+                    return document
+                continue
             if not 0 < number < found.standing.number:
                 raise UnknownRound(
                     f"round {number} has not opened; round {found.standing.number} is open", step=found.standing.step
@@ -194,14 +197,16 @@ class RoundsService:
         if page.following is not None:
             return documents, page.following
         if first + page_size > open_round >= first:
-            return [*documents, await self._open_document(found)], None
+            last = await self._open_document(found)
+            if last.round != open_round:
+                return documents, open_round  # it was closed meanwhile: the next page tells it
+            return [*documents, reports.bounded(last)], None
         return documents, first + page_size if first + page_size <= open_round else None
 
     async def _open_document(self, found: Open) -> RoundDocument:
-        rounds, session_id = self._around.store.rounds, found.head.spec.id
-        waiting = await self._around.workers.ask(rounds.waiting, session_id)
-        evaluated = await self._around.workers.ask(rounds.evaluations, session_id)
-        return reports.open_document(found.standing, found.settings, waiting, evaluated)
+        """Return the document of the round that is open by now, as it is at one moment."""
+        now = await self._around.workers.ask(self._around.store.rounds.everything, found.head)
+        return reports.open_document(now.standing, found.settings, now.waiting, now.evaluated)
 
     # -- for the owner
 
@@ -248,7 +253,7 @@ class RoundsService:
             raise refusal("ahead" if ahead else "closed", found.standing, number, "")
         self._around.watchers.moved(session_id)
         self._around.workers.spawn(self._closer.collect(session_id))
-        return await self._open_document(found)
+        return reports.bounded(await self._open_document(found))
 
     def exported(self, head: Head) -> Spec:
         """Return a session's spec as an export says it: an adaptive clip begins where it is now. Asks the store."""

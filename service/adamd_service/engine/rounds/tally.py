@@ -18,6 +18,7 @@ class Tally:
     Attributes:
         contributions: how many were accepted, were duplicates, or were refused with a code of `adamd.errors`.
         closed: how many rounds this process closed, by "quorum", "deadline" or "hand".
+        failed: how many began again because no step could be made of them, by the error's code.
         aggregations: how many it aggregated.
         aggregation_seconds: how long that took altogether.
 
@@ -26,6 +27,7 @@ class Tally:
     def __init__(self) -> None:
         self.contributions = Counter[str]()
         self.closed = Counter[str]()
+        self.failed = Counter[str]()
         self.aggregations = 0
         self.aggregation_seconds = 0.0
 

@@ -64,6 +64,8 @@ _CONTRIBUTION = object_of(
     }
 )
 _EVALUATION = object_of({"num_examples": {"type": "number"}, "clients": _COUNT, "metrics": _NUMBERS})
+_LEFT_OUT = object_of({"contributions": _COUNT, "metrics": _COUNT, "names": _COUNT})
+_FAILURE = object_of({"code": TEXT, "detail": TEXT})
 _ROUND = object_of(
     {
         "round": NUMBER,
@@ -84,6 +86,8 @@ _ROUND = object_of(
         "contributions": {"type": "array", "items": _CONTRIBUTION, "description": "by client"},
         "epsilon": _MAYBE | {"description": "spent up to and with this round"},
         "step": {"type": ["integer", "null"], "description": "that it made"},
+        "left_out": _LEFT_OUT | {"description": "what is not told, so that it stays within 1 MiB"},
+        "failure": {"anyOf": [_FAILURE, {"type": "null"}], "description": "why its last try was begun again"},
     }
 )
 
