@@ -2,7 +2,6 @@
 
 from adamd_service.aggregation.accountant import affords, check_accounting, epsilon, rounds_within
 from adamd_service.aggregation.blocks import Lanes
-from adamd_service.aggregation.clipping import RunningNorm
 from adamd_service.aggregation.kernels.compiled import compile_aggregation
 from adamd_service.aggregation.pipeline import Contribution, Member, Outcome, Reason, aggregate_round
 from adamd_service.aggregation.privacy import noise_seed
@@ -28,7 +27,6 @@ __all__ = [
     "PartialValues",
     "Privacy",
     "Reason",
-    "RunningNorm",
     "SentValues",
     "Span",
     "Values",

@@ -1,7 +1,9 @@
 """Fixed parts of a vector, taken by whichever thread is free; the parts never depend on the threads."""
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,7 +20,7 @@ class Lanes:
     most: int = 1
 
     def each(self, count: int, begin: Callable[[], Work]) -> None:
-        """Do parts 0…count-1, each once, in any order. `begin` makes what one thread works with: its own buffers.
+        """Do parts 0…count-1, each once, begun in order. `begin` makes what one thread works with: its own buffers.
 
         Raises what a part raises, once nobody works any more.
         """
@@ -32,6 +34,42 @@ class Lanes:
             lane()
         else:
             share(lane, self.threads, min(self.most, count))
+
+
+class Turns:
+    """Lets parts 0, 1, … use each of some things in that order, though threads work at several parts at once.
+
+    Every part uses every thing, and all of them in one order. So the earliest part waits for nobody, and the next ones
+    follow it from thing to thing.
+    """
+
+    def __init__(self, things: int) -> None:
+        self._next = [0] * things  # the part whose turn it is
+        self._moved = threading.Condition()
+        self._error: BaseException | None = None
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Work at a part. What it raises is raised by all who wait: the things that it left out would never be free."""
+        try:
+            yield
+        except BaseException as error:
+            with self._moved:
+                self._error = self._error or error
+                self._moved.notify_all()
+            raise
+
+    @contextmanager
+    def of(self, thing: int, part: int) -> Iterator[None]:
+        """Use a thing when the parts before have used it."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._next[thing] == part or self._error is not None)
+            if self._error is not None:
+                raise self._error
+        yield
+        with self._moved:
+            self._next[thing] = part + 1
+            self._moved.notify_all()
 
 
 def _all(begin: Callable[[], Work], parts: Iterator[int]) -> None:

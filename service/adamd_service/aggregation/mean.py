@@ -9,27 +9,34 @@ divides by K: else a round of equally stale ones would count as a fresh one.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
-from adamd_service.aggregation.blocks import Lanes, Work
+from adamd_service.aggregation.blocks import Lanes, Turns, Work
+from adamd_service.aggregation.clipping import RunningNorm
 from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
 from adamd_service.aggregation.sections import Scaled, Section, sections
 
 Finish: TypeAlias = Callable[[Section, Doubles], None]
 
 
-def write_mean(parts: Sequence[Scaled], out: Floats, kernels: Kernels, lanes: Lanes) -> None:
-    """Write the weighted mean of the contributions that have an element into `out`; 0 where none has it."""
+def write_mean(
+    parts: Sequence[Scaled], out: Floats, kernels: Kernels, lanes: Lanes, norms: Sequence[RunningNorm] | None = None
+) -> None:
+    """Write the weighted mean of the contributions that have an element into `out`; 0 where none has it.
+
+    norms: get each contribution's norm in the same pass, which reads it in order; then all of them are whole.
+    """
 
     def divide(section: Section, total: Doubles) -> None:
         if section.members:
             total /= math.fsum(parts[place].weight for place in section.members)  # exact, on every Python
 
-    _write(parts, out, divide, kernels, lanes)
+    _write(parts, out, divide, kernels, lanes, norms)
 
 
 def write_sum(parts: Sequence[Scaled], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
@@ -40,8 +47,15 @@ def write_sum(parts: Sequence[Scaled], out: Floats, finish: Finish, kernels: Ker
     _write([replace(part, present=None) for part in parts], out, finish, kernels, lanes)
 
 
-def _write(parts: Sequence[Scaled], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
-    cut = sections(parts, out.size, SLICE)
+def _write(
+    parts: Sequence[Scaled],
+    out: Floats,
+    finish: Finish,
+    kernels: Kernels,
+    lanes: Lanes,
+    norms: Sequence[RunningNorm] | None = None,
+) -> None:
+    cut, turns = sections(parts, out.size, SLICE), Turns(len(parts))
 
     def begin() -> Work:
         longest = min(SLICE, out.size)
@@ -51,9 +65,14 @@ def _write(parts: Sequence[Scaled], out: Floats, finish: Finish, kernels: Kernel
             section = cut[index]
             total = sums[: section.stop - section.start]
             total[:] = 0
-            for part in (parts[place] for place in section.members):
-                values = part.values.read(section.start, section.stop, into)
-                kernels.add_scaled(values, part.weight * part.scale, total)
+            with turns.part():
+                for place in section.members:
+                    part = parts[place]
+                    with nullcontext() if norms is None else turns.of(place, index):
+                        values = part.values.read(section.start, section.stop, into)
+                        if norms is not None:
+                            norms[place].add(values, kernels)
+                    kernels.add_scaled(values, part.weight * part.scale, total)
             finish(section, total)
             out[section.start : section.stop] = total
 

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -39,7 +39,7 @@ from adamd_service.engine.rounds import reports
 from adamd_service.engine.rounds.combining import Combined, combine
 from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
-from adamd_service.engine.rounds.values import Readings, held_bytes
+from adamd_service.engine.rounds.values import LeftOut, Readings, held_bytes
 from adamd_service.engine.step import ReceivedStep
 from adamd_service.engine.workers import Workers
 from adamd_service.optim import Raw
@@ -229,7 +229,7 @@ class Closer:
             members = await around.workers.ask(around.store.rounds.members, session_id, frozen)
             if len(members) != len(frozen.members):
                 return None  # closed or cancelled meanwhile
-            with around.in_flight.hold(min(3 * nbytes + held_bytes(members), around.in_flight.limit)):
+            with around.in_flight.hold(min(2 * nbytes + held_bytes(members), around.in_flight.limit)):
                 pulled = await self._pulled(hot, settings, members)
                 work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
                 try:
@@ -252,22 +252,25 @@ class Closer:
             return made.document
 
     async def _pulled(self, hot: Hot, settings: RoundsSettings, members: Sequence[KeptContribution]) -> Floats | None:
-        """Return a copy of the parameters that the round begins with, where they are needed for more than the step."""
+        """Return the parameters that the round begins with, where they are needed for more than the step.
+
+        They are the session's own. Only this round's step changes them, and nothing is made of them once another
+        replica has made that: its commit is the one that counts.
+        """
         beside = settings.averaged or settings.carry
         if not beside and not any(one.kind == "parameters" for one in members):
             return None
-        copied: Floats = await self._around.locked(hot, self._copied, hot)
-        return copied
+        params: Floats = await self._around.locked(hot, self._parameters, hot)
+        return params
 
-    def _copied(self, hot: Hot) -> Floats:
+    def _parameters(self, hot: Hot) -> Floats:
         loaded = self._around.rebuilder.current(hot)
         if loaded.state is None:
             raise StoreUnavailable("the session is being reloaded; try again", retry_after=0.5)
-        params = loaded.state.params
         self._around.device.fetch(loaded.state)
-        into: Floats = self._around.pool.lease(params.nbytes).view(params.dtype)
-        np.copyto(into, params)
-        return into
+        params = loaded.state.params.view()
+        params.flags.writeable = False
+        return params
 
     def _aggregate(
         self,
@@ -279,42 +282,10 @@ class Closer:
         pulled: Floats | None,
     ) -> Aggregated:
         """Make one gradient of a round's members. Runs in a worker thread."""
-        with closing(Readings(self._around.store, self._around.pool, head.spec)) as readings:
-            return self._aggregated(readings, head, settings, standing, frozen, members, pulled)
-
-    def _aggregated(
-        self,
-        readings: Readings,
-        head: Head,
-        settings: RoundsSettings,
-        standing: Standing,
-        frozen: Frozen,
-        members: Sequence[KeptContribution],
-        pulled: Floats | None,
-    ) -> Aggregated:
-        around, spec = self._around, head.spec
+        around, spec, privacy = self._around, head.spec, settings.aggregation.privacy
         began = time.monotonic()
-        opened = readings.whole(members, pulled, Lanes(around.workers.threads, around.lanes))
-        if not opened:
-            raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
-        privacy = settings.aggregation.privacy
-        seed = None  # of the noise: the same for whoever aggregates these members of this freezing, and no other ones
-        if privacy is not None:
-            whole = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in opened)
-            seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {whole}", standing.number)
-        made = combine(
-            spec,
-            settings,
-            standing.number,
-            members,
-            opened,
-            pulled,
-            around.pool,
-            clip_norm=standing.clip_norm,
-            noise_seed=seed,
-            threads=around.workers.threads,
-            lanes=around.lanes,
-        )
+        with closing(Readings(around.store, around.pool, spec)) as readings:
+            made = self._combined(readings, head, settings, standing, frozen, members, pulled)
         outcome, spent = made.outcome, None
         if privacy is not None:
             spent = epsilon(privacy, standing.number, settings.asked)
@@ -330,6 +301,41 @@ class Closer:
             clip_norm=outcome.clip_norm_next,
         )
         return Aggregated(made, document, closing)
+
+    def _combined(
+        self,
+        readings: Readings,
+        head: Head,
+        settings: RoundsSettings,
+        standing: Standing,
+        frozen: Frozen,
+        members: Sequence[KeptContribution],
+        pulled: Floats | None,
+    ) -> Combined:
+        """Combine the members whose bytes are those that came; made again wherever one turns out to be damaged."""
+        around, privacy = self._around, settings.aggregation.privacy
+        opened = readings.whole(members, pulled, Lanes(around.workers.threads, around.lanes))
+        while opened:
+            seed = None  # of the noise: the same for whoever aggregates these members of this freezing, no other ones
+            if privacy is not None:
+                whole = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in opened)
+                seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {whole}", standing.number)
+            with suppress(LeftOut):
+                return combine(
+                    head.spec,
+                    settings,
+                    standing.number,
+                    members,
+                    opened,
+                    pulled,
+                    around.pool,
+                    seen=partial(readings.check, opened),
+                    clip_norm=standing.clip_norm,
+                    noise_seed=seed,
+                    threads=around.workers.threads,
+                    lanes=around.lanes,
+                )
+        raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
 
     async def collect(self, session_id: str) -> None:
         """Unlink the contributions that nothing names any more."""

@@ -68,7 +68,6 @@ class Sent:
     contribution: KeptContribution
     values: Values
     present: frozenset[int] | None
-    norm: float | None
 
     def key(self, number: int) -> tuple[str, int]:
         """Return its client and its staleness in round ``number``, which no two members share."""
@@ -104,7 +103,6 @@ def combine(
             one.contribution.num_examples,
             number - one.contribution.round,
             spans_of(layout, one.contribution.present),
-            one.norm if masked is None else None,
         )
         for one in sent
     ]
@@ -142,7 +140,6 @@ def _sent(members: Sequence[KeptContribution], opened: Mapping[MemberName, Opene
             one,
             opened[one.member].values,
             None if one.present is None else frozenset(one.present),
-            opened[one.member].norm,
         )
         for one in sorted(members, key=lambda one: (one.client, one.round))
         if one.member in opened
