@@ -292,7 +292,7 @@ class Closer:
         evaluated = around.store.rounds.evaluations(spec.id)
         document = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, spent)
         log.debug("round aggregated", session=spec.id, round=standing.number, seconds=time.monotonic() - began)
-        closing = RoundClosing(
+        told = RoundClosing(
             token=frozen.token,
             document=document.to_json(),
             counted=reports.counted_members(members, document),
@@ -300,7 +300,7 @@ class Closer:
             config=settings.config,
             clip_norm=outcome.clip_norm_next,
         )
-        return Aggregated(made, document, closing)
+        return Aggregated(made, document, told)
 
     def _combined(
         self,
