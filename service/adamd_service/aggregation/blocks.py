@@ -40,11 +40,12 @@ class Turns:
     """Lets parts 0, 1, … use each of some things in that order, though threads work at several parts at once.
 
     Every part uses every thing, and all of them in one order. So the earliest part waits for nobody, and the next ones
-    follow it from thing to thing.
+    follow it from thing to thing. Whoever has to wait lets the one ahead get away, or both would wait all the time.
     """
 
-    def __init__(self, things: int) -> None:
+    def __init__(self, things: int, threads: int) -> None:
         self._next = [0] * things  # the part whose turn it is
+        self._apart = things // (2 * threads)
         self._moved = threading.Condition()
         self._error: BaseException | None = None
 
@@ -59,14 +60,18 @@ class Turns:
                 self._moved.notify_all()
             raise
 
-    @contextmanager
-    def of(self, thing: int, part: int) -> Iterator[None]:
-        """Use a thing when the parts before have used it."""
+    def wait(self, thing: int, part: int) -> None:
+        """Wait until the parts before have used a thing."""
+        if self._next[thing] == part:
+            return
+        ahead = min(thing + self._apart, len(self._next) - 1)
         with self._moved:
-            self._moved.wait_for(lambda: self._next[thing] == part or self._error is not None)
-            if self._error is not None:
-                raise self._error
-        yield
+            self._moved.wait_for(lambda: self._next[ahead] == part or self._error is not None)
+        if self._error is not None:
+            raise self._error
+
+    def done(self, thing: int, part: int) -> None:
+        """Leave a thing to the next part."""
         with self._moved:
             self._next[thing] = part + 1
             self._moved.notify_all()

@@ -13,7 +13,7 @@ import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
 from adamd_service.aggregation.blocks import Lanes, Work
-from adamd_service.aggregation.kernels.protocol import Kernels
+from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
 from adamd_service.aggregation.values import Values
 
 
@@ -26,6 +26,10 @@ class RunningNorm:
     def add(self, values: Floats, kernels: Kernels) -> None:
         """Add the next slice."""
         self.total = kernels.add_squares(values, self.total)
+
+    def add_and_scale(self, values: Floats, factor: float, total: Doubles, kernels: Kernels) -> None:
+        """Add the next slice, and factor × values to `total`."""
+        self.total = kernels.add_scaled_and_squares(values, factor, total, self.total)
 
     @property
     def norm(self) -> float:

@@ -9,7 +9,6 @@ divides by K: else a round of equally stale ones would count as a fresh one.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -55,7 +54,7 @@ def _write(
     lanes: Lanes,
     norms: Sequence[RunningNorm] | None = None,
 ) -> None:
-    cut, turns = sections(parts, out.size, SLICE), Turns(len(parts))
+    cut, turns = sections(parts, out.size, SLICE), Turns(len(parts), lanes.most)
 
     def begin() -> Work:
         longest = min(SLICE, out.size)
@@ -67,12 +66,14 @@ def _write(
             total[:] = 0
             with turns.part():
                 for place in section.members:
-                    part = parts[place]
-                    with nullcontext() if norms is None else turns.of(place, index):
+                    part, factor = parts[place], parts[place].weight * parts[place].scale
+                    if norms is None:
+                        kernels.add_scaled(part.values.read(section.start, section.stop, into), factor, total)
+                    else:
+                        turns.wait(place, index)
                         values = part.values.read(section.start, section.stop, into)
-                        if norms is not None:
-                            norms[place].add(values, kernels)
-                    kernels.add_scaled(values, part.weight * part.scale, total)
+                        norms[place].add_and_scale(values, factor, total, kernels)
+                        turns.done(place, index)
             finish(section, total)
             out[section.start : section.stop] = total
 
