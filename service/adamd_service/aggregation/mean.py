@@ -9,7 +9,7 @@ divides by K: else a round of equally stale ones would count as a fresh one.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -23,19 +23,30 @@ from adamd_service.aggregation.sections import Scaled, Section, sections
 Finish: TypeAlias = Callable[[Section, Doubles], None]
 
 
+@dataclass(frozen=True, slots=True)
+class InOnePass:
+    """What happens in the pass that makes a mean.
+
+    norms: are found of the contributions. written: is told up to which element `out` is final, in order.
+    """
+
+    norms: Sequence[RunningNorm]
+    written: Callable[[int], None]
+
+
 def write_mean(
-    parts: Sequence[Scaled], out: Floats, kernels: Kernels, lanes: Lanes, norms: Sequence[RunningNorm] | None = None
+    parts: Sequence[Scaled], out: Floats, kernels: Kernels, lanes: Lanes, beside: InOnePass | None = None
 ) -> None:
     """Write the weighted mean of the contributions that have an element into `out`; 0 where none has it.
 
-    norms: get each contribution's norm in the same pass, which reads it in order; then all of them are whole.
+    beside: what happens in the same pass; then all of them are whole, and each is read in order.
     """
 
     def divide(section: Section, total: Doubles) -> None:
         if section.members:
             total /= math.fsum(parts[place].weight for place in section.members)  # exact, on every Python
 
-    _write(parts, out, divide, kernels, lanes, norms)
+    _write(parts, out, divide, kernels, lanes, beside)
 
 
 def write_sum(parts: Sequence[Scaled], out: Floats, finish: Finish, kernels: Kernels, lanes: Lanes) -> None:
@@ -52,9 +63,9 @@ def _write(
     finish: Finish,
     kernels: Kernels,
     lanes: Lanes,
-    norms: Sequence[RunningNorm] | None = None,
+    beside: InOnePass | None = None,
 ) -> None:
-    cut, turns = sections(parts, out.size, SLICE), Turns(len(parts), lanes.most)
+    cut, turns = sections(parts, out.size, SLICE), Turns(len(parts) + 1, lanes.most)  # the last thing is `out`
 
     def begin() -> Work:
         longest = min(SLICE, out.size)
@@ -67,15 +78,19 @@ def _write(
             with turns.part():
                 for place in section.members:
                     part, factor = parts[place], parts[place].weight * parts[place].scale
-                    if norms is None:
+                    if beside is None:
                         kernels.add_scaled(part.values.read(section.start, section.stop, into), factor, total)
                     else:
                         turns.wait(place, index)
                         values = part.values.read(section.start, section.stop, into)
-                        norms[place].add_and_scale(values, factor, total, kernels)
+                        beside.norms[place].add_and_scale(values, factor, total, kernels)
                         turns.done(place, index)
-            finish(section, total)
-            out[section.start : section.stop] = total
+                finish(section, total)
+                out[section.start : section.stop] = total
+                if beside is not None:
+                    turns.wait(len(parts), index)
+                    beside.written(section.stop)
+                    turns.done(len(parts), index)
 
         return work
 

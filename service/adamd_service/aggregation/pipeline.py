@@ -24,7 +24,7 @@ from adamd_service.aggregation.blocks import Lanes
 from adamd_service.aggregation.clipping import RunningNorm, beyond_median, clip_scale, read_norms
 from adamd_service.aggregation.kernels import compiled
 from adamd_service.aggregation.kernels.protocol import Kernels
-from adamd_service.aggregation.mean import write_mean, write_sum
+from adamd_service.aggregation.mean import InOnePass, write_mean, write_sum
 from adamd_service.aggregation.privacy import PrivateMean, next_clip_norm, vector_multiplier
 from adamd_service.aggregation.ranks import write_median, write_trimmed_mean
 from adamd_service.aggregation.robust import geometric_shares, krum
@@ -107,12 +107,14 @@ def aggregate_round(
     noise_seed: bytes | None = None,
     clip_norm: float | None = None,
     seen: Callable[[], None] = lambda: None,
+    written: Callable[[int], None] = lambda stop: None,
     kernels: Kernels = compiled,
 ) -> Outcome:
     """Write the aggregate of the contributions into `out`, a flat vector of the session's length and dtype.
 
     seen: is called once all of them were read in order, and before anything but a plain mean is made of them. What it
-    raises is raised; `out` is worth nothing then.
+    raises is raised; `out` is worth nothing then. written: may be told before that up to which element `out` is final,
+    in order, by one thread after the other.
     threads, lanes: an executor, and how many threads may work at once, the caller's among them. noise_seed: of this
     round alone, where there is privacy (`privacy.noise_seed`). clip_norm: the adaptive clip's of this round, None for
     its first. Where no contribution counts, `out` is 0, or noise alone.
@@ -143,7 +145,7 @@ def aggregate_round(
     ]
     noise, following = 0.0, None
     if at_once:
-        write_mean(parts, out, kernels, shared, counted)
+        write_mean(parts, out, kernels, shared, InOnePass(counted, written))
         seen()
     elif settings.privacy is not None:
         assert most is not None

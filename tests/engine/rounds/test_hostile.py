@@ -186,7 +186,7 @@ def test_other_members_get_other_noise(replica, clients, nothing_closes):
 
             async def made(some):
                 args = (head, settings, standing, standing.frozen, some, None)
-                return (await asyncio.to_thread(closer._aggregate, *args)).combined.body
+                return (await asyncio.to_thread(closer._aggregate, *args)).making.body
 
             every, again, fewer = await made(members), await made(members), await made(members[1:])
             np.testing.assert_array_equal(every, again)

@@ -7,16 +7,14 @@ the commit decides whose they are. A round that its replica left frozen is gone 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-import numpy as np
 import structlog
 
 from adamd.errors import (
@@ -30,24 +28,19 @@ from adamd.errors import (
     UnknownSession,
 )
 from adamd.wire.dtypes import Floats, storage
-from adamd.wire.encodings import RAW
-from adamd_service.aggregation import Lanes, epsilon, noise_seed
+from adamd_service.aggregation import Lanes, Outcome, epsilon, noise_seed
 from adamd_service.engine.cache import Hot
-from adamd_service.engine.calls import RequestBody, StepCall
-from adamd_service.engine.receiving import Reception
 from adamd_service.engine.rounds import reports
-from adamd_service.engine.rounds.combining import Combined, combine
+from adamd_service.engine.rounds.combining import combine
+from adamd_service.engine.rounds.making import Making
 from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
 from adamd_service.engine.rounds.values import LeftOut, Readings, held_bytes
-from adamd_service.engine.step import ReceivedStep
 from adamd_service.engine.workers import Workers
-from adamd_service.optim import Raw
 from adamd_service.records import Head, RoundClosing
 from adamd_service.rounds import Frozen, KeptContribution, RoundDocument, RoundsSettings, Standing
 from adamd_service.rounds.documents import ClosedBy
 from adamd_service.rounds.rules import REMEMBERED, deadline, due, last_round, needed
-from adamd_service.rules import digest_start
 from adamd_service.store import ChunkMissing
 
 TAKE_OVER: Final = 30.0  # seconds that a replica which lives may take for a round that it froze
@@ -57,9 +50,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """A round's contributions as one gradient, and what is to be written with its step."""
+    """A round's contributions as the body of a step, and what is to be written with it."""
 
-    combined: Combined
+    making: Making
     document: RoundDocument
     closing: RoundClosing
 
@@ -241,7 +234,8 @@ class Closer:
                         raise
                     return None  # another replica was faster, and has unlinked what this one still read
                 del pulled
-                step = await around.workers.run(_step_of, head, made)
+                document = made.document
+                step = await around.workers.ask(made.making.step, document.round, document.metrics, made.closing)
                 await around.workers.ask(around.store.rounds.expect_garbage, head.spec)
                 await around.locked(hot, around.stepper.run, hot, step)
             around.stepped(hot)
@@ -249,7 +243,7 @@ class Closer:
             around.workers.spawn(self.collect(session_id))
             self._tally.closed[frozen.closed_by] += 1
             log.info("round closed", session=session_id, round=standing.number, by=frozen.closed_by)
-            return made.document
+            return document
 
     async def _pulled(self, hot: Hot, settings: RoundsSettings, members: Sequence[KeptContribution]) -> Floats | None:
         """Return the parameters that the round begins with, where they are needed for more than the step.
@@ -285,8 +279,8 @@ class Closer:
         around, spec, privacy = self._around, head.spec, settings.aggregation.privacy
         began = time.monotonic()
         with closing(Readings(around.store, around.pool, spec)) as readings:
-            made = self._combined(readings, head, settings, standing, frozen, members, pulled)
-        outcome, spent = made.outcome, None
+            outcome, making = self._combined(readings, head, settings, standing, frozen, members, pulled)
+        spent = None
         if privacy is not None:
             spent = epsilon(privacy, standing.number, settings.asked)
         evaluated = around.store.rounds.evaluations(spec.id)
@@ -300,7 +294,7 @@ class Closer:
             config=settings.config,
             clip_norm=outcome.clip_norm_next,
         )
-        return Aggregated(made, document, told)
+        return Aggregated(making, document, told)
 
     def _combined(
         self,
@@ -311,30 +305,46 @@ class Closer:
         frozen: Frozen,
         members: Sequence[KeptContribution],
         pulled: Floats | None,
-    ) -> Combined:
+    ) -> tuple[Outcome, Making]:
         """Combine the members whose bytes are those that came; made again wherever one turns out to be damaged."""
-        around, privacy = self._around, settings.aggregation.privacy
+        around, spec, privacy = self._around, head.spec, settings.aggregation.privacy
         opened = readings.whole(members, pulled, Lanes(around.workers.threads, around.lanes))
         while opened:
             seed = None  # of the noise: the same for whoever aggregates these members of this freezing, no other ones
             if privacy is not None:
                 whole = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in opened)
                 seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {whole}", standing.number)
-            with suppress(LeftOut):
-                return combine(
-                    head.spec,
+            kind = storage(spec.dtype)
+            out: Floats = around.pool.lease(spec.layout.size * kind.itemsize).view(kind)
+            making = Making(around.store, spec, out)
+            try:
+                made = combine(
+                    spec,
                     settings,
                     standing.number,
                     members,
                     opened,
                     pulled,
                     around.pool,
+                    out,
+                    making.written,
                     seen=partial(readings.check, opened),
                     clip_norm=standing.clip_norm,
                     noise_seed=seed,
                     threads=around.workers.threads,
                     lanes=around.lanes,
                 )
+            except LeftOut:
+                making.give_up()
+                continue
+            except BaseException:
+                making.give_up()
+                raise
+            if made.body is not out:
+                making.give_up()
+                present = None if len(made.stepped) == len(spec.layout.tensors) else made.stepped
+                making = Making(around.store, spec, made.body, present, made.assigned)
+            return made.outcome, making
         raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
 
     async def collect(self, session_id: str) -> None:
@@ -351,25 +361,3 @@ async def last_of(workers: Workers, settings: RoundsSettings) -> int | None:
     if privacy is None or privacy.max_epsilon is None:
         return last_round(settings)
     return await workers.run(last_round, settings)
-
-
-def _step_of(head: Head, made: Aggregated) -> ReceivedStep:
-    """Return the step that a round makes, hashed and checked as one that came over the network."""
-    spec, combined, number = head.spec, made.combined, made.document.round
-    body, kind = combined.body.view(np.uint8), storage(spec.dtype)
-    call = StepCall(spec.id, number, RequestBody(body.nbytes, _nothing()), metrics=made.document.metrics, minimal=True)
-    present = None if len(combined.stepped) == len(spec.layout.tensors) else combined.stepped
-    values = len(combined.body) - sum(spec.layout.tensors[place].size for place in combined.assigned)
-    gradient, assigned = (Raw(part, spec.dtype, kind) for part in np.split(combined.body, [values]))
-    assigned.check(assigned.size * kind.itemsize)
-    digest = digest_start(RAW, spec.dtype, present, None, combined.assigned)
-    reception = Reception(RAW, spec.dtype, body, gradient, digest, None)
-    reception.take(body.nbytes)
-    attempt = secrets.token_hex(8)
-    return ReceivedStep(call, reception, present, attempt, closing=made.closing, assigned=combined.assigned)
-
-
-async def _nothing() -> AsyncGenerator[bytes]:
-    """Yield no bytes: the step's body is there already."""
-    for part in list[bytes]():
-        yield part

@@ -12,14 +12,14 @@ filtered, and do not count in a norm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from adamd.wire.buffers import BufferPool
-from adamd.wire.dtypes import Floats, storage
+from adamd.wire.dtypes import Floats
 from adamd_service.aggregation import Contribution as Given
 from adamd_service.aggregation import Outcome, Span, Values, aggregate_round
 from adamd_service.engine.rounds.values import Opened, spans_of
@@ -86,11 +86,13 @@ def combine(
     opened: Mapping[MemberName, Opened],
     base: Floats | None,
     pool: BufferPool,
+    out: Floats,
+    written: Callable[[int], None],
     **more: Any,
 ) -> Combined:
-    """Combine the members of round ``number`` that are ``opened``.
+    """Combine the members of round ``number`` that are ``opened``, in ``out`` if every tensor is stepped.
 
-    ``base``: the parameters that the round begins with, where tensors are averaged or carry. ``more``: for
+    ``base``: the parameters that the round begins with, where tensors are averaged or carry. ``written``, ``more``: for
     `aggregate_round`. Raises what that raises.
     """
     layout, beside = spec.layout, sorted((*settings.averaged, *settings.carry))
@@ -106,8 +108,8 @@ def combine(
         )
         for one in sent
     ]
-    kind = storage(spec.dtype)
-    out: Floats = pool.lease(layout.size * kind.itemsize).view(kind)
+    if masked is None:
+        more["written"] = written
     outcome = aggregate_round(given, settings.aggregation, out, **more)
     weights = {(one.client, one.staleness): one.weight for one in outcome.members if one.counted}
     used = [(one, weights[one.key(number)]) for one in sent if one.key(number) in weights]
@@ -129,8 +131,8 @@ def combine(
         merge = _largest if place in settings.carry else _mean
         parts.append(merge(having, span, base[span.start : span.stop]))
     size = sum(map(len, parts))
-    body: Floats = pool.lease(size * kind.itemsize).view(kind)
-    np.concatenate(parts or [np.empty(0, kind)], out=body)
+    body: Floats = pool.lease(size * out.itemsize).view(out.dtype)
+    np.concatenate(parts or [np.empty(0, out.dtype)], out=body)
     return Combined(body, stepped, assigned, outcome)
 
 
