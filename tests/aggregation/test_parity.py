@@ -73,9 +73,13 @@ def test_each_loop(size, seed, dtype, factor):
     totals, outs = (other.copy(), other.copy()), (np.empty(size, dtype), np.empty(size, dtype))
     numbers = []
     for kernels, total, out in zip((reference, compiled), totals, outs, strict=True):
+        both = total.copy()
         kernels.add_scaled(values, factor, total)
         kernels.write_scaled(values, factor, out)
-        numbers.append((kernels.add_squares(values, 0.5), kernels.add_distance(values, factor, other, 0.5)))
+        squares = kernels.add_squares(values, 0.5)
+        assert kernels.add_scaled_and_squares(values, factor, both, 0.5) == squares
+        assert both.tobytes() == total.tobytes()
+        numbers.append((squares, kernels.add_distance(values, factor, other, 0.5)))
     assert totals[0].tobytes() == totals[1].tobytes()
     assert outs[0].tobytes() == outs[1].tobytes()
     assert not np.signbit(outs[0][outs[0] == 0]).any()

@@ -342,8 +342,7 @@ class Closer:
                 raise
             if made.body is not out:
                 making.give_up()
-                present = None if len(made.stepped) == len(spec.layout.tensors) else made.stepped
-                making = Making(around.store, spec, made.body, present, made.assigned)
+                making = Making(around.store, spec, made.body, made.stepped, made.assigned)
             return made.outcome, making
         raise TooFewContributions(f"round {standing.number} has no contribution that is whole", step=standing.step)
 
