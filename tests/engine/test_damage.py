@@ -109,7 +109,7 @@ def fields_of(client, session):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", [150])
+@pytest.mark.parametrize("most", [12, 150])
 def test_every_bit_that_decides_is_under_a_sum(replica, client, most):
     """One bit of any field: the session is refused as damaged, or all that it says is as before."""
 

@@ -6,12 +6,11 @@ In a copy of the sources one guard is removed by an exact replacement, and the n
 import contextlib
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from servers import ended
+from .warm import Warm
 
 ROOT = Path(__file__).parents[2]
 LAWS = "tests/engine/test_laws.py"
@@ -1144,6 +1143,13 @@ def tree(tmp_path_factory):
     return copy
 
 
+@pytest.fixture(scope="session")
+def warm():
+    one = Warm()
+    yield one
+    one.close()
+
+
 def put(path, text):
     """Write a source; what was compiled of another text of it goes, for that is told by its second and its size alone."""
     path.write_text(text)
@@ -1170,22 +1176,36 @@ def without(tree, edits):
             shutil.rmtree(tree / left, ignore_errors=True)
 
 
-def check_guard(removed, edits, watcher, tree, *options):
+def check_guard(removed, edits, watcher, tree, warm, *options):
     """Run the watcher on the tree without the guard: it must go red."""
-    paths = os.pathsep.join(str(tree / folder) for folder in ("client", "service"))
     with without(tree, edits):
-        done = ended(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "", "-p", "no:cacheprovider", *options, watcher],
-            cwd=tree,
-            # CI: pytest explains a red test at length there. A law that took hours to go red would be no law.
-            env={**os.environ, "PYTHONPATH": paths, "CI": "true"},
-        )
-    assert done.returncode == 1, (
-        f"without {removed!r} {watcher} still passes:\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
+        done = watched([watcher], tree, warm, "-x", *options)
+    assert done.returncode == 1, f"without {removed!r} {watcher} still passes:\n{done.stdout[-4000:]}"
+
+
+def check_whole(guards, tree, warm, *options):
+    """Run a watcher of each module on the whole tree: what goes red without its guard goes red for that reason alone."""
+    one_of_each = {watcher.partition("::")[0]: watcher for _, _, watcher in guards}
+    done = watched(one_of_each.values(), tree, warm, *options, within=600)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def watched(watchers, tree, warm, *options, within=120):
+    paths = os.pathsep.join(str(tree / folder) for folder in ("client", "service"))
+    # CI: pytest explains a red test at length there. A law that took hours to go red would be no law.
+    environment = {**os.environ, "PYTHONPATH": paths, "CI": "true"}
+    return warm.pytest(
+        ["-q", "-m", "", "-p", "no:cacheprovider", *options, *watchers], tree, environment, within=within
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("removed", "edits", "watcher"), GUARDS, ids=[guard[0] for guard in GUARDS])
-def test_a_guard_that_is_taken_out_is_missed(removed, edits, watcher, tree):
-    check_guard(removed, edits, watcher, tree)
+def test_a_guard_that_is_taken_out_is_missed(removed, edits, watcher, tree, warm):
+    check_guard(removed, edits, watcher, tree, warm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_watchers_are_green_where_nothing_is_taken_out(tree, warm):
+    check_whole(GUARDS, tree, warm)

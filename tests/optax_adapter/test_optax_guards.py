@@ -2,7 +2,7 @@
 
 import pytest
 
-from laws.test_guards import check_guard, tree  # noqa: F401 - a fixture
+from laws.test_guards import check_guard, check_whole, tree, warm  # noqa: F401 - fixtures
 
 pytestmark = [pytest.mark.jax, pytest.mark.slow]
 BINDING = "client/adamd/optax/binding.py"
@@ -41,5 +41,10 @@ GUARDS = [
 
 
 @pytest.mark.parametrize(("removed", "edits", "watcher"), GUARDS, ids=[guard[0] for guard in GUARDS])
-def test_a_guard_that_is_taken_out_is_missed(removed, edits, watcher, tree):  # noqa: F811 - the fixture
-    check_guard(removed, edits, watcher, tree, "-m", "jax")
+def test_a_guard_that_is_taken_out_is_missed(removed, edits, watcher, tree, warm):  # noqa: F811 - the fixtures
+    check_guard(removed, edits, watcher, tree, warm, "-m", "jax")
+
+
+@pytest.mark.timeout(700)
+def test_watchers_are_green_where_nothing_is_taken_out(tree, warm):  # noqa: F811 - the fixtures
+    check_whole(GUARDS, tree, warm, "-m", "jax")

@@ -34,7 +34,10 @@ def server_options(streams: int) -> Options:
         *_both(),
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(LEAST_PING)),
         ("grpc.max_concurrent_streams", streams),
-        ("grpc.http2.bdp_probe", 0),  # on a busy machine it let 4 MiB and more of each call in before any code of ours ran
+        (
+            "grpc.http2.bdp_probe",
+            0,
+        ),  # on a busy machine it let 4 MiB and more of each call in before any code of ours ran
         ("grpc.http2.lookahead_bytes", LOOKAHEAD),
         ("grpc.so_reuseport", 0),  # or two servers could share a port, and a client meet either
     ]
