@@ -1,7 +1,6 @@
 """The mean by hand, its weights, and what contributions may be: views, sent bodies, parts of the layout."""
 
 import tracemalloc
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -9,12 +8,10 @@ import pytest
 from made import F32, F64, aggregated, hard, settings
 
 from adamd.wire import encodings
-from adamd.wire.dtypes import SLICE
 from adamd_service.aggregation import (
     ArrayValues,
     Contribution,
     PartialValues,
-    RunningNorm,
     SentValues,
     Span,
     aggregate_round,
@@ -209,23 +206,3 @@ def test_many_clients_take_the_memory_of_two_vectors(name):
     finally:
         tracemalloc.stop()
     assert peak < (out.nbytes if name != "geometric_median" else 17 << 20)
-
-
-def test_a_norm_that_is_known_is_the_one_that_would_be_found():
-    given = [Contribution(f"c{i}", hard(2 * SLICE + 7, F32, i)) for i in range(3)]
-    known = []
-    for one in given:
-        running = RunningNorm()
-        for start in range(0, len(one.values), SLICE):
-            running.add(one.values[start : start + SLICE])
-        known.append(replace(one, norm=running.norm))
-    clipped = settings(3, clip_norm=1.0)
-    found, outcome = aggregated(known, clipped)
-    wanted, same = aggregated(given, clipped)
-    assert outcome == same
-    assert found.tobytes() == wanted.tobytes()
-
-
-def test_a_norm_that_is_known_is_not_looked_for():
-    _, outcome = aggregated([Contribution("a", np.array([3.0, 4.0]), norm=50.0)])
-    assert outcome.members[0].norm == 50.0

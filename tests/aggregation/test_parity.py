@@ -12,6 +12,7 @@ from made import F32, F64, aggregated, contributions, hard
 
 from adamd_service.aggregation import Contribution, distances, mean, ranks
 from adamd_service.aggregation.kernels import compiled, reference
+from adamd_service.optim.gradients.norm import BLOCK
 
 EVERY = {
     "mean": {"aggregate": "mean"},
@@ -45,13 +46,13 @@ def test_kernels_threads_and_orders(case, dtype):
 
 @pytest.mark.parametrize("case", EVERY)
 def test_borders_of_blocks_do_not_matter(case, monkeypatch):
-    """Only the noise belongs to fixed slices; `mean.SLICE` says which."""
+    """Only the noise belongs to fixed slices; `mean.SLICE` says which. Norms want whole blocks."""
     sent, chosen = contributions(7, 30_001, F32), made.settings(7, **EVERY[case])
     wanted = aggregated(sent, chosen, noise_seed=bytes(32))
     monkeypatch.setattr(ranks, "ROOM", 7 * 4 * 1000)
     monkeypatch.setattr(distances, "ROOM", 7 * 4 * 4096)
     if case != "private":
-        monkeypatch.setattr(mean, "SLICE", 777)
+        monkeypatch.setattr(mean, "SLICE", BLOCK if case == "mean" else 777)
     found = aggregated(sent, chosen, noise_seed=bytes(32))
     assert found[0].tobytes() == wanted[0].tobytes() and found[1] == wanted[1]
 
@@ -72,9 +73,13 @@ def test_each_loop(size, seed, dtype, factor):
     totals, outs = (other.copy(), other.copy()), (np.empty(size, dtype), np.empty(size, dtype))
     numbers = []
     for kernels, total, out in zip((reference, compiled), totals, outs, strict=True):
+        both = total.copy()
         kernels.add_scaled(values, factor, total)
         kernels.write_scaled(values, factor, out)
-        numbers.append((kernels.add_squares(values, 0.5), kernels.add_distance(values, factor, other, 0.5)))
+        squares = kernels.add_squares(values, 0.5)
+        assert kernels.add_scaled_and_squares(values, factor, both, 0.5) == squares
+        assert both.tobytes() == total.tobytes()
+        numbers.append((squares, kernels.add_distance(values, factor, other, 0.5)))
     assert totals[0].tobytes() == totals[1].tobytes()
     assert outs[0].tobytes() == outs[1].tobytes()
     assert not np.signbit(outs[0][outs[0] == 0]).any()

@@ -42,8 +42,24 @@ GUARDS = [
     ),
     (
         "1 a contribution's bytes are those that came",
-        [(f"{ENGINE}/rounds/values.py", "    if digest.hexdigest() != one.body_digest:\n", "    if False:\n")],
+        [(f"{ENGINE}/rounds/values.py", "if self._digest.hexdigest() != self._one.body_digest:\n", "if False:\n")],
         "tests/engine/rounds/test_closing.py::test_a_damaged_contribution_is_left_out",
+    ),
+    (
+        "1 an aggregate with a damaged contribution is made again",
+        [(f"{ENGINE}/rounds/values.py", "        if len(opened) < before:\n", "        if False:\n")],
+        "tests/engine/rounds/test_homes.py::test_a_damaged_one_is_in_no_aggregate[files-delta-more0-changed]",
+    ),
+    (
+        "4 a mean's norms and digests are found in order, by any threads",
+        [
+            (
+                "service/adamd_service/aggregation/lanes.py",
+                "        if self._next[thing] == part:\n",
+                "        if True:\n",
+            )
+        ],
+        "tests/aggregation/test_one_pass.py::test_turns_are_in_order_however_late_a_part_is",
     ),
     (
         "1 an extent that a contribution names is not free at the start",

@@ -1,7 +1,6 @@
 """Many clients' contributions become one pseudo-gradient, pure: weights, clips, robust means, noise, an accountant."""
 
 from adamd_service.aggregation.accountant import affords, check_accounting, epsilon, rounds_within
-from adamd_service.aggregation.clipping import RunningNorm
 from adamd_service.aggregation.kernels.compiled import compile_aggregation
 from adamd_service.aggregation.lanes import Lanes
 from adamd_service.aggregation.pipeline import Contribution, Member, Outcome, Reason, aggregate_round
@@ -29,7 +28,6 @@ __all__ = [
     "PartialValues",
     "Privacy",
     "Reason",
-    "RunningNorm",
     "SentValues",
     "Span",
     "Values",

@@ -12,52 +12,46 @@ from dataclasses import dataclass
 import numpy as np
 
 from adamd.wire.dtypes import SLICE, Floats
-from adamd_service.aggregation.kernels import compiled
-from adamd_service.aggregation.kernels.protocol import Kernels
+from adamd_service.aggregation.kernels.protocol import Doubles, Kernels
 from adamd_service.aggregation.lanes import Lanes, Work
 from adamd_service.aggregation.values import Values
 
 
 @dataclass(slots=True)
 class RunningNorm:
-    """The norm of a vector that somebody reads anyway: its slices in order, SLICE long but for the last."""
+    """The norm of a vector that is read in order, in slices of whole blocks of `optim.gradients.norm` but the last."""
 
     total: float = 0.0
 
-    def add(self, values: Floats, kernels: Kernels = compiled) -> None:
+    def add(self, values: Floats, kernels: Kernels) -> None:
         """Add the next slice."""
         self.total = kernels.add_squares(values, self.total)
 
+    def add_and_scale(self, values: Floats, factor: float, total: Doubles, kernels: Kernels) -> None:
+        """Add the next slice, and factor × values to `total`."""
+        self.total = kernels.add_scaled_and_squares(values, factor, total, self.total)
+
     @property
     def norm(self) -> float:
-        """The Euclidean norm so far: the bits of `norms`."""
+        """The Euclidean norm so far."""
         return math.sqrt(self.total)
 
 
-def norms(
-    vectors: Sequence[Values], known: Sequence[float | None], like: Floats, kernels: Kernels, lanes: Lanes
-) -> list[float]:
-    """The Euclidean norm of each vector, of the length and dtype of `like`; infinite beyond float64.
-
-    known: those that need not be read for it.
-    """
-    found = [0.0 if norm is None else norm for norm in known]
-    places = [place for place, norm in enumerate(known) if norm is None]
+def read_norms(
+    vectors: Sequence[Values], norms: Sequence[RunningNorm], like: Floats, kernels: Kernels, lanes: Lanes
+) -> None:
+    """Read each vector, of the length and dtype of `like`, for its norm; infinite beyond float64."""
 
     def begin() -> Work:
         into = np.empty(min(SLICE, like.size), like.dtype)
 
-        def work(index: int) -> None:
-            place, running = places[index], RunningNorm()
+        def work(place: int) -> None:
             for start in range(0, like.size, SLICE):  # a multiple of the order's blocks
-                values = vectors[place].read(start, min(start + SLICE, like.size), into)
-                running.add(values, kernels)
-            found[place] = running.norm
+                norms[place].add(vectors[place].read(start, min(start + SLICE, like.size), into), kernels)
 
         return work
 
-    lanes.each(len(places), begin)
-    return found
+    lanes.each(len(vectors), begin)
 
 
 def clip_scale(norm: float, most: float | None) -> float:

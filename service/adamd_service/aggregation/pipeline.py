@@ -11,7 +11,7 @@ fixed order: the same contributions give the same bits, with any number of threa
 it is given and writes `out`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -20,11 +20,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from adamd.wire.dtypes import Floats
-from adamd_service.aggregation.clipping import beyond_median, clip_scale, norms
+from adamd_service.aggregation.clipping import RunningNorm, beyond_median, clip_scale, read_norms
 from adamd_service.aggregation.kernels import compiled
 from adamd_service.aggregation.kernels.protocol import Kernels
 from adamd_service.aggregation.lanes import Lanes
-from adamd_service.aggregation.mean import write_mean, write_sum
+from adamd_service.aggregation.mean import InOnePass, write_mean, write_sum
 from adamd_service.aggregation.privacy import PrivateMean, next_clip_norm, vector_multiplier
 from adamd_service.aggregation.ranks import write_median, write_trimmed_mean
 from adamd_service.aggregation.robust import geometric_shares, krum
@@ -55,7 +55,7 @@ class Contribution:
     values: flat, in the session's dtype, as long as `out`; an array (a file's mapping, a read-only view) or `Values`.
     Finite, and so is each square. num_examples: above 0. staleness: steps made since its parameters were pulled, 0 or
     more. present: the spans of tensors that it has, ascending and apart; None for all.
-    norm: the `RunningNorm` of these values, where it is known.
+    They are first read once, all elements in order, by one thread after the other; then as it comes.
     """
 
     client: str
@@ -63,7 +63,6 @@ class Contribution:
     num_examples: float = 1.0
     staleness: int = 0
     present: tuple[Span, ...] | None = None
-    norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +106,15 @@ def aggregate_round(
     lanes: int = 1,
     noise_seed: bytes | None = None,
     clip_norm: float | None = None,
+    seen: Callable[[], None] = lambda: None,
+    written: Callable[[int], None] = lambda stop: None,
     kernels: Kernels = compiled,
 ) -> Outcome:
     """Write the aggregate of the contributions into `out`, a flat vector of the session's length and dtype.
 
+    seen: is called once all of them were read in order, and before anything but a plain mean is made of them. What it
+    raises is raised; `out` is worth nothing then. written: may be told before that up to which element `out` is final,
+    in order, by one thread after the other.
     threads, lanes: an executor, and how many threads may work at once, the caller's among them. noise_seed: of this
     round alone, where there is privacy (`privacy.noise_seed`). clip_norm: the adaptive clip's of this round, None for
     its first. Where no contribution counts, `out` is 0, or noise alone.
@@ -119,29 +123,45 @@ def aggregate_round(
     ordered = sorted(contributions, key=lambda one: (one.client, -one.staleness))
     vectors = [_values(one.values) for one in ordered]
     shared = Lanes(threads, lanes)
-    found = norms(vectors, [one.norm for one in ordered], out, kernels, shared)
-    reasons = _refused(ordered, found, settings)
+    reasons = _refused(ordered, settings)
+    norms = [RunningNorm() for _ in ordered]
     most = _clip_norm(settings, clip_norm)
+    at_once = _is_one_pass(ordered, settings, most)
+    first = [place for place, reason in enumerate(reasons) if reason is not None or not at_once]
+    read_norms([vectors[place] for place in first], [norms[place] for place in first], out, kernels, shared)
+    if not at_once:
+        seen()
+        _filter(reasons, norms, settings)
     places = [place for place, reason in enumerate(reasons) if reason is None]
+    counted = [norms[place] for place in places]
     parts = [
         Scaled(
             vectors[place],
             _weight(ordered[place], settings),
-            staleness_factor(settings.staleness, ordered[place].staleness) * clip_scale(found[place], most),
+            staleness_factor(settings.staleness, ordered[place].staleness) * clip_scale(norms[place].norm, most),
             ordered[place].present,
         )
         for place in places
     ]
     noise, following = 0.0, None
-    if settings.privacy is not None:
-        counted = [found[place] for place in places]
+    if at_once:
+        write_mean(parts, out, kernels, shared, InOnePass(counted, written))
+        seen()
+    elif settings.privacy is not None:
         assert most is not None
-        noise, following = _write_private(parts, settings, most, counted, noise_seed, out, kernels, shared)
+        found = [norm.norm for norm in counted]
+        noise, following = _write_private(parts, settings, most, found, noise_seed, out, kernels, shared)
     else:
         chosen = _write(parts, settings.aggregate, out, kernels, shared)
         for place in set(places) - {places[one] for one in chosen}:
             reasons[place] = "not_chosen"
-    return Outcome(_members(ordered, found, reasons, settings, most), noise, most, following)
+    return Outcome(_members(ordered, norms, reasons, settings, most), noise, most, following)
+
+
+def _is_one_pass(ordered: Sequence[Contribution], settings: AggregationSettings, clip_norm: float | None) -> bool:
+    """Say whether norms are only told, so that the pass which makes the mean may find them."""
+    plain = isinstance(settings.aggregate, Mean) and clip_norm is None and settings.norm_filter is None
+    return plain and all(one.present is None for one in ordered)
 
 
 def _write(
@@ -209,10 +229,8 @@ def _weight(one: Contribution, settings: AggregationSettings) -> float:
     return min(one.num_examples, settings.max_weight or MOST_WHOLE, MOST_WHOLE)  # their sum stays finite
 
 
-def _refused(
-    ordered: Sequence[Contribution], found: Sequence[float], settings: AggregationSettings
-) -> list[Reason | None]:
-    """Why each contribution does not count; None where it does, so far."""
+def _refused(ordered: Sequence[Contribution], settings: AggregationSettings) -> list[Reason | None]:
+    """Why each contribution does not count, whatever is in it; None where it does, so far."""
     reasons = list[Reason | None]()
     most = settings.max_staleness
     for one, after in zip_longest(ordered, ordered[1:]):
@@ -220,17 +238,21 @@ def _refused(
         again = settings.privacy is not None and after is not None and after.client == one.client
         too_stale = most is not None and one.staleness > most
         reasons.append("too_stale" if too_stale else "superseded" if again else None)
+    return reasons
+
+
+def _filter(reasons: list[Reason | None], norms: Sequence[RunningNorm], settings: AggregationSettings) -> None:
+    """Note which of those that count so far have too large a norm."""
     fresh = [place for place, reason in enumerate(reasons) if reason is None]
-    large = beyond_median([found[place] for place in fresh], settings.norm_filter)
+    large = beyond_median([norms[place].norm for place in fresh], settings.norm_filter)
     for place, beyond in zip(fresh, large, strict=True):
         if beyond:
             reasons[place] = "norm_filter"
-    return reasons
 
 
 def _members(
     ordered: Sequence[Contribution],
-    found: Sequence[float],
+    norms: Sequence[RunningNorm],
     reasons: Sequence[Reason | None],
     settings: AggregationSettings,
     clip_norm: float | None,
@@ -241,11 +263,11 @@ def _members(
             weight=0.0
             if reason is not None
             else _weight(one, settings) * staleness_factor(settings.staleness, one.staleness),
-            norm=norm,
-            clipped=clip_norm is not None and norm > clip_norm,
+            norm=norm.norm,
+            clipped=clip_norm is not None and norm.norm > clip_norm,
             staleness=one.staleness,
             counted=reason is None,
             reason=reason,
         )
-        for one, norm, reason in zip(ordered, found, reasons, strict=True)
+        for one, norm, reason in zip(ordered, norms, reasons, strict=True)
     )

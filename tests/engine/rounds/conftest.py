@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from adamd_service.engine.rounds import ContributeCall
+from adamd_service.engine.rounds.closing import Closer
 
 from ..conftest import body_of, create_call, replica, valkey  # noqa: F401 - the fixtures of the engine's tests
 
@@ -23,6 +24,14 @@ def clients():
         return {f"ward-{i}": rng.normal(size=size).astype(dtype) for i in range(count)}
 
     return make
+
+
+@pytest.fixture
+def nothing_closes(monkeypatch):
+    """Keep every round open until the test closes it: ``allow()`` ends that."""
+    begin = Closer.begin
+    monkeypatch.setattr(Closer, "begin", lambda self, session_id: None)
+    return lambda: monkeypatch.setattr(Closer, "begin", begin)
 
 
 async def opened(engine, *, size=SIZE, dtype=np.float32, optimizer=None, start=None, **rounds):

@@ -25,14 +25,6 @@ class Crash(BaseException):
     """Ends a closing as a power cut would."""
 
 
-@pytest.fixture
-def nothing_closes(monkeypatch):
-    """Keep every round open until the test closes it: ``allow()`` ends that."""
-    begin = Closer.begin
-    monkeypatch.setattr(Closer, "begin", lambda self, session_id: None)
-    return lambda: monkeypatch.setattr(Closer, "begin", begin)
-
-
 def test_the_order_of_arrival_does_not_matter(replica, clients):
     """50 orders, with duplicates: the same bits, chains apart."""
     deltas = clients(6)

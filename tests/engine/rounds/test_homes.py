@@ -100,6 +100,57 @@ def test_a_crash_and_a_start(served, clients, monkeypatch, median):
     run(scenario())
 
 
+@pytest.mark.parametrize("how", ["changed", "cut"])
+@pytest.mark.parametrize("more", [{}, {"clip_norm": 1.0}, {"aggregate": "median"}, {"averaged": ["*"]}])
+@pytest.mark.parametrize("kind", ["delta", "parameters"])
+def test_a_damaged_one_is_in_no_aggregate(served, clients, valkey, nothing_closes, kind, more, how):
+    """A mean is made, and logged, while the digests are: it must be made again, by the others alone."""
+    sent = clients(3, LARGE)
+
+    async def scenario():
+        async with served() as engine:
+            wanted = await opened(engine, size=LARGE, quorum=3, **more)
+            session = await opened(engine, size=LARGE, quorum=3, **more)
+            for client, values in sent.items():
+                await contribute(engine, session, 1, client, values, kind=kind)
+                if client != "ward-1":
+                    await contribute(engine, wanted, 1, client, values, kind=kind)
+            waiting = await asyncio.to_thread(engine.store.rounds.waiting, session)
+            (bad,) = [one for one in waiting if one.client == "ward-1"]
+            spoil(served, valkey, session, bad, how)
+            document = await engine.rounds.close(session, 1)
+            rows = [(row.client, row.counted, row.reason) for row in document.contributions]
+            assert rows == [("ward-0", True, None), ("ward-1", False, "damaged"), ("ward-2", True, None)]
+            await engine.rounds.close(wanted, 1)
+            expected = (await engine.parameters(wanted)).parameters
+            assert (await engine.parameters(session)).parameters.tobytes() == expected.tobytes()
+            assert expected.any()
+            (record,) = await asyncio.to_thread(engine.store.records, session, 1, 1)
+            keys = await settled_keys(valkey, session, ("garbage", "pending", "contribution"))
+            bodies = {key.split(":")[1] for key in keys if key.startswith("body:")}
+            assert bodies <= {record.attempt}  # what was logged of the first try is gone
+
+    run(scenario())
+
+
+def spoil(served, valkey, session, one, how):
+    """Change or cut the last bytes of a contribution, where it lies."""
+    if served.home == "files":
+        path = served.directory / one.bulk.extent
+        with path.open("r+b") as file:
+            file.seek(one.nbytes - 4)
+            last = file.read(4)
+            file.seek(one.nbytes - 4)
+            file.write(bytes(byte ^ 1 for byte in last))
+            if how == "cut":
+                file.truncate(one.nbytes - 4)
+        return
+    with valkey.client() as client:
+        key = f"adamd:{{{session}}}:body:{one.attempt}:{len(one.bulk.chunks) - 1}"
+        body = client.get(key)
+        client.set(key, body[:-4] if how == "cut" else body[:-1] + bytes([body[-1] ^ 1]))
+
+
 def test_nobodys_update_stays_on_the_disk(served, clients):
     """Extents that held a contribution are overwritten when they are free: counted, cancelled, refused or deleted."""
     marks = {client: np.full(LARGE, 3.0 + number, np.float32) for number, client in enumerate(clients(5))}

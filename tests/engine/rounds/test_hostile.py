@@ -11,7 +11,6 @@ from adamd.errors import Busy, InvalidRequest, InvalidSettings, ParametersFixed,
 from adamd.wire import layout
 from adamd_service.engine.rebuilding import Rebuilder
 from adamd_service.engine.rounds import EvaluateCall
-from adamd_service.engine.rounds.closing import Closer
 from adamd_service.engine.rounds.values import Readings
 from adamd_service.store.rounds import RoundStore
 
@@ -20,14 +19,6 @@ from .conftest import SIZE, contribute, contribution, opened, shown, stepped
 
 PRIVACY = {"noise_multiplier": 1.0, "clip_norm": 1.0, "delta": 1e-5}
 EXTRA = "an extra of the server; CI installs it"
-
-
-@pytest.fixture
-def nothing_closes(monkeypatch):
-    """Keep every round open until the test closes it: ``allow()`` ends that."""
-    begin = Closer.begin
-    monkeypatch.setattr(Closer, "begin", lambda self, session_id: None)
-    return lambda: monkeypatch.setattr(Closer, "begin", begin)
 
 
 async def frozen(engine, session, within=20.0):
@@ -186,7 +177,7 @@ def test_other_members_get_other_noise(replica, clients, nothing_closes):
 
             async def made(some):
                 args = (head, settings, standing, standing.frozen, some, None)
-                return (await asyncio.to_thread(closer._aggregate, *args)).combined.body
+                return (await asyncio.to_thread(closer._aggregate, *args)).making.body
 
             every, again, fewer = await made(members), await made(members), await made(members[1:])
             np.testing.assert_array_equal(every, again)

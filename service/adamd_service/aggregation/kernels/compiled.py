@@ -34,6 +34,11 @@ def add_scaled(values: Floats, factor: float, total: Doubles) -> None:
     _loop("add_scaled_text", values.dtype)(values, factor, total)
 
 
+def add_scaled_and_squares(values: Floats, factor: float, total: Doubles, squares: float) -> float:
+    """See `Kernels`."""
+    return float(_loop("both_text", values.dtype)(values, factor, total, np.empty(LANES), squares))
+
+
 def write_scaled(values: Floats, factor: float, out: Floats) -> None:
     """See `Kernels`."""
     _loop("write_scaled_text", values.dtype)(values, factor, out, out.dtype.type(0))
@@ -83,6 +88,30 @@ def add_scaled_text(values, factor, total):  # type: ignore[no-untyped-def]  # a
         total[i] = total[i] + factor * float64(values[i])
 
 
+def both_text(values, factor, total, lanes, squares):  # type: ignore[no-untyped-def]  # a text for Numba
+    """Add the products to `total`, and the squares, block by block, as `norm.add_squares` adds them."""
+    for start in range(0, values.size, 4096):
+        block = values[start : start + 4096]
+        sums = total[start : start + 4096]
+        for j in range(lanes.size):
+            lanes[j] = 0.0
+        for i in range(0, block.size, lanes.size):
+            row = block[i : i + lanes.size]
+            here = sums[i : i + lanes.size]
+            for j in range(row.size):
+                x = float64(row[j])
+                lanes[j] = lanes[j] + x * x
+            for j in range(row.size):
+                here[j] = here[j] + factor * float64(row[j])
+        half = lanes.size // 2
+        while half > 0:
+            for j in range(half):
+                lanes[j] = lanes[j] + lanes[j + half]
+            half = half // 2
+        squares = squares + lanes[0]
+    return squares
+
+
 def write_scaled_text(values, factor, out, zero):  # type: ignore[no-untyped-def]  # a text for Numba
     """Write the products, rounded to the dtype of `out`; adding `zero` after that takes the sign of a zero."""
     for i in range(values.size):
@@ -109,6 +138,7 @@ def sort_columns_text(rows, network, zero):  # type: ignore[no-untyped-def]  # a
 
 _TEXTS: Final[dict[str, Callable[..., Any]]] = {
     "add_scaled_text": add_scaled_text,
+    "both_text": both_text,
     "distance_text": distance_text,
     "sort_columns_text": sort_columns_text,
     "write_scaled_text": write_scaled_text,
@@ -124,6 +154,7 @@ def _loop(name: str, dtype: np.dtype[Any]) -> Compiled:
     network = numba.types.Array(numba.int64, 2, "C", readonly=True)
     signatures: dict[str, tuple[Any, ...]] = {
         "add_scaled_text": (values, double, double[::1]),
+        "both_text": (values, double, double[::1], double[::1], double),
         "distance_text": (values, double, double[::1], double[::1], double),
         "sort_columns_text": (scalar[:, ::1], network, scalar),
         "write_scaled_text": (values, double, out, scalar),

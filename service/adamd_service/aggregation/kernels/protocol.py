@@ -30,6 +30,9 @@ class Kernels(Protocol):
     def add_scaled(self, values: Floats, factor: float, total: Doubles) -> None:
         """Add factor × values to `total`."""
 
+    def add_scaled_and_squares(self, values: Floats, factor: float, total: Doubles, squares: float) -> float:
+        """`add_scaled`, and what `add_squares` makes of `squares`, while the values are in the cache."""
+
     def write_scaled(self, values: Floats, factor: float, out: Floats) -> None:
         """Write factor × values into `out`, of the values' dtype; a zero has no sign."""
 

@@ -35,6 +35,12 @@ def add_scaled(values: Floats, factor: float, total: Doubles) -> None:
     total += factor * values.astype(np.float64)
 
 
+def add_scaled_and_squares(values: Floats, factor: float, total: Doubles, squares: float) -> float:
+    """See `Kernels`."""
+    add_scaled(values, factor, total)
+    return add_squares(values, squares)
+
+
 def write_scaled(values: Floats, factor: float, out: Floats) -> None:
     """See `Kernels`."""
     out[:] = factor * values.astype(np.float64)

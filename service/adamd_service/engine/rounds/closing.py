@@ -7,16 +7,14 @@ the commit decides whose they are. A round that its replica left frozen is gone 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-import numpy as np
 import structlog
 
 from adamd.errors import (
@@ -31,20 +29,16 @@ from adamd.errors import (
     UnknownSession,
 )
 from adamd.wire.dtypes import Floats, storage
-from adamd.wire.encodings import RAW
-from adamd_service.aggregation import Lanes, distance_bytes, epsilon, noise_seed
+from adamd_service.aggregation import Lanes, Outcome, distance_bytes, epsilon, noise_seed
 from adamd_service.aggregation.settings import fewest
 from adamd_service.engine.cache import Hot
-from adamd_service.engine.calls import RequestBody, StepCall
-from adamd_service.engine.receiving import Reception
 from adamd_service.engine.rounds import reports
-from adamd_service.engine.rounds.combining import Combined, combine
+from adamd_service.engine.rounds.combining import combine
+from adamd_service.engine.rounds.making import Making
 from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
-from adamd_service.engine.rounds.values import Readings, held_bytes
-from adamd_service.engine.step import ReceivedStep
+from adamd_service.engine.rounds.values import LeftOut, Readings, held_bytes
 from adamd_service.engine.workers import Workers
-from adamd_service.optim import Raw
 from adamd_service.records import Head, RoundClosing
 from adamd_service.rounds import (
     Failure,
@@ -57,7 +51,6 @@ from adamd_service.rounds import (
 )
 from adamd_service.rounds.documents import ClosedBy
 from adamd_service.rounds.rules import REMEMBERED, deadline, due, last_round, needed
-from adamd_service.rules import digest_start
 from adamd_service.store import ChunkMissing
 
 TAKE_OVER: Final = 30.0  # seconds that a replica which lives may take for a round that it froze
@@ -70,9 +63,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """A round's contributions as one gradient, and what is to be written with its step."""
+    """A round's contributions as the body of a step, and what is to be written with it."""
 
-    combined: Combined
+    making: Making
     document: RoundDocument
     closing: RoundClosing
 
@@ -254,7 +247,7 @@ class Closer:
             members = await around.workers.ask(self._members, session_id, frozen)
             if len(members) != len(frozen.members):
                 return None  # closed or cancelled meanwhile
-            held = 3 * nbytes + held_bytes(members) + distance_bytes(settings.aggregation, len(members))
+            held = 2 * nbytes + held_bytes(members) + distance_bytes(settings.aggregation, len(members))
             with around.in_flight.hold(min(held, around.in_flight.limit)):
                 pulled = await self._pulled(hot, settings, members)
                 work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
@@ -267,7 +260,8 @@ class Closer:
                         raise
                     return None  # another replica was faster, and has unlinked what this one still read
                 del pulled
-                step = await around.workers.run(_step_of, head, made)
+                document = made.document
+                step = await around.workers.ask(made.making.step, document.round, document.metrics, made.closing)
                 await around.workers.ask(around.store.rounds.expect_garbage, head.spec)
                 await around.locked(hot, around.stepper.run, hot, step)
             around.stepped(hot)
@@ -275,7 +269,7 @@ class Closer:
             around.workers.spawn(self.collect(session_id))
             self._tally.closed[frozen.closed_by] += 1
             log.info("round closed", session=session_id, round=standing.number, by=frozen.closed_by)
-            return made.document
+            return document
 
     def _members(self, session_id: str, frozen: Frozen) -> list[KeptContribution]:
         try:
@@ -284,22 +278,25 @@ class Closer:
             raise TooFewContributions(f"what is known of the contributions is damaged: {error.detail}") from None
 
     async def _pulled(self, hot: Hot, settings: RoundsSettings, members: Sequence[KeptContribution]) -> Floats | None:
-        """Return a copy of the parameters that the round begins with, where they are needed for more than the step."""
+        """Return the parameters that the round begins with, where they are needed for more than the step.
+
+        They are the session's own. Only this round's step changes them, and nothing is made of them once another
+        replica has made that: its commit is the one that counts.
+        """
         beside = settings.averaged or settings.carry
         if not beside and not any(one.kind == "parameters" for one in members):
             return None
-        copied: Floats = await self._around.locked(hot, self._copied, hot)
-        return copied
+        params: Floats = await self._around.locked(hot, self._parameters, hot)
+        return params
 
-    def _copied(self, hot: Hot) -> Floats:
+    def _parameters(self, hot: Hot) -> Floats:
         loaded = self._around.rebuilder.current(hot)
         if loaded.state is None:
             raise StoreUnavailable("the session is being reloaded; try again", retry_after=0.5)
-        params = loaded.state.params
         self._around.device.fetch(loaded.state)
-        into: Floats = self._around.pool.lease(params.nbytes).view(params.dtype)
-        np.copyto(into, params)
-        return into
+        params = loaded.state.params.view()
+        params.flags.writeable = False
+        return params
 
     def _aggregate(
         self,
@@ -311,10 +308,28 @@ class Closer:
         pulled: Floats | None,
     ) -> Aggregated:
         """Make one gradient of a round's members. Runs in a worker thread."""
-        with closing(Readings(self._around.store, self._around.pool, head.spec)) as readings:
-            return self._aggregated(readings, head, settings, standing, frozen, members, pulled)
+        around, spec, privacy = self._around, head.spec, settings.aggregation.privacy
+        began = time.monotonic()
+        with closing(Readings(around.store, around.pool, spec)) as readings:
+            outcome, making = self._combined(readings, head, settings, standing, frozen, members, pulled)
+        spent = None
+        if privacy is not None:
+            spent = epsilon(privacy, standing.number, settings.asked)
+        evaluated = around.store.rounds.evaluations(spec.id)
+        whole = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, spent)
+        counted, document = reports.counted_members(members, whole), reports.bounded(whole)
+        log.debug("round aggregated", session=spec.id, round=standing.number, seconds=time.monotonic() - began)
+        told = RoundClosing(
+            token=frozen.token,
+            document=document.to_json(),
+            counted=counted,
+            oldest=max(0, standing.number - max(settings.remembered, REMEMBERED)),
+            config=settings.config,
+            clip_norm=outcome.clip_norm_next,
+        )
+        return Aggregated(making, document, told)
 
-    def _aggregated(
+    def _combined(
         self,
         readings: Readings,
         head: Head,
@@ -323,45 +338,46 @@ class Closer:
         frozen: Frozen,
         members: Sequence[KeptContribution],
         pulled: Floats | None,
-    ) -> Aggregated:
-        around, spec = self._around, head.spec
-        began = time.monotonic()
+    ) -> tuple[Outcome, Making]:
+        """Combine the members whose bytes are those that came; made again wherever one turns out to be damaged."""
+        around, spec, privacy = self._around, head.spec, settings.aggregation.privacy
         opened = readings.whole(members, pulled, Lanes(around.workers.threads, around.lanes))
-        _check_enough(settings, standing, members, opened)
-        privacy = settings.aggregation.privacy
-        seed = None  # of the noise: the same for whoever aggregates these members of this freezing, and no other ones
-        if privacy is not None:
-            names = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in opened)
-            seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {names}", standing.number)
-        made = combine(
-            spec,
-            settings,
-            standing.number,
-            members,
-            opened,
-            pulled,
-            around.pool,
-            clip_norm=standing.clip_norm,
-            noise_seed=seed,
-            threads=around.workers.threads,
-            lanes=around.lanes,
-        )
-        outcome, spent = made.outcome, None
-        if privacy is not None:
-            spent = epsilon(privacy, standing.number, settings.asked)
-        evaluated = around.store.rounds.evaluations(spec.id)
-        whole = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, spent)
-        counted, document = reports.counted_members(members, whole), reports.bounded(whole)
-        log.debug("round aggregated", session=spec.id, round=standing.number, seconds=time.monotonic() - began)
-        closing = RoundClosing(
-            token=frozen.token,
-            document=document.to_json(),
-            counted=counted,
-            oldest=max(0, standing.number - max(settings.remembered, REMEMBERED)),
-            config=settings.config,
-            clip_norm=outcome.clip_norm_next,
-        )
-        return Aggregated(made, document, closing)
+        while True:
+            _check_enough(settings, standing, members, opened)
+            seed = None  # of the noise: the same for whoever aggregates these members of this freezing, no other ones
+            if privacy is not None:
+                whole = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in opened)
+                seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {whole}", standing.number)
+            kind = storage(spec.dtype)
+            out: Floats = around.pool.lease(spec.layout.size * kind.itemsize).view(kind)
+            making = Making(around.store, spec, out)
+            try:
+                made = combine(
+                    spec,
+                    settings,
+                    standing.number,
+                    members,
+                    opened,
+                    pulled,
+                    around.pool,
+                    out,
+                    making.written,
+                    seen=partial(readings.check, opened),
+                    clip_norm=standing.clip_norm,
+                    noise_seed=seed,
+                    threads=around.workers.threads,
+                    lanes=around.lanes,
+                )
+            except LeftOut:
+                making.give_up()
+                continue
+            except BaseException:
+                making.give_up()
+                raise
+            if made.body is not out:
+                making.give_up()
+                making = Making(around.store, spec, made.body, made.stepped, made.assigned)
+            return made.outcome, making
 
     async def collect(self, session_id: str) -> None:
         """Unlink the contributions that nothing names any more."""
@@ -391,25 +407,3 @@ async def last_of(workers: Workers, settings: RoundsSettings) -> int | None:
     if privacy is None or privacy.max_epsilon is None:
         return last_round(settings)
     return await workers.run(last_round, settings)
-
-
-def _step_of(head: Head, made: Aggregated) -> ReceivedStep:
-    """Return the step that a round makes, hashed and checked as one that came over the network."""
-    spec, combined, number = head.spec, made.combined, made.document.round
-    body, kind = combined.body.view(np.uint8), storage(spec.dtype)
-    call = StepCall(spec.id, number, RequestBody(body.nbytes, _nothing()), metrics=made.document.metrics, minimal=True)
-    present = None if len(combined.stepped) == len(spec.layout.tensors) else combined.stepped
-    values = len(combined.body) - sum(spec.layout.tensors[place].size for place in combined.assigned)
-    gradient, assigned = (Raw(part, spec.dtype, kind) for part in np.split(combined.body, [values]))
-    assigned.check(assigned.size * kind.itemsize)
-    digest = digest_start(RAW, spec.dtype, present, None, combined.assigned)
-    reception = Reception(RAW, spec.dtype, body, gradient, digest, None)
-    reception.take(body.nbytes)
-    attempt = secrets.token_hex(8)
-    return ReceivedStep(call, reception, present, attempt, closing=made.closing, assigned=combined.assigned)
-
-
-async def _nothing() -> AsyncGenerator[bytes]:
-    """Yield no bytes: the step's body is there already."""
-    for part in list[bytes]():
-        yield part

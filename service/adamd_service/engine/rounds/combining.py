@@ -12,14 +12,14 @@ filtered, and do not count in a norm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from adamd.wire.buffers import BufferPool
-from adamd.wire.dtypes import Floats, storage
+from adamd.wire.dtypes import Floats
 from adamd_service.aggregation import Contribution as Given
 from adamd_service.aggregation import Outcome, Span, Values, aggregate_round
 from adamd_service.engine.rounds.values import Opened, spans_of
@@ -68,7 +68,6 @@ class Sent:
     contribution: KeptContribution
     values: Values
     present: frozenset[int] | None
-    norm: float | None
 
     def key(self, number: int) -> tuple[str, int]:
         """Return its client and its staleness in round ``number``, which no two members share."""
@@ -87,11 +86,13 @@ def combine(
     opened: Mapping[MemberName, Opened],
     base: Floats | None,
     pool: BufferPool,
+    out: Floats,
+    written: Callable[[int], None],
     **more: Any,
 ) -> Combined:
-    """Combine the members of round ``number`` that are ``opened``.
+    """Combine the members of round ``number`` that are ``opened``, in ``out`` if every tensor is stepped.
 
-    ``base``: the parameters that the round begins with, where tensors are averaged or carry. ``more``: for
+    ``base``: the parameters that the round begins with, where tensors are averaged or carry. ``written``, ``more``: for
     `aggregate_round`. Raises what that raises.
     """
     layout, beside = spec.layout, sorted((*settings.averaged, *settings.carry))
@@ -104,12 +105,11 @@ def combine(
             one.contribution.num_examples,
             number - one.contribution.round,
             spans_of(layout, one.contribution.present),
-            one.norm if masked is None else None,
         )
         for one in sent
     ]
-    kind = storage(spec.dtype)
-    out: Floats = pool.lease(layout.size * kind.itemsize).view(kind)
+    if masked is None:
+        more["written"] = written
     outcome = aggregate_round(given, settings.aggregation, out, **more)
     weights = {(one.client, one.staleness): one.weight for one in outcome.members if one.counted}
     used = [(one, weights[one.key(number)]) for one in sent if one.key(number) in weights]
@@ -131,8 +131,8 @@ def combine(
         merge = _largest if place in settings.carry else _mean
         parts.append(merge(having, span, base[span.start : span.stop]))
     size = sum(map(len, parts))
-    body: Floats = pool.lease(size * kind.itemsize).view(kind)
-    np.concatenate(parts or [np.empty(0, kind)], out=body)
+    body: Floats = pool.lease(size * out.itemsize).view(out.dtype)
+    np.concatenate(parts or [np.empty(0, out.dtype)], out=body)
     return Combined(body, stepped, assigned, outcome)
 
 
@@ -142,7 +142,6 @@ def _sent(members: Sequence[KeptContribution], opened: Mapping[MemberName, Opene
             one,
             opened[one.member].values,
             None if one.present is None else frozenset(one.present),
-            opened[one.member].norm,
         )
         for one in sorted(members, key=lambda one: (one.client, one.round))
         if one.member in opened

@@ -9,15 +9,14 @@ from typing import Final, TypeAlias
 
 import numpy as np
 import structlog
-import xxhash
 
 from adamd.errors import Damaged
 from adamd.wire import encodings
 from adamd.wire.buffers import BufferPool, Bytes
-from adamd.wire.dtypes import ITEMSIZE, SLICE, Floats, storage, widen
+from adamd.wire.dtypes import ITEMSIZE, Floats, storage, widen
 from adamd.wire.encodings import INT8, RAW, SPARSE
 from adamd.wire.layout import Layout
-from adamd_service.aggregation import Lanes, PartialValues, RunningNorm, SentValues, Span, Values
+from adamd_service.aggregation import Lanes, PartialValues, SentValues, Span, Values
 from adamd_service.optim import Encoded, encoded
 from adamd_service.records import Spec
 from adamd_service.rounds import KeptContribution, MemberName
@@ -26,6 +25,7 @@ from adamd_service.store import ChunkMissing, RedisStore
 from adamd_service.store.bulk.reading import ExtentReader
 
 Read: TypeAlias = Callable[[int, Bytes], None]  # fills the second with a body's bytes from the first on
+PIECE_BYTES: Final = 256 * 1024  # read at once to be hashed: it stays in the cache meanwhile
 MOST_OPEN: Final = 128  # files of one round at once; the others are opened for each slice
 log = structlog.get_logger()
 
@@ -83,12 +83,63 @@ class StoredInt8:
         return into
 
 
+class Body:
+    """A contribution's bytes, hashed while they are first read in order.
+
+    So they are read once for their digest and for what is made of them. Nothing of that may count before `check`. One
+    thread reads at a time until then, several at once afterwards.
+    """
+
+    def __init__(self, one: KeptContribution, read: Read) -> None:
+        self._one = one
+        self._read = read
+        self._digest = digest_start(one.encoding, one.dtype, one.present, None)
+        self._hashed = 0
+        self._error: ChunkMissing | Damaged | None = None
+        self._checked = False
+
+    def read(self, start: int, into: Bytes) -> None:
+        """Fill ``into`` with the bytes from ``start`` on, before `check` with zeros where they cannot be read."""
+        if self._checked:
+            self._read(start, into)
+            return
+        try:
+            self._read(start, into)
+        except (ChunkMissing, Damaged) as error:  # those who read the others beside it go on: `check` raises it
+            self._error = self._error or error
+            into[:] = 0
+        if start == self._hashed:
+            self._digest.update(into)
+            self._hashed += into.nbytes
+
+    def check(self) -> None:
+        """Read what was not read yet, and see that the bytes are those that came.
+
+        Raises:
+            Damaged, ChunkMissing: they are not.
+
+        """
+        into = np.empty(min(PIECE_BYTES, self._one.nbytes - self._hashed), np.uint8)
+        while self._hashed < self._one.nbytes and self._error is None:
+            self.read(self._hashed, into[: self._one.nbytes - self._hashed])
+        if self._error is not None:
+            raise self._error
+        if self._digest.hexdigest() != self._one.body_digest:
+            name = self._one.member.text
+            raise Damaged(f"the contribution {name} in the store is damaged: its digest does not match")
+        self._checked = True
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A contribution whose bytes are those that came. ``norm``: None where it is still to be found."""
+    """A contribution as a pseudo-gradient, and the bytes that it is read from."""
 
     values: Values
-    norm: float | None = None
+    body: Body
+
+
+class LeftOut(Exception):
+    """Some bytes are not those that came: without them the aggregate is another one, and is made again."""
 
 
 class Readings:
@@ -106,53 +157,69 @@ class Readings:
             reader.close()
 
     def open(self, one: KeptContribution, pulled: Floats | None) -> Opened:
-        """Return a contribution as a pseudo-gradient, once its bytes are seen to be those that came.
+        """Return a contribution as a pseudo-gradient. Raw bytes are still to be checked, once they were read in order.
 
         ``pulled``: the parameters that it was made from, where it is of the kind "parameters".
 
         Raises:
-            Damaged, ChunkMissing: they are not.
+            Damaged, ChunkMissing: its bytes are not those that came.
 
         """
         spec = self._spec
         spans = spans_of(spec.layout, one.present)
         size = spec.layout.size if spans is None else sum(span.stop - span.start for span in spans)
-        read = self._reader(one)
+        body = Body(one, self._reader(one))
         sent: Encoded
-        norm: float | None = None
         if one.encoding == RAW:
-            plain = spans is None and one.dtype == spec.dtype
-            norm = self._check(one, read, plain, pulled if one.kind == "parameters" else None)
-            sent = StoredRaw(read, one.dtype, size, spec.dtype)
+            sent = StoredRaw(body.read, one.dtype, size, spec.dtype)
         elif one.encoding == INT8:
-            self._check(one, read)
-            sent = StoredInt8(read, size)
+            body.check()  # its scales and values are not read in the order of its bytes
+            sent = StoredInt8(body.read, size)
         else:
-            body = self._pool.lease(one.nbytes)
-            read(0, body)
-            _compare(one, _digest(one, body))
-            sent = encoded(one.encoding, one.dtype, body, size, storage(spec.dtype))
-            sent.check(body.nbytes)
+            held = self._pool.lease(one.nbytes)
+            body.read(0, held)
+            body.check()
+            sent = encoded(one.encoding, one.dtype, held, size, storage(spec.dtype))
+            sent.check(held.nbytes)
         if one.kind == "parameters" and pulled is not None and spans is not None:
             pulled = np.concatenate([pulled[span.start : span.stop] for span in spans])
         made = SentValues(sent, one.kind, pulled if one.kind == "parameters" else None)
-        return Opened(made if spans is None else PartialValues(made, spans), norm)
+        return Opened(made if spans is None else PartialValues(made, spans), body)
 
     def whole(
         self, members: Sequence[KeptContribution], pulled: Floats | None, lanes: Lanes
     ) -> dict[MemberName, Opened]:
-        """Return every contribution that is not damaged; a damaged one is logged."""
+        """Return every contribution that is not seen to be damaged; one that is, is logged."""
         found: list[Opened | None] = [None] * len(members)
 
         def work(place: int) -> None:
-            one = members[place]
             try:
-                found[place] = self.open(one, pulled)
+                found[place] = self.open(members[place], pulled)
             except (ChunkMissing, Damaged) as error:
-                log.error("a contribution is damaged", session=self._spec.id, client=one.client, reason=error.detail)
+                self._tell(members[place].member, error)
 
         lanes.each(len(members), lambda: work)
         return {one.member: opened for one, opened in zip(members, found, strict=True) if opened is not None}
+
+    def check(self, opened: dict[MemberName, Opened]) -> None:
+        """Take out those whose bytes, which were all read, are not those that came.
+
+        Raises:
+            LeftOut: there are some.
+
+        """
+        before = len(opened)
+        for name, one in list(opened.items()):
+            try:
+                one.body.check()
+            except (ChunkMissing, Damaged) as error:
+                self._tell(name, error)
+                del opened[name]
+        if len(opened) < before:
+            raise LeftOut
+
+    def _tell(self, name: MemberName, error: ChunkMissing | Damaged) -> None:
+        log.error("a contribution is damaged", session=self._spec.id, client=name.client, reason=error.detail)
 
     def _reader(self, one: KeptContribution) -> Read:
         """Return what reads parts of a contribution. Of `MOST_OPEN` the file stays open; threads may pass it by one."""
@@ -162,41 +229,6 @@ class Readings:
                 self._readers.append(reader)
                 return reader.read
         return partial(self._store.rounds.read_part, self._spec.id, one)
-
-    def _check(
-        self, one: KeptContribution, read: Read, plain: bool = False, pulled: Floats | None = None
-    ) -> float | None:
-        """Compare a body with its digest, slice by slice.
-
-        Return its norm where it is ``plain``, a whole vector in the session's dtype, from ``pulled`` if that is given:
-        so its bytes are read once for both.
-        """
-        kind, running = storage(self._spec.dtype), RunningNorm()
-        step = SLICE * kind.itemsize
-        digest, into = _digest(one), np.empty(min(step, one.nbytes), np.uint8)
-        for start in range(0, one.nbytes, step):
-            part = into[: min(step, one.nbytes - start)]
-            read(start, part)
-            digest.update(part)
-            if plain:
-                values, first = part.view(kind), start // kind.itemsize
-                if pulled is not None:
-                    np.subtract(pulled[first : first + len(values)], values, out=values)
-                running.add(values)
-        _compare(one, digest)
-        return running.norm if plain else None
-
-
-def _digest(one: KeptContribution, body: Bytes | None = None) -> xxhash.xxh3_128:
-    digest = digest_start(one.encoding, one.dtype, one.present, None)
-    if body is not None:
-        digest.update(body)
-    return digest
-
-
-def _compare(one: KeptContribution, digest: xxhash.xxh3_128) -> None:
-    if digest.hexdigest() != one.body_digest:
-        raise Damaged(f"the contribution {one.member.text} in the store is damaged: its digest does not match")
 
 
 def held_bytes(members: Sequence[KeptContribution]) -> int:
