@@ -23,7 +23,9 @@ PROGRESS = 120.0  # seconds in which a server that is up must answer a client
 ANSWERS = 3  # fewer answers than this one client gets before the next kill
 MOMENT = 0.4  # seconds from there to the kill, at most
 LINES = 5.0  # seconds between two lines for a person
-GONE = 180.0  # seconds in which a server must have overwritten what it counted; a killed reader holds its leases for 120
+GONE = (
+    180.0  # seconds in which a server must have overwritten what it counted; a killed reader holds its leases for 120
+)
 
 
 @dataclass

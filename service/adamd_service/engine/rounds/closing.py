@@ -37,7 +37,7 @@ from adamd_service.engine.rounds.combining import combine
 from adamd_service.engine.rounds.making import Making
 from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
-from adamd_service.engine.rounds.values import LeftOut, Readings, held_bytes
+from adamd_service.engine.rounds.values import DamagedMembers, Readings, held_bytes
 from adamd_service.engine.workers import Workers
 from adamd_service.records import Head, RoundClosing
 from adamd_service.rounds import (
@@ -368,7 +368,7 @@ class Closer:
                     threads=around.workers.threads,
                     lanes=around.lanes,
                 )
-            except LeftOut:
+            except DamagedMembers:
                 making.give_up()
                 continue
             except BaseException:

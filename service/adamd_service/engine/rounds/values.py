@@ -138,7 +138,7 @@ class Opened:
     body: Body
 
 
-class LeftOut(Exception):
+class DamagedMembers(Exception):
     """Some bytes are not those that came: without them the aggregate is another one, and is made again."""
 
 
@@ -205,7 +205,7 @@ class Readings:
         """Take out those whose bytes, which were all read, are not those that came.
 
         Raises:
-            LeftOut: there are some.
+            DamagedMembers: there are some.
 
         """
         before = len(opened)
@@ -216,7 +216,7 @@ class Readings:
                 self._tell(name, error)
                 del opened[name]
         if len(opened) < before:
-            raise LeftOut
+            raise DamagedMembers
 
     def _tell(self, name: MemberName, error: ChunkMissing | Damaged) -> None:
         log.error("a contribution is damaged", session=self._spec.id, client=name.client, reason=error.detail)
