@@ -217,13 +217,16 @@ class Store:
         self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="adamd-test-store-")
         self.process = None
+        self._clients = []
 
     @property
     def url(self):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self):
-        return redis.Redis(host="127.0.0.1", port=self.port, protocol=2, socket_timeout=10)
+        """A plain client. It ends with the store, where the test has not closed it."""
+        self._clients.append(redis.Redis(host="127.0.0.1", port=self.port, protocol=2, socket_timeout=10))
+        return self._clients[-1]
 
     def start(self, wait=True):
         options = {"port": str(self.port), "bind": "127.0.0.1", "dir": self.directory, **self.settings}
@@ -263,4 +266,6 @@ class Store:
             self.resume()
             self.process.terminate()
             gone(self.process, 30)
+        for client in self._clients:
+            client.close()
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -4,7 +4,7 @@ See test_guards.py.
 """
 
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +28,11 @@ def owner(client):
     """A server's store, whose bulk lies in files beside a store that others use too."""
     host, port = (client.connection_pool.connection_kwargs[name] for name in ("host", "port"))
     client.delete(BULK, BULK_SESSIONS)
-    store = RedisStore.connect(f"redis://{host}:{port}/0", timeout=10.0)
-    with tempfile.TemporaryDirectory() as directory, bulk_files(Path(directory) / "bulk", store, synced=True) as files:
+    with closing(RedisStore.connect(f"redis://{host}:{port}/0", timeout=10.0)) as store, ExitStack() as opened:
+        directory = opened.enter_context(tempfile.TemporaryDirectory())
+        files = opened.enter_context(bulk_files(Path(directory) / "bulk", store, synced=True))
         store.bulk.keep_in(files, above=0, shared=store.bulk.notes.identity())
         yield store
-    store.close()
 
 
 def taken_over(store):

@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+import redis
 
 from adamd.errors import StoreUnavailable
 from adamd_service.records import Lost
@@ -40,6 +41,19 @@ def test_its_promise_names_the_failover(store):
     store.check()
     assert "appendfsync everysec" in store.promise
     assert "failover to an asynchronous replica may lose steps" in store.promise
+
+
+def test_a_store_that_is_closed_has_left_its_sentinels_too(watched, connected):
+    def clients_of_sentinel():
+        with redis.Redis(port=watched.port, host="127.0.0.1", protocol=2) as asking:
+            return len(asking.client_list())
+
+    before = clients_of_sentinel()
+    store = connected(watched.url)
+    store.ping()
+    assert clients_of_sentinel() == before + 1
+    store.close()
+    until(lambda: clients_of_sentinel() == before)
 
 
 def test_a_service_that_sentinel_does_not_know(watched, connected):

@@ -33,7 +33,7 @@ from adamd_service.store import chunks, garbage, index, keys, serialization
 from adamd_service.store.bulk.homes import Homes
 from adamd_service.store.bulk.protocol import BulkName, Staging
 from adamd_service.store.commit_call import COMMIT_OVERHEAD_BYTES, Arguments, commit_call, failure
-from adamd_service.store.connection.connect import StoreLink, connect, node_settings
+from adamd_service.store.connection.connect import StoreLink, close, connect, node_settings
 from adamd_service.store.connection.durability import Terms
 from adamd_service.store.connection.failures import away, no_permission, translated
 from adamd_service.store.connection.silence import Silences, Silent
@@ -121,7 +121,7 @@ class RedisStore:
         """Close the connections."""
         self.silences.close()
         self.lines.close()
-        self._client.close()
+        close(self._client)
 
     def ping(self) -> None:
         """Raise where the store does not answer, or takes no more."""

@@ -36,6 +36,7 @@ def served(request, valkey, tmp_path):
                 yield engine
             finally:
                 await engine.close()
+                store.close()
 
     make.home = request.param
     make.directory = tmp_path / "bulk"

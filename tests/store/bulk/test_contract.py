@@ -43,11 +43,11 @@ def store(store_process, directory):
 
 
 @pytest.fixture
-def reopened(store_process, tmp_path):
+def reopened(store_process, tmp_path, connected):
     """Open a directory again and again, as servers do one after the other."""
 
     def open_(name="bulk", **more):
-        store = RedisStore.connect(store_process.url, timeout=10.0)
+        store = connected(store_process)
         return store, bulk_files(tmp_path / name, store, synced=True, **more)
 
     store_process.client().delete(BULK, BULK_SESSIONS)

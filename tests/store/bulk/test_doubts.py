@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from adamd_service.records import Committed
-from adamd_service.store import ChunkMissing, RedisStore
+from adamd_service.store import ChunkMissing
 from adamd_service.store.bulk import doubts
 from adamd_service.store.bulk.extents import Owner, Use
 from adamd_service.store.keys import BULK, BULK_SESSIONS
@@ -18,13 +18,12 @@ LATER = 10**9  # seconds on the monotonic clock, after any doubt
 
 
 @pytest.fixture
-def store(store_process, tmp_path):
+def store(store_process, tmp_path, connected):
     store_process.client().delete(BULK, BULK_SESSIONS)
-    store = RedisStore.connect(store_process.url, timeout=10.0)
+    store = connected(store_process)
     with bulk_files(tmp_path / "bulk", store, synced=True) as files:
         store.bulk.keep_in(files, above=0)
         yield store
-    store.close()
 
 
 def uses(store, session_id):
@@ -110,10 +109,10 @@ def test_a_reader_is_handed_no_extent_of_anothers(store):
         store.read_body(head.spec.id, other, memoryview(bytearray(len(BODY))))
 
 
-def test_a_start_on_a_full_disk_writes_nothing_into_the_store(store_process, tmp_path):
+def test_a_start_on_a_full_disk_writes_nothing_into_the_store(store_process, tmp_path, connected):
     """The private store would end. What it has to remember of the directory it is told before the next extent."""
     store_process.client().delete(BULK, BULK_SESSIONS)
-    store = RedisStore.connect(store_process.url, timeout=10.0)
+    store = connected(store_process)
     with bulk_files(tmp_path / "bulk", store, synced=True):
         first = store.bulk.notes.identity()
         store.bulk.notes.expect("s_gone")
@@ -126,4 +125,3 @@ def test_a_start_on_a_full_disk_writes_nothing_into_the_store(store_process, tmp
         assert store.bulk.notes.identity() == replace(first, generation=first.generation + 1)
     with bulk_files(tmp_path / "bulk", store, synced=True):
         assert "s_gone" not in store.bulk.notes.sessions()
-    store.close()

@@ -10,7 +10,6 @@ import pytest
 
 import adamd
 from adamd.errors import StoreUnavailable
-from adamd_service.store import RedisStore
 from adamd_service.store.keys import BULK, BULK_SESSIONS, SessionKeys
 from adamd_service.store.opening import HOLD_SECONDS, bulk_files
 
@@ -48,19 +47,18 @@ def test_a_power_cut_takes_the_last_seconds_and_not_the_session(server_factory, 
 
 
 @pytest.fixture
-def opened(store_process, tmp_path):
+def opened(store_process, tmp_path, connected):
     """Open a directory whose store may lose its last 1000 seconds; yields the store and its files."""
     store_process.client().delete(BULK, BULK_SESSIONS)
 
     @contextmanager
     def open_():
-        store = RedisStore.connect(store_process.url, timeout=10.0)
+        store = connected(store_process)
         with bulk_files(tmp_path / "bulk", store, synced=True, hold=1000.0) as files:
             store.bulk.keep_in(files, above=0)
             assert files._reuse_from > time.monotonic() + 500
             store.bulk.files_from = files._reuse_from = 0.0  # as if that time were over
             yield store, files
-        store.close()
 
     return open_
 
@@ -168,12 +166,12 @@ def test_a_store_that_goes_back_finds_what_it_names(store_factory, connected, tm
         assert in_use(files) == 0
 
 
-def test_a_power_cut_after_the_first_start_leaves_a_directory_that_is_taken_again(store_process, tmp_path):
+def test_a_power_cut_after_the_first_start_leaves_a_directory_that_is_taken_again(store_process, tmp_path, connected):
     """The disk has the identity, and the store has lost its note of it: an extent would be taken for another store's."""
     client, body = store_process.client(), bytes(4 * LARGE)
 
     def opened_again():
-        store = RedisStore.connect(store_process.url, timeout=10.0)
+        store = connected(store_process)
         return store, bulk_files(tmp_path / "bulk", store, synced=True, hold=1000.0)
 
     client.delete(BULK, BULK_SESSIONS)
@@ -182,18 +180,15 @@ def test_a_power_cut_after_the_first_start_leaves_a_directory_that_is_taken_agai
         head = step(store, create(store), body, staged_body=True)
         assert body_of(store, head.spec.id, store.records(head.spec.id, 1, 1)[0]) == body
     client.delete(BULK, BULK_SESSIONS, *client.keys(f"adamd:{{{head.spec.id}}}:*"))
-    store.close()
 
     store, opened = opened_again()
     with opened:
         store.bulk.files_from = 0.0  # as much later as the store may lose
         assert staged_record(store, create(store), body).bulk.extent
-    store.close()
 
     store, opened = opened_again()  # and this start is not its first
     with opened:
         assert staged_record(store, create(store), body).bulk.extent
-    store.close()
 
 
 def test_a_store_that_has_lost_its_note_of_the_directory_is_told_again(store_factory, connected, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from adamd.errors import StoreUnavailable, WrongReplica
 from adamd_service.records import Committed, Lost
-from adamd_service.store import RedisStore, StoreRefused, index
+from adamd_service.store import StoreRefused, index
 from adamd_service.store.bulk.extents import MANY
 from adamd_service.store.bulk.homes import SMALL_BULK_BYTES, Homes
 from adamd_service.store.keys import BULK, BULK_ALIVE, BULK_OF_SESSIONS, BULK_SESSIONS, SessionKeys
@@ -22,7 +22,7 @@ BODY = bytes(4 * LARGE)
 
 
 @pytest.fixture
-def server(store_process, tmp_path):
+def server(store_process, tmp_path, connected):
     """Make the store of a server: with a bulk directory, or without. Its end is a crash: nothing is settled."""
     store_process.client().delete(BULK, BULK_SESSIONS)
     stores = []
@@ -31,7 +31,7 @@ def server(store_process, tmp_path):
         """``alive``: the one that has the directory lives; else its last sign of life is long ago."""
         if not alive:
             store_process.client().delete(BULK_ALIVE)
-        store = RedisStore.connect(store_process.url, timeout=10.0)
+        store = connected(store_process)
         more = {"server": host, "allow_lost": allow_lost}
         opened = name and bulk_files(tmp_path / name, store, synced=True, shared=True, **more)
         if opened:
@@ -49,7 +49,6 @@ def server(store_process, tmp_path):
     yield make
     for store, _ in list(stores):
         end(store)
-        store.close()
 
 
 def test_only_what_was_created_here_goes_into_files(server):

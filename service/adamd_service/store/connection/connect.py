@@ -6,7 +6,7 @@ here, for every call; what may be repeated is repeated by name, in `redis_store`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -173,6 +173,21 @@ def pool_of(client: Client, key: str) -> ConnectionPool:
     if node is None:
         raise StoreUnavailable("no node of the cluster holds this session's slot now", retry_after=1.0)
     return client.get_redis_connection(node).connection_pool
+
+
+def close(client: Client) -> None:
+    """Close a client's connections: to the store, and to the Sentinels that were asked for it."""
+    for sentinel in sentinels(client):
+        sentinel.close()
+    client.close()
+
+
+def sentinels(client: Client) -> Sequence[redis.Redis]:
+    """Return the clients of the Sentinels that name the store; none where it is named itself."""
+    if isinstance(client, RedisCluster):
+        return ()
+    manager: Any = getattr(client.connection_pool, "sentinel_manager", None)
+    return () if manager is None else cast("list[redis.Redis]", manager.sentinels)
 
 
 def nodes(client: Client) -> list[redis.Redis]:

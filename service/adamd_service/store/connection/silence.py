@@ -17,7 +17,7 @@ import structlog
 from redis.cluster import RedisCluster
 from redis.connection import ConnectionPool
 
-from adamd_service.store.connection.connect import Client
+from adamd_service.store.connection.connect import Client, sentinels
 
 Place: TypeAlias = "tuple[str, int] | str"  # a host with its port, or a unix socket's path
 PING_PAUSE_SECONDS: Final = 0.2  # between two PINGs to a silent store
@@ -45,8 +45,7 @@ class Silences:
         """Look at every connection that this client will make."""
         if not isinstance(client, RedisCluster):
             self._watch(client.connection_pool)
-            named_by: Any = getattr(client.connection_pool, "sentinel_manager", None)
-            for sentinel in () if named_by is None else named_by.sentinels:
+            for sentinel in sentinels(client):
                 self._watch(sentinel.connection_pool)
             return
         nodes: Any = client.nodes_manager
