@@ -103,7 +103,7 @@ GUARDS = [
     ),
     (
         "7 a round's document has a bound",
-        [(f"{ENGINE}/rounds/closing.py", "reports.bounded(whole)", "whole")],
+        [(f"{ENGINE}/rounds/aggregating.py", "reports.bounded(whole)", "whole")],
         "tests/engine/rounds/test_documents.py::test_who_tells_the_most_is_left_out_first",
     ),
     (

@@ -11,6 +11,7 @@ from adamd.errors import Busy, InvalidRequest, InvalidSettings, ParametersFixed,
 from adamd.wire import layout
 from adamd_service.engine.rebuilding import Rebuilder
 from adamd_service.engine.rounds import EvaluateCall
+from adamd_service.engine.rounds.aggregating import FrozenRound, aggregate
 from adamd_service.engine.rounds.values import Readings
 from adamd_service.store.rounds import RoundStore
 
@@ -172,12 +173,11 @@ def test_other_members_get_other_noise(replica, clients, nothing_closes):
             await asyncio.to_thread(store.freeze, head, 1, "quorum", 3, 0.0, engine.replica)
             standing = (await asyncio.to_thread(store.look, head)).standing
             members = await asyncio.to_thread(store.members, session, standing.frozen)
-            closer = engine.rounds._closer
             settings = engine.rounds.settings_of(head)
 
             async def made(some):
-                args = (head, settings, standing, standing.frozen, some, None)
-                return (await asyncio.to_thread(closer._aggregate, *args)).making.body
+                frozen = FrozenRound(head.spec, settings, standing, standing.frozen, some, None)
+                return (await asyncio.to_thread(aggregate, engine.rounds._around, frozen)).making.body
 
             every, again, fewer = await made(members), await made(members), await made(members[1:])
             np.testing.assert_array_equal(every, again)

@@ -1,4 +1,4 @@
-"""Closes rounds: freezes the members, aggregates them, and makes one ordinary step of it.
+"""Closes rounds: freezes the members, has them aggregated, and makes one ordinary step of it.
 
 Any replica may close a round, and several at once: freezing fixes the members, so all of them make the same bits, and
 the commit decides whose they are. A round that its replica left frozen is gone on with by another.
@@ -7,10 +7,7 @@ the commit decides whose they are. A round that its replica left frozen is gone 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -29,28 +26,24 @@ from adamd.errors import (
     UnknownSession,
 )
 from adamd.wire.dtypes import Floats, storage
-from adamd_service.aggregation import Lanes, Outcome, distance_bytes, epsilon, noise_seed
-from adamd_service.aggregation.settings import fewest
+from adamd_service.aggregation import distance_bytes
 from adamd_service.engine.cache import Hot
-from adamd_service.engine.rounds import reports
-from adamd_service.engine.rounds.combining import combine
-from adamd_service.engine.rounds.making import Making
+from adamd_service.engine.rounds.aggregating import FrozenRound, aggregate
 from adamd_service.engine.rounds.surroundings import Surroundings
 from adamd_service.engine.rounds.tally import Tally
-from adamd_service.engine.rounds.values import DamagedMembers, Readings, held_bytes
+from adamd_service.engine.rounds.values import held_bytes
 from adamd_service.engine.workers import Workers
-from adamd_service.records import Head, RoundClosing
+from adamd_service.records import Head
 from adamd_service.rounds import (
     Failure,
     Frozen,
     KeptContribution,
-    MemberName,
     RoundDocument,
     RoundsSettings,
     Standing,
 )
 from adamd_service.rounds.documents import ClosedBy
-from adamd_service.rounds.rules import REMEMBERED, deadline, due, last_round, needed
+from adamd_service.rounds.rules import deadline, due, last_round, needed
 from adamd_service.store import ChunkMissing
 
 TAKE_OVER: Final = 30.0  # seconds that a replica which lives may take for a round that it froze
@@ -59,15 +52,6 @@ HOPELESS: Final = (BadGradient, Diverged, TooFewContributions)
 NOT_TOLD: Final = "no step can be made of what came"  # of a private round, whose numbers are nobody's
 FIRST_RETRY, LAST_RETRY = 0.5, 60.0  # seconds after which a closing that failed is tried again
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregated:
-    """A round's contributions as the body of a step, and what is to be written with it."""
-
-    making: Making
-    document: RoundDocument
-    closing: RoundClosing
 
 
 class Closer:
@@ -250,7 +234,7 @@ class Closer:
             held = 2 * nbytes + held_bytes(members) + distance_bytes(settings.aggregation, len(members))
             with around.in_flight.hold(min(held, around.in_flight.limit)):
                 pulled = await self._pulled(hot, settings, members)
-                work = partial(self._aggregate, head, settings, standing, frozen, members, pulled)
+                work = partial(aggregate, around, FrozenRound(head.spec, settings, standing, frozen, members, pulled))
                 try:
                     with self._tally.aggregation():
                         made = await around.workers.ask(work)
@@ -259,7 +243,7 @@ class Closer:
                     if now.number == standing.number:
                         raise
                     return None  # another replica was faster, and has unlinked what this one still read
-                del pulled
+                del work, pulled
                 document = made.document
                 step = await around.workers.ask(made.making.step, document.round, document.metrics, made.closing)
                 await around.workers.ask(around.store.rounds.expect_garbage, head.spec)
@@ -298,107 +282,12 @@ class Closer:
         params.flags.writeable = False
         return params
 
-    def _aggregate(
-        self,
-        head: Head,
-        settings: RoundsSettings,
-        standing: Standing,
-        frozen: Frozen,
-        members: Sequence[KeptContribution],
-        pulled: Floats | None,
-    ) -> Aggregated:
-        """Make one gradient of a round's members. Runs in a worker thread."""
-        around, spec, privacy = self._around, head.spec, settings.aggregation.privacy
-        began = time.monotonic()
-        with closing(Readings(around.store, around.pool, spec)) as readings:
-            outcome, making = self._combined(readings, head, settings, standing, frozen, members, pulled)
-        spent = None
-        if privacy is not None:
-            spent = epsilon(privacy, standing.number, settings.asked)
-        evaluated = around.store.rounds.evaluations(spec.id)
-        whole = reports.closed_document(standing, frozen, settings, members, outcome, evaluated, spent)
-        counted, document = reports.counted_members(members, whole), reports.bounded(whole)
-        log.debug("round aggregated", session=spec.id, round=standing.number, seconds=time.monotonic() - began)
-        told = RoundClosing(
-            token=frozen.token,
-            document=document.to_json(),
-            counted=counted,
-            oldest=max(0, standing.number - max(settings.remembered, REMEMBERED)),
-            config=settings.config,
-            clip_norm=outcome.clip_norm_next,
-        )
-        return Aggregated(making, document, told)
-
-    def _combined(
-        self,
-        readings: Readings,
-        head: Head,
-        settings: RoundsSettings,
-        standing: Standing,
-        frozen: Frozen,
-        members: Sequence[KeptContribution],
-        pulled: Floats | None,
-    ) -> tuple[Outcome, Making]:
-        """Combine the members whose bytes are those that came; made again wherever one turns out to be damaged."""
-        around, spec, privacy = self._around, head.spec, settings.aggregation.privacy
-        opened = readings.whole(members, pulled, Lanes(around.workers.threads, around.lanes))
-        while True:
-            _check_enough(settings, standing, members, opened)
-            seed = None  # of the noise: the same for whoever aggregates these members of this freezing, no other ones
-            if privacy is not None:
-                whole = " ".join(f"{one.member.text} {one.digest}" for one in members if one.member in opened)
-                seed = noise_seed(privacy.seed or 0, f"{standing.incarnation} {frozen.token} {whole}", standing.number)
-            kind = storage(spec.dtype)
-            out: Floats = around.pool.lease(spec.layout.size * kind.itemsize).view(kind)
-            making = Making(around.store, spec, out)
-            try:
-                made = combine(
-                    spec,
-                    settings,
-                    standing.number,
-                    members,
-                    opened,
-                    pulled,
-                    around.pool,
-                    out,
-                    making.written,
-                    seen=partial(readings.check, opened),
-                    clip_norm=standing.clip_norm,
-                    noise_seed=seed,
-                    threads=around.workers.threads,
-                    lanes=around.lanes,
-                )
-            except DamagedMembers:
-                making.give_up()
-                continue
-            except BaseException:
-                making.give_up()
-                raise
-            if made.body is not out:
-                making.give_up()
-                making = Making(around.store, spec, made.body, made.stepped, made.assigned)
-            return made.outcome, making
-
     async def collect(self, session_id: str) -> None:
         """Unlink the contributions that nothing names any more."""
         try:
             await self._around.workers.ask(self._around.store.collect, session_id)
         except AdamdError as error:
             log.warning("garbage is left for later", session=session_id, reason=error.detail)
-
-
-def _check_enough(
-    settings: RoundsSettings, standing: Standing, members: Sequence[KeptContribution], whole: Collection[MemberName]
-) -> None:
-    """Raise TooFewContributions where what is whole, and not too old, makes no aggregate."""
-    least, most, number = fewest(settings.aggregation.aggregate), settings.aggregation.max_staleness, standing.number
-    if len(whole) < least:
-        raise TooFewContributions(
-            f"of {len(members)} contributions of round {number} {len(whole)} are undamaged; it needs {least}",
-            step=standing.step,
-        )
-    if most is not None and all(number - one.round > most for one in whole):
-        raise TooFewContributions(f"every contribution of round {number} is too old by now", step=standing.step)
 
 
 async def last_of(workers: Workers, settings: RoundsSettings) -> int | None:
