@@ -6,6 +6,7 @@ adamd is imported here: each fork imports it from the tree whose guard is taken 
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -18,7 +19,7 @@ import traceback
 
 OTHERS = (
     *("pytest", "numpy", "numba", "pydantic_settings", "fastapi", "uvicorn", "httpx", "redis", "redis.asyncio"),
-    *("typer", "rich.console", "rich.table", "grpc", "grpc.aio", "torch"),
+    *("typer", "rich.console", "rich.table", "grpc", "grpc.aio", "torch", "anyio", "attr", "hypothesis", "structlog"),
 )
 # A plugin that is imported already keeps its own asserts as they are: no test of ours.
 PLUGINS = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
@@ -52,6 +53,7 @@ def main():
     for name in OTHERS:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
+    gc.freeze()  # pytest collects garbage at the end of each run: not among all this
     for line in sys.stdin:
         request = json.loads(line)
         if (pid := os.fork()) == 0:
