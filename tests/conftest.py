@@ -82,9 +82,9 @@ def store_factory():
         one.stop()
 
 
-@pytest.fixture(scope="session", params=["valkey", "redis-server"])
+@pytest.fixture(scope="session", params=["valkey", pytest.param("redis-server", marks=pytest.mark.slow)])
 def store_kind(request):
-    """Each kind of store server that this machine has; the absent one is skipped by its name."""
+    """Each kind of store server that this machine has; the absent one is skipped by its name. The second look is CI's."""
     found = store_binaries()
     if request.param not in found:
         pytest.skip(f"{request.param} is not on this machine (CI installs it)")
