@@ -30,7 +30,7 @@ def storm(plan, directory, hog=None):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("bulk", ["files", "store"])
 def test_a_short_storm(tmp_path, bulk):
-    storm(Plan(SEED, servers=8, stores=3, large=300_000, every=6, bulk=bulk), tmp_path / "server")
+    storm(Plan(SEED, servers=5, stores=2, large=300_000, every=4, bulk=bulk), tmp_path / "server")
 
 
 @pytest.mark.chaos
@@ -44,7 +44,7 @@ def test_a_long_storm(tmp_path, bulk):
 @pytest.mark.timeout(900)  # on two busy cores it was not done within 240
 def test_a_short_storm_on_a_disk_that_is_full_now_and_then(tmp_path):
     with small_disk(tmp_path / "disk", 256) as disk:
-        plan = Plan(SEED, servers=6, stores=2, large=300_000, every=4, full=4)
+        plan = Plan(SEED, servers=4, stores=1, large=300_000, every=3, full=3)
         assert storm(plan, disk / "server", Hog(disk)).killed_while_full > 0
 
 

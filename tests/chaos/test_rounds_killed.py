@@ -28,7 +28,7 @@ def storm(plan, directory):
 @pytest.mark.timeout(900)  # a start takes seconds on a busy machine
 @pytest.mark.parametrize("bulk", ["files", "store"])
 def test_a_short_storm_over_rounds(tmp_path, bulk):
-    storm(Plan(SEED, kills=10, every=5, bulk=bulk), tmp_path / "server")
+    storm(Plan(SEED, kills=6, every=3, bulk=bulk), tmp_path / "server")
 
 
 @pytest.mark.chaos
