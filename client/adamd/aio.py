@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
-from adamd.drivers.threaded import AsyncShell
+from adamd.drivers.threaded import LOG, AsyncShell
 from adamd.errors import AdamdError
 from adamd.fed.options import FederationOptions
 from adamd.fed.records import Answer, Round
@@ -364,13 +364,15 @@ class AsyncFederatedRun(RunView):
         last, total = self._coordinator.now.step if after is None else after, self.num_rounds
         while not total or last < total:
             is_spent = await self._shell.run(self._coordinator.is_spent())
-            closed = await self._shell.run(self._coordinator.closed_from(last + 1))
-            for done in closed:
+            seen = await self._shell.run(self._coordinator.seen_from(last + 1))
+            for warning in seen.warnings:
+                LOG.warning(warning)
+            for done in seen.closed:
                 yield done
                 last = done.round
-            if not closed and is_spent:
+            if not seen.closed and is_spent:
                 return
-            if not closed:
+            if not seen.closed:
                 await asyncio.sleep(every)
 
     async def history(self, start: int = 1) -> list[Round]:

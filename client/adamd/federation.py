@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,13 +10,14 @@ from typing import Any
 
 from adamd.fed.records import Answer, Round
 from adamd.sansio.rounds import models
-from adamd.sansio.rounds.coordination import Coordinator
+from adamd.sansio.rounds.coordination import Coordinator, Seen
 from adamd.sansio.rounds.federation_view import FederationView, RunView, TaskView
 from adamd.sansio.rounds.participation import Assigned, Participant
 from adamd.sansio.tracking import Logic
 
 __all__ = ["FederatedRun", "Federation", "Task"]
 Run = Callable[[Logic[Any]], Any]
+LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 
 
 class Task(TaskView):
@@ -124,6 +126,8 @@ class FederatedRun(RunView):
     def follow(self, after: int | None = None, *, every: float = 0.5) -> Iterator[Round]:
         """Yield each round when it is closed, until the last one, by ``num_rounds`` or ``max_epsilon``; else for ever.
 
+        A round that cannot be made of the replies that came begins again: that is a warning in the log ``adamd``.
+
         Args:
             after: begin behind this round; 0 begins with the first. By default where it stood when this was opened.
             every: seconds between two looks.
@@ -136,13 +140,15 @@ class FederatedRun(RunView):
         last, total = self._coordinator.now.step if after is None else after, self.num_rounds
         while not total or last < total:
             is_spent = self._run(self._coordinator.is_spent())
-            closed: tuple[Round, ...] = self._run(self._coordinator.closed_from(last + 1))
-            for done in closed:
+            seen: Seen = self._run(self._coordinator.seen_from(last + 1))
+            for warning in seen.warnings:
+                LOG.warning(warning)
+            for done in seen.closed:
                 yield done
                 last = done.round
-            if not closed and is_spent:
+            if not seen.closed and is_spent:
                 return
-            if not closed:
+            if not seen.closed:
                 time.sleep(every)
 
     def history(self, start: int = 1) -> list[Round]:

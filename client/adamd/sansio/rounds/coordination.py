@@ -6,6 +6,8 @@ The server closes the rounds, so a coordinator only looks on: it may end at any 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from adamd.errors import InvalidRequest, InvalidSettings, RoundClosed, UnknownSession
@@ -89,6 +91,20 @@ def _complete(current: Mapping[str, Any]) -> dict[str, Any]:
     return {"staleness": {"name": "constant"}, "max_staleness": None, **current}
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at the rounds of a federation found.
+
+    Attributes:
+        closed: those that are closed, in order.
+        warnings: of those that began again since the last look, in words.
+
+    """
+
+    closed: tuple[Round, ...]
+    warnings: tuple[str, ...]
+
+
 class Coordinator:
     """The owner's view of a federation.
 
@@ -106,16 +122,28 @@ class Coordinator:
         self.roles = models.Roles.of(settings)
         self.total = int(settings.get("total") or 0)
         self._read: Stepped | None = None  # where the parameters were that were read last
+        self._told: tuple[int, datetime | None] = (0, None)  # the last round that began again, and when
 
     @property
     def now(self) -> Standing:
         """The session, as it was seen last."""
         return self._track.now
 
-    def closed_from(self, number: int) -> Logic[tuple[Round, ...]]:
-        """Return the rounds from this one on that are closed, as far as one page has them."""
+    def seen_from(self, number: int) -> Logic[Seen]:
+        """Look at the rounds from this one on, as far as one page has them."""
         page: RoundsPage = yield operations.ListRounds(self.now.id, number, PAGE)
-        return tuple(item for item in page.rounds if item.state == "closed" and item.round >= number)
+        rounds = [item for item in page.rounds if item.round >= number]
+        warnings = tuple(text for item in rounds if (text := self._begun_again(item)) is not None)
+        return Seen(tuple(item for item in rounds if item.state == "closed"), warnings)
+
+    def _begun_again(self, item: Round) -> str | None:
+        """Say why a round began again, where it did and that was not said before."""
+        when = (item.round, item.opened_at)
+        if item.failure is None or when == self._told:
+            return None
+        self._told = when
+        name = self.now.name or self.now.id
+        return f"round {item.round} of federation {name} began again, and asks its clients anew: {item.failure.detail}"
 
     def page(self, number: int, token: str | None) -> Logic[RoundsPage]:
         """Return a page of the rounds from this one on."""
