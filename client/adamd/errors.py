@@ -178,7 +178,11 @@ class WrongDtype(RequestError, TypeError):
 
 
 class BadGradient(RequestError):
-    """NaN, infinity, or a magnitude whose square overflows. ``extra['index']`` is the first one's index."""
+    """NaN, infinity, or a magnitude whose square overflows.
+
+    ``extra['index']`` is the first one's index among all that were sent; the SDK adds its ``tensor``, and its ``place``
+    in that.
+    """
 
     code = "bad_gradient"
 

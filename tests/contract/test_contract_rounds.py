@@ -278,7 +278,8 @@ def test_a_bad_reply_is_refused_and_changes_nothing(client, name):
         ({"parameters": values, "num_examples": float("nan")}, errors.InvalidRequest, "num_examples is nan"),
         ({"parameters": {**values, "b": values["w"]}}, errors.WrongLayout, "shape"),
         ({"parameters": {**values, "c": values["w"]}}, errors.WrongLayout, "no tensor 'c'"),
-        ({"delta": {**values, "b": values["b"] * np.float32(np.nan)}}, errors.BadGradient, "element"),
+        ({"delta": {**values, "b": values["b"] * np.float32(np.nan)}}, errors.BadGradient, r"delta 'b' at \[0\]: elem"),
+        ({"parameters": {"w": values["w"] * np.float32(np.inf)}}, errors.BadGradient, r"parameters 'w' at \[0"),
         ({"parameters": values, "loss": "low"}, errors.InvalidRequest, "metric 'loss'"),
     ]:
         with pytest.raises(kind, match=words):

@@ -353,6 +353,25 @@ def test_bad_gradients_are_raised_or_skipped(connect):
     same.step(np.ones(2, "f4"))
 
 
+@pytest.mark.parametrize("encoding", ["raw", "int8"])
+def test_a_bad_element_is_told_by_its_tensor(client, encoding):
+    session = client.create(
+        {"b": np.ones(300, "f4"), "w": np.ones((2, 3), "f4"), "z": np.float32(1)}, encoding=encoding
+    )
+    gradient = {name: np.ones_like(value) for name, value in session.parameters().items()}
+    for name, place in (("w", [1, 2]), ("b", [299]), ("z", [])):
+        bad = {**gradient, name: gradient[name].copy()}
+        bad[name][tuple(place)] = np.nan
+        with pytest.raises(errors.BadGradient) as caught:
+            session.step(bad)
+        assert (caught.value.extra["tensor"], caught.value.extra["place"]) == (name, place)
+        assert str(caught.value).startswith(f"gradient '{name}'" + (f" at {place}: " if place else ": "))
+    if encoding == "raw":  # the others send every tensor
+        with pytest.raises(errors.BadGradient, match=r"^gradient 'w' at \[0, 1\]: element 1 of the gradient"):
+            session.step({"w": np.float32([[1, np.inf, 1], [1, 1, 1]])})
+    session.step(gradient)
+
+
 def refused(call):
     with pytest.raises(errors.AdamdError) as caught:
         call()

@@ -105,6 +105,26 @@ class EncodedGradient:
     residual: Array | None
 
 
+def located(error: BadGradient, what: str, layout: Layout, parts: tuple[TensorPart, ...] = ()) -> BadGradient:
+    """Name the tensor that has the refused element, and its place in it; unchanged where no element is told.
+
+    ``parts``: the tensors that were sent; none: all of the layout.
+    """
+    at = error.extra.get("index")
+    sent = [(part.name, part.array.shape) for part in parts] or [(one.name, one.shape) for one in layout.tensors]
+    if type(at) is not int or at < 0:
+        return error
+    for name, shape in sent:
+        if at < (size := math.prod(shape)):
+            place = [int(axis) for axis in np.unravel_index(at, shape)]
+            named = what if layout.vector else f"{what} {name!r}"
+            words = f"{named} at {place}: {error.detail}" if place else f"{named}: {error.detail}"
+            extra = {**error.extra, "tensor": name, "place": place}
+            return BadGradient(words, step=error.step, retry_after=error.retry_after, **extra)
+        at -= size
+    return error
+
+
 class Encoder:
     """Writes one session's gradients.
 

@@ -34,7 +34,7 @@ from adamd.errors import (
     StepSuperseded,
 )
 from adamd.sansio import array_checks, arrays, operations
-from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, EncodingOptions
+from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, EncodingOptions, located
 from adamd.sansio.operations import Operation, Stall, Standing, Stepped, body_of
 from adamd.wire import safetensors, setting_aliases
 
@@ -113,6 +113,7 @@ class Track:
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now, answer_dtype, kept = self.now, options.answer_dtype, own_names(changes, self.now.settings)
         doubt_before, open_before = self.encoder.in_doubt, self.left_open
+        encoded: EncodedGradient | None = None
         try:
             encoded = self.encoder.write(gradient, now.layout, now.dtype, options)
             landing = arrays.landing(now.layout, answer_dtype or now.dtype, out, encoded.parts, self.order)
@@ -141,8 +142,10 @@ class Track:
             raise
         except (BadGradient, IdempotencyMismatch) as error:
             self.encoder.in_doubt, self.left_open = doubt_before, open_before
-            if self._on_bad_gradient == "raise" or isinstance(error, IdempotencyMismatch):
+            if isinstance(error, IdempotencyMismatch):
                 raise
+            if self._on_bad_gradient == "raise":
+                raise located(error, "gradient", now.layout, encoded.parts if encoded else ()) from None
             self.skipped += 1
             return (yield from self.parameters(out))
         except (RequestError, SessionError) as error:

@@ -18,6 +18,7 @@ import numpy as np
 
 from adamd.errors import (
     AdamdError,
+    BadGradient,
     ContributionConflict,
     HistoryLost,
     InvalidRequest,
@@ -32,7 +33,7 @@ from adamd.errors import (
 from adamd.fed.records import Answer, Outcome, Round
 from adamd.sansio import array_checks, arrays, operations
 from adamd.sansio.arrays import Flat, raw_bytes
-from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, Encoding, EncodingOptions
+from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, Encoding, EncodingOptions, located
 from adamd.sansio.operations import Assignment, Received, Standing, Stepped, body_of
 from adamd.sansio.rounds import models, residuals
 from adamd.sansio.tracking import Logic, Work
@@ -190,20 +191,29 @@ class Participant:
             came = " and ".join(given) or "none of them"
             raise InvalidRequest(f"wanted one of parameters, delta and gradient, from round {assignment.round}; {came}")
         ((kind, value),) = given.items()
-        kind, encoded = self._encoded(task, kind, self.roles.shared(value))
-        contribution = operations.Contribute(
-            ref=self.now.id,
-            round=assignment.round,
-            client=self.client,
-            chain=assignment.chain,
-            body=encoded.body,
-            kind=kind,
-            num_examples=count,
-            metrics=measured,
-        )
+        parts: tuple[arrays.TensorPart, ...] = ()
+        try:
+            sent, encoded = self._encoded(task, kind, self.roles.shared(value))
+            parts = encoded.parts
+            contribution = operations.Contribute(
+                ref=self.now.id,
+                round=assignment.round,
+                client=self.client,
+                chain=assignment.chain,
+                body=encoded.body,
+                kind=sent,
+                num_examples=count,
+                metrics=measured,
+            )
+            return (yield from self._contribute(contribution, encoded))
+        except BadGradient as error:
+            raise located(error, kind, self._shared, parts) from None
+
+    def _contribute(self, contribution: operations.Contribute, encoded: EncodedGradient) -> Logic[Answer]:
+        """Send a contribution, and keep what its encoding dropped where a crash does not take it."""
         before = self.encoder.residual
         if self._path is not None and not (before is None and encoded.residual is None):
-            kept = residuals.Residuals(assignment.round, kind, before, encoded.residual)
+            kept = residuals.Residuals(contribution.round, contribution.kind, before, encoded.residual)
             yield Work(partial(residuals.write, self._path, self._owner, kept))
         answer = yield from self._answer(contribution, encoded)
         if self._path is not None and (answer.counted is None or answer.outcome == "conflict"):
