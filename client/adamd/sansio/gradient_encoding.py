@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from adamd.errors import BadGradient, InvalidRequest, WrongDtype, WrongLayout
+from adamd.errors import AdamdError, BadGradient, InvalidRequest, WrongDtype, WrongLayout
 from adamd.sansio import array_checks, arrays
 from adamd.sansio.arrays import Flat, TensorPart, raw_bytes
 from adamd.sansio.operations import Body, body_of
@@ -105,14 +105,14 @@ class EncodedGradient:
     residual: Array | None
 
 
-def located(error: BadGradient, what: str, layout: Layout, parts: tuple[TensorPart, ...] = ()) -> BadGradient:
-    """Name the tensor that has the refused element, and its place in it; unchanged where no element is told.
+def located(error: AdamdError, what: str, layout: Layout, parts: tuple[TensorPart, ...] = ()) -> AdamdError:
+    """Name the tensor that has the element which a BadGradient tells, and its place in it. Others are unchanged.
 
     ``parts``: the tensors that were sent; none: all of the layout.
     """
     at = error.extra.get("index")
     sent = [(part.name, part.array.shape) for part in parts] or [(one.name, one.shape) for one in layout.tensors]
-    if type(at) is not int or at < 0:
+    if not isinstance(error, BadGradient) or type(at) is not int or at < 0:
         return error
     for name, shape in sent:
         if at < (size := math.prod(shape)):

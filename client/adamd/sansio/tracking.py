@@ -112,8 +112,7 @@ class Track:
             raise InvalidRequest(f"metrics is {metrics!r:.60}; wanted a dict of numbers, as {{'accuracy': 0.9}}")
         measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
         now, answer_dtype, kept = self.now, options.answer_dtype, own_names(changes, self.now.settings)
-        doubt_before, open_before = self.encoder.in_doubt, self.left_open
-        encoded: EncodedGradient | None = None
+        doubt_before, open_before, encoded = self.encoder.in_doubt, self.left_open, None
         try:
             encoded = self.encoder.write(gradient, now.layout, now.dtype, options)
             landing = arrays.landing(now.layout, answer_dtype or now.dtype, out, encoded.parts, self.order)
@@ -142,12 +141,10 @@ class Track:
             raise
         except (BadGradient, IdempotencyMismatch) as error:
             self.encoder.in_doubt, self.left_open = doubt_before, open_before
-            if isinstance(error, IdempotencyMismatch):
-                raise
-            if self._on_bad_gradient == "raise":
-                raise located(error, "gradient", now.layout, encoded.parts if encoded else ()) from None
-            self.skipped += 1
-            return (yield from self.parameters(out))
+            if self._on_bad_gradient == "skip" and isinstance(error, BadGradient):
+                self.skipped += 1
+                return (yield from self.parameters(out))
+            raise located(error, "gradient", now.layout, encoded.parts if encoded else ()) from None
         except (RequestError, SessionError) as error:
             if not isinstance(error, HistoryLost):  # of which nobody knows what it does to a step that was sent
                 self.left_open = open_before
