@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -217,16 +218,17 @@ class Store:
         self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="adamd-test-store-")
         self.process = None
-        self._clients = []
+        self._clients = weakref.WeakSet()
 
     @property
     def url(self):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self):
-        """A plain client. It ends with the store, where the test has not closed it."""
-        self._clients.append(redis.Redis(host="127.0.0.1", port=self.port, protocol=2, socket_timeout=10))
-        return self._clients[-1]
+        """A plain client. It ends with the store, where the test has not closed it, and goes when nobody has it."""
+        client = redis.Redis(host="127.0.0.1", port=self.port, protocol=2, socket_timeout=10)
+        self._clients.add(client)
+        return client
 
     def start(self, wait=True):
         options = {"port": str(self.port), "bind": "127.0.0.1", "dir": self.directory, **self.settings}
@@ -266,6 +268,6 @@ class Store:
             self.resume()
             self.process.terminate()
             gone(self.process, 30)
-        for client in self._clients:
+        for client in list(self._clients):
             client.close()
         shutil.rmtree(self.directory, ignore_errors=True)

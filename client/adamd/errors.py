@@ -94,6 +94,10 @@ class AdamdError(Exception):
         self.retry_after = retry_after
         self.extra = extra
 
+    def reword(self, detail: str) -> None:
+        """Say it in other words; what programs read stays."""
+        self.args, self.detail = (detail,), detail
+
     def __init_subclass__(cls) -> None:
         """Register the class under its own code, so that an answer finds it again."""
         if "code" in cls.__dict__:
@@ -180,8 +184,8 @@ class WrongDtype(RequestError, TypeError):
 class BadGradient(RequestError):
     """NaN, infinity, or a magnitude whose square overflows.
 
-    ``extra['index']`` is the first one's index among all that were sent; the SDK adds its ``tensor``, and its ``place``
-    in that.
+    ``extra['index']`` is the first one's index among all that were sent. The SDK adds ``tensor``, its name (not where
+    the session is one array), and ``place``, the element's index in it.
     """
 
     code = "bad_gradient"

@@ -301,20 +301,25 @@ def test_a_deleted_federation_is_told(client, name):
 
 
 def test_a_round_of_which_no_step_can_be_made_asks_anew(client, name, caplog):
-    """The coordinator is told why, once, and a client that replies in a loop goes on by itself."""
+    """The coordinator is told why, once of each, and a client that replies in a loop goes on by itself."""
     scaled = fed.Optimizer(
         "sgd", {"lr": 1.0, "gradient_scale": 1e30}
     )  # what is above 1e-11 has a square that overflows
-    run = opened(client, name, strategy=scaled, quorum=1, num_rounds=1)
+    run = opened(client, name, strategy=scaled, quorum=1, num_rounds=2)
     assert run.current().failure is None and run.current().left_out == {}
-    member = client.federation(name, client="a")
-    assert member.task().reply(delta={key: value + 1e3 for key, value in START.items()}).counted
-    task = member.task()  # is asked again once the round has begun again
-    failure = run.current().failure
-    assert (task.round, failure.code) == (1, "bad_gradient") and "gradient_scale" in failure.detail
-    assert task.reply(delta={key: value - 1e-30 for key, value in START.items()}).counted
+    member, failures = client.federation(name, client="a"), []
+    for number in (1, 2):
+        assert member.task().reply(delta={key: value + 1e3 for key, value in START.items()}).counted
+        task = member.task()  # is asked again once the round has begun again
+        failures.append(run.current().failure)
+        assert (task.round, failures[-1].code) == (number, "bad_gradient") and "gradient_scale" in failures[-1].detail
+        assert task.reply(delta={key: value - 1e-30 for key, value in START.items()}).counted
     for _ in range(2):
-        (done,) = run.follow(after=0)
-        assert (done.round, done.state, done.failure) == (1, "closed", failure)
-    (told,) = [one.getMessage() for one in caplog.records if "began again" in one.getMessage()]
-    assert told == f"round 1 of federation {name} began again, and asks its clients anew: {failure.detail}"
+        done = list(run.follow(after=0))
+        assert [(one.round, one.state, one.failure) for one in done] == [
+            (number, "closed", failures[number - 1]) for number in (1, 2)
+        ]
+    told = [one.getMessage() for one in caplog.records if "began again" in one.getMessage()]
+    assert told == [
+        f"round {number} of federation {name} began again: {failures[number - 1].detail}" for number in (1, 2)
+    ]

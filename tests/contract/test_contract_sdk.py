@@ -369,6 +369,11 @@ def test_a_bad_element_is_told_by_its_tensor(client, encoding):
     if encoding == "raw":  # the others send every tensor
         with pytest.raises(errors.BadGradient, match=r"^gradient 'w' at \[0, 1\]: element 1 of the gradient"):
             session.step({"w": np.float32([[1, np.inf, 1], [1, 1, 1]])})
+    for bad in ({**gradient, "w": [[1, 1, 1], [1, 1, 1e300]]}, {"w": adamd.Sparse([5], [1e300], lazy=True)}):
+        with pytest.raises(
+            errors.BadGradient, match=r"^gradient 'w'.* at \[(1, 2|0)\]: 1e\+300, which no float32 holds$"
+        ):
+            session.step(bad)  # the SDK itself refuses these
     session.step(gradient)
 
 

@@ -191,8 +191,9 @@ def _in_dtype(array: Array, dtype: str, what: str, overflow: type[RequestError])
         rounded: Array = doubles.astype(storage(dtype))
     lost = np.flatnonzero(np.isinf(rounded) & np.isfinite(doubles))
     if lost.size:
-        index = int(lost[0])
-        raise overflow(f"{what}: element {index} is {doubles.flat[index]:g}, which no {dtype} holds", index=index)
+        place = [int(axis) for axis in np.unravel_index(lost[0], doubles.shape)]
+        where = f"{what} at {place}" if place else what
+        raise overflow(f"{where}: {doubles[tuple(place)]:g}, which no {dtype} holds", place=place)
     return rounded
 
 

@@ -105,24 +105,23 @@ class EncodedGradient:
     residual: Array | None
 
 
-def located(error: AdamdError, what: str, layout: Layout, parts: tuple[TensorPart, ...] = ()) -> AdamdError:
-    """Name the tensor that has the element which a BadGradient tells, and its place in it. Others are unchanged.
+def locate(error: AdamdError, what: str, layout: Layout, parts: tuple[TensorPart, ...]) -> None:
+    """Name the tensor, and the place in it, of the element that a BadGradient is about. Other errors stay as they are.
 
     ``parts``: the tensors that were sent; none: all of the layout.
     """
     at = error.extra.get("index")
-    sent = [(part.name, part.array.shape) for part in parts] or [(one.name, one.shape) for one in layout.tensors]
     if not isinstance(error, BadGradient) or type(at) is not int or at < 0:
-        return error
+        return
+    sent = [(part.name, part.array.shape) for part in parts] or [(one.name, one.shape) for one in layout.tensors]
     for name, shape in sent:
         if at < (size := math.prod(shape)):
             place = [int(axis) for axis in np.unravel_index(at, shape)]
             named = what if layout.vector else f"{what} {name!r}"
-            words = f"{named} at {place}: {error.detail}" if place else f"{named}: {error.detail}"
-            extra = {**error.extra, "tensor": name, "place": place}
-            return BadGradient(words, step=error.step, retry_after=error.retry_after, **extra)
+            error.reword(f"{named} at {place}: {error.detail}" if place else f"{named}: {error.detail}")
+            error.extra |= {"place": place} if layout.vector else {"tensor": name, "place": place}
+            return
         at -= size
-    return error
 
 
 class Encoder:

@@ -34,7 +34,7 @@ from adamd.errors import (
     StepSuperseded,
 )
 from adamd.sansio import array_checks, arrays, operations
-from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, EncodingOptions, located
+from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, EncodingOptions, locate
 from adamd.sansio.operations import Operation, Stall, Standing, Stepped, body_of
 from adamd.wire import safetensors, setting_aliases
 
@@ -108,9 +108,7 @@ class Track:
         """
         options = encoding_options or self.encoder.chosen
         changes = settings_document(settings or {}) | settings_document({"lr": lr})
-        if metrics is not None and not isinstance(metrics, Mapping):
-            raise InvalidRequest(f"metrics is {metrics!r:.60}; wanted a dict of numbers, as {{'accuracy': 0.9}}")
-        measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
+        measured = _measured(loss, metrics)
         now, answer_dtype, kept = self.now, options.answer_dtype, own_names(changes, self.now.settings)
         doubt_before, open_before, encoded = self.encoder.in_doubt, self.left_open, None
         try:
@@ -125,7 +123,7 @@ class Track:
                 rounded=answer_dtype is not None,
                 into=landing.buffers,
                 settings=changes,
-                metrics={name: array_checks.number(name, value) for name, value in measured.items()},
+                metrics=measured,
                 key=key,
                 base=None if key is None else operations.PushBase(now.step, now.chain, max_staleness),
                 on_sent=self._backup.keep,
@@ -144,7 +142,8 @@ class Track:
             if self._on_bad_gradient == "skip" and isinstance(error, BadGradient):
                 self.skipped += 1
                 return (yield from self.parameters(out))
-            raise located(error, "gradient", now.layout, encoded.parts if encoded else ()) from None
+            locate(error, "gradient", now.layout, encoded.parts if encoded else ())
+            raise
         except (RequestError, SessionError) as error:
             if not isinstance(error, HistoryLost):  # of which nobody knows what it does to a step that was sent
                 self.left_open = open_before
@@ -341,14 +340,21 @@ class Track:
 
 def _left_open(error: StepConflict | StepSuperseded, number: int) -> AdamdError:
     """Return the refusal of a step whose number was sent from here before, with another gradient."""
-    return type(error)(
+    error.reword(
         f"step {number} was sent from here before, and its answer was not waited for (Ctrl-C, a cancelled task or a "
         f"time-out). It counts, or another client's does: the session is at step {error.step}. So this gradient, which "
-        "is another one, was not applied. session.parameters() returns where to go on: take the next gradient there",
-        step=error.step,
-        left_open=number,
-        **error.extra,
+        "is another one, was not applied. session.parameters() returns where to go on: take the next gradient there"
     )
+    error.extra["left_open"] = number
+    return error
+
+
+def _measured(loss: Any, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a step's metrics as numbers, its loss among them."""
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise InvalidRequest(f"metrics is {metrics!r:.60}; wanted a dict of numbers, as {{'accuracy': 0.9}}")
+    measured = dict(metrics or {}) | ({} if loss is None else {"loss": loss})
+    return {name: array_checks.number(name, value) for name, value in measured.items()}
 
 
 def settings_document(settings: Mapping[str, Any]) -> dict[str, Any]:

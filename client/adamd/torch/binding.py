@@ -334,11 +334,10 @@ def _explain_left_open(error: StepConflict | StepSuperseded) -> AdamdError:
     number = error.extra.get("left_open")
     if number is None:
         return error
-    return type(error)(
+    error.reword(
         f"step {number} was sent before, and its answer was not waited for (Ctrl-C, or a time-out); it counts, and the "
         "model is at the parameters before it. So these gradients, which are others, were not applied. "
         "optimizer.refresh() brings the model to where the session is; so does optimizer.zero_grad(), before the next "
-        "gradients are computed",
-        step=error.step,
-        **error.extra,
+        "gradients are computed"
     )
+    return error

@@ -176,7 +176,7 @@ def test_other_members_get_other_noise(replica, clients, nothing_closes):
             settings = engine.rounds.settings_of(head)
 
             async def made(some):
-                frozen = FrozenRound(head.spec, settings, standing, standing.frozen, some, None)
+                frozen = FrozenRound(head.spec, settings, standing, some, None)
                 return (await asyncio.to_thread(aggregate, engine.rounds._around, frozen)).making.body
 
             every, again, fewer = await made(members), await made(members), await made(members[1:])

@@ -53,7 +53,8 @@ def open_(name: str, parameters: Any, options: FederationOptions) -> Logic[Coord
     except UnknownSession as error:
         raise UnknownSession(f"{error.detail}; give its first parameters, and it is made") from None
     except InvalidSettings as error:
-        raise InvalidSettings(plan.in_options(error.detail), step=error.step, **error.extra) from None
+        error.reword(plan.in_options(error.detail))
+        raise
     return Coordinator(track, rounds_of(track.now))
 
 
@@ -97,7 +98,7 @@ class Seen:
 
     Attributes:
         closed: those that are closed, in order.
-        warnings: of those that began again since the last look, in words.
+        warnings: of those that began again, each beginning once, in words.
 
     """
 
@@ -122,7 +123,7 @@ class Coordinator:
         self.roles = models.Roles.of(settings)
         self.total = int(settings.get("total") or 0)
         self._read: Stepped | None = None  # where the parameters were that were read last
-        self._told: tuple[int, datetime | None] = (0, None)  # the last round that began again, and when
+        self._told: tuple[int, datetime | None] = (0, None)  # the round of the last warning, and when it began again
 
     @property
     def now(self) -> Standing:
@@ -133,17 +134,17 @@ class Coordinator:
         """Look at the rounds from this one on, as far as one page has them."""
         page: RoundsPage = yield operations.ListRounds(self.now.id, number, PAGE)
         rounds = [item for item in page.rounds if item.round >= number]
-        warnings = tuple(text for item in rounds if (text := self._begun_again(item)) is not None)
+        warnings = tuple(text for item in rounds if (text := self._warning_of(item)) is not None)
         return Seen(tuple(item for item in rounds if item.state == "closed"), warnings)
 
-    def _begun_again(self, item: Round) -> str | None:
-        """Say why a round began again, where it did and that was not said before."""
+    def _warning_of(self, item: Round) -> str | None:
+        """Say why a round began again, unless that was said already, or it is a round before one that was told of."""
         when = (item.round, item.opened_at)
-        if item.failure is None or when == self._told:
+        if item.failure is None or item.round < self._told[0] or when == self._told:
             return None
         self._told = when
         name = self.now.name or self.now.id
-        return f"round {item.round} of federation {name} began again, and asks its clients anew: {item.failure.detail}"
+        return f"round {item.round} of federation {name} began again: {item.failure.detail}"
 
     def page(self, number: int, token: str | None) -> Logic[RoundsPage]:
         """Return a page of the rounds from this one on."""

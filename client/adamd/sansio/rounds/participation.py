@@ -33,7 +33,7 @@ from adamd.errors import (
 from adamd.fed.records import Answer, Outcome, Round
 from adamd.sansio import array_checks, arrays, operations
 from adamd.sansio.arrays import Flat, raw_bytes
-from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, Encoding, EncodingOptions, located
+from adamd.sansio.gradient_encoding import EncodedGradient, Encoder, Encoding, EncodingOptions, locate
 from adamd.sansio.operations import Assignment, Received, Standing, Stepped, body_of
 from adamd.sansio.rounds import models, residuals
 from adamd.sansio.tracking import Logic, Work
@@ -207,7 +207,8 @@ class Participant:
             )
             return (yield from self._contribute(contribution, encoded))
         except BadGradient as error:
-            raise located(error, kind, self._shared, parts) from None
+            locate(error, kind, self._shared, parts)
+            raise
 
     def _contribute(self, contribution: operations.Contribute, encoded: EncodedGradient) -> Logic[Answer]:
         """Send a contribution, and keep what its encoding dropped where a crash does not take it."""

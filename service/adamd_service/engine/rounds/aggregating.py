@@ -32,7 +32,8 @@ class FrozenRound:
 
     Attributes:
         spec: the session's.
-        standing: of the session, when the round was frozen.
+        settings: of its rounds.
+        standing: of the session, with the round frozen.
         members: what the store has of each, in the order of `Frozen.members`.
         pulled: the parameters that the round begins with, in the session's dtype; None where none are needed.
 
@@ -41,9 +42,14 @@ class FrozenRound:
     spec: Spec
     settings: RoundsSettings
     standing: Standing
-    frozen: Frozen
     members: Sequence[KeptContribution]
     pulled: Floats | None
+
+    @property
+    def frozen(self) -> Frozen:
+        """Its members' names, and who froze it."""
+        assert self.standing.frozen is not None
+        return self.standing.frozen
 
     def check_enough(self, whole: Collection[MemberName]) -> None:
         """Raise TooFewContributions where what is whole, and not too old, makes no aggregate."""

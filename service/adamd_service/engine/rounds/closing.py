@@ -234,7 +234,7 @@ class Closer:
             held = 2 * nbytes + held_bytes(members) + distance_bytes(settings.aggregation, len(members))
             with around.in_flight.hold(min(held, around.in_flight.limit)):
                 pulled = await self._pulled(hot, settings, members)
-                work = partial(aggregate, around, FrozenRound(head.spec, settings, standing, frozen, members, pulled))
+                work = partial(aggregate, around, FrozenRound(head.spec, settings, standing, members, pulled))
                 try:
                     with self._tally.aggregation():
                         made = await around.workers.ask(work)
