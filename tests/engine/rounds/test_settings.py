@@ -260,8 +260,8 @@ def test_events_tell_what_happens(replica, clients):
                     mine.append(
                         (event.kind, event.data.get("round"), event.data.get("client") or event.data.get("state"))
                     )
-                    if event.kind == "round" and event.data["round"] == 2 and event.data["state"] == "open":
-                        return
+                    if mine[2:].count(("step", None, None)) == mine.count(("round", 2, "open")) == 1:
+                        return  # a look that began before the step tells of the round first
 
             following = [asyncio.create_task(follow(where)) for where in (engine, other)]
             while not all(len(mine) >= 2 for mine in seen) or len(seen) < 2:
@@ -272,8 +272,7 @@ def test_events_tell_what_happens(replica, clients):
             for mine in seen:
                 assert mine[:2] == [("step", None, None), ("round", 1, "open")]
                 assert ("contribution", 1, "a") in mine and ("contribution", 1, "b") in mine
-                assert mine[-2:] == [("round", 1, "closed"), ("round", 2, "open")]
-                assert ("step", None, None) in mine[2:]
+                assert [one for one in mine if one[0] == "round"][-2:] == [("round", 1, "closed"), ("round", 2, "open")]
 
     run(scenario())
 
