@@ -19,10 +19,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
-from adamd.drivers.threaded import LOG, AsyncShell
+from adamd.drivers.threaded import AsyncShell
 from adamd.errors import AdamdError
 from adamd.fed.options import FederationOptions
 from adamd.fed.records import Answer, Round
+from adamd.log import LOG
 from adamd.sansio import opening
 from adamd.sansio.gradient_encoding import Encoding, EncodingOptions
 from adamd.sansio.opening import Durability, Source

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from adamd.fed.records import Answer, Round
+from adamd.log import LOG
 from adamd.sansio.rounds import models
 from adamd.sansio.rounds.coordination import Coordinator, Seen
 from adamd.sansio.rounds.federation_view import FederationView, RunView, TaskView
@@ -17,7 +17,6 @@ from adamd.sansio.tracking import Logic
 
 __all__ = ["FederatedRun", "Federation", "Task"]
 Run = Callable[[Logic[Any]], Any]
-LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 
 
 class Task(TaskView):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from adamd.errors import AdamdError
+from adamd.log import LOG
 from adamd.sansio import retry
 from adamd.sansio.operations import Operation
 from adamd.sansio.retry import Got, Send, Tell, Timeout
@@ -17,7 +17,6 @@ from adamd.transports.cancellation import Cancellation
 from adamd.transports.select import Transport
 
 T = TypeVar("T")
-LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 
 
 class Shell:

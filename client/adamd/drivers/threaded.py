@@ -7,7 +7,6 @@ asyncio's own streams copy every piece, and gRPC's asyncio channel is slower tha
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from adamd.errors import AdamdError, TransportError
+from adamd.log import LOG
 from adamd.sansio import retry
 from adamd.sansio.operations import WAITING, Operation
 from adamd.sansio.retry import Got, Send, Tell, Timeout
@@ -25,7 +25,6 @@ from adamd.transports.cancellation import Cancellation
 from adamd.transports.select import Transport
 
 T = TypeVar("T")
-LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 AT_ONCE = 64  # calls of one client under way; pauses between attempts take no thread
 WATCHES = 256  # beside them: a watch over gRPC, or a wait for a task, has its thread for seconds; no step waits for it
 

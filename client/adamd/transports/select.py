@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from typing import Any, Protocol
 
 from adamd.errors import InvalidRequest
+from adamd.log import LOG
 from adamd.sansio.operations import Operation
 from adamd.sansio.retry import Timeout
 from adamd.transports.cancellation import Cancellation
@@ -64,7 +64,7 @@ def transport(url: str | None, timeout: Timeout, api_key: str | None, progress: 
 def _tell(key: str | None) -> None:
     """Warn that no adamd server checks an API key so far."""
     if key:
-        logging.getLogger("adamd").warning(
+        LOG.warning(
             "an API key is sent as a bearer token, and no adamd server checks it so far: it protects nothing, unless a "
             "proxy before the server does"
         )

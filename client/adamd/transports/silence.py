@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from adamd.log import LOG
 from adamd.sansio.operations import WAITING, Operation, describe
 
-LOG = logging.getLogger("adamd")  # on stderr where nobody configured it
 PATIENCE = 5.0  # seconds without a byte before the first warning
 
 
